@@ -1,0 +1,65 @@
+"""The process group a job runs in: torchrun's, or a group of one when started by hand."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """This process's place among all of them.
+
+    Args:
+        rank: 0 <= rank < world_size.
+        world_size: number of processes.
+        device: where this process computes; CUDA (NCCL) if there is a GPU, else CPU (gloo).
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that writes files and shows progress."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group() -> Iterator[Processes]:
+    """Joins torchrun's process group, or makes one of a single process; reuses a group that is already up."""
+    joined = not dist.is_initialized()
+    if joined:
+        _start_group()
+    try:
+        yield current_processes()
+    finally:
+        if joined:
+            dist.destroy_process_group()
+
+
+def current_processes() -> Processes:
+    """The running group, as seen from here."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    return Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+
+
+def _start_group() -> None:
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+        os.environ["MASTER_PORT"] = str(_free_port())
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
