@@ -1,0 +1,189 @@
+"""``events.parquet`` and ``users.parquet``: who met which item when, and who they are."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from sidrec_torchrec.data.parquet import ParquetTable, is_categorical
+from sidrec_torchrec.errors import DataError
+
+EVENTS_FILE = "events.parquet"
+USERS_FILE = "users.parquet"
+
+
+@dataclass(frozen=True)
+class EventBatch:
+    """Some consecutive events.
+
+    Args:
+        first_row: row of the file the batch starts at.
+        user_ids: int64 [N].
+        item_ids: int64 [N].
+        timestamps: int64 [N].
+        labels: int8 [N] of 0 and 1; None if the file has no labels (then every event is a positive).
+    """
+
+    first_row: int
+    user_ids: np.ndarray
+    item_ids: np.ndarray
+    timestamps: np.ndarray
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+
+@dataclass(frozen=True)
+class Events:
+    """An opened event file. Made by ``open_events``.
+
+    Args:
+        table: the Parquet file.
+        has_labels: whether there is a column ``label``.
+    """
+
+    table: ParquetTable
+    has_labels: bool
+
+    @property
+    def path(self) -> Path:
+        return self.table.path
+
+    @property
+    def num_events(self) -> int:
+        return self.table.num_rows
+
+    def batches(self, batch_size: int = 1 << 18) -> Iterator[EventBatch]:
+        """Reads the file in order, holding one batch in memory.
+
+        Raises:
+            DataError: on a null, or a label other than 0 and 1; names file, column and row. After the last batch, if
+                every label was the same: nothing can be learned from those.
+        """
+        columns = ["user_id", "item_id", "timestamp"] + ["label"] * self.has_labels
+        positives = 0
+        for first_row, batch in self.table.batches(columns, batch_size):
+            user_ids, item_ids, timestamps, *labels = (self.table.int64(batch, name, first_row) for name in columns)
+            if self.has_labels:
+                self._check_labels(labels[0], first_row)
+                positives += int(labels[0].sum())
+            labels_N = labels[0].astype(np.int8) if self.has_labels else None
+            yield EventBatch(first_row, user_ids, item_ids, timestamps, labels_N)
+        if self.has_labels and positives in (0, self.num_events):
+            raise DataError(
+                f"{self.path}: column 'label' is {int(positives > 0)} in all {self.num_events} rows; a ranker needs "
+                "both classes. If every event is a positive, leave the column out"
+            )
+
+    def _check_labels(self, labels_N: np.ndarray, first_row: int) -> None:
+        bad_N = (labels_N != 0) & (labels_N != 1)
+        if bad_N.any():
+            row = int(np.argmax(bad_N))
+            raise DataError(f"{self.path}: column 'label', row {first_row + row}: {labels_N[row]}; a label is 0 or 1")
+
+
+@dataclass(frozen=True)
+class UserBatch:
+    """Some consecutive users: int64 ``user_ids`` [N], and an Arrow array of length N by categorical column."""
+
+    first_row: int
+    user_ids: np.ndarray
+    columns: dict[str, pa.Array]
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+
+@dataclass(frozen=True)
+class Users:
+    """An opened user file. Made by ``open_users``.
+
+    Args:
+        table: the Parquet file.
+        categorical: names of its categorical columns (strings, integers, or lists of them); others are left unread.
+    """
+
+    table: ParquetTable
+    categorical: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        return self.table.path
+
+    @property
+    def num_users(self) -> int:
+        return self.table.num_rows
+
+    def ids(self) -> np.ndarray:
+        """Every user_id, int64 [num_users], in file order.
+
+        Raises:
+            DataError: on a null or repeated id; names the rows.
+        """
+        return self._ids
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        return self.table.read_unique_ids("user_id")
+
+    def batches(self, batch_size: int = 1 << 16, columns: Sequence[str] | None = None) -> Iterator[UserBatch]:
+        """Reads the file in order, holding one batch (and the ids) in memory.
+
+        Args:
+            batch_size: most rows in a batch.
+            columns: categorical columns to read; None for all.
+
+        Raises:
+            DataError: on an unknown column, or a null or repeated user_id.
+        """
+        columns = self.categorical if columns is None else tuple(columns)
+        for name in columns:
+            if name not in self.categorical:
+                kind = self.table.type_of(name)
+                raise DataError(f"{self.path}: column '{name}' is {kind}, not categorical")
+        self.ids()
+        for first_row, batch in self.table.batches(["user_id", *columns], batch_size):
+            user_ids_N = self.table.int64(batch, "user_id", first_row)
+            yield UserBatch(first_row, user_ids_N, {name: batch.column(name) for name in columns})
+
+
+def open_events(folder_or_file: str | Path) -> Events:
+    """Opens ``events.parquet`` and checks its columns (the values are checked as they are read).
+
+    Args:
+        folder_or_file: the data folder, or the file itself.
+
+    Raises:
+        DataError: if the file is missing, broken or empty, or a column is missing or of the wrong type.
+    """
+    path = Path(folder_or_file)
+    table = ParquetTable.open(path / EVENTS_FILE if path.is_dir() else path)
+    for column in ("user_id", "item_id", "timestamp"):
+        table.require_int64(column)
+    has_labels = "label" in table.schema.names
+    if has_labels:
+        kind = table.type_of("label")
+        if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+            raise DataError(f"{table.path}: column 'label' must be int8 or bool, is {kind}")
+    return Events(table, has_labels)
+
+
+def open_users(folder_or_file: str | Path) -> Users | None:
+    """Opens ``users.parquet``; None if the folder has none.
+
+    Raises:
+        DataError: if the file is broken or empty, or has no int64 ``user_id``.
+    """
+    path = Path(folder_or_file)
+    if path.is_dir():
+        path = path / USERS_FILE
+        if not path.exists():
+            return None
+    table = ParquetTable.open(path)
+    table.require_int64("user_id")
+    columns = [field.name for field in table.schema if field.name != "user_id" and is_categorical(field.type)]
+    return Users(table, tuple(columns))

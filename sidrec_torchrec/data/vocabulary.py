@@ -1,0 +1,137 @@
+"""The classes of a categorical column, and labels made with them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sidrec_torchrec.data.parquet import ParquetTable, is_categorical, is_multi_label
+from sidrec_torchrec.errors import DataError
+
+MAX_CLASSES = 10_000
+
+
+class HasTable(Protocol):
+    """Items or Users: anything read from a ParquetTable."""
+
+    @property
+    def table(self) -> ParquetTable: ...
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The sorted distinct values of a categorical column; the class of a value is its place among them.
+
+    Args:
+        column: name of the column.
+        values: its values, sorted; all strings or all integers.
+        multi_label: whether a row holds a list of values.
+    """
+
+    column: str
+    values: tuple[str, ...] | tuple[int, ...]
+    multi_label: bool
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @staticmethod
+    def scan(data: HasTable, column: str, *, max_classes: int = MAX_CLASSES) -> "Vocabulary":
+        """Collects a column's values in one pass; holds one batch and the distinct values.
+
+        Args:
+            data: opened ``Items`` or ``Users``.
+            column: a categorical column.
+            max_classes: more distinct values than this are an error: it is likely a text or an id.
+
+        Raises:
+            DataError: if the column is unknown, not categorical, without any value, or has too many of them.
+        """
+        table = data.table
+        kind = table.type_of(column)
+        if not is_categorical(kind):
+            raise DataError(
+                f"{table.path}: column '{column}' is {kind}; a categorical column holds strings, integers or lists of "
+                "them"
+            )
+        values: set[Any] = set()
+        for _, batch in table.batches([column], 1 << 16):
+            values.update(pc.unique(pc.drop_null(_flat(batch.column(0))[0])).to_pylist())
+            if len(values) > max_classes:
+                raise DataError(
+                    f"{table.path}: column '{column}' has more than {max_classes} distinct values; it is no category "
+                    "(name other columns), or raise max_classes"
+                )
+        if not values:
+            raise DataError(f"{table.path}: column '{column}' has no value in any row; leave it out")
+        return Vocabulary(column, tuple(sorted(values)), is_multi_label(kind))
+
+    def encode(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Labels of some rows.
+
+        Args:
+            column: N values of the column, as in ``ItemBatch.targets``.
+
+        Returns:
+            Single-label: int64 [N], -1 where missing or not in the vocabulary. Multi-label: float32 [N, C] of zeros
+            and ones; values not in the vocabulary are left out. And a mask, bool [N]: True where a row has a label.
+
+        Raises:
+            DataError: if the column does not hold what the vocabulary was made of.
+        """
+        self._check(column.type)
+        flat, rows = _flat(column)
+        value_set = pa.array(self.values, type=flat.type)
+        labels = pc.fill_null(pc.index_in(flat, value_set=value_set, skip_nulls=True), -1)
+        labels = labels.to_numpy(zero_copy_only=False).astype(np.int64)
+        if not self.multi_label:
+            return labels, labels >= 0
+        hot_NC = np.zeros((len(column), len(self)), np.float32)
+        known = labels >= 0
+        hot_NC[rows[known], labels[known]] = 1.0
+        return hot_NC, hot_NC.any(axis=1)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value ``from_json`` reads back."""
+        return {"column": self.column, "values": list(self.values), "multi_label": self.multi_label}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Vocabulary":
+        """The vocabulary ``to_json`` wrote."""
+        return Vocabulary(value["column"], tuple(value["values"]), value["multi_label"])
+
+    def _check(self, kind: pa.DataType) -> None:
+        if is_categorical(kind) and is_multi_label(kind) == self.multi_label:
+            is_text = pa.types.is_large_string(_plain_type(kind))
+            if is_text == isinstance(self.values[0], str):
+                return
+        have = "lists of " * self.multi_label + ("strings" if isinstance(self.values[0], str) else "integers")
+        raise DataError(f"column '{self.column}' is {kind}; its vocabulary was made from {have}")
+
+
+def scan_vocabularies(
+    data: HasTable, columns: Sequence[str], *, max_classes: int = MAX_CLASSES
+) -> dict[str, Vocabulary]:
+    """A ``Vocabulary`` by column; see ``Vocabulary.scan``."""
+    return {column: Vocabulary.scan(data, column, max_classes=max_classes) for column in columns}
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """large_string or int64: what the values of a categorical column are compared as."""
+    if is_multi_label(kind):
+        kind = kind.value_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.large_string() if pa.types.is_string(kind) or pa.types.is_large_string(kind) else pa.int64()
+
+
+def _flat(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The values of a column one after another, and the row of each (int64)."""
+    plain = _plain_type(column.type)
+    if not is_multi_label(column.type):
+        return pc.cast(column, plain), np.arange(len(column))
+    rows = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
+    return pc.cast(pc.list_flatten(column), plain), rows
