@@ -1,0 +1,80 @@
+"""Popularity-matched negatives for logs that hold positives only."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from sidrec_torchrec.data.sequences import SEQUENCE_COLUMNS, Sequence
+
+_TRIES = 20  # redraws before an item the user has met is given up as a negative
+
+
+class NegativeSampler:
+    """Draws negatives for targets.
+
+    A negative of a training (or validation) target is the item of a random training event; one of a test target, the
+    item of a random test event of the same kind, seen or cold. So positives and negatives have the same distribution
+    over items, and neither popularity nor being new tells the label. Items the user has met himself are redrawn.
+
+    Args:
+        train_counts: training events by item, int64 [num_items].
+        test_counts: test events by item, int64 [num_items].
+        negatives: draws per target.
+        seed: of the draws; they depend on the user alone, not on the order of users.
+    """
+
+    def __init__(self, train_counts: np.ndarray, test_counts: np.ndarray, negatives: int, seed: int) -> None:
+        self._seen = train_counts > 0
+        self._negatives = negatives
+        self._seed = seed
+        self._train = np.cumsum(train_counts)
+        self._test_seen = np.cumsum(test_counts * self._seen)
+        self._test_cold = np.cumsum(test_counts * ~self._seen)
+
+    def add_negatives(
+        self, sequence: Sequence, first_target: int, *, is_test: bool, met_items: np.ndarray
+    ) -> Sequence:
+        """The sequence with negatives after each event from ``first_target`` on; the first target stays in place.
+
+        Args:
+            sequence: real events only.
+            first_target: place of the first target.
+            is_test: whether to draw from test events.
+            met_items: int32 [n], every item the user has met; never drawn.
+        """
+        rng = np.random.default_rng([self._seed, int(is_test), sequence.user_id % (1 << 63)])
+        history = np.arange(first_target)
+        targets = np.arange(first_target, len(sequence))
+        negatives_MK = self._draw(sequence.item[targets], is_test, met_items, rng)
+        # Each target followed by its negatives: source position of every event, and the item that stands there.
+        position_MK = np.repeat(targets[:, None], 1 + self._negatives, axis=1)
+        item_MK = np.concatenate([sequence.item[targets, None], negatives_MK], axis=1)
+        real_MK = np.zeros(item_MK.shape, bool)
+        real_MK[:, 0] = True
+        kept = item_MK >= 0
+        position = np.concatenate([history, position_MK[kept]])
+        real = np.concatenate([np.ones(len(history), bool), real_MK[kept]])
+        columns = {name: getattr(sequence, name)[position] for name in SEQUENCE_COLUMNS}
+        columns["item"] = np.concatenate([sequence.item[history], item_MK[kept]])
+        columns["action"] = columns["action"] * real
+        return replace(sequence, **columns | {"visible": real})
+
+    def _draw(self, item_M: np.ndarray, is_test: bool, met_items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """int32 [M, negatives] items; -1 where every try gave an item the user has met."""
+        drawn_MK = np.full((len(item_M), self._negatives), -1, np.int32)
+        for kind in (True, False):
+            rows = np.flatnonzero(self._seen[item_M] == kind)
+            cumulated = self._train if not is_test else self._test_seen if kind else self._test_cold
+            if not len(rows) or not cumulated[-1]:
+                continue
+            wanted = np.repeat(rows, self._negatives) * self._negatives + np.tile(
+                np.arange(self._negatives), len(rows)
+            )
+            for _ in range(_TRIES):
+                if not len(wanted):
+                    break
+                draws = np.searchsorted(cumulated, rng.integers(cumulated[-1], size=len(wanted)), side="right")
+                fresh = ~np.isin(draws, met_items)
+                drawn_MK.reshape(-1)[wanted[fresh]] = draws[fresh]
+                wanted = wanted[~fresh]
+        return drawn_MK

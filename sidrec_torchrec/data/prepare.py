@@ -1,0 +1,250 @@
+"""From event logs to training, validation and test sequences; the one place that defines the protocol.
+
+Protocol, for every user in order of his events:
+
+- the last ``test_fraction`` of the events are test targets, which may read every earlier event of the user;
+- a random ``cold_fraction`` of the items is removed from training altogether, as targets and as history;
+- a random ``validation_fraction`` of the users is left out of training; their training events choose the best epoch.
+
+An item is *seen* if it occurs in a training sequence; test targets on other items are *cold*.
+
+Logs without labels hold positives only: each event then gets ``negatives`` items, drawn from the events of other users
+in the same part (training or test) and the same kind (seen or cold), so that an item's popularity tells nothing about
+its label.
+
+Memory is bounded by the largest bucket of users, whatever the number of events: events are first cut into buckets on
+disk by a hash of their user.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from sidrec_torchrec.data.buckets import EventBuckets, UserEvents
+from sidrec_torchrec.data.format import Users, Vocabulary, open_events, open_items, open_users, scan_vocabularies
+from sidrec_torchrec.data.negatives import NegativeSampler
+from sidrec_torchrec.data.parquet import is_multi_label
+from sidrec_torchrec.data.sequences import Sequence, sequence_schema, to_record_batch
+from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.files import atomic_path, write_json
+
+SPLITS = ("train", "validation", "test")
+ROW_GROUP = 256  # rows of a sequences file read at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How logs become sequences.
+
+    Args:
+        test_fraction: share of each user's events, the last ones, that are tested on.
+        cold_fraction: share of the items removed from training.
+        validation_fraction: share of the users whose training events choose the best epoch instead.
+        negatives: sampled negatives per event, for logs without labels.
+        max_history: most context events of a row.
+        targets_per_row: most targets of a row.
+        seed: of the cold items, the validation users and the negatives.
+    """
+
+    test_fraction: float = 0.2
+    cold_fraction: float = 0.25
+    validation_fraction: float = 0.05
+    negatives: int = 1
+    max_history: int = 512
+    targets_per_row: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("test_fraction", "cold_fraction", "validation_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        for name in ("negatives", "max_history", "targets_per_row"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.test_fraction:
+            raise ValueError("test_fraction must be above 0: nothing would be tested")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A folder of prepared sequences. Made by ``prepare`` or ``open_prepared``.
+
+    Args:
+        folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, ``seen.npy`` and ``prepared.json``.
+        num_items: items in the item file.
+        user_features: number of codes by user feature; code 0 stands for a missing value.
+        sampled_negatives: whether the negatives were sampled (logs of positives only).
+        counts: rows, events and targets by split.
+    """
+
+    folder: Path
+    num_items: int
+    user_features: dict[str, int]
+    sampled_negatives: bool
+    counts: dict[str, dict[str, int]]
+
+    def seen(self) -> np.ndarray:
+        """Whether an item occurs in training, bool [num_items], mapped from disk."""
+        return np.load(self.folder / "seen.npy", mmap_mode="r")
+
+    def path(self, split: str) -> Path:
+        """The sequences file of ``train``, ``validation`` or ``test``."""
+        return self.folder / f"{split}.parquet"
+
+
+def open_prepared(folder: Path) -> Prepared:
+    """Opens what ``prepare`` wrote.
+
+    Raises:
+        DataError: if the folder is not one.
+    """
+    path = Path(folder) / "prepared.json"
+    if not path.exists():
+        raise DataError(f"{path}: not found; run the pipeline's prepare step first")
+    return Prepared(folder=Path(folder), **json.loads(path.read_text()))
+
+
+def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
+    """Splits ``data``'s events into sequences under ``out``.
+
+    Args:
+        data: folder of ``items.parquet``, ``events.parquet`` and, optionally, ``users.parquet``.
+        out: folder to write; appears only when complete.
+        config: the protocol.
+
+    Raises:
+        DataError: on bad events (names file, column, row), an item that is not in the item file, a user's timestamps
+            going backwards, or a protocol that leaves nothing to train or test on.
+    """
+    items, users = open_items(data, sources=(), targets=()), open_users(data)
+    vocabularies = _user_vocabularies(users)
+    with atomic_path(out) as folder:
+        buckets = EventBuckets.write(folder / "buckets", open_events(data), items, users, vocabularies)
+        seen, counts = _write_sequences(folder, buckets, items.num_items, config)
+        shutil.rmtree(folder / "buckets")
+        np.save(folder / "seen.npy", seen)
+        write_json(
+            folder / "prepared.json",
+            {
+                "num_items": items.num_items,
+                "user_features": {name: len(vocabulary) + 1 for name, vocabulary in vocabularies.items()},
+                "sampled_negatives": not buckets.has_labels,
+                "counts": counts,
+            },
+        )
+    return open_prepared(out)
+
+
+def _write_sequences(
+    folder: Path, buckets: EventBuckets, num_items: int, config: PrepareConfig
+) -> tuple[np.ndarray, dict[str, dict[str, int]]]:
+    """Writes every split; returns the seen items, bool [num_items], and the counts by split."""
+    splitter = _Splitter(config, num_items)
+    train_counts, test_counts = splitter.count_items(buckets)
+    sampler = None
+    if not buckets.has_labels:
+        sampler = NegativeSampler(train_counts, test_counts, config.negatives, config.seed)
+    with ExitStack() as stack:
+        writers = {split: stack.enter_context(_SequenceWriter(folder / f"{split}.parquet")) for split in SPLITS}
+        for user in buckets.users():
+            for split, events, first_target in splitter.split(user):
+                sequence = _sequence(user, events)
+                if sampler is not None:
+                    is_test = split == "test"
+                    sequence = sampler.add_negatives(sequence, first_target, is_test=is_test, met_items=user.item)
+                writers[split].write(
+                    sequence.rows(
+                        first_target, max_history=config.max_history, targets_per_row=config.targets_per_row
+                    )
+                )
+    for split in ("train", "test"):
+        if not writers[split].counts["targets"]:
+            raise DataError(f"{buckets.path}: no {split} targets; the users have too few events for this protocol")
+    return train_counts > 0, {split: writer.counts for split, writer in writers.items()}
+
+
+class _Splitter:
+    """The protocol: which of a user's events belong to which split."""
+
+    def __init__(self, config: PrepareConfig, num_items: int) -> None:
+        self.config = config
+        self.cold = np.zeros(num_items, bool)
+        shuffled = np.random.default_rng([config.seed, 0]).permutation(num_items)
+        self.cold[shuffled[: int(config.cold_fraction * num_items)]] = True
+
+    def split(self, user: UserEvents) -> Iterator[tuple[str, np.ndarray, int]]:
+        """(split, places of the events that belong to it, how many of those precede the first target)."""
+        num_events = len(user.item)
+        first_test = num_events - round(self.config.test_fraction * num_events)
+        kept = np.flatnonzero(~self.cold[user.item[:first_test]])
+        yield "validation" if self._is_validation(user.user_id) else "train", kept, 0
+        yield "test", np.arange(num_events), first_test
+
+    def count_items(self, buckets: EventBuckets) -> tuple[np.ndarray, np.ndarray]:
+        """Training events and test targets by item, int64 [num_items] each."""
+        counts = {split: np.zeros(len(self.cold), np.int64) for split in SPLITS}
+        for user in buckets.users():
+            for split, events, first_target in self.split(user):
+                np.add.at(counts[split], user.item[events[first_target:]], 1)
+        return counts["train"], counts["test"]
+
+    def _is_validation(self, user_id: int) -> bool:
+        draw = np.random.default_rng([self.config.seed, 1, user_id % (1 << 63)]).random()
+        return draw < self.config.validation_fraction
+
+
+def _sequence(user: UserEvents, events: np.ndarray) -> Sequence:
+    return Sequence(
+        user_id=user.user_id,
+        user_codes=user.codes,
+        item=user.item[events],
+        action=user.action[events],
+        timestamp=user.timestamp[events],
+        order=np.arange(len(events), dtype=np.int32),
+        visible=np.ones(len(events), bool),
+        num_targets=0,
+    )
+
+
+def _user_vocabularies(users: Users | None) -> dict[str, Vocabulary]:
+    """Of the user file's single-valued categorical columns."""
+    if users is None:
+        return {}
+    single = [name for name in users.categorical if not is_multi_label(users.table.type_of(name))]
+    return scan_vocabularies(users, single)
+
+
+class _SequenceWriter:
+    """Writes rows to a sequences file, a row group at a time, and counts them."""
+
+    def __init__(self, path: Path) -> None:
+        self.counts = {"rows": 0, "events": 0, "targets": 0}
+        self._writer = pq.ParquetWriter(path, sequence_schema(), compression="zstd")
+        self._pending: list[Sequence] = []
+
+    def __enter__(self) -> "_SequenceWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def write(self, rows: Iterable[Sequence]) -> None:
+        for row in rows:
+            self.counts["rows"] += 1
+            self.counts["events"] += len(row)
+            self.counts["targets"] += row.num_targets
+            self._pending.append(row)
+            if len(self._pending) == ROW_GROUP:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_batch(to_record_batch(self._pending))
+            self._pending = []

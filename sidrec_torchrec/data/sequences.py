@@ -1,0 +1,124 @@
+"""Users' sequences: rows of ``sequences`` Parquet files, each a stretch of one user's events with its targets.
+
+A row holds a user's events in order; the last ``num_targets`` of them are the row's targets, the ones before are
+context only. Every target may read each *visible* event whose ``order`` is smaller than its own, so one pass over a row
+trains on many positions. A negative shares its positive's order and is not visible: it can be a target, never history.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+SEQUENCE_COLUMNS = {
+    "item": pa.int32(),
+    "action": pa.int8(),
+    "timestamp": pa.int64(),
+    "order": pa.int32(),
+    "visible": pa.bool_(),
+}
+_NUMPY_TYPES = {
+    "item": np.int32,
+    "action": np.int8,
+    "timestamp": np.int64,
+    "order": np.int32,
+    "visible": np.bool_,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """Events of one user, in order; N events.
+
+    Args:
+        user_id: whose.
+        user_codes: int32 [F], the user's value code in each user feature.
+        item: int32 [N], rows of the item file.
+        action: int8 [N], 1 for a positive event, 0 for a negative one.
+        timestamp: int64 [N].
+        order: int32 [N], position among the user's real events.
+        visible: bool [N], whether later events may read this one.
+        num_targets: how many of the last events are targets.
+    """
+
+    user_id: int
+    user_codes: np.ndarray
+    item: np.ndarray
+    action: np.ndarray
+    timestamp: np.ndarray
+    order: np.ndarray
+    visible: np.ndarray
+    num_targets: int
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def slice(self, start: int, stop: int, num_targets: int) -> "Sequence":
+        """Events start..stop of this sequence, the last ``num_targets`` of which are targets."""
+        events = {name: getattr(self, name)[start:stop] for name in SEQUENCE_COLUMNS}
+        return Sequence(user_id=self.user_id, user_codes=self.user_codes, num_targets=num_targets, **events)
+
+    def rows(self, first_target: int, *, max_history: int, targets_per_row: int) -> Iterator["Sequence"]:
+        """Cuts the events from ``first_target`` on into rows of at most ``targets_per_row`` targets.
+
+        Each row carries up to ``max_history`` events before its first target.
+        """
+        for start in range(first_target, len(self), targets_per_row):
+            stop = min(start + targets_per_row, len(self))
+            yield self.slice(max(0, start - max_history), stop, stop - start)
+
+
+def sequence_schema() -> pa.Schema:
+    """Columns of a sequences file."""
+    return pa.schema(
+        [
+            ("user_id", pa.int64()),
+            ("user_codes", pa.list_(pa.int32())),
+            *((name, pa.list_(kind)) for name, kind in SEQUENCE_COLUMNS.items()),
+            ("num_targets", pa.int32()),
+        ]
+    )
+
+
+def to_record_batch(rows: list[Sequence]) -> pa.RecordBatch:
+    """Rows as one Arrow batch of ``sequence_schema``."""
+
+    def lists(name: str, kind: pa.DataType) -> pa.Array:
+        values = [getattr(row, name) for row in rows]
+        offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
+        return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(values), kind))
+
+    columns = [
+        pa.array([row.user_id for row in rows], pa.int64()),
+        lists("user_codes", pa.int32()),
+        *(lists(name, kind) for name, kind in SEQUENCE_COLUMNS.items()),
+        pa.array([row.num_targets for row in rows], pa.int32()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=sequence_schema())
+
+
+def from_table(table: pa.Table) -> list[Sequence]:
+    """Rows of a table of ``sequence_schema``; the arrays are views of it where Arrow allows."""
+    table = table.combine_chunks()
+    names = ["user_codes", *SEQUENCE_COLUMNS]
+    columns = {name: _split(table.column(name), _NUMPY_TYPES.get(name, np.int32)) for name in names}
+    user_ids = table.column("user_id").to_pylist()
+    num_targets = table.column("num_targets").to_pylist()
+    return [
+        Sequence(
+            user_id=user_ids[i],
+            num_targets=num_targets[i],
+            **{name: values[i] for name, values in columns.items()},
+        )
+        for i in range(table.num_rows)
+    ]
+
+
+def _split(column: pa.ChunkedArray, dtype: type) -> list[np.ndarray]:
+    if not len(column):
+        return []
+    array = column.chunk(0) if column.num_chunks else column.combine_chunks()
+    offsets = array.offsets.to_numpy()
+    values = array.values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    return [values[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
