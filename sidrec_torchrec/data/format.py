@@ -14,6 +14,7 @@ from sidrec_torchrec.data.events import (
     open_users,
 )
 from sidrec_torchrec.data.items import ITEMS_FILE, ItemBatch, Items, open_items
+from sidrec_torchrec.data.validate import ValidateConfig, print_validation, validate
 from sidrec_torchrec.data.vocabulary import MAX_CLASSES, Vocabulary, scan_vocabularies
 
 __all__ = [
@@ -27,9 +28,12 @@ __all__ = [
     "Items",
     "UserBatch",
     "Users",
+    "ValidateConfig",
     "Vocabulary",
     "open_events",
     "open_items",
     "open_users",
+    "print_validation",
     "scan_vocabularies",
+    "validate",
 ]

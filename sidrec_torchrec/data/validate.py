@@ -1,0 +1,192 @@
+"""Every check on a data folder in one streaming pass over each file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+
+from sidrec_torchrec.data.events import EventBatch, Events, Users, open_events, open_users
+from sidrec_torchrec.data.items import Items, open_items
+from sidrec_torchrec.data.parquet import is_multi_label
+from sidrec_torchrec.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig:
+    """What to check.
+
+    Args:
+        data: the data folder.
+    """
+
+    data: Path
+
+
+def print_validation(config: ValidateConfig) -> None:
+    """Checks a data folder and prints what is in it; raises DataError as ``validate`` does."""
+    summary = validate(config.data)
+    table = Table(title=f"{config.data}: valid", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("items", f"{summary['items']:,}")
+    for name, source in summary["sources"].items():
+        table.add_row(f"  source '{name}'", f"{source['dim']} wide, {source['missing']:,} missing")
+    for name, missing in summary["missing_categories"].items():
+        table.add_row(f"  category '{name}'", f"{missing:,} missing")
+    table.add_row("  without any event", f"{summary['items_without_events']:,}")
+    table.add_row("events", f"{summary['events']:,}")
+    rate = summary["label_rate"]
+    table.add_row("  label rate", "no labels: every event is a positive" if rate is None else f"{rate:.4f}")
+    table.add_row("users", f"{summary['users']:,}")
+    history = summary["history"]
+    table.add_row("  events of a user: p50, p90, max", f"{history['p50']:,}, {history['p90']:,}, {history['max']:,}")
+    if summary["users_without_row"] is not None:
+        table.add_row("  without a row in users.parquet", f"{summary['users_without_row']:,}")
+    Console().print(table)
+
+
+def validate(folder: str | Path) -> dict[str, Any]:
+    """Reads all files of a data folder and checks everything that can be wrong with them.
+
+    Holds one batch, the ids of items and users, and two numbers for each of them.
+
+    Args:
+        folder: the data folder.
+
+    Returns:
+        JSON-ready counts: ``items``, ``sources`` (``dim`` and ``missing`` by name), ``missing_categories`` (by name),
+        ``items_without_events``, ``events``, ``label_rate`` (None without labels), ``users``, ``history`` (``p50``,
+        ``p90`` and ``max`` events of a user), ``users_without_row`` (None without users.parquet).
+
+    Raises:
+        DataError: on the first thing wrong; beyond what the readers check: an event whose item is not in the items
+            file, and time running backwards within a user.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give the folder that holds items.parquet and events.parquet")
+    items, events, users = open_items(folder), open_events(folder), open_users(folder)
+    summary = _summarize_items(items)
+    tally = _Tally.of(items, events)
+    for batch in events.batches():
+        tally.add(batch)
+    tally.check()
+    return summary | {
+        "items_without_events": int((tally.item_counts == 0).sum()),
+        "events": events.num_events,
+        "label_rate": tally.positives / events.num_events if events.has_labels else None,
+        "users": len(tally.user_ids),
+        "history": {
+            "p50": int(np.percentile(tally.user_counts, 50)),
+            "p90": int(np.percentile(tally.user_counts, 90)),
+            "max": int(tally.user_counts.max()),
+        },
+        "users_without_row": _count_without_row(users, tally.user_ids),
+    }
+
+
+def _summarize_items(items: Items) -> dict[str, Any]:
+    missing_vectors = dict.fromkeys(items.source_dims, 0)
+    missing_categories = dict.fromkeys(items.categorical, 0)
+    for batch in items.batches():
+        for name, present_N in batch.present.items():
+            missing_vectors[name] += int((~present_N).sum())
+        for name, column in batch.targets.items():
+            missing_categories[name] += _count_missing(column)
+    return {
+        "items": items.num_items,
+        "sources": {name: {"dim": dim, "missing": missing_vectors[name]} for name, dim in items.source_dims.items()},
+        "missing_categories": missing_categories,
+    }
+
+
+def _count_missing(column: pa.Array) -> int:
+    if not is_multi_label(column.type):
+        return column.null_count
+    lengths_N = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    return int((lengths_N == 0).sum())
+
+
+def _count_without_row(users: Users | None, user_ids: np.ndarray) -> int | None:
+    if users is None:
+        return None
+    return len(np.setdiff1d(user_ids, users.ids(), assume_unique=True))
+
+
+@dataclass
+class _Tally:
+    """What is known after some batches of events; the arrays of users are aligned, users ascending."""
+
+    events: Events
+    items: Items
+    item_ids: np.ndarray
+    item_counts: np.ndarray
+    user_ids: np.ndarray
+    user_counts: np.ndarray
+    last_times: np.ndarray
+    positives: int = 0
+    unknown: int = 0
+    first_unknown: tuple[int, int] | None = None
+
+    @staticmethod
+    def of(items: Items, events: Events) -> "_Tally":
+        none = np.empty(0, np.int64)
+        item_ids = np.sort(items.ids())
+        return _Tally(events, items, item_ids, np.zeros(len(item_ids), np.int64), none, none, none)
+
+    def add(self, batch: EventBatch) -> None:
+        if batch.labels is not None:
+            self.positives += int(batch.labels.sum())
+        self._add_items(batch)
+        self._add_users(batch)
+
+    def check(self) -> None:
+        if self.first_unknown is None:
+            return
+        row, item_id = self.first_unknown
+        raise DataError(
+            f"{self.events.path}: column 'item_id', row {row}: item_id {item_id} is not in {self.items.path}; "
+            f"{self.unknown} of {self.events.num_events} events name items that are not there: add the items or drop "
+            "the events"
+        )
+
+    def _add_items(self, batch: EventBatch) -> None:
+        place_N = np.minimum(np.searchsorted(self.item_ids, batch.item_ids), len(self.item_ids) - 1)
+        known_N = self.item_ids[place_N] == batch.item_ids
+        np.add.at(self.item_counts, place_N[known_N], 1)
+        if not known_N.all():
+            if self.first_unknown is None:
+                row = int(np.argmin(known_N))
+                self.first_unknown = (batch.first_row + row, int(batch.item_ids[row]))
+            self.unknown += int((~known_N).sum())
+
+    def _add_users(self, batch: EventBatch) -> None:
+        new = np.setdiff1d(batch.user_ids, self.user_ids)
+        places = np.searchsorted(self.user_ids, new)
+        self.user_ids = np.insert(self.user_ids, places, new)
+        self.user_counts = np.insert(self.user_counts, places, 0)
+        self.last_times = np.insert(self.last_times, places, np.iinfo(np.int64).min)
+
+        order = np.argsort(batch.user_ids, kind="stable")
+        user_N, time_N = batch.user_ids[order], batch.timestamps[order]
+        starts = np.flatnonzero(np.r_[True, user_N[1:] != user_N[:-1]])
+        place = np.searchsorted(self.user_ids, user_N[starts])
+        before_N = np.r_[time_N[:1], time_N[:-1]]
+        before_N[starts] = self.last_times[place]
+        backwards = order[time_N < before_N]
+        if backwards.size:
+            row = int(backwards.min())
+            before = int(before_N[np.flatnonzero(order == row)[0]])
+            raise DataError(
+                f"{self.events.path}: column 'timestamp', row {batch.first_row + row}: time of user_id "
+                f"{batch.user_ids[row]} goes back from {before} to {batch.timestamps[row]}; sort the "
+                "events of each user"
+            )
+        ends = np.r_[starts[1:], len(user_N)]
+        self.user_counts[place] += ends - starts
+        self.last_times[place] = time_N[ends - 1]
