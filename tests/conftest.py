@@ -5,6 +5,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the tests' own processes share the cores
 
 import socket
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,19 @@ def run_distributed(tmp_path: Path) -> Callable[..., list[Any]]:
     """``run_distributed(fn, world_size, *args)`` calls ``fn(*args)`` on every rank of a real gloo group.
 
     ``fn`` must be a function of a module (it is pickled by name). Returns what each rank returned, in rank order; a
-    failure on any rank ends all of them and raises with that rank's traceback.
+    failure on any rank ends all of them and raises RuntimeError with the tracebacks, the first failure first.
     """
 
     def run(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        mp.spawn(_run_rank, args=(fn, world_size, port, tmp_path, args), nprocs=world_size)
+        try:
+            mp.spawn(_run_rank, args=(fn, world_size, port, tmp_path, args), nprocs=world_size)
+        except Exception as error:
+            # spawn names the process it saw die first, often a rank that merely lost its peer
+            failures = sorted(tmp_path.glob("failure_of_rank_*.txt"), key=lambda path: path.stat().st_mtime_ns)
+            raise RuntimeError("\n".join(path.read_text() for path in failures) or str(error)) from None
         return [torch.load(_result_path(tmp_path, rank), weights_only=False) for rank in range(world_size)]
 
     return run
@@ -59,7 +65,11 @@ def _run_rank(rank: int, fn: Callable[..., Any], world_size: int, port: int, fol
     )
     torch.set_num_threads(1)
     with process_group():
-        result = fn(*args)
+        try:
+            result = fn(*args)
+        except BaseException:
+            (folder / f"failure_of_rank_{rank}.txt").write_text(f"rank {rank}: {traceback.format_exc()}")
+            raise
     torch.save(result, _result_path(folder, rank))
 
 
