@@ -1,0 +1,136 @@
+"""The items of the synthetic corpus: latent vectors, and the views of them an item file holds."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from sidrec_torchrec.errors import DataError
+
+FIRST_ITEM_ID = 1_000
+
+_LATENT_DIM = 16
+_PRIVATE = 4  # latent values only one of the two sources sees
+_NUM_TAGS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    """Size and structure of the corpus.
+
+    Args:
+        items: number of items.
+        users: number of users.
+        median_events: half of the users have fewer events; lengths are log-normal with a standard deviation of 1.
+        min_events: shortest history.
+        max_events: longest history.
+        seed: same seed, same corpus.
+        text_dim: width of the source ``text_emb``.
+        image_dim: width of the source ``image_emb``.
+        categories: values of the target ``category``, at least 2.
+        missing: share of items without one source (for each source).
+        noise: standard deviation of what a source adds to its view of the latent vector.
+        cold: share of items that come out in the last fifth of the time.
+        recent_events: length of the recent pool.
+        recent_weight: what a match with the recent pool adds to the logit.
+        distant_weight: what a match with the distant pool adds to the logit.
+        quality_weight: what the item itself adds to the logit.
+        user_weight: standard deviation of the user's bias.
+        bias: logit when all else is 0.
+        prior: weight of interest and taste against like items in a pool.
+    """
+
+    items: int = 2_000
+    users: int = 600
+    median_events: int = 130
+    min_events: int = 10
+    max_events: int = 10_000
+    seed: int = 0
+    text_dim: int = 64
+    image_dim: int = 48
+    categories: int = 16
+    missing: float = 0.03
+    noise: float = 0.3
+    cold: float = 0.15
+    recent_events: int = 32
+    recent_weight: float = 1.5
+    distant_weight: float = 2.0
+    quality_weight: float = 1.0
+    user_weight: float = 0.6
+    bias: float = 0.0
+    prior: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_events <= self.median_events <= self.max_events:
+            raise DataError(
+                "need 1 <= min_events <= median_events <= max_events, got "
+                f"{self.min_events}, {self.median_events}, {self.max_events}"
+            )
+        if min(self.users, self.recent_events, self.text_dim, self.image_dim) < 1 or self.categories < 2:
+            raise DataError("users, recent_events, text_dim and image_dim must be at least 1, categories at least 2")
+        if not (0 <= self.missing < 1 and 0 <= self.cold <= 0.5):
+            raise DataError(f"need 0 <= missing < 1 and 0 <= cold <= 0.5, got {self.missing} and {self.cold}")
+        if self.items < 4 * self.categories:
+            raise DataError(f"need at least 4 items a category: {4 * self.categories}, got {self.items}")
+        if self.prior <= 0:
+            raise DataError(f"prior must be positive, got {self.prior}")
+
+
+@dataclass(frozen=True)
+class World:
+    """The items, by place (item_id - FIRST_ITEM_ID)."""
+
+    latent_ID: np.ndarray
+    category_I: np.ndarray
+    membership_IC: np.ndarray
+    quality_I: np.ndarray
+    release_I: np.ndarray
+    popularity_I: np.ndarray
+
+
+def make_items(config: SyntheticConfig) -> World:
+    rng = np.random.default_rng([config.seed, 0])
+    category_I = rng.permutation(np.arange(config.items) % config.categories)
+    centers_CD = rng.normal(size=(config.categories, _LATENT_DIM))
+    latent_ID = centers_CD[category_I] + rng.normal(scale=0.7, size=(config.items, _LATENT_DIM))
+    distance_IC = ((latent_ID[:, None] - centers_CD) ** 2).sum(-1)
+    membership_IC = np.exp((distance_IC.min(1, keepdims=True) - distance_IC) / 6.0)
+    membership_IC /= membership_IC.sum(1, keepdims=True)
+    bend_ID = np.tanh(latent_ID @ rng.normal(scale=0.35, size=(_LATENT_DIM, _LATENT_DIM)))
+    quality_I = bend_ID @ rng.normal(size=_LATENT_DIM)
+    quality_I = (quality_I - quality_I.mean()) / quality_I.std()
+    cold_I = rng.permutation(config.items) < config.cold * config.items
+    release_I = np.where(cold_I, rng.uniform(0.8, 0.98, size=config.items), 0.0)
+    # One Zipf law over all items: rank r is seen in proportion to 1 / (r + 10).
+    popularity_I = 1.0 / (rng.permutation(config.items) + 11.0)
+    return World(latent_ID, category_I, membership_IC, quality_I, release_I, popularity_I)
+
+
+def items_table(config: SyntheticConfig, world: World) -> pa.Table:
+    rng = np.random.default_rng([config.seed, 1])
+    half = _LATENT_DIM - _PRIVATE
+    sources = {
+        "text_emb": _view(rng, world.latent_ID[:, :half], config.text_dim, config),
+        "image_emb": _view(rng, world.latent_ID[:, -half:], config.image_dim, config),
+    }
+    score_IT = world.latent_ID @ rng.normal(size=(_LATENT_DIM, _NUM_TAGS)) / _LATENT_DIM**0.5
+    tags = [[f"tag{t:02d}" for t in np.flatnonzero(row)] for row in score_IT > 1.5]
+    return pa.table(
+        {
+            "item_id": pa.array(np.arange(config.items) + FIRST_ITEM_ID, pa.int64()),
+            "category": pa.array([f"category{c:02d}" for c in world.category_I], pa.string()),
+            "tags": pa.array(tags, pa.list_(pa.string())),
+            **sources,
+        }
+    )
+
+
+def _view(rng: np.random.Generator, latent_ID: np.ndarray, dim: int, config: SyntheticConfig) -> pa.Array:
+    """A nonlinear, noisy, unit-length view of part of the latent vector; null where missing."""
+    num_items, width = latent_ID.shape
+    x_IH = np.tanh(latent_ID @ rng.normal(scale=width**-0.5, size=(width, 64)))
+    x_ID = x_IH @ rng.normal(scale=1 / 8, size=(64, dim)) * 2 + rng.normal(scale=config.noise, size=(num_items, dim))
+    x_ID /= np.linalg.norm(x_ID, axis=1, keepdims=True)
+    missing_I = rng.random(num_items) < config.missing
+    flat = pa.array(x_ID.astype(np.float16).ravel(), pa.float16())
+    return pa.FixedSizeListArray.from_arrays(flat, dim, mask=pa.array(missing_I))
