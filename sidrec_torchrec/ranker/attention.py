@@ -3,22 +3,24 @@
 import torch
 from torch import Tensor, nn
 
-GAP_BUCKETS = 24
+GAP_BUCKETS = 32  # powers of two of the time unit: up to 136 years of seconds
 _MASKED = -1e9
 
 
 class TargetAttention(nn.Module):
     """Multi-head attention of candidates over a user's earlier events, many candidates of one row at once.
 
-    A score is the scaled product of candidate and event vectors plus two learned biases per head: one by the event's
-    action, one by the time gap between candidate and event (logarithmic buckets). A value is a linear map of the
-    event's vector. A learned sink with a zero value takes the weight when no event matters, so that an empty history
-    gives zeros.
+    A score is the scaled product of candidate and item vectors plus two learned biases per head: one by the event's
+    action, one by the time gap between candidate and event. A value is a linear map of the event's vector. A learned
+    sink with a zero value takes the weight when no event matters, so that an empty history gives zeros.
 
     Args:
         dim: width D of item vectors, event vectors and output.
         num_heads: H; divides ``dim``.
         num_actions: actions an event can have.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``dim``.
     """
 
     def __init__(self, dim: int, num_heads: int, num_actions: int) -> None:
@@ -52,7 +54,7 @@ class TargetAttention(nn.Module):
             items_BTD: item vectors of the events, float: what a candidate is compared with.
             events_BTD: vectors of item and action together, float: what is pooled.
             actions_BT: action of each event, int64 in [0, num_actions).
-            gaps_BMT: time-gap bucket of each pair, int in [0, GAP_BUCKETS).
+            gaps_BMT: time-gap bucket of each pair, int32 or int64 in [0, GAP_BUCKETS); see ``gap_bucket``.
             mask_BMT: True where the candidate may read the event.
 
         Returns:
@@ -61,10 +63,9 @@ class TargetAttention(nn.Module):
         q_BHMd = self._heads(self.query(candidates_BMD))
         k_BHTd = self._heads(self.key(items_BTD))
         v_BHTd = self._heads(self.value(events_BTD))
-        bias_BMTH = self.gap_bias(gaps_BMT)
-        bias_BHMT = bias_BMTH.permute(0, 3, 1, 2) + self.action_bias(actions_BT).permute(0, 2, 1).unsqueeze(2)
-        scores_BHMT = q_BHMd @ k_BHTd.transpose(-1, -2)
-        scores_BHMT = scores_BHMT * q_BHMd.shape[-1] ** -0.5 + bias_BHMT
+        scores_BHMT = (q_BHMd * q_BHMd.shape[-1] ** -0.5) @ k_BHTd.transpose(-1, -2)
+        scores_BHMT = scores_BHMT + self.gap_bias(gaps_BMT).permute(0, 3, 1, 2)
+        scores_BHMT = scores_BHMT + self.action_bias(actions_BT).permute(0, 2, 1).unsqueeze(2)
         scores_BHMT = scores_BHMT.masked_fill(~mask_BMT.unsqueeze(1), _MASKED)
         sink_BHM1 = self.sink.view(1, -1, 1, 1).expand(*scores_BHMT.shape[:3], 1)
         weights_BHMT = torch.cat([scores_BHMT, sink_BHM1], dim=-1).softmax(-1)[..., :-1]
@@ -73,3 +74,8 @@ class TargetAttention(nn.Module):
 
     def _heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def gap_bucket(gap: Tensor) -> Tensor:
+    """Logarithmic bucket of a time gap: floor(log2(gap + 1)), int32, same shape; negative gaps count as 0."""
+    return gap.clamp_min(0).add(1).to(torch.float32).log2().to(torch.int32).clamp_max(GAP_BUCKETS - 1)

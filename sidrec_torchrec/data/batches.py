@@ -1,0 +1,192 @@
+"""Batches of sequences for the ranker: streamed, shuffled, bucketed by length, cut the same way for any world size."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.sequences import Sequence, from_table
+
+_SHUFFLE_ROWS = 4096  # rows held to shuffle and to sort by length
+
+
+class ItemFeatures(Protocol):
+    """What an arm sends with every event."""
+
+    keys: tuple[str, ...]
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        """By key, a tensor of N times some width, row after row, for int32 [N] rows of the item file."""
+
+
+@dataclass(kw_only=True)
+class RankBatch(Pipelineable):
+    """B rows with N events in all; jagged, row after row.
+
+    Args:
+        items: the arm's features of each event; a key of width w has w values per event.
+        users: one code per row and user feature.
+        lengths_B: int64, events of each row.
+        num_targets_B: int64, how many of a row's last events are targets.
+        weight_B: float32, 1, or 0 for a row that only fills up a process's share.
+        action_N: int64, 1 for a positive event, 0 for a negative one.
+        timestamp_N: int64.
+        order_N: int64, place among the user's real events.
+        visible_N: bool, whether later events may read this one.
+        seen_N: bool, whether the item occurs in training.
+        global_targets: float32 scalar, targets of this batch over all processes.
+    """
+
+    items: KeyedJaggedTensor
+    users: KeyedJaggedTensor
+    lengths_B: Tensor
+    num_targets_B: Tensor
+    weight_B: Tensor
+    action_N: Tensor
+    timestamp_N: Tensor
+    order_N: Tensor
+    visible_N: Tensor
+    seen_N: Tensor
+    global_targets: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "RankBatch":
+        return RankBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
+
+    def pin_memory(self) -> "RankBatch":
+        return RankBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        for field in fields(self):
+            getattr(self, field.name).record_stream(stream)
+
+
+class SequenceBatches(IterableDataset):
+    """One pass over a split, as this process's share of each global batch.
+
+    Every process reads the same rows and composes the same global batches; process r takes rows r, r + world_size, ...
+    So a run's result does not depend on the number of processes, and a pass can start in its middle (``start_at``).
+
+    Args:
+        prepared: the prepared sequences.
+        split: ``train``, ``validation`` or ``test``.
+        features: the arm's item features.
+        batch_events: events per global batch, padding included.
+        rank: this process.
+        world_size: number of processes.
+        shuffle: whether to shuffle row groups, rows and batches, anew for each epoch.
+        seed: of the shuffling.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        split: str,
+        features: ItemFeatures,
+        *,
+        batch_events: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.prepared = prepared
+        self.split = split
+        self.features = features
+        self.batch_events = batch_events
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        self._first = 0
+        self._seen = prepared.seen()
+
+    def __iter__(self) -> Iterator[RankBatch]:
+        first, self._first = self._first, 0
+        for rows in islice(self._global_batches(), first, None):
+            yield self._collate(rows)
+
+    def start_at(self, epoch: int, batch: int = 0) -> None:
+        """Makes the next pass one of ``epoch``, from its global batch number ``batch`` on."""
+        self.epoch, self._first = epoch, batch
+
+    def _global_batches(self) -> Iterator[list[Sequence]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        pool: list[Sequence] = []
+        with pq.ParquetFile(self.prepared.path(self.split)) as file:
+            groups = np.arange(file.num_row_groups)
+            if self.shuffle:
+                rng.shuffle(groups)
+            for group in groups:
+                pool += from_table(file.read_row_group(int(group)))
+                if len(pool) >= _SHUFFLE_ROWS:
+                    yield from self._cut(pool, rng)
+                    pool = []
+        yield from self._cut(pool, rng)
+
+    def _cut(self, pool: list[Sequence], rng: np.random.Generator) -> list[list[Sequence]]:
+        """Batches of rows of like length, so that padding to the longest wastes little."""
+        lengths = np.array([len(row) for row in pool], dtype=float)
+        if self.shuffle:
+            lengths += rng.uniform(0, 16, len(pool))
+        batches: list[list[Sequence]] = [[]]
+        for i in np.argsort(lengths, kind="stable"):
+            if batches[-1] and (len(batches[-1]) + 1) * len(pool[i]) > self.batch_events:
+                batches.append([])
+            batches[-1].append(pool[i])
+        if self.shuffle:
+            rng.shuffle(batches)
+        return [batch for batch in batches if batch]
+
+    def _collate(self, rows: list[Sequence]) -> RankBatch:
+        share = rows[self.rank :: self.world_size]
+        weight = 1.0 if share else 0.0
+        share = share or rows[:1]
+        item_N = np.concatenate([row.item for row in share])
+        lengths_B = torch.tensor([len(row) for row in share])
+        return RankBatch(
+            items=self._items(item_N, lengths_B),
+            users=self._users(share),
+            lengths_B=lengths_B,
+            num_targets_B=torch.tensor([row.num_targets for row in share]),
+            weight_B=torch.full((len(share),), weight),
+            action_N=_jagged([row.action for row in share], np.int64),
+            timestamp_N=_jagged([row.timestamp for row in share], np.int64),
+            order_N=_jagged([row.order for row in share], np.int64),
+            visible_N=_jagged([row.visible for row in share], np.bool_),
+            seen_N=torch.from_numpy(self._seen[item_N]),
+            global_targets=torch.tensor(float(sum(row.num_targets for row in rows))),
+        )
+
+    def _items(self, item_N: np.ndarray, lengths_B: Tensor) -> KeyedJaggedTensor:
+        values = self.features.values(item_N)
+        flat = [values[key].reshape(-1) for key in self.features.keys]
+        lengths = [lengths_B * (len(v) // len(item_N)) for v in flat]
+        return KeyedJaggedTensor(
+            keys=list(self.features.keys),
+            values=torch.cat(flat) if flat else torch.zeros(0),
+            lengths=torch.cat(lengths) if lengths else torch.zeros(0, dtype=torch.int64),
+            stride=len(lengths_B),
+        )
+
+    def _users(self, rows: list[Sequence]) -> KeyedJaggedTensor:
+        codes_FB = np.stack([row.user_codes for row in rows], axis=1).astype(np.int64)
+        return KeyedJaggedTensor(
+            keys=list(self.prepared.user_features),
+            values=torch.from_numpy(codes_FB).reshape(-1),
+            lengths=torch.ones(codes_FB.size, dtype=torch.int64),
+            stride=len(rows),
+        )
+
+
+def _jagged(arrays: list[np.ndarray], dtype: type) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays).astype(dtype, copy=False))

@@ -1,0 +1,38 @@
+"""Per-item arrays on disk, mapped into memory: what the loader joins events with."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sidrec_torchrec.data.format import open_items
+from sidrec_torchrec.files import atomic_path
+
+
+def write_vectors(data: Path, source: str, path: Path) -> None:
+    """Lays out a source of ``data``'s items as ``.npy``, float16 [num_items, d].
+
+    Vectors are scaled to root mean square 1, so that float16 is enough; a missing vector is zeros.
+
+    Raises:
+        DataError: on bad items; names file, column and row.
+    """
+    items = open_items(data, sources=(source,), targets=())
+    batches = (_unit_scale(batch.sources[source]) for batch in items.batches(sources=(source,), targets=()))
+    write_rows(path, (items.num_items, items.source_dims[source]), np.float16, batches)
+
+
+def write_rows(path: Path, shape: tuple[int, int], dtype: type, batches: Iterator[np.ndarray]) -> None:
+    """Writes batches of rows one after another as one ``.npy`` of ``shape``, whole or not at all."""
+    with atomic_path(path) as temporary:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        row = 0
+        for batch in batches:
+            array[row : row + len(batch)] = batch
+            row += len(batch)
+        array.flush()
+
+
+def _unit_scale(x_ND: np.ndarray) -> np.ndarray:
+    scale_N1 = np.sqrt(np.square(x_ND, dtype=np.float64).mean(axis=1, keepdims=True))
+    return x_ND / np.where(scale_N1 > 0, scale_N1, 1)

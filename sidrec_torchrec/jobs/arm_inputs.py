@@ -1,0 +1,79 @@
+"""Lays out what an arm needs per item as arrays beside the prepared sequences; made once, shared by arms and seeds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as dist
+
+from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.data.format import open_items
+from sidrec_torchrec.data.item_arrays import write_rows, write_vectors
+from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.sids import CODEC_FOLDER, read_sids
+from sidrec_torchrec.errors import DataError, SidrecError
+from sidrec_torchrec.ranker.arms import ArmInputs, SIDArray
+
+
+def load_arm_inputs(
+    arm: str,
+    *,
+    data: Path,
+    prepared: Prepared,
+    sources: tuple[str, ...],
+    sids: Path | None,
+    source_sids: tuple[Path, ...],
+) -> ArmInputs:
+    """What ``arm`` needs, laid out under ``prepared``'s folder where it is not yet; on every process.
+
+    Args:
+        arm: its name; only what it needs is laid out.
+        data: folder of ``items.parquet``.
+        prepared: the prepared sequences.
+        sources: for ``raw``; empty for all.
+        sids: folder encode-corpus wrote, for ``side``.
+        source_sids: folders encode-corpus wrote, one per source, for ``prefix-ngram``.
+
+    Raises:
+        SidrecError: if the arm needs SIDs and got none.
+        DataError: if SIDs are of other items than ``data``'s.
+    """
+    folder = prepared.folder / "arrays"
+    vectors = {}
+    if arm == "raw":
+        for source in sources or tuple(open_items(data).source_dims):
+            vectors[source] = folder / f"vectors-{source}.npy"
+            _once(vectors[source], lambda path, source=source: write_vectors(data, source, path))
+    if arm == "side" and sids is None:
+        raise SidrecError("the arm 'side' needs SIDs; name the folder encode-corpus wrote with --sids")
+    if arm == "prefix-ngram" and not source_sids:
+        raise SidrecError("the arm 'prefix-ngram' needs one SID per source; name their folders with --source-sids")
+    return ArmInputs(
+        num_items=prepared.num_items,
+        vectors=vectors,
+        sid=_sid_array(data, sids, folder) if arm == "side" else None,
+        source_sids={path.name: _sid_array(data, path, folder) for path in source_sids}
+        if arm == "prefix-ngram"
+        else None,
+    )
+
+
+def _sid_array(data: Path, encoded: Path, folder: Path) -> SIDArray:
+    codec = Codec.load(encoded / CODEC_FOLDER)
+    path = folder / f"sid-{codec.spec.fingerprint}.npy"
+    _once(path, lambda path: _write_sids(data, encoded, codec, path))
+    return SIDArray(path, codec)
+
+
+def _write_sids(data: Path, encoded: Path, codec: Codec, path: Path) -> None:
+    items = open_items(data, sources=(), targets=())
+    item_ids, words_NW = read_sids(encoded, codec)
+    if not np.array_equal(item_ids, items.ids()):
+        raise DataError(f"{encoded}: holds SIDs of other items than {items.path}; encode this corpus again")
+    write_rows(path, words_NW.shape, np.int64, iter([words_NW]))
+
+
+def _once(path: Path, write: Callable[[Path], None]) -> None:
+    if dist.get_rank() == 0 and not path.exists():
+        write(path)
+    dist.barrier()

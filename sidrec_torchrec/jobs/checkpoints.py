@@ -1,0 +1,47 @@
+"""Distributed checkpoints in a run's folder: the last state, to go on from, and the best one, to keep."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+
+class Checkpoints:
+    """Named checkpoints under one folder; each is whole or absent, even if the process dies while writing.
+
+    Args:
+        folder: where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def has(self, name: str) -> bool:
+        """Whether there is a whole checkpoint ``name``."""
+        self._settle(name)
+        return (self._folder / name).exists()
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Replaces checkpoint ``name`` by ``state`` (tensors, sharded tensors, plain values); on every process."""
+        new, old = self._folder / f"{name}.new", self._folder / f"{name}.old"
+        dcp.save(state, checkpoint_id=new)
+        if dist.get_rank() == 0:
+            shutil.rmtree(old, ignore_errors=True)
+            if (self._folder / name).exists():
+                os.replace(self._folder / name, old)
+            os.replace(new, self._folder / name)
+            shutil.rmtree(old, ignore_errors=True)
+        dist.barrier()
+
+    def load(self, name: str, state: dict[str, Any]) -> None:
+        """Fills ``state`` in place from checkpoint ``name``; on every process."""
+        dcp.load(state, checkpoint_id=self._folder / name)
+
+    def _settle(self, name: str) -> None:
+        """Takes the old checkpoint back if the process died between two renames."""
+        if dist.get_rank() == 0 and (self._folder / f"{name}.old").exists() and not (self._folder / name).exists():
+            os.replace(self._folder / f"{name}.old", self._folder / name)
+        dist.barrier()

@@ -1,0 +1,67 @@
+"""Evaluates a trained ranker on a split."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from sidrec_torchrec.data.prepare import SPLITS, open_prepared
+from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.files import write_json
+from sidrec_torchrec.jobs.checkpoints import Checkpoints
+from sidrec_torchrec.jobs.distributed import process_group
+from sidrec_torchrec.jobs.runs import CONFIG_FILE, config_from_json
+from sidrec_torchrec.jobs.train_ranker import (
+    BEST,
+    CHECKPOINTS,
+    TrainRankerConfig,
+    batches,
+    build_ranker,
+    evaluate,
+    load_arm,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Which ranker to evaluate, on what.
+
+    Args:
+        ranker: folder train-ranker wrote.
+        split: ``test``, ``validation`` or ``train``.
+        prepared: sequences to evaluate on, if not those it was trained on.
+        out: JSON file for the metrics; none given: they are only printed.
+    """
+
+    ranker: Path
+    split: str = "test"
+    prepared: Path | None = None
+    out: Path | None = None
+
+
+def main(config: EvaluateConfig) -> dict[str, float | None]:
+    """Prints, writes and returns NE, AUC and calibration over all, warm and cold targets.
+
+    Raises:
+        SidrecError: on an unknown split or a folder without a trained ranker.
+    """
+    if config.split not in SPLITS:
+        raise SidrecError(f"unknown split '{config.split}'; there are {', '.join(SPLITS)}")
+    path = config.ranker / CONFIG_FILE
+    if not path.exists():
+        raise SidrecError(f"{path}: not found; name a folder train-ranker wrote")
+    trained = config_from_json(TrainRankerConfig, json.loads(path.read_text()) | {"out": str(config.ranker)})
+    with process_group() as processes:
+        checkpoints = Checkpoints(config.ranker / CHECKPOINTS)
+        if not checkpoints.has(BEST):
+            raise SidrecError(f"{config.ranker}: no trained epoch yet; run train-ranker to its end")
+        prepared = open_prepared(config.prepared or trained.prepared)
+        arm = load_arm(trained, prepared)
+        model = build_ranker(trained, prepared, arm, processes)
+        checkpoints.load(BEST, {"model": model.state_dict()})
+        data = batches(trained, prepared, arm, config.split, processes)
+        values = evaluate(model, data, processes, f"{trained.arm} {config.split}")
+        if processes.is_main:
+            print(json.dumps(values, indent=2))
+            if config.out is not None:
+                write_json(config.out, values)
+        return values

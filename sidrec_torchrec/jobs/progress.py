@@ -1,0 +1,50 @@
+"""Live progress of a job: a bar on a terminal, a line per stage in a log; silent on all processes but the main one."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Stage:
+    """One bar, such as an epoch. Made by ``stage``."""
+
+    def __init__(self, bar: Progress | None, task: int | None) -> None:
+        self._bar = bar
+        self._task = task
+        self.note = ""
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        """Moves on by ``steps``; ``note`` is shown behind the bar (say, the loss)."""
+        self.note = self.note if note is None else note
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps, note=self.note)
+
+
+@contextmanager
+def stage(title: str, total: int | None, *, show: bool) -> Iterator[Stage]:
+    """Shows progress over ``total`` steps (None if unknown) while the block runs; then one line with note and seconds.
+
+    Args:
+        title: what is done.
+        total: steps.
+        show: False on all processes but the main one.
+    """
+    start = time.monotonic()
+    if not show:
+        yield Stage(None, None)
+        return
+    console = Console(stderr=True)
+    if not sys.stderr.isatty():
+        current = Stage(None, None)
+        yield current
+    else:
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+        columns += [TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+        with Progress(*columns, console=console, transient=True) as bar:
+            current = Stage(bar, bar.add_task(title, total=total, note=""))
+            yield current
+    console.print(f"{title}: {current.note} ({time.monotonic() - start:.0f} s)", highlight=False, markup=False)

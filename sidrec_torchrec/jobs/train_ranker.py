@@ -1,0 +1,264 @@
+"""Trains the ranker with one arm, keeps the best epoch and tests it."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from sidrec_torchrec.data.batches import RankBatch, SequenceBatches
+from sidrec_torchrec.data.prepare import Prepared, open_prepared
+from sidrec_torchrec.jobs.arm_inputs import load_arm_inputs
+from sidrec_torchrec.jobs.checkpoints import Checkpoints
+from sidrec_torchrec.jobs.distributed import Processes, process_group
+from sidrec_torchrec.jobs.progress import stage
+from sidrec_torchrec.jobs.runs import open_run
+from sidrec_torchrec.ranker.arms import Arm, ArmConfig, build_arm
+from sidrec_torchrec.ranker.bytes import bytes_per_event, table_bytes
+from sidrec_torchrec.ranker.metrics import RankingMetrics
+from sidrec_torchrec.ranker.model import Ranker, RankerConfig
+from sidrec_torchrec.ranker.sharding import OptimizerConfig, RankerOptimizer, shard
+
+BEST, LAST = "best", "last"  # checkpoints
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRankerConfig:
+    """What to train on, and how.
+
+    Args:
+        data: folder of ``items.parquet``.
+        prepared: folder the prepare job wrote.
+        out: folder for checkpoints, curves and ``metrics.json``.
+        arm: ``none``, ``raw``, ``prefix-ngram``, ``side`` or ``id``.
+        source: sources the raw arm uses; none named means all.
+        sids: folder encode-corpus wrote with the fused tokenizer, for ``side``.
+        source_sids: folders encode-corpus wrote with each source's residual tokenizer, for ``prefix-ngram``.
+        epochs: passes over the training sequences.
+        batch_events: events in a batch over all processes, padding included.
+        checkpoint_batches: batches between two checkpoints; one is also made after each epoch.
+        seed: of weights, dropout and shuffling.
+        model: sizes of the ranker.
+        arms: choices within the arm.
+        optimizer: rates and schedule.
+    """
+
+    data: Path
+    prepared: Path
+    out: Path
+    arm: str = "side"
+    source: tuple[str, ...] = ()
+    sids: Path | None = None
+    source_sids: tuple[Path, ...] = ()
+    epochs: int = 4
+    batch_events: int = 8192
+    checkpoint_batches: int = 1000
+    seed: int = 0
+    model: RankerConfig = field(default_factory=RankerConfig)
+    arms: ArmConfig = field(default_factory=ArmConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+def main(config: TrainRankerConfig) -> dict[str, Any]:
+    """Trains; a finished run is read back, an interrupted one goes on from its last checkpoint.
+
+    Returns:
+        The content of ``metrics.json``: test metrics, bytes, speed, the course of validation.
+
+    Raises:
+        RunMismatchError: if ``out`` holds a run of another configuration.
+    """
+    with process_group() as processes:
+        run = open_run(config.out, config)
+        if run.result is None:
+            run.finish(_train_and_test(config, processes))
+        return open_run(config.out, config).result
+
+
+def load_arm(config: TrainRankerConfig, prepared: Prepared) -> Arm:
+    """The run's arm; lays out its inputs where they are not yet."""
+    inputs = load_arm_inputs(
+        config.arm,
+        data=config.data,
+        prepared=prepared,
+        sources=config.source,
+        sids=config.sids,
+        source_sids=config.source_sids,
+    )
+    return build_arm(config.arm, config.arms, inputs)
+
+
+def build_ranker(config: TrainRankerConfig, prepared: Prepared, arm: Arm, processes: Processes) -> torch.nn.Module:
+    """The run's ranker with fresh weights, sharded over the processes."""
+    torch.manual_seed(config.seed)
+    # Tables are made shard by shard from meta tensors; SIDE's constants are made on the device.
+    ranker = Ranker(config.model, arm.module(processes.device), arm.dim, prepared.user_features, processes.device)
+    return shard(ranker, config.optimizer, processes.device)
+
+
+def batches(
+    config: TrainRankerConfig, prepared: Prepared, arm: Arm, split: str, processes: Processes
+) -> SequenceBatches:
+    """This process's batches of a split; training ones are shuffled."""
+    return SequenceBatches(
+        prepared,
+        split,
+        arm,
+        batch_events=config.batch_events,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        shuffle=split == "train",
+        seed=config.seed,
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module, data: SequenceBatches, processes: Processes, title: str
+) -> dict[str, float | None]:
+    """Metrics of the model on a split; see ``RankingMetrics.compute``."""
+    model.eval()
+    metrics = RankingMetrics(processes.rank, processes.world_size, processes.device)
+    total = data.prepared.counts[data.split]["targets"]
+    with stage(title, total, show=processes.is_main) as progress:
+        for batch in data:
+            _, output = model(batch.to(processes.device))
+            metrics.update(output)
+            progress.advance(int(batch.global_targets))
+        values = metrics.compute()
+        progress.advance(0, ", ".join(f"NE {s} {_short(values[f'ne_{s}'])}" for s in ("warm", "cold")))
+    return values
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _train_and_test(config: TrainRankerConfig, processes: Processes) -> dict[str, Any]:
+    prepared = open_prepared(config.prepared)
+    arm = load_arm(config, prepared)
+    model = build_ranker(config, prepared, arm, processes)
+    course = _Training(config, prepared, arm, model, processes).run()
+    checkpoints = Checkpoints(config.out / CHECKPOINTS)
+    checkpoints.load(BEST, {"model": model.state_dict()})
+    test = evaluate(model, batches(config, prepared, arm, "test", processes), processes, f"{config.arm} test")
+    trained_events = prepared.counts["train"]["events"] * len(course["validation"])
+    return {
+        "arm": config.arm,
+        "seed": config.seed,
+        "test": test,
+        **bytes_per_event(arm, prepared),
+        "table_bytes": table_bytes(model),
+        "train_events_per_s": trained_events / course["train_seconds"],
+        **course,
+    }
+
+
+class _Training:
+    """One run's state: model, optimizer, how far it got."""
+
+    def __init__(
+        self, config: TrainRankerConfig, prepared: Prepared, arm: Arm, model: torch.nn.Module, processes: Processes
+    ) -> None:
+        self.config = config
+        self.processes = processes
+        self.model = model
+        self.optimizer = RankerOptimizer(model, config.optimizer)
+        self.train_data = batches(config, prepared, arm, "train", processes)
+        self.validation_data = batches(config, prepared, arm, "validation", processes)
+        self.epoch_targets = prepared.counts["train"]["targets"]
+        self.has_validation = prepared.counts["validation"]["targets"] > 0
+        self.checkpoints = Checkpoints(config.out / CHECKPOINTS)
+        self.curves = SummaryWriter(config.out / "tensorboard") if processes.is_main else None
+        self.course: dict[str, Any] = {"validation": [], "train_loss": [], "train_seconds": 0.0, "best_epoch": 0}
+        self.epoch = 0
+        self.batch = 0  # batches of this epoch that were trained on
+        self.targets = 0  # targets of this epoch that were trained on
+        self.loss_sum = 0.0
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end; returns the course of training."""
+        if self.checkpoints.has(LAST):
+            self._resume()
+        pipeline = TrainPipelineSparseDist(self.model, self.optimizer, self.processes.device)
+        while self.epoch < self.config.epochs:
+            pipeline.attach()
+            self._train_epoch(pipeline)
+            pipeline.detach()
+            self._end_epoch()
+        return self.course
+
+    def _train_epoch(self, pipeline: TrainPipelineSparseDist) -> None:
+        self.model.train()
+        self.train_data.start_at(self.epoch, self.batch)
+        loader = iter(_loader(self.train_data, self.processes.device))
+        title = f"{self.config.arm} epoch {self.epoch + 1}/{self.config.epochs}"
+        started, seconds_before = time.monotonic(), self.course["train_seconds"]
+        with stage(title, self.epoch_targets, show=self.processes.is_main) as progress:
+            progress.advance(self.targets)
+            while True:
+                self.optimizer.set_progress((self.epoch + self.targets / self.epoch_targets) / self.config.epochs)
+                try:
+                    output = pipeline.progress(loader)
+                except StopIteration:
+                    break
+                targets, loss = int(output.global_targets), float(output.loss)
+                self.batch += 1
+                self.targets += targets
+                self.loss_sum += loss * targets
+                self.course["train_seconds"] = seconds_before + time.monotonic() - started
+                progress.advance(targets, f"loss {self.loss_sum / self.targets:.4f}")
+                if self.curves is not None:
+                    self.curves.add_scalar("train/loss", loss, self.epoch * self.epoch_targets + self.targets)
+                if self.batch % self.config.checkpoint_batches == 0:
+                    self._save(LAST)
+
+    def _end_epoch(self) -> None:
+        """Validates, keeps the model if it is the best so far, moves to the next epoch."""
+        title = f"{self.config.arm} validation {self.epoch + 1}/{self.config.epochs}"
+        values = evaluate(self.model, self.validation_data, self.processes, title) if self.has_validation else {}
+        self.course["validation"].append(values)
+        self.course["train_loss"].append(self.loss_sum / max(self.targets, 1))
+        scores = [v.get("ne_all") for v in self.course["validation"]]
+        # Without a validation score the last epoch is kept.
+        best = min(range(len(scores)), key=lambda e: (scores[e], e)) if None not in scores else self.epoch
+        if best == self.epoch:
+            self.checkpoints.save(BEST, {"model": self.model.state_dict()})
+            self.course["best_epoch"] = self.epoch
+        if self.curves is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self.curves.add_scalar(f"validation/{name}", value, (self.epoch + 1) * self.epoch_targets)
+            self.curves.flush()
+        self.epoch, self.batch, self.targets, self.loss_sum = self.epoch + 1, 0, 0, 0.0
+        self._save(LAST)
+
+    def _place(self) -> dict[str, Any]:
+        names = ("epoch", "batch", "targets", "loss_sum", "course")
+        return {name: getattr(self, name) for name in names}
+
+    def _save(self, name: str) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.combined.state_dict()}
+        self.checkpoints.save(name, state | {"place": self._place()})
+
+    def _resume(self) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.combined.state_dict()}
+        state["place"] = self._place()
+        self.checkpoints.load(LAST, state)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.combined.load_state_dict(state["optimizer"])
+        for name, value in state["place"].items():
+            setattr(self, name, value)
+
+
+def _loader(data: SequenceBatches, device: torch.device) -> Iterator[RankBatch]:
+    """Batches made one ahead by a worker where the device is a GPU; on CPU the cores are busy with the model."""
+    if device.type == "cpu":
+        return data
+    return DataLoader(data, batch_size=None, num_workers=1, pin_memory=True, prefetch_factor=4)

@@ -1,0 +1,262 @@
+"""Arms: the ways of feeding items to the ranker that a comparison swaps, everything else being equal.
+
+An arm has two sides. In the loader, ``values`` gives what travels with each event (looked up by item row in arrays mapped
+from disk; in production it is logged with the event). In the model, ``module`` turns the batch's KeyedJaggedTensor into
+one vector per event.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.codec.packing import SIDSpec, word_names
+from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.side.collection import SIDECollection, SIDEConfig
+from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
+
+ARMS = ("none", "raw", "prefix-ngram", "side", "id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmConfig:
+    """Choices within arms.
+
+    Args:
+        side_mode: what SIDE turns a SID into, ``digits`` or ``decoded``.
+        table_dim: width of learned item tables (``id``, ``prefix-ngram``).
+        ngram_rows: rows of each source's prefix-n-gram table.
+        ngram_depth: longest prefix, in digits; 0 for all.
+        table_dropout: share of events whose learned rows are dropped whole in training, so that the ranker also learns
+            to do without (unseen items have zero rows).
+    """
+
+    side_mode: str = "digits"
+    table_dim: int = 64
+    ngram_rows: int = 65_536
+    ngram_depth: int = 0
+    table_dropout: float = 0.0
+
+
+class Arm(ABC):
+    """One way of feeding items.
+
+    Attributes:
+        keys: keys of the batch's item KJT.
+        dim: width of the module's output.
+    """
+
+    keys: tuple[str, ...] = ()
+    dim: int = 1
+
+    @abstractmethod
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        """By key, a tensor [N] or [N, width] for rows of the item file, int32 [N]."""
+
+    @abstractmethod
+    def module(self, device: torch.device) -> nn.Module:
+        """KeyedJaggedTensor of N events -> float32 [N, dim]."""
+
+    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
+        """Columns an event log keeps for this arm; by default what travels in the KJT."""
+        return {key: pa.array(value.numpy()) for key, value in self.values(item_N).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmInputs:
+    """What arms are made of: arrays mapped from disk, one row per row of the item file.
+
+    Args:
+        num_items: rows of the item file.
+        vectors: per source, a ``.npy`` of float16 [num_items, d], of root mean square 1; zeros where missing.
+        sid: the fused tokenizer's SIDs.
+        source_sids: per source, the SIDs of its own traditional (residual) tokenizer.
+    """
+
+    num_items: int
+    vectors: dict[str, Path]
+    sid: "SIDArray | None" = None
+    source_sids: "dict[str, SIDArray] | None" = None
+
+
+@dataclass(frozen=True)
+class SIDArray:
+    """Packed SIDs of every item: ``.npy`` of int64 [num_items, num_words], and the codec that made them."""
+
+    path: Path
+    codec: Codec
+
+
+def build_arm(name: str, config: ArmConfig, inputs: ArmInputs) -> Arm:
+    """The arm of this name.
+
+    Raises:
+        SidrecError: on an unknown name.
+    """
+    match name:
+        case "none":
+            return NoneArm()
+        case "raw":
+            return RawArm(inputs.vectors)
+        case "id":
+            return IdArm(inputs.num_items, config)
+        case "side":
+            return SideArm(inputs.sid, config)
+        case "prefix-ngram":
+            return PrefixNgramArm(inputs.source_sids, config)
+    raise SidrecError(f"unknown arm '{name}'; there are {', '.join(ARMS)}")
+
+
+class NoneArm(Arm):
+    """No item content: a candidate is told apart by its context alone."""
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        return {}
+
+    def module(self, device: torch.device) -> nn.Module:
+        return _NoItems()
+
+
+class RawArm(Arm):
+    """Every source's vector travels with the event: the upper bound on content, and on bytes."""
+
+    def __init__(self, vectors: dict[str, Path]) -> None:
+        self.keys = tuple(vectors)
+        self._vectors = {name: np.load(path, mmap_mode="r") for name, path in vectors.items()}
+        self._dims = {name: array.shape[1] for name, array in self._vectors.items()}
+        self.dim = sum(self._dims.values())
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        return {name: torch.from_numpy(array[item_N]) for name, array in self._vectors.items()}
+
+    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
+        return {
+            name: pa.FixedSizeListArray.from_arrays(pa.array(array[item_N].reshape(-1)), self._dims[name])
+            for name, array in self._vectors.items()
+        }
+
+    def module(self, device: torch.device) -> nn.Module:
+        return _RawVectors(self._dims)
+
+
+class IdArm(Arm):
+    """A learned row per item."""
+
+    keys = ("item_id",)
+
+    def __init__(self, num_items: int, config: ArmConfig) -> None:
+        self.dim = config.table_dim
+        self._num_items = num_items
+        self._dropout = config.table_dropout
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        return {"item_id": torch.from_numpy(item_N.astype(np.int64))}
+
+    def module(self, device: torch.device) -> nn.Module:
+        # Rows start at zero: an item never trained on says nothing, and sharding cannot change the start.
+        table = EmbeddingConfig(
+            name="item_id",
+            embedding_dim=self.dim,
+            num_embeddings=self._num_items,
+            feature_names=["item_id"],
+            init_fn=nn.init.zeros_,
+        )
+        return _OneFeature(EmbeddingCollection(tables=[table], device=device), "item_id", self._dropout)
+
+
+class SideArm(Arm):
+    """SIDE: the packed SID travels, a parameter-free module expands it."""
+
+    def __init__(self, sid: SIDArray, config: ArmConfig) -> None:
+        self._words = np.load(sid.path, mmap_mode="r")
+        self._side = SIDEConfig(name="item", feature_names=["sid"], codec=sid.codec, mode=config.side_mode)
+        self.keys = tuple(word_names("sid", sid.codec.spec.num_words))
+        self.dim = self._side.embedding_dim
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        words_NW = torch.from_numpy(self._words[item_N])
+        return dict(zip(self.keys, words_NW.unbind(1), strict=True))
+
+    def module(self, device: torch.device) -> nn.Module:
+        return _OneFeature(SIDECollection(tables=[self._side], device=device), "sid", 0.0)
+
+
+class PrefixNgramArm(Arm):
+    """Traditional SIDs (Zheng et al., arXiv 2504.02137): per source, residual codes' prefixes in a hashed table."""
+
+    def __init__(self, sids: dict[str, SIDArray], config: ArmConfig) -> None:
+        self._words = {name: np.load(sid.path, mmap_mode="r") for name, sid in sids.items()}
+        self._ngrams = {name: _prefix_ngram(sid.codec.spec, config) for name, sid in sids.items()}
+        self.keys = tuple(key for name, ngram in self._ngrams.items() for key in ngram.keys(name))
+        self.dim = config.table_dim * len(sids)
+        self._config = config
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        values = {}
+        for name, ngram in self._ngrams.items():
+            tokens_NP = ngram.tokens(torch.from_numpy(self._words[name][item_N]))
+            values |= dict(zip(ngram.keys(name), tokens_NP.unbind(1), strict=True))
+        return values
+
+    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
+        # A log keeps the code itself; its n-grams are made when the batch is.
+        return {name: pa.array(words[item_N][:, 0]) for name, words in self._words.items()}
+
+    def module(self, device: torch.device) -> nn.Module:
+        tables = PrefixNgramCollection(self._ngrams, embedding_dim=self._config.table_dim, device=device)
+        return nn.Sequential(tables, _RowDropout(self._config.table_dropout))
+
+
+def _prefix_ngram(spec: SIDSpec, config: ArmConfig) -> PrefixNgram:
+    return PrefixNgram(spec, num_rows=config.ngram_rows, depth=config.ngram_depth or spec.num_digits)
+
+
+class _NoItems(nn.Module):
+    def forward(self, items: KeyedJaggedTensor) -> None:
+        return None
+
+
+class _RawVectors(nn.Module):
+    """Vectors of each source side by side."""
+
+    def __init__(self, dims: dict[str, int]) -> None:
+        super().__init__()
+        self._dims = dims
+
+    def forward(self, items: KeyedJaggedTensor) -> Tensor:
+        return torch.cat([items[name].values().view(-1, dim).float() for name, dim in self._dims.items()], dim=1)
+
+
+class _OneFeature(nn.Module):
+    """The vectors an embedding collection gives one feature."""
+
+    def __init__(self, collection: nn.Module, feature: str, dropout: float) -> None:
+        super().__init__()
+        self.collection = collection
+        self.dropout = _RowDropout(dropout)
+        self._feature = feature
+
+    def forward(self, items: KeyedJaggedTensor) -> Tensor:
+        return self.dropout(self.collection(items)[self._feature].values())
+
+
+class _RowDropout(nn.Module):
+    """Zeroes whole rows in training with probability ``p``; the others are not scaled, as in serving."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return x_ND
+        return x_ND * (torch.rand(len(x_ND), 1, device=x_ND.device) >= self.p)
