@@ -44,7 +44,7 @@ def run_distributed(tmp_path: Path) -> Callable[..., list[Any]]:
             port = probe.getsockname()[1]
         try:
             mp.spawn(_run_rank, args=(fn, world_size, port, tmp_path, args), nprocs=world_size)
-        except Exception as error:
+        except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
             # spawn names the process it saw die first, often a rank that merely lost its peer
             failures = sorted(tmp_path.glob("failure_of_rank_*.txt"), key=lambda path: path.stat().st_mtime_ns)
             raise RuntimeError("\n".join(path.read_text() for path in failures) or str(error)) from None

@@ -1,0 +1,221 @@
+"""What is installed here, whether it fits together, and what to type if it does not.
+
+Reads package metadata only, never imports torch: a mismatched set breaks ``import torchrec`` with an error from a shared
+library, and that is exactly when these functions are needed.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+TORCH_OF_FBGEMM = {"1.6": "2.11", "1.7": "2.12", "1.8": "2.13", "1.9": "2.14"}
+"""Which torch a series of fbgemm is built for; torchrec must be of fbgemm's series. None of them pins the others."""
+
+CPU_FBGEMM, CUDA_FBGEMM = "fbgemm-gpu-cpu", "fbgemm-gpu"
+
+_MATCHED = ("torch", "torchrec", CPU_FBGEMM, CUDA_FBGEMM)
+_REPORTED = ("sidrec-torchrec", *_MATCHED, "torchx", "torchmetrics", "tensordict", "torchdata", "numpy", "pyarrow")
+_MODULES = {CPU_FBGEMM: "fbgemm_gpu", CUDA_FBGEMM: "fbgemm_gpu"}
+_UNKNOWN = "unknown version"  # importable, but not installed by pip: built from source, say
+
+
+def check_environment() -> None:
+    """Refuses a set of torch, torchrec and fbgemm that cannot be imported together.
+
+    Raises:
+        ImportError: says what does not match, and the commands that mend it.
+    """
+    versions = installed_versions()
+    problems = find_problems(versions)
+    if problems:
+        raise ImportError(_advice(problems, versions))
+
+
+def doctor() -> int:
+    """Prints versions and devices, what is wrong with them, and what to type.
+
+    Returns:
+        Exit code: 0 if the set matches, 1 if it does not.
+    """
+    console = Console(highlight=False)
+    versions, machine = installed_versions(), hardware()
+    table = Table(show_header=False)
+    table.add_row("python", f"{platform.python_version()} ({platform.platform()})")
+    for name in _REPORTED:
+        table.add_row(name, versions.get(name) or _version(name) or "-")
+    table.add_section()
+    table.add_row("CPU", f"{machine['cpu']}, {machine['cores']} cores")
+    table.add_row("memory", f"{machine['memory_gib']} GiB")
+    unused = " (unused: torch is CPU-only)" if versions.get("torch", "").endswith("+cpu") else ""
+    table.add_row("CUDA devices", "\n".join(f"{gpu}{unused}" for gpu in machine["gpus"]) or "none")
+    table.add_row("C++ compiler", machine["compiler"] or "none (only torch.compile needs one)")
+    console.print(table)
+    problems = find_problems(versions) + find_gpu_problems(versions, machine["gpus"])
+    if not problems:
+        console.print("torch, torchrec and fbgemm match.")
+        return 0
+    console.print(_advice(problems, versions), markup=False, soft_wrap=True)
+    return 1
+
+
+def versions_and_hardware() -> dict[str, dict[str, Any]]:
+    """What a report says about where it was made: ``{"versions": {...}, "hardware": {...}}``, ready for JSON."""
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in _REPORTED}
+    return {"versions": {name: version for name, version in versions.items() if version}, "hardware": hardware()}
+
+
+def installed_versions() -> dict[str, str]:
+    """Version of each of torch, torchrec, fbgemm-gpu and fbgemm-gpu-cpu that is there."""
+    found = {name: version for name in _MATCHED if (version := _version(name))}
+    for name in ("torch", "torchrec", CPU_FBGEMM):
+        importable = importlib.util.find_spec(_MODULES.get(name, name)) is not None
+        if name not in found and importable and not (name == CPU_FBGEMM and CUDA_FBGEMM in found):
+            found[name] = _UNKNOWN
+    return found
+
+
+def find_problems(versions: dict[str, str]) -> list[str]:
+    """What keeps these packages from being imported together, a sentence each; empty if nothing is known to.
+
+    Args:
+        versions: version by package, as ``installed_versions`` gives it.
+    """
+    fbgemm = [name for name in (CPU_FBGEMM, CUDA_FBGEMM) if name in versions]
+    if len(fbgemm) == 2:
+        return [f"{CPU_FBGEMM} and {CUDA_FBGEMM} are both installed, and overwrite each other's files."]
+    if not fbgemm or "torch" not in versions or "torchrec" not in versions:
+        missing = [name for name in ("torch", "torchrec") if name not in versions] + ([] if fbgemm else ["fbgemm"])
+        return [f"{name} is not installed." for name in missing]
+    if fbgemm == [CUDA_FBGEMM] and versions["torch"].endswith("+cpu"):
+        return [f"{CUDA_FBGEMM} cannot be loaded by the CPU-only torch {versions['torch']}; it takes {CPU_FBGEMM}."]
+    return _find_mismatches(versions, fbgemm[0])
+
+
+def find_gpu_problems(versions: dict[str, str], gpus: list[str]) -> list[str]:
+    """What keeps an importable set from using the GPUs that are there.
+
+    Args:
+        versions: version by package, as ``installed_versions`` gives it.
+        gpus: the GPUs, as ``hardware`` gives them.
+    """
+    if not gpus or CPU_FBGEMM not in versions or versions.get("torch", "+cpu").endswith("+cpu"):
+        return []
+    return [f"There is a GPU, and torch is built for it, but {CPU_FBGEMM} is not; it takes {CUDA_FBGEMM}."]
+
+
+def repair_commands(versions: dict[str, str]) -> list[str]:
+    """The commands that turn an installed set into the one this package is tested with.
+
+    Args:
+        versions: version by package, as ``installed_versions`` gives it.
+    """
+    torch = versions.get("torch", "")
+    fbgemm = "cuda" if _gpus() and not torch.endswith("+cpu") else "cpu"
+    strangers = [
+        name for name in (CPU_FBGEMM, CUDA_FBGEMM) if name in versions and not _pin(fbgemm).startswith(f"{name}=")
+    ]
+    commands = []
+    if strangers:  # they share their files, so one cannot go and leave the other whole
+        commands.append(f"pip uninstall --yes {CPU_FBGEMM} {CUDA_FBGEMM}")
+    if _series(torch) != _series(_pin("torch").partition("==")[2]):
+        commands.append(f"pip install {_pin('torch')}")
+    commands.append(f"pip install {_pin(fbgemm)} {' '.join(_requirements('with_torch'))}")
+    commands.append(f"pip install --no-deps {_pin('torchrec')}")
+    return commands
+
+
+@cache
+def hardware() -> dict[str, Any]:
+    """This machine: ``cpu``, ``cores`` (that this process may use), ``memory_gib``, ``gpus``, ``compiler``."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpu_model(),
+        "cores": available_cores(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": _gpus(),
+        "compiler": _first_line([os.environ.get("CXX", "c++"), "--version"]),
+    }
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _find_mismatches(versions: dict[str, str], fbgemm: str) -> list[str]:
+    if _UNKNOWN in (versions["torch"], versions["torchrec"], versions[fbgemm]):
+        return []
+    torch_series, fbgemm_series = _series(versions["torch"]), _series(versions[fbgemm])
+    problems = []
+    if _series(versions["torchrec"]) != fbgemm_series:
+        problems.append(f"torchrec {versions['torchrec']} does not match {fbgemm} {versions[fbgemm]}.")
+    known = fbgemm_series in TORCH_OF_FBGEMM or torch_series in TORCH_OF_FBGEMM.values()
+    if known and TORCH_OF_FBGEMM.get(fbgemm_series) != torch_series:
+        problems.append(f"{fbgemm} {versions[fbgemm]} does not match torch {versions['torch']}.")
+    return problems
+
+
+def _advice(problems: list[str], versions: dict[str, str]) -> str:
+    return "\n".join([*problems, "Type:", *(f"  {command}" for command in repair_commands(versions))])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _series(version: str | None) -> str | None:
+    match = re.match(r"\d+\.\d+", version or "")
+    return match[0] if match else None
+
+
+def _requirements(name: str) -> list[str]:
+    lines = (files("sidrec_torchrec") / "requirements" / f"{name}.txt").read_text().splitlines()
+    requirements = [line for line in lines if line and not line.startswith("#")]
+    return [f"'{line}'" if re.search("[<>]", line) else line for line in requirements]
+
+
+def _pin(name: str) -> str:
+    (requirement,) = _requirements(name)
+    return requirement
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@cache
+def _gpus() -> list[str]:
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    return [f"{line} driver" for line in _output(query).splitlines()]
+
+
+def _first_line(command: list[str]) -> str | None:
+    return next(iter(_output(command).splitlines()), None)
+
+
+def _output(command: list[str]) -> str:
+    """What a command prints; nothing if it is not there or fails."""
+    if shutil.which(command[0]) is None:
+        return ""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
