@@ -1,0 +1,32 @@
+# make demo and make test need nothing but python >= 3.10, git and make. Override: PYTHON=python3.12 VENV=dir DEVICE=cpu
+PYTHON ?= python3
+VENV ?= .venv
+ifndef DEVICE
+DEVICE := $(if $(findstring GPU,$(shell nvidia-smi -L 2>/dev/null)),cuda,cpu)
+endif
+
+# Newer than all that says what to install; the second time there is nothing to do, and no network is needed.
+READY := $(VENV)/.ready-$(DEVICE)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(READY) ## make the virtual environment: torch, torchrec and fbgemm for CPU or CUDA, and this package
+
+demo: $(READY) ## set up, then run the main job on a synthetic corpus; the report is demo/report.html
+	$(VENV)/bin/sidrec pipeline --out demo
+
+test: $(READY) ## set up, then run all tests
+	$(VENV)/bin/python -m pytest
+
+clean: ## remove the virtual environment, the demo's output and all caches
+	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find sidrec_torchrec tests torchx examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml scripts/setup.sh $(wildcard sidrec_torchrec/requirements/*.txt)
+	@scripts/setup.sh $(PYTHON) $(VENV) $(DEVICE)
+	@rm -f $(VENV)/.ready-*
+	@touch $@
