@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.buckets import EventBuckets, UserEvents
@@ -35,6 +36,7 @@ from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path, write_json
 
 SPLITS = ("train", "validation", "test")
+COLD_ITEMS_FILE = "cold_items.parquet"  # ids of the items kept out of training
 ROW_GROUP = 256  # rows of a sequences file read at once
 
 
@@ -76,7 +78,8 @@ class Prepared:
     """A folder of prepared sequences. Made by ``prepare`` or ``open_prepared``.
 
     Args:
-        folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, ``seen.npy`` and ``prepared.json``.
+        folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, ``cold_items.parquet``, ``seen.npy`` and
+            ``prepared.json``.
         num_items: items in the item file.
         user_features: number of codes by user feature; code 0 stands for a missing value.
         sampled_negatives: whether the negatives were sampled (logs of positives only).
@@ -126,9 +129,11 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
     vocabularies = _user_vocabularies(users)
     with atomic_path(out) as folder:
         buckets = EventBuckets.write(folder / "buckets", open_events(data), items, users, vocabularies)
-        seen, counts = _write_sequences(folder, buckets, items.num_items, config)
+        splitter = _Splitter(config, items.num_items)
+        seen, counts = _write_sequences(folder, buckets, splitter, config)
         shutil.rmtree(folder / "buckets")
         np.save(folder / "seen.npy", seen)
+        pq.write_table(pa.table({"item_id": items.ids()[splitter.cold]}), folder / COLD_ITEMS_FILE)
         write_json(
             folder / "prepared.json",
             {
@@ -142,10 +147,9 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
 
 
 def _write_sequences(
-    folder: Path, buckets: EventBuckets, num_items: int, config: PrepareConfig
+    folder: Path, buckets: EventBuckets, splitter: "_Splitter", config: PrepareConfig
 ) -> tuple[np.ndarray, dict[str, dict[str, int]]]:
     """Writes every split; returns the seen items, bool [num_items], and the counts by split."""
-    splitter = _Splitter(config, num_items)
     train_counts, test_counts = splitter.count_items(buckets)
     sampler = None
     if not buckets.has_labels:

@@ -1,5 +1,6 @@
 """What an arm costs in bytes: per event in a log, per event in the batch, and in tables of the model."""
 
+import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,8 +37,8 @@ def bytes_per_event(arm: Arm, prepared: Prepared) -> dict[str, float]:
 def table_bytes(model: nn.Module) -> int:
     """Bytes of the item tables and constants in the whole model, over all its processes."""
     state = model.module.items.state_dict() if hasattr(model, "module") else model.items.state_dict()
-    tensors = [value for value in state.values() if hasattr(value, "element_size")]
-    return sum(value.numel() * value.element_size() for value in tensors)
+    # size() and dtype also work for a ShardedTensor, whose size is that of all shards together.
+    return sum(math.prod(value.size()) * value.dtype.itemsize for value in state.values() if hasattr(value, "dtype"))
 
 
 def _parquet_bytes(columns: dict[str, pa.Array]) -> int:

@@ -67,6 +67,9 @@ class RankingMetrics:
             if torch.distributed.is_initialized():
                 torch.distributed.all_reduce(count)
             values[f"targets_{name}"] = float(count)
+        for name in SLICES:
+            if math.isnan(values[f"ne_{name}"]):  # empty or of one class: torchrec's AUC says 0.5 there
+                values[f"auc_{name}"] = values[f"calibration_{name}"] = math.nan
         shared = [values]
         if torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(shared)  # rank 0 alone gets torchrec's values

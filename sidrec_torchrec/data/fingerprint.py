@@ -1,0 +1,28 @@
+"""Which data a run was made from."""
+
+import hashlib
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from sidrec_torchrec.data.format import EVENTS_FILE, ITEMS_FILE, USERS_FILE
+
+
+def data_fingerprint(folder: Path) -> dict[str, str]:
+    """By file of a data folder, a hash of its size and its Parquet footer (schema, offsets, column statistics).
+
+    Reads the footers alone, so that it is quick at any size.
+    """
+    return {
+        name: _fingerprint(folder / name)
+        for name in (ITEMS_FILE, EVENTS_FILE, USERS_FILE)
+        if (folder / name).exists()
+    }
+
+
+def _fingerprint(path: Path) -> str:
+    size = path.stat().st_size
+    footer = pq.read_metadata(path).serialized_size + 8  # length and magic number behind it
+    with path.open("rb") as file:
+        file.seek(size - footer)
+        return hashlib.sha256(size.to_bytes(8, "little") + file.read()).hexdigest()[:16]

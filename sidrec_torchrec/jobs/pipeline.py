@@ -1,0 +1,237 @@
+"""The main job: tokenizers, semantic IDs, a ranker per arm and seed, and a report on what each arm is worth."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from sidrec_torchrec.data.fingerprint import data_fingerprint
+from sidrec_torchrec.data.format import open_items, validate
+from sidrec_torchrec.data.prepare import PrepareConfig
+from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
+from sidrec_torchrec.environment import versions_and_hardware
+from sidrec_torchrec.errors import RunMismatchError, SidrecError
+from sidrec_torchrec.files import write_json
+from sidrec_torchrec.jobs import encode_corpus, prepare, train_ranker, train_tokenizer
+from sidrec_torchrec.jobs.distributed import Processes, process_group
+from sidrec_torchrec.jobs.progress import stage
+from sidrec_torchrec.jobs.report import BASE_ARM, print_report, summarize_arm
+from sidrec_torchrec.jobs.report_html import write_html
+from sidrec_torchrec.jobs.runs import open_run
+from sidrec_torchrec.ranker.arms import ARMS, ArmConfig
+from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.sharding import OptimizerConfig
+
+SYNTHETIC_TARGETS = ("category", "tags")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """What to compare, on what.
+
+    Args:
+        out: folder for everything the run makes.
+        data: folder of ``items.parquet``, ``events.parquet`` and, optionally, ``users.parquet``; none given: a synthetic
+            corpus is made.
+        arms: ways of feeding items to compare, in this order.
+        seeds: rankers per arm, with seeds 0, 1, ...
+        source: sources to use; none named means all.
+        target: categorical columns the fused tokenizer predicts; none named means no target.
+        cold_fraction: share of the items kept out of training (of tokenizers too), to test on unseen items.
+        max_history: most events before a row's first target.
+        stages: the fused tokenizer's digits.
+        rq_stages: digits of the traditional tokenizers, one per source, that prefix-ngram reads.
+        epochs: passes over the training sequences.
+        batch_events: events in a batch over all processes, padding included.
+        model: sizes of the ranker.
+        arm: choices within arms.
+        optimizer: rates and schedule of the ranker.
+    """
+
+    out: Path
+    data: Path | None = None
+    arms: tuple[str, ...] = ARMS
+    seeds: int = 1
+    source: tuple[str, ...] = ()
+    target: tuple[str, ...] = ()
+    cold_fraction: float = 0.25
+    max_history: int = 512
+    stages: str = "ternary*25"
+    rq_stages: str = "onehot:256*3"
+    epochs: int = 4
+    batch_events: int = 8192
+    model: RankerConfig = field(default_factory=RankerConfig)
+    arm: ArmConfig = field(default_factory=ArmConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        for name in self.arms:
+            if name not in ARMS:
+                raise SidrecError(f"unknown arm '{name}'; there are {', '.join(ARMS)}")
+        if len(set(self.arms)) != len(self.arms) or not self.arms:
+            raise SidrecError(f"name each arm once, got '{','.join(self.arms)}'")
+        if self.seeds < 1:
+            raise SidrecError(f"seeds must be at least 1, got {self.seeds}")
+
+
+def main(config: PipelineConfig) -> dict[str, Any]:
+    """Runs every step that is not finished yet, prints the table, writes ``report.json`` and ``report.html``.
+
+    Returns:
+        The content of ``report.json``.
+
+    Raises:
+        DataError: on bad data; names file, column and row.
+        RunMismatchError: if ``out`` holds another run.
+    """
+    with process_group() as processes:
+        report = _Pipeline(config, processes).run()
+        if processes.is_main:
+            write_json(config.out / "report.json", report)
+            write_html(report, config.out)
+            print_report(report)
+            print(f"report: {config.out / 'report.html'}")
+        dist.barrier()
+        return report
+
+
+class _Pipeline:
+    """One run; its steps leave their results in folders of ``out``, so that a second run finds them."""
+
+    def __init__(self, config: PipelineConfig, processes: Processes) -> None:
+        self.config = config
+        self.processes = processes
+        self.out = config.out
+        self.data = config.data or config.out / "data"
+
+    def run(self) -> dict[str, Any]:
+        open_run(self.out, self.config, ignore=("out", "arms", "seeds"))
+        self._open_data()
+        self.sources = self.config.source or tuple(open_items(self.data).source_dims)
+        self.targets = self.config.target or (() if self.config.data else SYNTHETIC_TARGETS)
+        open_items(self.data, sources=self.sources, targets=self.targets)  # refuses unknown columns
+        self._prepare()
+        tokenizers = {}
+        if "side" in self.config.arms:
+            tokenizers["side"] = self._tokenize("side", self.sources, self.targets, self.config.stages)
+        if "prefix-ngram" in self.config.arms:
+            for source in self.sources:
+                tokenizers[source] = self._tokenize(source, (source,), (), self.config.rq_stages)
+        runs = {arm: [self._rank(arm, seed) for seed in range(self.config.seeds)] for arm in self.config.arms}
+        return self._report(tokenizers, runs)
+
+    def _prepare(self) -> None:
+        protocol = PrepareConfig(cold_fraction=self.config.cold_fraction, max_history=self.config.max_history)
+        job = prepare.PrepareJobConfig(data=self.data, out=self.out / "prepared", protocol=protocol)
+        self._timed("prepare", lambda: prepare.main(job))
+
+    def _tokenize(self, name: str, sources: tuple[str, ...], targets: tuple[str, ...], stages: str) -> dict[str, Any]:
+        """Trains a tokenizer and encodes the corpus with it; returns its metrics."""
+        train = train_tokenizer.TrainTokenizerConfig(
+            data=self.data,
+            out=self.out / "tokenizers" / name,
+            source=sources,
+            target=targets,
+            stages=stages,
+            exclude=self.out / "prepared" / "sequences" / "cold_items.parquet",
+        )
+        metrics = self._timed(f"train tokenizer {name}", lambda: train_tokenizer.main(train))
+        encode = encode_corpus.EncodeCorpusConfig(data=self.data, tokenizer=train.out, out=self.out / "sids" / name)
+        report = self._timed(f"encode {name}", lambda: encode_corpus.main(encode))
+        return {"training": metrics, "corpus": report}
+
+    def _rank(self, arm: str, seed: int) -> dict[str, Any]:
+        job = train_ranker.TrainRankerConfig(
+            data=self.data,
+            prepared=self.out / "prepared" / "sequences",
+            out=self.out / "rankers" / arm / f"seed-{seed}",
+            arm=arm,
+            source=self.sources if arm == "raw" else (),
+            sids=self.out / "sids" / "side" if arm == "side" else None,
+            source_sids=tuple(self.out / "sids" / s for s in self.sources) if arm == "prefix-ngram" else (),
+            epochs=self.config.epochs,
+            batch_events=self.config.batch_events,
+            seed=seed,
+            model=self.config.model,
+            arms=self.config.arm,
+            optimizer=self.config.optimizer,
+        )
+        return self._timed(f"train ranker {arm} seed {seed}", lambda: train_ranker.main(job))
+
+    def _report(self, tokenizers: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+        sequences = json.loads((self.out / "prepared" / "sequences" / "prepared.json").read_text())
+        steps = self._steps()
+        return {
+            "arms": {arm: summarize_arm(results, runs.get(BASE_ARM)) for arm, results in runs.items()},
+            "tokenizer": tokenizers,
+            "seeds": self.config.seeds,
+            "protocol": _protocol(self.config, sequences),
+            "data": {"folder": str(self.data), "sources": self.sources, "targets": self.targets}
+            | json.loads((self.out / "data.json").read_text()),
+            "sequences": sequences,
+            "command": " ".join(["sidrec", *map(shlex.quote, sys.argv[1:])]),
+            **versions_and_hardware(),
+            "processes": self.processes.world_size,
+            "steps": steps,
+            "seconds": sum(steps.values()),
+        }
+
+    def _steps(self) -> dict[str, float]:
+        """Seconds of each finished step, over all the runs that worked on this folder."""
+        path = self.out / "steps.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _timed(self, name: str, job: Callable[[], Any]) -> Any:
+        """Runs a step; notes its seconds if it was not finished before."""
+        start = time.monotonic()
+        result = job()
+        if self.processes.is_main:
+            steps = self._steps()
+            if name not in steps:
+                write_json(self.out / "steps.json", steps | {name: time.monotonic() - start})
+        dist.barrier()
+        return result
+
+    def _open_data(self) -> None:
+        """Makes or checks the data on the main process; refuses data that changed since the run began."""
+        message = [None]
+        if self.processes.is_main:
+            try:
+                self._check_data(self.out / "data.json")
+            except SidrecError as error:
+                message = [error]
+        dist.broadcast_object_list(message)
+        if message[0] is not None:
+            raise message[0]
+
+    def _check_data(self, path: Path) -> None:
+        if path.exists():
+            if json.loads(path.read_text())["fingerprint"] != data_fingerprint(self.data):
+                raise RunMismatchError(f"{self.out}: {self.data} changed since this run began; give another --out")
+            return
+        if self.config.data is None:
+            write_synthetic(SyntheticConfig(), self.data, progress=True)
+        with stage("check data", None, show=True) as progress:
+            summary = validate(self.data)
+            progress.advance(0, f"{summary['events']:,} events, {summary['users']:,} users, {summary['items']:,} items")
+        write_json(path, {"summary": summary, "fingerprint": data_fingerprint(self.data)})
+
+
+def _protocol(config: PipelineConfig, sequences: dict[str, Any]) -> str:
+    """How targets were made and split, in words."""
+    text = (
+        "Per user, the last 20% of events are the test targets and read every earlier event; "
+        f"{config.cold_fraction:.0%} of the items, drawn at random, are kept out of training (cold)."
+    )
+    if sequences["sampled_negatives"]:
+        text += (
+            " The log holds positives only: each target has one sampled negative, matched in popularity (drawn from the "
+            "events of other users in the same split, seen or cold alike)."
+        )
+    return text

@@ -1,0 +1,46 @@
+"""Splits event logs into training, validation and test sequences."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.jobs.distributed import process_group
+from sidrec_torchrec.jobs.progress import stage
+from sidrec_torchrec.jobs.runs import open_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareJobConfig:
+    """What to split, and how.
+
+    Args:
+        data: folder of ``items.parquet``, ``events.parquet`` and, optionally, ``users.parquet``.
+        out: folder for the sequences.
+        protocol: which events train, validate and test.
+    """
+
+    data: Path
+    out: Path
+    protocol: PrepareConfig = field(default_factory=PrepareConfig)
+
+
+def main(config: PrepareJobConfig) -> dict[str, Any]:
+    """Writes the sequences; one process works, the others wait. Returns counts by split.
+
+    Raises:
+        DataError: on bad data; names file, column and row.
+        RunMismatchError: if ``out`` holds sequences of another protocol or other data.
+    """
+    with process_group() as processes:
+        run = open_run(config.out, config)
+        if run.result is not None:
+            return run.result
+        result = None
+        if processes.is_main:
+            with stage("prepare sequences", None, show=True) as progress:
+                prepared = prepare(config.data, config.out / "sequences", config.protocol)
+                result = prepared.counts
+                progress.advance(0, ", ".join(f"{s} {c['targets']:,} targets" for s, c in result.items()))
+        run.finish(result)
+        return open_prepared(config.out / "sequences").counts

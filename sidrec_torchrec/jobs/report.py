@@ -1,0 +1,77 @@
+"""What a comparison of arms came to: report.json and the table on the terminal."""
+
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+BASE_ARM = "none"  # NE gains are relative to it
+
+
+def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """One arm over its seeds.
+
+    Args:
+        runs: ``metrics.json`` of each seed.
+        base: the same of the arm ``none``; None if it was not run, then there are no gains.
+
+    Returns:
+        Values per seed, NE gains of the means, (NE_base - NE_arm) / NE_base, and what the arm costs.
+    """
+    summary: dict[str, Any] = {}
+    for kind in ("ne", "auc", "calibration"):
+        for part in ("warm", "cold", "all"):
+            summary[f"{kind}_{part}"] = [run["test"][f"{kind}_{part}"] for run in runs]
+    for part in ("warm", "cold", "all"):
+        own, its = _mean(summary[f"ne_{part}"]), _mean([run["test"][f"ne_{part}"] for run in base or []])
+        summary[f"ne_gain_{part}"] = None if own is None or its is None else (its - own) / its
+    for name in ("bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes"):
+        summary[name] = runs[0][name]
+    summary["train_events_per_s"] = _mean([run["train_events_per_s"] for run in runs])
+    summary["best_epoch"] = [run["best_epoch"] + 1 for run in runs]
+    summary["train_seconds"] = [run["train_seconds"] for run in runs]
+    return summary
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The table of arms, as a user reads it."""
+    seeds = report["seeds"]
+    protocol = report["protocol"]
+    title = f"NE by arm, {seeds} seed{'s' * (seeds > 1)}: lower is better; cold = items unseen in training"
+    table = Table(title=title, title_justify="left")
+    for column in ("arm", "NE warm", "NE cold", "gain warm", "gain cold", "B/event stored", "B/event KJT"):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    table.add_column("table bytes", justify="right")
+    table.add_column("train events/s", justify="right")
+    for name, arm in report["arms"].items():
+        table.add_row(
+            name,
+            spread(arm["ne_warm"]),
+            spread(arm["ne_cold"]),
+            _percent(arm["ne_gain_warm"]),
+            _percent(arm["ne_gain_cold"]),
+            f"{arm['bytes_per_event_stored']:,.1f}",
+            f"{arm['bytes_per_event_kjt']:,.0f}",
+            f"{arm['table_bytes']:,}",
+            f"{arm['train_events_per_s']:,.0f}",
+        )
+    console = Console(width=max(Console().width, 120))
+    console.print(table)
+    console.print(protocol, highlight=False)
+
+
+def spread(values: list[float | None]) -> str:
+    """Mean and, over several seeds, standard deviation; a dash where a value is not defined."""
+    mean = _mean(values)
+    if mean is None:
+        return "-"
+    return f"{mean:.4f}" + (f" ±{stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def _mean(values: list[float | None]) -> float | None:
+    return fmean(values) if values and None not in values else None
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:+.2f}%"

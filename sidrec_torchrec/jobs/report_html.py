@@ -1,0 +1,142 @@
+"""report.html: the table and the pictures of a comparison, one file that needs no network."""
+
+import base64
+import html
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
+from matplotlib.axes import Axes  # noqa: E402
+
+from sidrec_torchrec.files import atomic_path  # noqa: E402
+from sidrec_torchrec.jobs.report import spread  # noqa: E402
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68em; margin: 2em auto; padding: 0 1em; color: #1a1a1a }
+table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums }
+th, td { padding: .3em .8em; text-align: right; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+figure { margin: 2em 0 } img { max-width: 100% } figcaption { color: #555 } code { background: #f4f4f4; padding: .1em .3em }
+"""
+_PARTS = {"warm": "#3b6fb6", "cold": "#d9822b"}
+
+
+def write_html(report: dict[str, Any], folder: Path) -> None:
+    """Writes ``report.html`` and its pictures (``plots/*.png``, also inside the page) into ``folder``."""
+    figures = [
+        _figure(folder, "ne_by_arm", "NE by arm, mean and standard deviation over seeds (lower is better).", report,
+                _plot_ne_by_arm),
+        _figure(folder, "gain_by_bytes", "NE gain over the arm <code>none</code> against the bytes an event costs in a "
+                "log.", report, _plot_gain_by_bytes),
+        _figure(folder, "reconstruction_by_prefix", "Relative squared error of each source decoded from the first "
+                "digits of the SID, over the whole corpus.", report, _plot_reconstruction),
+    ]
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>sidrec report</title><style>{_STYLE}</style>
+<h1>What each way of feeding items is worth</h1>
+<p>{html.escape(report["protocol"])}</p>
+{_table(report)}
+{"".join(figures)}
+<h2>How it was made</h2>
+<p><code>{html.escape(report["command"])}</code></p>
+<p>{report["seconds"]:.0f} s on {html.escape(_flat(report["hardware"]))}, {report["processes"]} process(es).
+{html.escape(_flat(report["versions"]))}.</p></html>"""
+    with atomic_path(folder / "report.html") as path:
+        path.write_text(page)
+
+
+def _table(report: dict[str, Any]) -> str:
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "NE warm": lambda arm: spread(arm["ne_warm"]),
+        "NE cold": lambda arm: spread(arm["ne_cold"]),
+        "gain warm": lambda arm: _percent(arm["ne_gain_warm"]),
+        "gain cold": lambda arm: _percent(arm["ne_gain_cold"]),
+        "AUC warm": lambda arm: spread(arm["auc_warm"]),
+        "AUC cold": lambda arm: spread(arm["auc_cold"]),
+        "bytes/event stored": lambda arm: f"{arm['bytes_per_event_stored']:,.1f}",
+        "bytes/event KJT": lambda arm: f"{arm['bytes_per_event_kjt']:,.0f}",
+        "table bytes": lambda arm: f"{arm['table_bytes']:,}",
+        "train events/s": lambda arm: f"{arm['train_events_per_s']:,.0f}",
+    }
+    head = "".join(f"<th>{name}</th>" for name in ("arm", *columns))
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{cell}</td>" for cell in (name, *(show(arm) for show in columns.values()))) + "</tr>"
+        for name, arm in report["arms"].items()
+    )
+    return f"<table><tr>{head}</tr>{rows}</table>"
+
+
+def _figure(
+    folder: Path, name: str, caption: str, report: dict[str, Any], plot: Callable[[Axes, dict[str, Any]], bool]
+) -> str:
+    """Draws one picture; an empty string if there is nothing to draw."""
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    drawn = plot(axes, report)
+    path = folder / "plots" / f"{name}.png"
+    if drawn:
+        axes.spines[["top", "right"]].set_visible(False)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=150, format="png")
+    plt.close(figure)
+    if not drawn:
+        return ""
+    image = base64.b64encode(path.read_bytes()).decode()
+    return f'<figure><img alt="{name}" src="data:image/png;base64,{image}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _plot_ne_by_arm(axes: Axes, report: dict[str, Any]) -> bool:
+    arms = list(report["arms"])
+    values = []
+    for shift, (part, color) in zip((-0.18, 0.18), _PARTS.items(), strict=True):
+        for place, arm in enumerate(arms):
+            seeds = [v for v in report["arms"][arm][f"ne_{part}"] if v is not None]
+            if not seeds:
+                continue
+            mean = sum(seeds) / len(seeds)
+            deviation = (sum((v - mean) ** 2 for v in seeds) / max(len(seeds) - 1, 1)) ** 0.5
+            label = part if part not in axes.get_legend_handles_labels()[1] else None
+            axes.bar(place + shift, mean, 0.34, yerr=deviation or None, capsize=3, color=color, label=label)
+            axes.annotate(f"{mean:.3f}", (place + shift, mean + deviation), ha="center", va="bottom", fontsize=8)
+            values += seeds
+    if not values:
+        return False
+    margin = 0.15 * (max(values) - min(values)) + 0.01
+    axes.set_ylim(min(values) - margin, max(values) + margin)
+    axes.set_xticks(range(len(arms)), arms)
+    axes.set_ylabel("normalized entropy (axis does not start at 0)")
+    axes.legend(frameon=False)
+    return True
+
+
+def _plot_gain_by_bytes(axes: Axes, report: dict[str, Any]) -> bool:
+    drawn = False
+    for part, color in _PARTS.items():
+        points = [
+            (arm["bytes_per_event_stored"], 100 * arm[f"ne_gain_{part}"], name)
+            for name, arm in report["arms"].items()
+            if arm[f"ne_gain_{part}"] is not None and arm["bytes_per_event_stored"] > 0
+        ]
+        if points:
+            drawn = True
+            axes.scatter(*zip(*[(x, y) for x, y, _ in points], strict=True), color=color, label=part)
+        for x, y, name in points:
+            axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=9)
+    if drawn:
+        axes.set_xscale("log")
+        axes.axhline(0, color="#999", linewidth=0.8)
+        axes.set_xlabel("bytes per event stored")
+        axes.set_ylabel("NE gain, %")
+        axes.legend(frameon=False)
+    return drawn
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:+.2f}%"
+
+
+def _flat(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,0 +1,97 @@
+"""Target attention and padding against plain loops."""
+
+import math
+
+import pytest
+import torch
+
+from sidrec_torchrec.ranker.attention import GAP_BUCKETS, TargetAttention, gap_bucket
+from sidrec_torchrec.ranker.padding import RowLayout
+
+
+def attend_by_loops(attention: TargetAttention, q_BMD, items_BTD, events_BTD, actions_BT, gaps_BMT, mask_BMT):
+    """The definition, one candidate, one head and one event at a time."""
+    B, M, D = q_BMD.shape
+    H, d = attention.num_heads, D // attention.num_heads
+    pooled = torch.zeros(B, M, D)
+    for b in range(B):
+        for m in range(M):
+            for h in range(H):
+                part = slice(h * d, (h + 1) * d)
+                q = attention.query(q_BMD[b, m])[part]
+                weights, values = [attention.sink[h].exp()], [torch.zeros(d)]
+                for t in range(items_BTD.shape[1]):
+                    if mask_BMT[b, m, t]:
+                        score = q @ attention.key(items_BTD[b, t])[part] / math.sqrt(d)
+                        score = score + attention.gap_bias.weight[gaps_BMT[b, m, t], h]
+                        score = score + attention.action_bias.weight[actions_BT[b, t], h]
+                        weights.append(score.exp())
+                        values.append(attention.value(events_BTD[b, t])[part])
+                pooled[b, m, part] = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+    return attention.output(pooled)
+
+
+def make_inputs(B=2, M=3, T=5, D=8):
+    generator = torch.Generator().manual_seed(0)
+    q, items, events = (torch.randn(B, n, D, generator=generator) for n in (M, T, T))
+    actions = torch.randint(0, 2, (B, T), generator=generator)
+    gaps = torch.randint(0, GAP_BUCKETS, (B, M, T), generator=generator)
+    mask = torch.rand(B, M, T, generator=generator) < 0.6
+    mask[0, 0] = False  # an empty history
+    return q, items, events, actions, gaps, mask
+
+
+def make_attention(dim=8, heads=2):
+    torch.manual_seed(0)
+    attention = TargetAttention(dim, heads, num_actions=2)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return attention
+
+
+def test_equals_the_definition():
+    attention, inputs = make_attention(), make_inputs()
+    torch.testing.assert_close(attention(*inputs), attend_by_loops(attention, *inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_empty_history_pools_zeros():
+    attention, inputs = make_attention(), make_inputs()
+    torch.testing.assert_close(attention(*inputs)[0, 0], attention.output.bias)
+
+
+def test_gradients_equal_those_of_the_definition():
+    attention, inputs = make_attention(), make_inputs()
+    gradients = []
+    for function in (attention, lambda *args: attend_by_loops(attention, *args)):
+        attention.zero_grad()
+        function(*inputs).square().sum().backward()
+        gradients.append([p.grad.clone() for p in attention.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
+def test_masked_events_change_nothing():
+    attention, (q, items, events, actions, gaps, mask) = make_attention(), make_inputs()
+    unread_BT1 = ~mask.any(dim=1).unsqueeze(-1)
+    before = attention(q, items, events, actions, gaps, mask)
+    after = attention(q, items + 9 * unread_BT1, events - 9 * unread_BT1, actions, gaps, mask)
+    torch.testing.assert_close(before, after)
+
+
+def test_heads_must_divide_dim():
+    with pytest.raises(ValueError, match="dim 10 is not a multiple of num_heads 4"):
+        TargetAttention(10, 4, 2)
+
+
+def test_gap_bucket_is_floor_of_log2():
+    gaps = torch.tensor([-5, 0, 1, 2, 3, 6, 7, 8, 1 << 20, (1 << 20) - 2, 1 << 62])
+    assert gap_bucket(gaps).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 20, 19, GAP_BUCKETS - 1]
+
+
+def test_padding_is_right_aligned():
+    layout = RowLayout.of(torch.tensor([3, 1, 4]), torch.tensor([2, 1, 3]))
+    block = layout.pad(torch.arange(1, 9))
+    assert block.tolist() == [[0, 1, 2, 3], [0, 0, 0, 4], [5, 6, 7, 8]]
+    assert layout.targets(block).tolist() == [[1, 2, 3], [0, 0, 4], [6, 7, 8]]
+    assert layout.is_target_BM.tolist() == [[False, True, True], [False, False, True], [True, True, True]]
+    assert layout.pad(torch.ones(8, dtype=torch.bool)).tolist() == (block > 0).tolist()
+    assert layout.pad(torch.ones(8, 2)).shape == (3, 4, 2)
