@@ -1,0 +1,200 @@
+"""What every converter needs: events sorted by user on disk, and sources joined to items."""
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sidrec_torchrec.data.parquet import ParquetTable, is_vector, vectors
+from sidrec_torchrec.data.text_source import HashedTfidf
+from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.files import atomic_path
+
+EVENTS_SCHEMA = pa.schema(
+    [
+        ("user_id", pa.int64()),
+        ("item_id", pa.int64()),
+        ("timestamp", pa.int64()),
+        ("label", pa.int8()),
+        ("rating", pa.float32()),
+    ]
+)
+
+_NUM_BUCKETS = 64
+_TEXT_BATCH = 4096
+
+
+@dataclass
+class EventSink:
+    """Where a converter puts its events; made by ``write_sorted_events``."""
+
+    min_rating: float
+    writers: list[pa.ipc.RecordBatchFileWriter]
+    num_events: int = 0
+    num_positives: int = 0
+
+    def add(self, user_N: np.ndarray, item_N: np.ndarray, time_N: np.ndarray, rating_N: np.ndarray) -> None:
+        """Takes N events; a rating of at least ``min_rating`` makes a positive."""
+        label_N = (rating_N >= self.min_rating).astype(np.int8)
+        batch = pa.record_batch([user_N, item_N, time_N, label_N, rating_N.astype(np.float32)], schema=EVENTS_SCHEMA)
+        bucket_N = user_N % _NUM_BUCKETS
+        for bucket in np.unique(bucket_N):
+            self.writers[bucket].write_batch(batch.take(pa.array(np.flatnonzero(bucket_N == bucket))))
+        self.num_events += len(user_N)
+        self.num_positives += int(label_N.sum())
+
+
+def write_sorted_events(path: Path, min_rating: float, fill: Callable[[EventSink], None]) -> EventSink:
+    """Writes an event file in which each user's events stand together, ordered by time, ties as they came.
+
+    Memory holds one of 64 buckets of users at a time; the disk beside ``path`` holds all events once more.
+
+    Args:
+        path: the file.
+        min_rating: from this rating on the label is 1.
+        fill: adds all events to the sink.
+
+    Raises:
+        DataError: if there are no events.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        buckets = [Path(folder) / f"{bucket}.arrow" for bucket in range(_NUM_BUCKETS)]
+        with ExitStack() as stack:
+            sink = EventSink(
+                min_rating, [stack.enter_context(pa.ipc.new_file(str(bucket), EVENTS_SCHEMA)) for bucket in buckets]
+            )
+            fill(sink)
+        if sink.num_events == 0:
+            raise DataError(f"{path}: not written: no events are left. Is the input empty, or min_events too high?")
+        with atomic_path(path) as temporary, pq.ParquetWriter(temporary, EVENTS_SCHEMA, compression="zstd") as writer:
+            for bucket in buckets:
+                with pa.memory_map(str(bucket)) as file:
+                    table = pa.ipc.open_file(file).read_all()
+                    order = np.lexsort((table["timestamp"].to_numpy(), table["user_id"].to_numpy()))
+                    if len(order):
+                        writer.write_table(table.take(pa.array(order)))
+    return sink
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Writes a table, whole or not at all."""
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def with_sources(items: pa.Table, *, text_dim: int, embeddings: Path | None) -> pa.Table:
+    """Adds the sources to a table of items.
+
+    Args:
+        items: at least ``item_id`` and ``text``.
+        text_dim: width of the source ``text_emb`` made of ``text`` (see ``HashedTfidf``); 0 for none.
+        embeddings: more sources, computed elsewhere (see ``read_embeddings``).
+    """
+    columns = {}
+    if text_dim:
+        columns["text_emb"] = _text_source(items["text"].to_pylist(), text_dim)
+    if embeddings is not None:
+        columns |= read_embeddings(embeddings, items)
+    for name, column in columns.items():
+        items = items.append_column(name, column)
+    return items
+
+
+def read_embeddings(path: Path, items: pa.Table) -> dict[str, pa.Array]:
+    """Vectors computed elsewhere, as sources aligned with the items; null for an item without one.
+
+    Args:
+        path: ``.npy``: floats [num_items, d], in the order of the rows of the items file (convert once without
+            embeddings, compute a vector of each row's ``text``, convert again); the source is named like the file.
+            ``.parquet``: a key column (``item_id``, or any other column the items have), and one column of float lists
+            per source; rows of unknown items are left out.
+        items: the items.
+
+    Raises:
+        DataError: if the file is missing or of another kind, has another number of rows (.npy) or no key (.parquet),
+            repeats a key, or holds a value that is not finite.
+    """
+    path = Path(path)
+    if path.suffix == ".npy":
+        return {_source_name(path): _from_npy(path, items.num_rows)}
+    if path.suffix == ".parquet":
+        return _from_parquet(path, items)
+    raise DataError(f"{path}: embeddings come as .npy or .parquet")
+
+
+def _text_source(texts: Sequence[str], dim: int) -> pa.Array:
+    if not any(re.search(r"\w", text) for text in texts):
+        raise DataError("no item has any text; turn the text source off with text_dim 0 and give embeddings")
+    embedder = HashedTfidf(dim).fit(texts)
+    x_ND = np.concatenate([embedder.transform(texts[i : i + _TEXT_BATCH]) for i in range(0, len(texts), _TEXT_BATCH)])
+    return _fixed_size(x_ND, x_ND.any(axis=1))
+
+
+def _source_name(path: Path) -> str:
+    return re.sub(r"\W", "_", path.stem)
+
+
+def _from_npy(path: Path, num_items: int) -> pa.Array:
+    try:
+        x_ND = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a NumPy array: {error}") from error
+    if x_ND.ndim != 2 or len(x_ND) != num_items or not np.issubdtype(x_ND.dtype, np.floating):
+        raise DataError(
+            f"{path}: need floats of shape [{num_items}, d], one row for each row of the items file; got {x_ND.dtype} "
+            f"of shape {list(x_ND.shape)}"
+        )
+    x_ND = np.asarray(x_ND, np.float32)
+    _check_finite(x_ND, f"{path}: ")
+    return _fixed_size(x_ND, x_ND.any(axis=1))
+
+
+def _from_parquet(path: Path, items: pa.Table) -> dict[str, pa.Array]:
+    schema = ParquetTable.open(path).schema
+    keys = [name for name in items.column_names if name in schema.names and not is_vector(schema.field(name).type)]
+    names = [field.name for field in schema if is_vector(field.type)]
+    if not keys or not names:
+        raise DataError(
+            f"{path}: need a key column (one of {', '.join(items.column_names)}) and a column of float lists; the file "
+            f"has {', '.join(schema.names)}"
+        )
+    table = pq.read_table(path, columns=[keys[0], *names]).combine_chunks()
+    key = table[keys[0]].cast(items.schema.field(keys[0]).type)
+    if pc.count_distinct(key, mode="all").as_py() != len(key):
+        raise DataError(f"{path}: column '{keys[0]}' repeats a value; each item needs one row")
+    place_N = pc.index_in(items[keys[0]], value_set=key)
+    if place_N.null_count == len(place_N):
+        raise DataError(f"{path}: column '{keys[0]}' names none of the items")
+    return {name: _joined(table[name], place_N, f"{path}: column '{name}', ") for name in names}
+
+
+def _joined(column: pa.ChunkedArray, place_N: pa.ChunkedArray, where: str) -> pa.Array:
+    column = column.combine_chunks()
+    widths = pc.drop_null(pc.unique(pc.list_value_length(column))).to_pylist()
+    if len(widths) != 1:
+        raise DataError(f"{where}vectors of one width needed, found widths {sorted(widths)}")
+    x_ND, _, _ = vectors(column, widths[0])
+    _check_finite(x_ND, where)
+    known_N = place_N.is_valid().to_numpy()
+    aligned_ND = np.where(known_N[:, None], x_ND[pc.fill_null(place_N, 0).to_numpy()], 0.0)
+    return _fixed_size(aligned_ND, aligned_ND.any(axis=1))
+
+
+def _check_finite(x_ND: np.ndarray, where: str) -> None:
+    with np.errstate(over="ignore"):
+        finite_N = np.isfinite(x_ND.astype(np.float16)).all(axis=1)
+    if not finite_N.all():
+        raise DataError(f"{where}row {int(np.argmin(finite_N))}: a value is not finite, or too large for float16")
+
+
+def _fixed_size(x_ND: np.ndarray, present_N: np.ndarray) -> pa.Array:
+    flat = pa.array(x_ND.astype(np.float16).ravel(), pa.float16())
+    return pa.FixedSizeListArray.from_arrays(flat, x_ND.shape[1], mask=pa.array(~present_N))
