@@ -8,6 +8,7 @@ analysis (Deerwester et al. 1990), computed by the randomized range finder of Ha
 import re
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ class HashedTfidf:
     def _buckets(self, text: str) -> list[int]:
         words = _WORD.findall(text.lower())[: self.max_words]
         buckets = [bucket for word in words for bucket in self._parts(word)]
-        buckets += [self._hash(f"{a} {b}") for a, b in zip(words, words[1:], strict=False)]
+        buckets += [self._hash(f"{a} {b}") for a, b in pairwise(words)]
         return buckets
 
     def _parts(self, word: str) -> list[int]:
