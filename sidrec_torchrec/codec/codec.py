@@ -1,0 +1,134 @@
+"""The codec: all that decodes a SID, under one fingerprint."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.codec.quantizer import Quantizer
+from sidrec_torchrec.errors import CodecMismatchError, DataError
+from sidrec_torchrec.files import atomic_path, write_json
+
+_JSON_FILE, _TENSOR_FILE = "codec.json", "codec.pt"
+
+
+@dataclass(frozen=True, eq=False)
+class Codec:
+    """How packed SIDs become vectors: ``offset + sum_j digit_tables[j][digit_j]``.
+
+    Args:
+        spec: digits, packing and fingerprint.
+        offset_D: float32 [D].
+        digit_tables: per digit, float32 [radix_j, D].
+    """
+
+    spec: SIDSpec
+    offset_D: Tensor
+    digit_tables: tuple[Tensor, ...]
+
+    @staticmethod
+    def of(quantizer: Quantizer, fingerprint: str) -> "Codec":
+        """The codec of a trained quantizer, with a fingerprint of everything that encodes; see ``fingerprint_of``."""
+        offset, *tables = (
+            t.detach().cpu().float().clone() for t in (quantizer.offset, *quantizer.digit_tables())
+        )
+        return Codec(SIDSpec(quantizer.stages, fingerprint), offset, tuple(tables))
+
+    @property
+    def dim(self) -> int:
+        """D, the width of decoded vectors."""
+        return len(self.offset_D)
+
+    def decode(self, words_NW: Tensor, *, num_digits: int | None = None) -> Tensor:
+        """Vectors of packed SIDs.
+
+        Args:
+            words_NW: int64 [N, W].
+            num_digits: decode only this many first digits; None for all.
+
+        Returns:
+            float32 [N, D].
+
+        Raises:
+            ValueError: on words that are not of this spec; names the row.
+        """
+        digits_NL = self.spec.unpack(words_NW).long()
+        z_ND = self.offset_D.repeat(len(digits_NL), 1)
+        for j, table in enumerate(self.digit_tables[:num_digits]):
+            z_ND += table[digits_NL[:, j]]
+        return z_ND
+
+    def value_tables(self) -> tuple[Tensor, ...]:
+        """Per digit, the vectors its alphabet stands for, each digit in slots of its own: float32 [radix_j, width].
+
+        Their sum over the digits is the SID as a plain vector: 25 trits give 25 floats of -1, 0 and 1.
+        """
+        width = sum(stage.width for stage in self.spec.stages)
+        tables, first = [], 0
+        for stage in self.spec.stages:
+            table = torch.zeros(stage.radix, width)
+            table[:, first : first + stage.width] = stage.values()
+            tables.append(table)
+            first += stage.width
+        return tuple(tables)
+
+    def check(self, fingerprint: str, where: str) -> None:
+        """Refuses SIDs of another codec.
+
+        Args:
+            fingerprint: what the SIDs carry.
+            where: what carries it, for the message.
+
+        Raises:
+            CodecMismatchError: names both fingerprints.
+        """
+        if fingerprint != self.spec.fingerprint:
+            raise CodecMismatchError(
+                f"{where}: made with codec {fingerprint}, but this is codec {self.spec.fingerprint}; use the tokenizer "
+                "that made them, or encode the corpus again"
+            )
+
+    def save(self, folder: Path) -> None:
+        """Writes the codec as ``folder``, whole or not at all."""
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            tensors = {"offset": self.offset_D} | {f"digit_{j}": t for j, t in enumerate(self.digit_tables)}
+            torch.save(tensors, temporary / _TENSOR_FILE)
+            write_json(temporary / _JSON_FILE, self.spec.to_json() | {"tables": fingerprint_of(tensors, "")})
+
+    @staticmethod
+    def load(folder: Path) -> "Codec":
+        """Reads what ``save`` wrote.
+
+        Raises:
+            DataError: if a file is missing, broken, or not what was saved.
+        """
+        folder = Path(folder)
+        try:
+            value = json.loads((folder / _JSON_FILE).read_text())
+            tensors = torch.load(folder / _TENSOR_FILE, weights_only=True, map_location="cpu")
+            spec = SIDSpec.from_json(value)
+            intact = fingerprint_of(tensors, "") == value["tables"]
+        except FileNotFoundError as error:
+            raise DataError(f"{error.filename}: not found; name a folder that holds a codec") from None
+        except Exception as error:
+            raise DataError(f"{folder}: not a codec, or a broken one ({error}); make it again") from error
+        if not intact:
+            raise DataError(f"{folder}: its tables are not those it was saved with; make it again")
+        tables = tuple(tensors[f"digit_{j}"] for j in range(spec.num_digits))
+        return Codec(spec, tensors["offset"], tables)
+
+
+def fingerprint_of(tensors: Mapping[str, Tensor], config: str) -> str:
+    """16 hex digits of SHA-256 over ``config`` and every tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(config.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,46 @@
+"""k-means, to start codebooks."""
+
+import torch
+from torch import Tensor
+
+
+def kmeans(x_ND: Tensor, k: int, *, seed: int, iterations: int = 20) -> Tensor:
+    """Lloyd's algorithm from a k-means++ start (Arthur & Vassilvitskii 2007); an empty cluster moves to the worst row.
+
+    Args:
+        x_ND: float [N, D], at least one row.
+        k: number of centroids; with fewer distinct rows, some centroids repeat.
+        seed: of the start.
+        iterations: rounds of Lloyd's algorithm.
+
+    Returns:
+        float [k, D].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    centroids_KD = _plus_plus(x_ND, k, generator)
+    for _ in range(iterations):
+        distance_N, nearest_N = torch.cdist(x_ND, centroids_KD).min(1)
+        count_K = torch.bincount(nearest_N, minlength=k)
+        sum_KD = torch.zeros_like(centroids_KD).index_add_(0, nearest_N, x_ND)
+        centroids_KD = sum_KD / count_K.clamp_min(1).unsqueeze(1)
+        empty_E = (count_K == 0).nonzero().squeeze(1)
+        if len(empty_E):
+            worst = distance_N.topk(min(len(empty_E), len(x_ND))).indices
+            centroids_KD[empty_E[: len(worst)]] = x_ND[worst]
+    return centroids_KD
+
+
+def _plus_plus(x_ND: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    chosen = [int(torch.randint(len(x_ND), (), generator=generator))]
+    distance_N = (x_ND - x_ND[chosen[0]]).square().sum(1)
+    for _ in range(1, k):
+        weight_N = distance_N.double().cpu()
+        total = float(weight_N.sum())
+        if total > 0:
+            mark = torch.rand((), generator=generator, dtype=torch.float64) * total
+            row = int(torch.searchsorted(weight_N.cumsum(0), mark).clamp_max(len(x_ND) - 1))
+        else:
+            row = int(torch.randint(len(x_ND), (), generator=generator))
+        chosen.append(row)
+        distance_N = torch.minimum(distance_N, (x_ND - x_ND[row]).square().sum(1))
+    return x_ND[chosen].clone()

@@ -1,0 +1,192 @@
+"""Packed SIDs: the digits of an item in one or more int64 words.
+
+The format (docs/sid_format.md): digits fill a word from the most significant on, as long as the word stays below 2^63;
+then the next word begins. Within a word of digits d_1 .. d_n with radices r_1 .. r_n,
+
+    word = (((d_1) r_2 + d_2) r_3 + d_3) ... r_n + d_n
+
+so words sort as digits do, and the prefix of k digits is the word divided by r_{k+1} ... r_n.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sidrec_torchrec.codec.alphabet import Alphabet, format_stages, parse_stages
+
+_WORD_LIMIT = 1 << 63
+_CHUNK_LIMIT = 256  # a chunk's value fits a byte
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive digits of one word that are looked up together.
+
+    The chunk's value in a word w is ``w // divisor % size``, itself the digits in mixed radix.
+
+    Args:
+        word: which word.
+        divisor: product of the radices behind the chunk in its word.
+        size: product of the chunk's own radices: at most 256, unless a single digit has more values.
+        first: its first digit.
+        count: its number of digits.
+    """
+
+    word: int
+    divisor: int
+    size: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class SIDSpec:
+    """What a SID is made of: everything but the vectors behind it.
+
+    Args:
+        stages: alphabet of each digit, coarse to fine.
+        fingerprint: identifies the codec the SIDs belong to.
+    """
+
+    stages: tuple[Alphabet, ...]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("a SID needs at least one digit")
+
+    @cached_property
+    def radices(self) -> tuple[int, ...]:
+        """Number of values of each digit."""
+        return tuple(stage.radix for stage in self.stages)
+
+    @property
+    def num_digits(self) -> int:
+        """L."""
+        return len(self.stages)
+
+    @property
+    def bits(self) -> float:
+        """Information a SID can hold."""
+        return sum(math.log2(radix) for radix in self.radices)
+
+    @property
+    def num_words(self) -> int:
+        """W, the int64 words of a packed SID."""
+        return len(self._words)
+
+    @cached_property
+    def _words(self) -> tuple[range, ...]:
+        """Digits of each word."""
+        words, first, product = [], 0, 1
+        for digit, radix in enumerate(self.radices):
+            if product * radix > _WORD_LIMIT:
+                words.append(range(first, digit))
+                first, product = digit, 1
+            product *= radix
+        return (*words, range(first, self.num_digits))
+
+    @cached_property
+    def _divisors(self) -> tuple[int, ...]:
+        """Per digit, the product of the radices behind it in its word."""
+        return tuple(math.prod(self.radices[j + 1 : word.stop]) for word in self._words for j in word)
+
+    @cached_property
+    def word_limits(self) -> tuple[int, ...]:
+        """Per word, the number of values it can take."""
+        return tuple(math.prod(self.radices[word.start : word.stop]) for word in self._words)
+
+    def pack(self, digits_NL: Tensor) -> Tensor:
+        """Digits as words.
+
+        Args:
+            digits_NL: integers [N, L], digit j in [0, radix_j).
+
+        Returns:
+            int64 [N, W].
+
+        Raises:
+            ValueError: on another width or a digit out of range; names its row and digit.
+        """
+        if digits_NL.ndim != 2 or digits_NL.shape[1] != self.num_digits:
+            raise ValueError(f"digits have shape {tuple(digits_NL.shape)}, expected [N, {self.num_digits}]")
+        digits_NL = digits_NL.long()
+        radices_L = torch.tensor(self.radices, device=digits_NL.device)
+        wrong_NL = (digits_NL < 0) | (digits_NL >= radices_L)
+        if wrong_NL.any():
+            row, digit = wrong_NL.nonzero()[0].tolist()
+            raise ValueError(
+                f"row {row}, digit {digit} is {int(digits_NL[row, digit])}, expected 0 to {self.radices[digit] - 1}"
+            )
+        scaled_NL = digits_NL * torch.tensor(self._divisors, device=digits_NL.device)
+        return torch.stack([scaled_NL[:, word.start : word.stop].sum(1) for word in self._words], dim=1)
+
+    def unpack(self, words_NW: Tensor) -> Tensor:
+        """Words as digits.
+
+        Args:
+            words_NW: int64 [N, W].
+
+        Returns:
+            int16 [N, L].
+
+        Raises:
+            ValueError: on another width or a word that no digits give; names its row.
+        """
+        self.check_words(words_NW)
+        word_L = torch.tensor([w for w, digits in enumerate(self._words) for _ in digits], device=words_NW.device)
+        divisor_L = torch.tensor(self._divisors, device=words_NW.device)
+        radices_L = torch.tensor(self.radices, device=words_NW.device)
+        digits_NL = words_NW[:, word_L].div(divisor_L, rounding_mode="floor") % radices_L
+        return digits_NL.to(torch.int16)
+
+    def check_words(self, words_NW: Tensor) -> None:
+        """Refuses words that are not packed SIDs of this spec.
+
+        Raises:
+            ValueError: on another width or dtype, or a word out of range; names its row.
+        """
+        if words_NW.ndim != 2 or words_NW.shape[1] != self.num_words or words_NW.dtype != torch.int64:
+            raise ValueError(
+                f"words have shape {tuple(words_NW.shape)} and dtype {words_NW.dtype}, expected int64 "
+                f"[N, {self.num_words}]"
+            )
+        last_W = torch.tensor([limit - 1 for limit in self.word_limits], device=words_NW.device)
+        wrong_NW = (words_NW < 0) | (words_NW > last_W)
+        if wrong_NW.any():
+            row, word = wrong_NW.nonzero()[0].tolist()
+            raise ValueError(
+                f"row {row}, word {word} is {int(words_NW[row, word])}, no packed SID of {format_stages(self.stages)}"
+            )
+
+    def chunks(self) -> tuple[Chunk, ...]:
+        """The digits cut into chunks of at most 256 values; a digit of more values is a chunk of its own."""
+        chunks = []
+        for w, word in enumerate(self._words):
+            first = word.start
+            while first < word.stop:
+                count, size = 1, self.radices[first]
+                while first + count < word.stop and size * self.radices[first + count] <= _CHUNK_LIMIT:
+                    size *= self.radices[first + count]
+                    count += 1
+                chunks.append(Chunk(w, self._divisors[first + count - 1], size, first, count))
+                first += count
+        return tuple(chunks)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value ``from_json`` reads back."""
+        return {"stages": format_stages(self.stages), "fingerprint": self.fingerprint}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "SIDSpec":
+        """The spec ``to_json`` wrote."""
+        return SIDSpec(parse_stages(value["stages"]), value["fingerprint"])
+
+
+def word_names(feature: str, num_words: int) -> list[str]:
+    """Names of a feature's words, as Parquet columns and KJT keys: ``f``, or ``f_0``, ``f_1``, ... if there are more."""
+    return [feature] if num_words == 1 else [f"{feature}_{word}" for word in range(num_words)]

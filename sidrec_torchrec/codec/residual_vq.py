@@ -1,0 +1,130 @@
+"""Residual vector quantization, the traditional SID's quantizer (Zeghidour et al. 2021, arXiv 2107.03312)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from sidrec_torchrec.codec.alphabet import OneHot
+from sidrec_torchrec.codec.kmeans import kmeans
+from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualVQConfig:
+    """What to learn.
+
+    Args:
+        dim: width of the vectors.
+        codebook_size: codewords K of each stage.
+        num_stages: stages L.
+        decay: of the moving averages of counts and sums that make the codewords.
+        commitment: weight of the pull of vectors towards their codewords.
+        dead_share: a codeword that gets less than this share of an even split is dead, and moved to a residual of the
+            batch.
+        seed: of k-means and of revival.
+    """
+
+    dim: int
+    codebook_size: int = 256
+    num_stages: int = 3
+    decay: float = 0.99
+    commitment: float = 0.25
+    dead_share: float = 0.03
+    seed: int = 0
+
+
+class ResidualVQ(Quantizer):
+    """Each stage quantizes what the stages before left, with K free codewords.
+
+    Started by k-means on ``initialize``; in training, codewords are moving averages of the residuals they get, summed
+    over all processes, and dead ones are revived.
+    """
+
+    def __init__(self, config: ResidualVQConfig) -> None:
+        super().__init__((OneHot(config.codebook_size),) * config.num_stages, config.dim)
+        self.config = config
+        shape = (config.num_stages, config.codebook_size)
+        self.register_buffer("codebook_LKD", torch.randn(*shape, config.dim) / config.dim**0.5)
+        self.register_buffer("count_LK", torch.ones(shape))
+        self.register_buffer("sum_LKD", self.codebook_LKD.clone())
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def offset(self) -> Tensor:
+        return self.codebook_LKD.new_zeros(self.dim)
+
+    def digit_tables(self) -> list[Tensor]:
+        return list(self.codebook_LKD)
+
+    @torch.no_grad()
+    def initialize(self, z_ND: Tensor) -> None:
+        residual_ND = z_ND.double()
+        for stage in range(len(self.stages)):
+            codebook_KD = kmeans(residual_ND, self.config.codebook_size, seed=self.config.seed + stage)
+            self.codebook_LKD[stage] = codebook_KD
+            nearest_N = _nearest(residual_ND, codebook_KD)
+            counts_K = torch.bincount(nearest_N, minlength=self.config.codebook_size)
+            # as if the sample were one batch of average size: counts of 1 on average
+            self.count_LK[stage] = counts_K * (self.config.codebook_size / len(z_ND))
+            self.sum_LKD[stage] = self.codebook_LKD[stage] * self.count_LK[stage].unsqueeze(1)
+            residual_ND = residual_ND - self.codebook_LKD[stage].double()[nearest_N]
+
+    @torch.no_grad()
+    def encode(self, z_ND: Tensor) -> Tensor:
+        """Nearest codeword of each stage's residual, in float64, so that rows do not depend on their batch."""
+        self._check_input(z_ND)
+        residual_ND, digits = z_ND.double(), []
+        for codebook_KD in self.codebook_LKD.double():
+            digits.append(_nearest(residual_ND, codebook_KD))
+            residual_ND = residual_ND - codebook_KD[digits[-1]]
+        return torch.stack(digits, dim=1).to(torch.int16)
+
+    def forward(self, z_ND: Tensor) -> QuantizerOutput:
+        """Straight-through, with commitment loss; in training the codewords move after they were used."""
+        digits_NL = self.encode(z_ND.detach())
+        decoded_ND = self.decode(digits_NL)
+        loss = self.config.commitment * F.mse_loss(z_ND, decoded_ND.detach())
+        if self.training:
+            self._update(z_ND.detach(), digits_NL.long())
+        return QuantizerOutput(decoded_ND.detach() + (z_ND - z_ND.detach()), digits_NL, loss)
+
+    @torch.no_grad()
+    def _update(self, z_ND: Tensor, digits_NL: Tensor) -> None:
+        """Moves every codeword towards the residuals it got on all processes; revives dead ones."""
+        residual_ND, used = z_ND, self.codebook_LKD.clone()
+        self.updates += 1
+        for stage, digit_N in enumerate(digits_NL.T):
+            count_K = torch.bincount(digit_N, minlength=self.config.codebook_size).to(z_ND.dtype)
+            sum_KD = torch.zeros_like(used[stage]).index_add_(0, digit_N, residual_ND)
+            total = torch.tensor([float(len(z_ND))], device=z_ND.device)
+            for tensor in (count_K, sum_KD, total):
+                if dist.is_initialized():
+                    dist.all_reduce(tensor)
+            # relative to an even split, so that decay and dead_share mean the same for every batch size
+            scale = self.config.codebook_size / total
+            self.count_LK[stage].lerp_(count_K * scale, 1 - self.config.decay)
+            self.sum_LKD[stage].lerp_(sum_KD * scale, 1 - self.config.decay)
+            self.codebook_LKD[stage] = self.sum_LKD[stage] / self.count_LK[stage].clamp_min(1e-6).unsqueeze(1)
+            self._revive(stage, residual_ND)
+            residual_ND = residual_ND - used[stage][digit_N]
+
+    def _revive(self, stage: int, residual_ND: Tensor) -> None:
+        dead_K = self.count_LK[stage] < self.config.dead_share
+        if not dead_K.any():
+            return
+        generator = torch.Generator().manual_seed(self.config.seed + 7919 * int(self.updates) + stage)
+        rows = torch.randint(len(residual_ND), (int(dead_K.sum()),), generator=generator)
+        fresh_ED = residual_ND[rows.to(residual_ND.device)].contiguous()
+        if dist.is_initialized():
+            dist.broadcast(fresh_ED, src=0)
+        self.codebook_LKD[stage, dead_K] = fresh_ED
+        self.count_LK[stage, dead_K] = 1.0
+        self.sum_LKD[stage, dead_K] = fresh_ED
+
+
+def _nearest(x_ND: Tensor, codebook_KD: Tensor) -> Tensor:
+    """int64 [N]: argmin |x - c|^2, without the row's own norm."""
+    return (codebook_KD.square().sum(1) - 2 * x_ND @ codebook_KD.T).argmin(1)
