@@ -13,7 +13,7 @@ fail() {
 
 install() {
     echo "installing: $*"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" ||
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@" ||
         fail "pip could not install $* (its own message is above; set-up needs network access)"
 }
 

@@ -120,14 +120,15 @@ def repair_commands(versions: dict[str, str]) -> list[str]:
         versions: version by package, as ``installed_versions`` gives it.
     """
     torch = versions.get("torch", "")
-    fbgemm = "cuda" if _gpus() and not torch.endswith("+cpu") else "cpu"
+    keep_torch = _series(torch) == _series(_pin("torch").partition("==")[2])
+    fbgemm = "cuda" if _gpus() and not (keep_torch and torch.endswith("+cpu")) else "cpu"
     strangers = [
         name for name in (CPU_FBGEMM, CUDA_FBGEMM) if name in versions and not _pin(fbgemm).startswith(f"{name}=")
     ]
     commands = []
     if strangers:  # they share their files, so one cannot go and leave the other whole
         commands.append(f"pip uninstall --yes {CPU_FBGEMM} {CUDA_FBGEMM}")
-    if _series(torch) != _series(_pin("torch").partition("==")[2]):
+    if not keep_torch:
         commands.append(f"pip install {_pin('torch')}")
     commands.append(f"pip install {_pin(fbgemm)} {' '.join(_requirements('with_torch'))}")
     commands.append(f"pip install --no-deps {_pin('torchrec')}")

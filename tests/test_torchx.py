@@ -1,0 +1,104 @@
+"""The TorchX components: valid, launchable on every scheduler we write recipes for, and run for real on this machine."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torchx.runner import Runner, get_runner
+from torchx.specs.file_linter import validate
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = "torchx/components.py"
+COMPONENTS = {
+    "train_tokenizer": "train-tokenizer",
+    "encode_corpus": "encode-corpus",
+    "train_ranker": "train-ranker",
+    "evaluate": "evaluate",
+    "pipeline": "pipeline",
+}
+CLUSTERS = {"slurm": {}, "kubernetes": {"queue": "q"}, "aws_batch": {"queue": "q"}}
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")  # a dry run makes a client, but calls nothing
+    with get_runner() as runner:
+        yield runner
+
+
+def shell_command(runner: Runner, component: str, *arguments: str) -> str:
+    """What bash would run on this machine."""
+    request = runner.dryrun_component(f"{FILE}:{component}", list(arguments), "local_cwd").request
+    (replicas,) = request.role_params.values()
+    return replicas[0].args[-1]
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_components_are_valid(component):
+    assert validate(str(ROOT / FILE), component) == []
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_each_runs_its_command(runner, component):
+    command = shell_command(runner, component, "-j", "1x2", "--", "--out", "a folder")
+    assert command.endswith(f"-m sidrec_torchrec.cli {COMPONENTS[component]} --out 'a folder'")
+    assert "--nnodes 1 --nproc_per_node 2" in command
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("scheduler", CLUSTERS)
+def test_dry_runs_on_clusters(runner, scheduler, component):
+    arguments = ["-j", "2x4", "--cpu", "16", "--gpu", "4", "--memMB", "65536", "--image", "team/sidrec:1"]
+    arguments += ["--", "--out", "o"]
+    request = repr(runner.dryrun_component(f"{FILE}:{component}", arguments, scheduler, CLUSTERS[scheduler]))
+    assert "--nnodes 2 --nproc_per_node 4" in " ".join(request.split())
+    assert "65536" in request
+    # The first node's address is found by a shell variable that the scheduler sets: it must be one.
+    variables = re.findall(r"\$\{([^:}]*):=\s*localhost\}:29500", request)
+    assert variables
+    assert all(re.fullmatch(r"\w+", variable) for variable in variables)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "expected"),
+    [
+        (["--cpu", "16", "-j", "2x4"], None, "4"),
+        (["--cpu", "2", "-j", "1x4"], None, "1"),
+        (["--cpu", "16", "-j", "1x1"], None, "16"),
+        (["-j", "1x1"], None, str(len(os.sched_getaffinity(0)))),
+        (["-j", "1x512"], None, "1"),
+        (["--cpu", "16", "-j", "1x4"], "3", "3"),
+    ],
+)
+def test_the_processes_of_a_node_share_its_cores(runner, tmp_path, arguments, given, expected):
+    torchrun = tmp_path / "torchrun"
+    torchrun.write_text('#!/bin/bash\necho "$OMP_NUM_THREADS"\n')
+    torchrun.chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | ({"OMP_NUM_THREADS": given} if given else {})
+    command = shell_command(runner, "train_ranker", *arguments, "--", "--out", "o")
+    result = subprocess.run(["bash", "-c", command], env=variables, capture_output=True, text=True, check=True)
+    assert result.stdout == f"{expected}\n"
+
+
+def test_two_real_processes_fail_in_words(tmp_path):
+    result = torchx_run("evaluate", "--ranker", str(tmp_path / "nothing"), log_dir=tmp_path / "log")
+    assert result.returncode != 0
+    assert result.stderr.count(f"error: {tmp_path}/nothing/run.json: not found") == 2  # one a process
+
+
+def torchx_run(component: str, *arguments: str, log_dir: Path) -> subprocess.CompletedProcess:
+    """A component on two processes of this machine, as a user would run it."""
+    command = [BIN / "torchx", "run", "-s", "local_cwd", "-cfg", f"log_dir={log_dir}", "--wait", "--log"]
+    return subprocess.run(
+        [*command, f"{FILE}:{component}", "-j", "1x2", "--", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
