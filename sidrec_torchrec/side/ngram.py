@@ -1,0 +1,90 @@
+"""Traditional SIDs: prefix n-grams in hashed tables (Zheng et al., arXiv 2504.02137), the baseline."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from sidrec_torchrec.codec.alphabet import OneHot
+from sidrec_torchrec.codec.packing import SIDSpec
+
+
+@dataclass(frozen=True)
+class PrefixNgram:
+    """Tokens of a residual SID's prefixes.
+
+    The token of the prefix of i digits c_1 .. c_i over K codewords is sum_t K^(i-t) (c_t + 1) - 1, modulo the table's
+    rows (section 4 of the paper).
+
+    Args:
+        spec: of the SIDs; every digit one-hot of the same size K.
+        num_rows: rows of the table the tokens index.
+        depth: prefixes of 1 to ``depth`` digits.
+
+    Raises:
+        ValueError: on other digits, or a depth the SID does not have.
+    """
+
+    spec: SIDSpec
+    num_rows: int
+    depth: int
+
+    def __post_init__(self) -> None:
+        if len(set(self.spec.stages)) != 1 or not isinstance(self.spec.stages[0], OneHot):
+            raise ValueError("prefix n-grams need a SID whose digits are all one-hot of one size, as residual VQ makes")
+        if not 1 <= self.depth <= self.spec.num_digits:
+            raise ValueError(f"depth must be 1 to {self.spec.num_digits}, the SID's digits; got {self.depth}")
+
+    def tokens(self, words_NW: Tensor) -> Tensor:
+        """Tokens of packed SIDs, int64 [N, depth], each in [0, num_rows)."""
+        digits_NL = self.spec.unpack(words_NW).long()
+        K, token_N, tokens = self.spec.radices[0], torch.zeros(len(words_NW), dtype=torch.int64), []
+        for t in range(self.depth):
+            # Horner's rule for token + 1, reduced at every step: the full number may not fit 64 bits
+            token_N = (token_N.to(digits_NL.device) * K + digits_NL[:, t] + 1) % self.num_rows
+            tokens.append((token_N - 1) % self.num_rows)
+        return torch.stack(tokens, dim=1)
+
+    def keys(self, feature: str) -> list[str]:
+        """KJT keys of a feature's tokens, shortest prefix first."""
+        return [f"{feature}_prefix{i + 1}" for i in range(self.depth)]
+
+
+class PrefixNgramCollection(nn.Module):
+    """The sum of a SID's prefix embeddings, per source; learned tables, sharded like any TorchRec collection.
+
+    The batch's KeyedJaggedTensor holds the tokens already (``PrefixNgram.tokens`` under ``PrefixNgram.keys``), so that
+    TorchRec can send them to their shards while the batch before is computed.
+
+    Args:
+        ngrams: by source.
+        embedding_dim: width of each source's table.
+        device: where to build the tables.
+    """
+
+    def __init__(self, ngrams: dict[str, PrefixNgram], embedding_dim: int, device: torch.device) -> None:
+        super().__init__()
+        self._keys = [ngram.keys(source) for source, ngram in ngrams.items()]
+        # Rows start at zero: a prefix never trained on says nothing, and sharding cannot change the start.
+        self.collection = EmbeddingCollection(
+            tables=[
+                EmbeddingConfig(
+                    name=f"{source}_prefixes",
+                    embedding_dim=embedding_dim,
+                    num_embeddings=ngram.num_rows,
+                    feature_names=ngram.keys(source),
+                    init_fn=nn.init.zeros_,
+                )
+                for source, ngram in ngrams.items()
+            ],
+            device=device,
+        )
+
+    def forward(self, features: KeyedJaggedTensor) -> Tensor:
+        """Sums of prefix embeddings, the sources side by side: float32 [N, sources * embedding_dim]."""
+        embeddings = self.collection(features)
+        sums = [sum(embeddings[key].values() for key in keys) for keys in self._keys]
+        return torch.cat(sums, dim=1)
