@@ -7,23 +7,51 @@ torchrec and fbgemm do not match.
 import importlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sidrec_torchrec.environment import check_environment
 
-_PUBLIC: dict[str, str] = {}
+if TYPE_CHECKING:  # for editors and type checkers; the same names as below
+    from sidrec_torchrec.codec.alphabet import OneHot, Ternary, format_stages, parse_stages
+    from sidrec_torchrec.codec.codec import Codec
+    from sidrec_torchrec.codec.dpca import DPCA, DPCAConfig
+    from sidrec_torchrec.codec.packing import SIDSpec
+    from sidrec_torchrec.codec.residual_vq import ResidualVQ, ResidualVQConfig
+    from sidrec_torchrec.errors import SidrecError
+    from sidrec_torchrec.fusion.config import VQFusionConfig
+    from sidrec_torchrec.fusion.model import VQFusion
+    from sidrec_torchrec.fusion.tokenizer import Tokenizer
+    from sidrec_torchrec.ops.side_decode import side_decode
+    from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection, SIDEConfig
+    from sidrec_torchrec.side.ngram import PrefixNgram
 
-__all__ = sorted(_PUBLIC)
+_PUBLIC = {
+    "codec.alphabet": ["OneHot", "Ternary", "format_stages", "parse_stages"],
+    "codec.codec": ["Codec"],
+    "codec.dpca": ["DPCA", "DPCAConfig"],
+    "codec.packing": ["SIDSpec"],
+    "codec.residual_vq": ["ResidualVQ", "ResidualVQConfig"],
+    "errors": ["SidrecError"],
+    "fusion.config": ["VQFusionConfig"],
+    "fusion.model": ["VQFusion"],
+    "fusion.tokenizer": ["Tokenizer"],
+    "ops.side_decode": ["side_decode"],
+    "side.collection": ["SIDEBagCollection", "SIDECollection", "SIDEConfig"],
+    "side.ngram": ["PrefixNgram"],
+}
+_MODULE_OF = {name: f"{__name__}.{module}" for module, names in _PUBLIC.items() for name in names}
+
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+    return sorted({*globals(), *__all__})
 
 
 def _is_command_line() -> bool:

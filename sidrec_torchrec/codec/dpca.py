@@ -9,11 +9,10 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sidrec_torchrec.codec.alphabet import Alphabet, OneHot, Ternary
 from sidrec_torchrec.codec.kmeans import kmeans
-from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput
+from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, squared_distance, squared_distance
 
 _POWER_STEPS = 12  # alternations that start one ternary row
 
@@ -91,8 +90,8 @@ class DPCA(Quantizer):
         digits_NL = self.encode(z_ND.detach())
         decoded_ND = self.decode(digits_NL)
         # per row: the basis follows the vectors, the vectors commit to the basis
-        codebook = F.mse_loss(decoded_ND, z_ND.detach())
-        commitment = F.mse_loss(z_ND, decoded_ND.detach())
+        codebook = squared_distance(decoded_ND, z_ND.detach())
+        commitment = squared_distance(z_ND, decoded_ND.detach())
         z_q_ND = decoded_ND + (z_ND - z_ND.detach())
         return QuantizerOutput(z_q_ND, digits_NL, codebook + self.config.commitment * commitment)
 

@@ -83,3 +83,8 @@ class Quantizer(nn.Module, ABC):
         finite_N = torch.isfinite(z_ND).all(dim=1)
         if not finite_N.all():
             raise ValueError(f"row {int(finite_N.long().argmin())} holds a value that is not finite")
+
+
+def squared_distance(x_ND: Tensor, y_ND: Tensor) -> Tensor:
+    """Mean over rows of |x - y|^2, a scalar."""
+    return (x_ND - y_ND).square().sum(1).mean()

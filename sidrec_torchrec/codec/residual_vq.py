@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 
 from sidrec_torchrec.codec.alphabet import OneHot
 from sidrec_torchrec.codec.kmeans import kmeans
-from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput
+from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, squared_distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,7 @@ class ResidualVQ(Quantizer):
         """Straight-through, with commitment loss; in training the codewords move after they were used."""
         digits_NL = self.encode(z_ND.detach())
         decoded_ND = self.decode(digits_NL)
-        loss = self.config.commitment * F.mse_loss(z_ND, decoded_ND.detach())
+        loss = self.config.commitment * squared_distance(z_ND, decoded_ND.detach())
         if self.training:
             self._update(z_ND.detach(), digits_NL.long())
         return QuantizerOutput(decoded_ND.detach() + (z_ND - z_ND.detach()), digits_NL, loss)

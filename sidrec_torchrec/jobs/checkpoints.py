@@ -8,6 +8,8 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
+BEST, LAST = "best", "last"  # the checkpoint to keep, and the one to go on from
+
 
 class Checkpoints:
     """Named checkpoints under one folder; each is whole or absent, even if the process dies while writing.

@@ -7,11 +7,10 @@ from pathlib import Path
 from sidrec_torchrec.data.prepare import SPLITS, open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import write_json
-from sidrec_torchrec.jobs.checkpoints import Checkpoints
+from sidrec_torchrec.jobs.checkpoints import BEST, Checkpoints
 from sidrec_torchrec.jobs.distributed import process_group
 from sidrec_torchrec.jobs.runs import CONFIG_FILE, config_from_json
 from sidrec_torchrec.jobs.train_ranker import (
-    BEST,
     CHECKPOINTS,
     TrainRankerConfig,
     batches,

@@ -14,7 +14,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from sidrec_torchrec.data.batches import RankBatch, SequenceBatches
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.jobs.arm_inputs import load_arm_inputs
-from sidrec_torchrec.jobs.checkpoints import Checkpoints
+from sidrec_torchrec.jobs.checkpoints import BEST, LAST, Checkpoints
 from sidrec_torchrec.jobs.distributed import Processes, process_group
 from sidrec_torchrec.jobs.progress import stage
 from sidrec_torchrec.jobs.runs import open_run
@@ -24,7 +24,6 @@ from sidrec_torchrec.ranker.metrics import RankingMetrics
 from sidrec_torchrec.ranker.model import Ranker, RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig, RankerOptimizer, shard
 
-BEST, LAST = "best", "last"  # checkpoints
 CHECKPOINTS = "checkpoints"
 
 

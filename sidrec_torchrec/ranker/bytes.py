@@ -35,10 +35,11 @@ def bytes_per_event(arm: Arm, prepared: Prepared) -> dict[str, float]:
 
 
 def table_bytes(model: nn.Module) -> int:
-    """Bytes of the item tables and constants in the whole model, over all its processes."""
-    state = model.module.items.state_dict() if hasattr(model, "module") else model.items.state_dict()
+    """Bytes of the item arm's tables and constants in the whole model, over all its processes."""
+    items = model.module.items if hasattr(model, "module") else model.items
+    tensors = dict(items.named_buffers()) | items.state_dict()
     # size() and dtype also work for a ShardedTensor, whose size is that of all shards together.
-    return sum(math.prod(value.size()) * value.dtype.itemsize for value in state.values() if hasattr(value, "dtype"))
+    return sum(math.prod(value.size()) * value.dtype.itemsize for value in tensors.values() if hasattr(value, "dtype"))
 
 
 def _parquet_bytes(columns: dict[str, pa.Array]) -> int:
@@ -48,5 +49,5 @@ def _parquet_bytes(columns: dict[str, pa.Array]) -> int:
         path = Path(folder) / "events.parquet"
         pq.write_table(pa.table(columns), path, compression="zstd", use_dictionary=False)
         metadata = pq.read_metadata(path)
-        return sum(metadata.row_group(i).column(j).total_compressed_size
-                   for i in range(metadata.num_row_groups) for j in range(metadata.num_columns))
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        return sum(group.column(j).total_compressed_size for group in groups for j in range(metadata.num_columns))

@@ -1,0 +1,104 @@
+"""What VQ Fusion is made of."""
+
+from dataclasses import dataclass, field
+
+from sidrec_torchrec.codec.alphabet import Ternary, parse_stages
+from sidrec_torchrec.codec.dpca import DPCA, DPCAConfig
+from sidrec_torchrec.codec.quantizer import Quantizer
+from sidrec_torchrec.codec.residual_vq import ResidualVQ, ResidualVQConfig
+
+QUANTIZERS = ("dpca", "rq")
+WEIGHTINGS = ("fixed", "uncertainty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerConfig:
+    """The quantizer of the fused latent.
+
+    Args:
+        kind: ``dpca``, or ``rq`` for residual VQ.
+        stages: digits, e.g. ``ternary*25`` or ``onehot:256*3``; residual VQ takes one-hot digits of one size.
+        commitment: weight of the pull of latents towards their decoded digits.
+
+    Raises:
+        ValueError: on an unknown kind, or stages it cannot have.
+    """
+
+    kind: str = "dpca"
+    stages: str = "ternary*25"
+    commitment: float = 0.25
+
+    def __post_init__(self) -> None:
+        stages = parse_stages(self.stages)
+        if self.kind not in QUANTIZERS:
+            raise ValueError(f"quantizer kind must be one of {', '.join(QUANTIZERS)}; got '{self.kind}'")
+        if self.kind == "rq" and (len(set(stages)) > 1 or isinstance(stages[0], Ternary)):
+            raise ValueError(f"residual VQ takes one-hot digits of one size, like 'onehot:256*3'; got '{self.stages}'")
+
+    def build(self, dim: int) -> Quantizer:
+        """An untrained quantizer of vectors of width ``dim``."""
+        stages = parse_stages(self.stages)
+        if self.kind == "dpca":
+            return DPCA(DPCAConfig(dim=dim, stages=stages, commitment=self.commitment))
+        return ResidualVQ(
+            ResidualVQConfig(
+                dim=dim, codebook_size=stages[0].radix, num_stages=len(stages), commitment=self.commitment
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """A categorical prediction.
+
+    Args:
+        num_classes: number of classes.
+        multi_label: whether an item can have several.
+    """
+
+    num_classes: int
+    multi_label: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQFusionConfig:
+    """The tokenizer's model.
+
+    Args:
+        sources: width by source.
+        targets: by target.
+        latent_dim: width of the fused latent.
+        hidden_dim: hidden width of the perceptrons of encoders and decoders; 0 leaves them linear.
+        weighting: ``uncertainty`` learns the tasks' weights (Kendall et al. 2018), ``fixed`` takes ``weights``.
+        weights: by source or target; 1 where not named.
+        dropout: share of hidden units dropped in training.
+        quantizer: of the latent.
+
+    Raises:
+        ValueError: without a source, or on an unknown weighting or task.
+    """
+
+    sources: dict[str, int]
+    targets: dict[str, TargetConfig] = field(default_factory=dict)
+    latent_dim: int = 64
+    hidden_dim: int = 256
+    weighting: str = "fixed"
+    weights: dict[str, float] = field(default_factory=dict)
+    dropout: float = 0.1
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("VQ Fusion needs at least one source")
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}; got '{self.weighting}'")
+        for name in self.weights:
+            if name not in self.tasks:
+                raise ValueError(f"weight of unknown task '{name}'; there are {', '.join(self.tasks)}")
+        if overlap := self.sources.keys() & self.targets:
+            raise ValueError(f"{sorted(overlap)} are both sources and targets")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Every source's reconstruction and every target's prediction."""
+        return (*self.sources, *self.targets)

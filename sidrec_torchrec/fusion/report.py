@@ -1,0 +1,114 @@
+"""What a tokenizer keeps of its items: by prefix depth, reconstruction and target accuracy; and how it uses its digits."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from sidrec_torchrec.fusion.model import ItemTensors
+from sidrec_torchrec.fusion.tokenizer import Tokenizer
+
+
+class TokenizerReport:
+    """Accumulates over batches of items; holds the packed SIDs, to count collisions, and sums.
+
+    Args:
+        tokenizer: whose SIDs.
+        depths: numbers of first digits to decode; None for about ten, evenly spread.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, depths: tuple[int, ...] | None = None) -> None:
+        self.tokenizer = tokenizer
+        spec = tokenizer.codec.spec
+        every = max(1, -(-spec.num_digits // 10))
+        self.depths = depths or tuple(sorted({0, *range(every, spec.num_digits, every), spec.num_digits}))
+        tasks = tokenizer.model.config.tasks
+        self._errors = {task: np.zeros(len(self.depths)) for task in tasks}
+        self._hits = {target: np.zeros((len(self.depths), 3)) for target in tokenizer.vocabularies}
+        self._counts = dict.fromkeys(tasks, 0)
+        self._digit_counts = [np.zeros(radix, np.int64) for radix in spec.radices]
+        self._words: list[np.ndarray] = []
+
+    def merge(self, others: list["TokenizerReport"]) -> None:
+        """Adds what other processes accumulated, with the same tokenizer and depths."""
+        for other in others:
+            for own, its in ((self._errors, other._errors), (self._hits, other._hits), (self._counts, other._counts)):
+                for name in own:
+                    own[name] = own[name] + its[name]
+            self._digit_counts = [a + b for a, b in zip(self._digit_counts, other._digit_counts, strict=True)]
+            self._words += other._words
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"tokenizer": None}  # processes exchange counts, not models
+
+    @torch.no_grad()
+    def update(self, items: ItemTensors, words_NW: torch.Tensor) -> None:
+        """Takes a batch of items and their packed SIDs, int64 [N, W]."""
+        model, codec = self.tokenizer.model, self.tokenizer.codec
+        self._words.append(words_NW.numpy())
+        for counts, digit_N in zip(self._digit_counts, codec.spec.unpack(words_NW).T.numpy(), strict=True):
+            counts += np.bincount(digit_N, minlength=len(counts))
+        for task, has_N in (items.present | items.labelled).items():
+            self._counts[task] += int(has_N.sum())
+        for place, depth in enumerate(self.depths):
+            z_ND = codec.decode(words_NW, num_digits=depth)
+            for task, (loss_N, _) in zip(model.config.tasks, model.task_losses(z_ND, items), strict=True):
+                self._errors[task][place] += float(loss_N.double().sum())
+            for target in self.tokenizer.vocabularies:
+                self._hits[target][place] += _hits(
+                    model.heads[target](z_ND), items.labels[target], items.labelled[target]
+                )
+
+    def result(self) -> dict[str, Any]:
+        """The report as a JSON value.
+
+        ``reconstruction``: by source, relative squared error (1: as bad as the training items' mean) by depth.
+        ``accuracy``: by target, top-1 accuracy, or micro-averaged F1 at probability 0.5 where multi-label, by depth.
+        ``digits``: entropy in bits and unused values of each digit. ``collisions``: items that share their SID with
+        another one, and the most that share one.
+        """
+        config = self.tokenizer.model.config
+        mean = {task: (error / max(self._counts[task], 1)).tolist() for task, error in self._errors.items()}
+        return {
+            "items": int(sum(len(words) for words in self._words)),
+            "bits": self.tokenizer.codec.spec.bits,
+            "depths": list(self.depths),
+            "reconstruction": {source: mean[source] for source in config.sources},
+            "target_loss": {target: mean[target] for target in config.targets},
+            "accuracy": {
+                target: _score(hits, config.targets[target].multi_label) for target, hits in self._hits.items()
+            },
+            "digits": {
+                "entropy": [_entropy(counts) for counts in self._digit_counts],
+                "unused": [int((counts == 0).sum()) for counts in self._digit_counts],
+            },
+            "collisions": _collisions(self._words),
+        }
+
+
+def _hits(logits_NC: torch.Tensor, labels: torch.Tensor, labelled_N: torch.Tensor) -> np.ndarray:
+    """Right, predicted and true labels, of which accuracy and F1 are made."""
+    logits_NC, labels = logits_NC[labelled_N], labels[labelled_N]
+    if labels.is_floating_point():
+        predicted_NC = logits_NC > 0
+        return np.array([float((predicted_NC * labels).sum()), float(predicted_NC.sum()), float(labels.sum())])
+    right = float((logits_NC.argmax(1) == labels).sum())
+    return np.array([right, len(labels), len(labels)])
+
+
+def _score(hits_P3: np.ndarray, multi_label: bool) -> list[float]:
+    right, predicted, true = hits_P3.T
+    total = (predicted + true) / 2 if multi_label else true
+    return (right / np.maximum(total, 1)).tolist()
+
+
+def _entropy(counts: np.ndarray) -> float:
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log2(share)).sum())
+
+
+def _collisions(words: list[np.ndarray]) -> dict[str, int]:
+    if not words:
+        return {"items": 0, "largest": 0}
+    _, counts = np.unique(np.concatenate(words), axis=0, return_counts=True)
+    return {"items": int(counts[counts > 1].sum()), "largest": int(counts.max())}

@@ -1,0 +1,124 @@
+"""The tokenizer: a trained VQ Fusion with its codec; encodes items into packed SIDs and decodes them."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sidrec_torchrec.codec.codec import Codec, fingerprint_of
+from sidrec_torchrec.data.format import Vocabulary
+from sidrec_torchrec.data.sids import CODEC_FOLDER
+from sidrec_torchrec.errors import CodecMismatchError, DataError
+from sidrec_torchrec.files import atomic_path, write_json
+from sidrec_torchrec.fusion.config import QuantizerConfig, TargetConfig, VQFusionConfig
+from sidrec_torchrec.fusion.model import ItemTensors, VQFusion
+
+_JSON_FILE, _WEIGHTS_FILE = "tokenizer.json", "tokenizer.pt"
+_ENCODING = ("standardize.", "encoders.", "absent.", "fuse.", "quantizer.")  # what a SID depends on
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What SIDs decode to.
+
+    Args:
+        sources: float32 [N, d] by source, on the source's own scale.
+        probabilities: float32 [N, C] by target; of one class each, or of every class by itself (multi-label).
+    """
+
+    sources: dict[str, Tensor]
+    probabilities: dict[str, Tensor]
+
+
+class Tokenizer:
+    """Items to SIDs and back.
+
+    Args:
+        model: trained.
+        vocabularies: classes by target.
+
+    Attributes:
+        codec: decodes the SIDs; its fingerprint covers all that encoding depends on.
+    """
+
+    def __init__(self, model: VQFusion, vocabularies: dict[str, Vocabulary]) -> None:
+        self.model = model.eval()
+        self.vocabularies = vocabularies
+        self.codec = Codec.of(model.quantizer, _fingerprint(model))
+
+    @torch.no_grad()
+    def encode(self, items: ItemTensors) -> Tensor:
+        """Packed SIDs of items, int64 [N, W]; an item's SID does not depend on the others."""
+        return self.codec.spec.pack(self.model.quantizer.encode(self.model.latent(items)).cpu())
+
+    @torch.no_grad()
+    def decode(self, words_NW: Tensor, *, num_digits: int | None = None) -> Decoded:
+        """Sources and targets of packed SIDs.
+
+        Args:
+            words_NW: int64 [N, W].
+            num_digits: use only this many first digits; None for all.
+
+        Raises:
+            ValueError: on words that are not SIDs of this tokenizer; names the row.
+        """
+        model = self.model
+        z_ND = self.codec.decode(words_NW, num_digits=num_digits)
+        sources = {name: model.standardize[name].invert(decoder(z_ND)) for name, decoder in model.decoders.items()}
+        probabilities = {
+            name: head(z_ND).sigmoid() if model.config.targets[name].multi_label else head(z_ND).softmax(1)
+            for name, head in model.heads.items()
+        }
+        return Decoded(sources, probabilities)
+
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer as ``folder``, whole or not at all."""
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            torch.save(self.model.state_dict(), temporary / _WEIGHTS_FILE)
+            self.codec.save(temporary / CODEC_FOLDER)
+            value = {
+                "model": asdict(self.model.config),
+                "vocabularies": {name: v.to_json() for name, v in self.vocabularies.items()},
+                "fingerprint": self.codec.spec.fingerprint,
+            }
+            write_json(temporary / _JSON_FILE, value)
+
+    @staticmethod
+    def load(folder: Path) -> "Tokenizer":
+        """Reads what ``save`` wrote.
+
+        Raises:
+            DataError: if a file is missing or broken.
+            CodecMismatchError: if the weights are not those it was saved with.
+        """
+        folder = Path(folder)
+        try:
+            value = json.loads((folder / _JSON_FILE).read_text())
+            model = VQFusion(_config(value["model"]))
+            model.load_state_dict(torch.load(folder / _WEIGHTS_FILE, weights_only=True, map_location="cpu"))
+            vocabularies = {name: Vocabulary.from_json(v) for name, v in value["vocabularies"].items()}
+        except FileNotFoundError as error:
+            raise DataError(f"{error.filename}: not found; name a folder train-tokenizer wrote") from None
+        except Exception as error:
+            raise DataError(f"{folder}: not a tokenizer, or a broken one ({error}); train it again") from error
+        tokenizer = Tokenizer(model, vocabularies)
+        if tokenizer.codec.spec.fingerprint != value["fingerprint"]:
+            raise CodecMismatchError(
+                f"{folder}: weights of codec {tokenizer.codec.spec.fingerprint} beside the description of "
+                f"{value['fingerprint']}; restore the folder, or train again"
+            )
+        return tokenizer
+
+
+def _fingerprint(model: VQFusion) -> str:
+    tensors = {name: t for name, t in model.state_dict().items() if name.startswith(_ENCODING)}
+    config = {"sources": model.config.sources, "quantizer": asdict(model.config.quantizer)}
+    return fingerprint_of(tensors, json.dumps(config, sort_keys=True))
+
+
+def _config(value: dict) -> VQFusionConfig:
+    targets = {name: TargetConfig(**target) for name, target in value["targets"].items()}
+    return VQFusionConfig(**value | {"targets": targets, "quantizer": QuantizerConfig(**value["quantizer"])})

@@ -1,0 +1,106 @@
+"""Writes the SID of every item of a corpus, and a report on what the SIDs keep."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from sidrec_torchrec.data.sids import CODEC_FOLDER, SIDS_FILE, read_sids, write_sids
+from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.fusion.item_tensors import ItemStream
+from sidrec_torchrec.fusion.report import TokenizerReport
+from sidrec_torchrec.fusion.tokenizer import Tokenizer
+from sidrec_torchrec.jobs.distributed import Processes, process_group
+from sidrec_torchrec.jobs.progress import stage
+from sidrec_torchrec.jobs.runs import open_run
+from sidrec_torchrec.jobs.train_tokenizer import TOKENIZER_FOLDER
+
+_BLOCK = 8192  # items encoded at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeCorpusConfig:
+    """What to encode.
+
+    Args:
+        data: folder of ``items.parquet``.
+        tokenizer: folder train-tokenizer wrote.
+        out: folder for ``sids.parquet``, a copy of the codec, and ``metrics.json``.
+    """
+
+    data: Path
+    tokenizer: Path
+    out: Path
+
+
+def main(config: EncodeCorpusConfig) -> dict[str, Any]:
+    """Encodes every item, in the order of the item file; each process takes a stretch of it.
+
+    Returns:
+        The content of ``metrics.json``: the codec's fingerprint and what ``TokenizerReport.result`` says.
+
+    Raises:
+        DataError: on bad items, or a tokenizer that is missing or broken.
+        RunMismatchError: if ``out`` holds another corpus or tokenizer's SIDs.
+    """
+    with process_group() as processes:
+        tokenizer = Tokenizer.load(_tokenizer_folder(config.tokenizer))
+        run = open_run(config.out, config)
+        if run.result is None:
+            run.finish(_encode(config, tokenizer, processes))
+        result = open_run(config.out, config).result
+        tokenizer.codec.check(result["fingerprint"], f"{config.out} holds SIDs")
+        return result
+
+
+def _tokenizer_folder(folder: Path) -> Path:
+    """The tokenizer itself, or train-tokenizer's output folder that holds it."""
+    return folder / TOKENIZER_FOLDER if (folder / TOKENIZER_FOLDER).is_dir() else folder
+
+
+def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Processes) -> dict[str, Any]:
+    stream = ItemStream.open(config.data, tuple(tokenizer.model.config.sources), tokenizer.vocabularies)
+    _check_widths(stream, tokenizer)
+    report = TokenizerReport(tokenizer)
+    part = config.out / "parts" / f"{processes.rank}.parquet"
+    with stage("encode corpus", stream.items.num_items, show=processes.is_main) as progress:
+
+        def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            blocks = -(-stream.items.num_items // _BLOCK)
+            first = blocks * processes.rank // processes.world_size
+            last = blocks * (processes.rank + 1) // processes.world_size
+            for place, (item_ids, block) in enumerate(stream.blocks(_BLOCK)):
+                if first <= place < last:
+                    words_NW = tokenizer.encode(block)
+                    report.update(block, words_NW)
+                    yield item_ids, words_NW.numpy()
+                progress.advance(len(item_ids))
+
+        write_sids(part, tokenizer.codec.spec, batches())
+        reports = [None] * processes.world_size
+        dist.all_gather_object(reports, report)
+        report.merge([other for rank, other in enumerate(reports) if rank != processes.rank])
+        result = {"fingerprint": tokenizer.codec.spec.fingerprint} | report.result()
+        collisions = result["collisions"]["items"]
+        progress.advance(0, f"{result['items']:,} items, {collisions:,} share a SID with another")
+    if processes.is_main:
+        parts = (config.out / "parts" / f"{rank}.parquet" for rank in range(processes.world_size))
+        write_sids(config.out / SIDS_FILE, tokenizer.codec.spec, (read_sids(p, tokenizer.codec) for p in parts))
+        tokenizer.codec.save(config.out / CODEC_FOLDER)
+        shutil.rmtree(config.out / "parts")
+    dist.barrier()
+    return result
+
+
+def _check_widths(stream: ItemStream, tokenizer: Tokenizer) -> None:
+    """Refuses items whose sources have other widths than the tokenizer was trained on."""
+    for name, dim in tokenizer.model.config.sources.items():
+        if stream.items.source_dims[name] != dim:
+            raise DataError(
+                f"{stream.items.path}: source '{name}' is {stream.items.source_dims[name]} wide, the tokenizer was "
+                f"trained on {dim}"
+            )
