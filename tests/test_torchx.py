@@ -10,6 +10,9 @@ import pytest
 from torchx.runner import Runner, get_runner
 from torchx.specs.file_linter import validate
 
+from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
+from sidrec_torchrec.fusion.tokenizer import Tokenizer
+
 ROOT = Path(__file__).resolve().parent.parent
 FILE = "torchx/components.py"
 COMPONENTS = {
@@ -83,6 +86,17 @@ def test_the_processes_of_a_node_share_its_cores(runner, tmp_path, arguments, gi
     command = shell_command(runner, "train_ranker", *arguments, "--", "--out", "o")
     result = subprocess.run(["bash", "-c", command], env=variables, capture_output=True, text=True, check=True)
     assert result.stdout == f"{expected}\n"
+
+
+def test_two_real_processes_train_a_tokenizer(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "tokenizer"
+    write_synthetic(SyntheticConfig(items=200, users=20, median_events=20), data)
+    result = torchx_run(
+        "train_tokenizer", "--data", str(data), "--out", str(out), "--epochs", "1", log_dir=tmp_path / "log"
+    )
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (out / "checkpoints" / "best").glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
+    assert Tokenizer.load(out / "tokenizer").codec.spec.num_digits == 25
 
 
 def test_two_real_processes_fail_in_words(tmp_path):
