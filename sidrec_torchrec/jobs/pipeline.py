@@ -18,6 +18,7 @@ from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.environment import versions_and_hardware
 from sidrec_torchrec.errors import RunMismatchError, SidrecError
 from sidrec_torchrec.files import write_json
+from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.jobs import encode_corpus, prepare, train_ranker, train_tokenizer
 from sidrec_torchrec.jobs.distributed import Processes, process_group
 from sidrec_torchrec.jobs.progress import stage
@@ -119,10 +120,10 @@ class _Pipeline:
         self._prepare()
         tokenizers = {}
         if "side" in self.config.arms:
-            tokenizers["side"] = self._tokenize("side", self.sources, self.targets, self.config.stages)
+            tokenizers["side"] = self._tokenize("side", self.sources, self.targets, "dpca", self.config.stages)
         if "prefix-ngram" in self.config.arms:
             for source in self.sources:
-                tokenizers[source] = self._tokenize(source, (source,), (), self.config.rq_stages)
+                tokenizers[f"rq-{source}"] = self._tokenize(f"rq-{source}", (source,), (), "rq", self.config.rq_stages)
         runs = {arm: [self._rank(arm, seed) for seed in range(self.config.seeds)] for arm in self.config.arms}
         return self._report(tokenizers, runs)
 
@@ -131,14 +132,16 @@ class _Pipeline:
         job = prepare.PrepareJobConfig(data=self.data, out=self.out / "prepared", protocol=protocol)
         self._timed("prepare", lambda: prepare.main(job))
 
-    def _tokenize(self, name: str, sources: tuple[str, ...], targets: tuple[str, ...], stages: str) -> dict[str, Any]:
+    def _tokenize(
+        self, name: str, sources: tuple[str, ...], targets: tuple[str, ...], kind: str, stages: str
+    ) -> dict[str, Any]:
         """Trains a tokenizer and encodes the corpus with it; returns its metrics."""
         train = train_tokenizer.TrainTokenizerConfig(
             data=self.data,
             out=self.out / "tokenizers" / name,
             source=sources,
             target=targets,
-            stages=stages,
+            quantizer=QuantizerConfig(kind=kind, stages=stages),
             exclude=self.out / "prepared" / "sequences" / "cold_items.parquet",
         )
         metrics = self._timed(f"train tokenizer {name}", lambda: train_tokenizer.main(train))
@@ -154,7 +157,7 @@ class _Pipeline:
             arm=arm,
             source=self.sources if arm == "raw" else (),
             sids=self.out / "sids" / "side" if arm == "side" else None,
-            source_sids=tuple(self.out / "sids" / s for s in self.sources) if arm == "prefix-ngram" else (),
+            source_sids=tuple(self.out / "sids" / f"rq-{s}" for s in self.sources) if arm == "prefix-ngram" else (),
             epochs=self.config.epochs,
             batch_events=self.config.batch_events,
             seed=seed,

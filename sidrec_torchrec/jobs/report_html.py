@@ -34,7 +34,7 @@ def write_html(report: dict[str, Any], folder: Path) -> None:
         _figure(folder, "gain_by_bytes", "NE gain over the arm <code>none</code> against the bytes an event costs in a "
                 "log.", report, _plot_gain_by_bytes),
         _figure(folder, "reconstruction_by_prefix", "Relative squared error of each source decoded from the first "
-                "digits of the SID, over the whole corpus.", report, _plot_reconstruction),
+                "digits of its SID, over the whole corpus.", report, _plot_reconstruction),
     ]
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>sidrec report</title><style>{_STYLE}</style>
 <h1>What each way of feeding items is worth</h1>
@@ -132,6 +132,21 @@ def _plot_gain_by_bytes(axes: Axes, report: dict[str, Any]) -> bool:
         axes.set_ylabel("NE gain, %")
         axes.legend(frameon=False)
     return drawn
+
+
+def _plot_reconstruction(axes: Axes, report: dict[str, Any]) -> bool:
+    for name, tokenizer in report["tokenizer"].items():
+        corpus = tokenizer["corpus"]
+        bits = [corpus["bits"] * depth / corpus["depths"][-1] for depth in corpus["depths"]]
+        for source, errors in corpus["reconstruction"].items():
+            axes.plot(bits, errors, marker=".", linestyle="-" if name == "side" else "--", label=f"{name}: {source}")
+    if not report["tokenizer"]:
+        return False
+    axes.set_xlabel("bits of the SID's prefix")
+    axes.set_ylabel("relative squared error")
+    axes.set_ylim(0, None)
+    axes.legend(frameon=False, fontsize=8)
+    return True
 
 
 def _percent(value: float | None) -> str:
