@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -179,7 +180,8 @@ class _Training:
         self.epoch = 0
         self.batch = 0  # batches of this epoch that were trained on
         self.targets = 0  # targets of this epoch that were trained on
-        self.loss_sum = 0.0
+        self.loss_sum = 0.0  # of this process's targets of this epoch
+        self.own_targets = 0.0
 
     def run(self) -> dict[str, Any]:
         """Trains to the end; returns the course of training."""
@@ -207,14 +209,15 @@ class _Training:
                     output = pipeline.progress(loader)
                 except StopIteration:
                     break
-                targets, loss = int(output.global_targets), float(output.loss)
+                targets, loss_sum = int(output.global_targets), float(output.loss_sum)
                 self.batch += 1
                 self.targets += targets
-                self.loss_sum += loss * targets
+                self.loss_sum += loss_sum
+                self.own_targets += float(output.weight.sum())
                 self.course["train_seconds"] = seconds_before + time.monotonic() - started
-                progress.advance(targets, f"loss {self.loss_sum / self.targets:.4f}")
+                progress.advance(targets, f"loss {self.loss_sum / max(self.own_targets, 1):.4f}")
                 if self.curves is not None:
-                    self.curves.add_scalar("train/loss", loss, self.epoch * self.epoch_targets + self.targets)
+                    self.curves.add_scalar("train/loss", loss_sum / max(len(output.label), 1), self.epoch * self.epoch_targets + self.targets)
                 if self.batch % self.config.checkpoint_batches == 0:
                     self._save(LAST)
 
@@ -223,7 +226,7 @@ class _Training:
         title = f"{self.config.arm} validation {self.epoch + 1}/{self.config.epochs}"
         values = evaluate(self.model, self.validation_data, self.processes, title) if self.has_validation else {}
         self.course["validation"].append(values)
-        self.course["train_loss"].append(self.loss_sum / max(self.targets, 1))
+        self.course["train_loss"].append(self._mean_loss())
         scores = [v.get("ne_all") for v in self.course["validation"]]
         # Without a validation score the last epoch is kept.
         best = min(range(len(scores)), key=lambda e: (scores[e], e)) if None not in scores else self.epoch
@@ -235,23 +238,29 @@ class _Training:
                 if value is not None:
                     self.curves.add_scalar(f"validation/{name}", value, (self.epoch + 1) * self.epoch_targets)
             self.curves.flush()
-        self.epoch, self.batch, self.targets, self.loss_sum = self.epoch + 1, 0, 0, 0.0
+        self.epoch, self.batch, self.targets, self.loss_sum, self.own_targets = self.epoch + 1, 0, 0, 0.0, 0.0
         self._save(LAST)
 
+    def _mean_loss(self) -> float:
+        """Over the epoch's targets of all processes."""
+        sums = torch.tensor([self.loss_sum, self.own_targets], dtype=torch.float64, device=self.processes.device)
+        dist.all_reduce(sums)
+        return float(sums[0] / sums[1].clamp_min(1))
+
     def _place(self) -> dict[str, Any]:
-        names = ("epoch", "batch", "targets", "loss_sum", "course")
+        names = ("epoch", "batch", "targets", "loss_sum", "own_targets", "course")
         return {name: getattr(self, name) for name in names}
 
     def _save(self, name: str) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.combined.state_dict()}
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         self.checkpoints.save(name, state | {"place": self._place()})
 
     def _resume(self) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.combined.state_dict()}
-        state["place"] = self._place()
+        optimizer = self.optimizer.state_to_load()
+        state = {"model": self.model.state_dict(), "optimizer": optimizer, "place": self._place()}
         self.checkpoints.load(LAST, state)
         self.model.load_state_dict(state["model"])
-        self.optimizer.combined.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         for name, value in state["place"].items():
             setattr(self, name, value)
 

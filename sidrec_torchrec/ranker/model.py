@@ -50,7 +50,7 @@ class RankerOutput:
         label: float32 [S].
         weight: float32 [S]; 0 for targets that only fill up a process's share.
         seen: bool [S], whether the target's item occurs in training.
-        loss: float32 scalar, mean logistic loss over this process's targets.
+        loss_sum: float32 scalar, summed logistic loss of this process's targets.
         global_targets: float32 scalar, targets of the batch over all processes.
     """
 
@@ -58,7 +58,7 @@ class RankerOutput:
     label: Tensor
     weight: Tensor
     seen: Tensor
-    loss: Tensor
+    loss_sum: Tensor
     global_targets: Tensor
 
 
@@ -175,14 +175,14 @@ class RankerHead(nn.Module):
         label_S = layout.targets(action_BT)[layout.is_target_BM].to(logit_S.dtype)
         weight_S = batch.weight_B.unsqueeze(1).expand_as(layout.is_target_BM)[layout.is_target_BM]
         seen_S = layout.targets(layout.pad(batch.seen_N))[layout.is_target_BM]
-        loss_S = F.binary_cross_entropy_with_logits(logit_S, label_S, reduction="none")
-        loss = (loss_S * weight_S).sum() / batch.global_targets * _world_size()
+        loss_sum = F.binary_cross_entropy_with_logits(logit_S, label_S, weight=weight_S, reduction="sum")
+        loss = loss_sum / batch.global_targets * _world_size()
         return loss, RankerOutput(
             prediction=logit_S.detach().sigmoid(),
             label=label_S,
             weight=weight_S,
             seen=seen_S,
-            loss=loss_S.detach().mean(),
+            loss_sum=loss_sum.detach(),
             global_targets=batch.global_targets,
         )
 

@@ -1,6 +1,7 @@
 """A ranker under DistributedModelParallel: tables sharded with a fused optimizer, the rest replicated."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -73,7 +74,7 @@ class RankerOptimizer:
         )
         self._dense_parameters = list(dense.values())
         self._tables = model.fused_optimizer
-        self.combined = CombinedOptimizer([self._tables, self._dense])
+        self._combined = CombinedOptimizer([self._tables, self._dense])
 
     def set_progress(self, progress: float) -> None:
         """Sets both rates for ``progress`` in [0, 1] of training."""
@@ -83,11 +84,24 @@ class RankerOptimizer:
         for group in self._tables.param_groups:
             group["lr"] = self.config.table_learning_rate * factor
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return self._combined.state_dict()
+
+    def state_to_load(self) -> dict[str, Any]:
+        """A state of the right shape, for a checkpoint to fill in place; disturbs the dense weights, load them too."""
+        self._dense.init_state()
+        return self.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what a checkpoint kept."""
+        self._combined.load_state_dict(state)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Called by the train pipeline before each backward."""
-        self.combined.zero_grad(set_to_none)
+        self._combined.zero_grad(set_to_none)
 
     def step(self) -> None:
         """Called by the train pipeline after each backward."""
         nn.utils.clip_grad_norm_(self._dense_parameters, self.config.max_gradient_norm)
-        self.combined.step()
+        self._combined.step()

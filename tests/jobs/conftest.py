@@ -1,0 +1,48 @@
+"""A small corpus and its prepared sequences, made once for all job tests."""
+
+from pathlib import Path
+
+import pytest
+
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
+from sidrec_torchrec.fusion.config import QuantizerConfig
+from sidrec_torchrec.jobs import encode_corpus, train_tokenizer
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of 120 items and 60 users."""
+    folder = tmp_path_factory.mktemp("corpus")
+    config = SyntheticConfig(
+        items=120, users=60, median_events=40, max_events=120, categories=4, text_dim=12, image_dim=8
+    )
+    write_synthetic(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its sequences, short rows so that there are several a user."""
+    folder = tmp_path_factory.mktemp("prepared") / "sequences"
+    config = PrepareConfig(max_history=48, targets_per_row=32, cold_fraction=0.2, validation_fraction=0.2)
+    prepare(corpus, folder, config)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sids(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Encoded corpora: ``side`` (both sources, ternary) and ``text`` (one source, residual)."""
+    folder = tmp_path_factory.mktemp("sids")
+    for name, sources, quantizer in (
+        ("side", (), QuantizerConfig(stages="ternary*10")),
+        ("text", ("text_emb",), QuantizerConfig(kind="rq", stages="onehot:8*2")),
+    ):
+        train = train_tokenizer.TrainTokenizerConfig(
+            data=corpus, out=folder / "tokenizers" / name, source=sources, epochs=1, quantizer=quantizer, latent_dim=16
+        )
+        train_tokenizer.main(train)
+        encode_corpus.main(
+            encode_corpus.EncodeCorpusConfig(data=corpus, tokenizer=train.out, out=folder / name)
+        )
+    return {name: folder / name for name in ("side", "text")}

@@ -1,0 +1,157 @@
+"""The ranker job: every arm trains, resumes, evaluates, and does not depend on the number of processes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError, SidrecError
+from sidrec_torchrec.jobs import evaluate, train_ranker
+from sidrec_torchrec.jobs.runs import config_from_json, config_json
+from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
+from sidrec_torchrec.ranker.arms import ARMS, ArmConfig
+from sidrec_torchrec.ranker.model import RankerConfig
+
+SMALL = RankerConfig(dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), dropout=0.0)
+
+
+def make_config(corpus: Path, prepared: Path, sids: dict[str, Path], out: Path, arm: str, **changes) -> TrainRankerConfig:
+    config = TrainRankerConfig(
+        data=corpus,
+        prepared=prepared,
+        out=out,
+        arm=arm,
+        sids=sids["side"],
+        source_sids=(sids["text"],),
+        epochs=2,
+        batch_events=1024,
+        model=SMALL,
+        arms=ArmConfig(table_dim=16, ngram_rows=200),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_learns(arm, corpus, prepared, sids, tmp_path):
+    config = make_config(corpus, prepared, sids, tmp_path / arm, arm, epochs=4)
+    result = train_ranker.main(config)
+    assert result["train_loss"][-1] < result["train_loss"][0]
+    assert 0.3 < result["test"]["ne_all"] < 1.02
+    counts = json.loads((prepared / "prepared.json").read_text())["counts"]
+    assert result["test"]["targets_all"] == counts["test"]["targets"]
+    assert result["test"]["targets_all"] == result["test"]["targets_warm"] + result["test"]["targets_cold"]
+    kjt = {"none": 0, "raw": 2 * (12 + 8), "prefix-ngram": 16, "side": 8, "id": 8}
+    assert result["bytes_per_event_kjt"] == kjt[arm]
+    # id: a row of 16 floats per item; prefix-ngram: 200 rows; side: two chunks of 243 values of ten floats at most
+    tables = {"none": (0, 0), "raw": (0, 0), "id": (7680, 7680), "prefix-ngram": (12800, 12800), "side": (1, 25_000)}
+    assert tables[arm][0] <= result["table_bytes"] <= tables[arm][1]
+    assert train_ranker.main(config) == result  # read back
+    assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / arm)) == result["test"]
+
+
+def train_here(config: TrainRankerConfig) -> dict:
+    return train_ranker.main(config)
+
+
+@pytest.mark.parametrize("arm", ["side", "prefix-ngram"])
+def test_two_processes_equal_one(arm, corpus, prepared, sids, tmp_path, run_distributed):
+    """Same global batches, so the same training up to rounding; NE within 1e-3."""
+    one = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "one", arm))
+    results = run_distributed(train_here, 2, make_config(corpus, prepared, sids, tmp_path / "two", arm))
+    assert results[0] == results[1]
+    two = results[0]
+    assert two["test"]["targets_all"] == one["test"]["targets_all"]
+    assert two["table_bytes"] == one["table_bytes"]
+    assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-3)
+    for name in ("ne_all", "ne_warm", "ne_cold"):
+        assert two["test"][name] == pytest.approx(one["test"][name], abs=1e-3)
+    # what two processes trained, one can read
+    values = evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "two"))
+    assert values["ne_all"] == pytest.approx(two["test"]["ne_all"], abs=1e-6)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("arm", ["side", "id"])
+def test_interrupted_run_goes_on_where_it_was(arm, corpus, prepared, sids, tmp_path, monkeypatch):
+    whole = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "whole", arm, checkpoint_batches=2))
+    config = make_config(corpus, prepared, sids, tmp_path / "killed", arm, checkpoint_batches=2)
+    save, saves = train_ranker.Checkpoints.save, []
+
+    def save_then_die(self, name, state):
+        save(self, name, state)
+        saves.append(name)
+        if len(saves) == 2:
+            raise Killed
+
+    monkeypatch.setattr(train_ranker.Checkpoints, "save", save_then_die)
+    with pytest.raises(Killed):
+        train_ranker.main(config)
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    monkeypatch.setattr(train_ranker.Checkpoints, "save", save)
+    resumed = train_ranker.main(config)
+    assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
+    assert resumed["test"]["ne_all"] == pytest.approx(whole["test"]["ne_all"], rel=1e-5)
+
+
+def test_refusals(corpus, prepared, sids, tmp_path):
+    config = make_config(corpus, prepared, sids, tmp_path / "run", "none", epochs=1)
+    train_ranker.main(config)
+    with pytest.raises(RunMismatchError, match="another run .*seed was 0, is 1"):
+        train_ranker.main(dataclasses.replace(config, seed=1))
+    with pytest.raises(SidrecError, match="unknown arm 'sid'; there are none, raw"):
+        train_ranker.main(dataclasses.replace(config, arm="sid", out=tmp_path / "a"))
+    with pytest.raises(SidrecError, match="needs SIDs"):
+        train_ranker.main(dataclasses.replace(config, arm="side", sids=None, out=tmp_path / "b"))
+    with pytest.raises(SidrecError, match="needs one SID per source"):
+        train_ranker.main(dataclasses.replace(config, arm="prefix-ngram", source_sids=(), out=tmp_path / "c"))
+    with pytest.raises(DataError, match="prepared.json: not found"):
+        train_ranker.main(dataclasses.replace(config, prepared=tmp_path, out=tmp_path / "d"))
+    with pytest.raises(SidrecError, match="run.json: not found"):
+        evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "nothing"))
+    with pytest.raises(SidrecError, match="unknown split 'tests'"):
+        evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "run", split="tests"))
+
+
+def test_sids_of_another_codec_are_refused(corpus, prepared, sids, tmp_path):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    (mixed / "sids.parquet").symlink_to(sids["text"] / "sids.parquet")
+    (mixed / "codec").symlink_to(sids["side"] / "codec")
+    for array in (prepared / "arrays").glob("sid-*.npy"):
+        array.unlink()
+    config = make_config(corpus, prepared, {"side": mixed, "text": sids["text"]}, tmp_path / "run", "side")
+    with pytest.raises(CodecMismatchError, match="made with codec .* but this is codec"):
+        train_ranker.main(config)
+
+
+def test_config_survives_json(corpus, prepared, sids, tmp_path):
+    config = make_config(corpus, prepared, sids, tmp_path / "run", "side")
+    assert config_from_json(TrainRankerConfig, json.loads(json.dumps(config_json(config)))) == config
+
+
+def test_candidate_never_sees_its_own_label(corpus, prepared, sids, tmp_path):
+    """Flipping the actions of a row's last event changes no prediction but through later events' history."""
+    from sidrec_torchrec.data.prepare import open_prepared
+    from sidrec_torchrec.jobs.distributed import process_group
+
+    config = make_config(corpus, prepared, sids, tmp_path / "run", "side")
+    with process_group() as processes:
+        split = open_prepared(prepared)
+        arm = train_ranker.load_arm(config, split)
+        model = train_ranker.build_ranker(config, split, arm, processes).eval()
+        batch = next(iter(train_ranker.batches(config, split, arm, "test", processes)))
+        with torch.no_grad():
+            _, before = model(batch)
+            last_N = batch.lengths_B.cumsum(0) - 1
+            batch.action_N[last_N] = 1 - batch.action_N[last_N]
+            _, after = model(batch)
+            torch.testing.assert_close(before.prediction, after.prediction)
+            assert not torch.equal(before.label, after.label)
+            first_N = last_N - batch.lengths_B + 1
+            batch.action_N[first_N] = 1 - batch.action_N[first_N]
+            assert not torch.allclose(before.prediction, model(batch)[1].prediction)
