@@ -1,7 +1,9 @@
 """The process group a job runs in: torchrun's, or a group of one when started by hand."""
 
+import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ def process_group() -> Iterator[Processes]:
     """Joins torchrun's process group, or makes one of a single process; reuses a group that is already up."""
     joined = not dist.is_initialized()
     if joined:
+        _quiet_libraries()
         _start_group()
     try:
         yield current_processes()
@@ -57,6 +60,15 @@ def _start_group() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def _quiet_libraries() -> None:
+    """Keeps a job's output readable: known remarks of torch and torchrec on their own internals are not shown."""
+    for name in ("torchrec", "torch.fx", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        for module in ("torch", "torchrec", "fbgemm_gpu"):
+            warnings.filterwarnings("ignore", category=category, module=rf"{module}(\.|$)")
 
 
 def _free_port() -> int:

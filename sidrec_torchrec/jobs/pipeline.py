@@ -48,6 +48,7 @@ class PipelineConfig:
         max_history: most events before a row's first target.
         stages: the fused tokenizer's digits.
         rq_stages: digits of the traditional tokenizers, one per source, that prefix-ngram reads.
+        tokenizer_epochs: most passes over the items for each tokenizer.
         epochs: passes over the training sequences.
         batch_events: events in a batch over all processes, padding included.
         model: sizes of the ranker.
@@ -65,6 +66,7 @@ class PipelineConfig:
     max_history: int = 512
     stages: str = "ternary*25"
     rq_stages: str = "onehot:256*3"
+    tokenizer_epochs: int = 40
     epochs: int = 4
     batch_events: int = 8192
     model: RankerConfig = field(default_factory=RankerConfig)
@@ -141,6 +143,7 @@ class _Pipeline:
             out=self.out / "tokenizers" / name,
             source=sources,
             target=targets,
+            epochs=self.config.tokenizer_epochs,
             quantizer=QuantizerConfig(kind=kind, stages=stages),
             exclude=self.out / "prepared" / "sequences" / "cold_items.parquet",
         )

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: E402
 
 from sidrec_torchrec.files import atomic_path  # noqa: E402
 from sidrec_torchrec.jobs.report import spread  # noqa: E402
@@ -127,6 +128,8 @@ def _plot_gain_by_bytes(axes: Axes, report: dict[str, Any]) -> bool:
             axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=9)
     if drawn:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.axhline(0, color="#999", linewidth=0.8)
         axes.set_xlabel("bytes per event stored")
         axes.set_ylabel("NE gain, %")

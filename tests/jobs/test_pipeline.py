@@ -1,0 +1,128 @@
+"""The main job on a small corpus: report, resuming, refusals."""
+
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sidrec_torchrec.errors import DataError, RunMismatchError, SidrecError
+from sidrec_torchrec.jobs import pipeline, train_ranker
+from sidrec_torchrec.jobs.pipeline import PipelineConfig
+from sidrec_torchrec.ranker.arms import ArmConfig
+from tests.jobs.test_train_ranker import SMALL
+
+
+def make_config(corpus, out, **changes):
+    values = {
+        "data": corpus,
+        "out": out,
+        "arms": ("none", "prefix-ngram", "side"),
+        "target": ("category", "tags"),
+        "stages": "ternary*10",
+        "rq_stages": "onehot:8*2",
+        "epochs": 1,
+        "tokenizer_epochs": 1,
+        "batch_events": 1024,
+        "model": SMALL,
+        "arm": ArmConfig(table_dim=16, ngram_rows=200),
+    }
+    return PipelineConfig(**values | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pipeline") / "run"
+    return out, pipeline.main(make_config(corpus, out))
+
+
+def test_report_holds_what_it_promises(finished):
+    out, report = finished
+    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
+    assert list(report["arms"]) == ["none", "prefix-ngram", "side"]
+    for name, arm in report["arms"].items():
+        metrics = json.loads((out / "rankers" / name / "seed-0" / "metrics.json").read_text())
+        base = json.loads((out / "rankers" / "none" / "seed-0" / "metrics.json").read_text())
+        for part in ("warm", "cold"):
+            assert arm[f"ne_{part}"] == [metrics["test"][f"ne_{part}"]]
+            gain = 1 - metrics["test"][f"ne_{part}"] / base["test"][f"ne_{part}"]
+            assert arm[f"ne_gain_{part}"] == pytest.approx(gain)
+        for field in ("bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes", "train_events_per_s"):
+            assert arm[field] == metrics[field]
+    assert set(report["tokenizer"]) == {"side", "rq-text_emb", "rq-image_emb"}
+    assert report["command"].startswith("sidrec")
+    assert report["versions"]["torch"] and report["hardware"]["cores"] and report["seconds"] > 0
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3 and "prefix-ngram" in page
+    assert "http://" not in page and "https://" not in page
+
+
+def test_second_run_trains_nothing(finished, corpus, monkeypatch, capsys):
+    out, report = finished
+
+    def fail(*args):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(train_ranker, "_train_and_test", fail)
+    monkeypatch.setattr(pipeline.train_tokenizer, "_train", fail)
+    assert pipeline.main(make_config(corpus, out)) == report
+    assert "prefix-ngram" in capsys.readouterr().out
+
+
+def test_refusals(finished, corpus, tmp_path):
+    out, _ = finished
+    with pytest.raises(RunMismatchError, match="another run .*epochs was 1, is 2"):
+        pipeline.main(make_config(corpus, out, epochs=2))
+    with pytest.raises(DataError, match="no target 'genres'; available: .*'category'"):
+        pipeline.main(make_config(corpus, tmp_path / "a", target=("genres",)))
+    with pytest.raises(DataError, match="no source 'plot_emb'; available: 'text_emb', 'image_emb'"):
+        pipeline.main(make_config(corpus, tmp_path / "b", source=("plot_emb",)))
+    with pytest.raises(SidrecError, match="unknown arm 'sidee'"):
+        make_config(corpus, tmp_path / "c", arms=("none", "sidee"))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "thesis.tex").touch()
+    with pytest.raises(RunMismatchError, match="holds files of something else"):
+        pipeline.main(make_config(corpus, tmp_path / "d"))
+
+
+def test_changed_data_is_noticed(finished, corpus, tmp_path):
+    data = shutil.copytree(corpus, tmp_path / "data")
+    out = tmp_path / "run"
+    pipeline.main(make_config(data, out, arms=("none",)))
+    events = pq.read_table(data / "events.parquet")
+    pq.write_table(events.slice(0, events.num_rows - 1), data / "events.parquet")
+    with pytest.raises(RunMismatchError, match="changed since this run began"):
+        pipeline.main(make_config(data, out, arms=("none",)))
+
+
+def test_bad_data_is_refused_before_anything_is_trained(corpus, tmp_path):
+    data = shutil.copytree(corpus, tmp_path / "data")
+    items = pq.read_table(data / "items.parquet")
+    vectors = items["text_emb"].to_pylist()
+    row = next(i for i, vector in enumerate(vectors) if vector is not None)
+    vectors[row][3] = float("nan")
+    place = items.schema.get_field_index("text_emb")
+    kind = items.schema.field("text_emb").type
+    pq.write_table(items.set_column(place, "text_emb", pa.array(vectors, kind)), data / "items.parquet")
+    with pytest.raises(DataError, match=rf"items\.parquet: column 'text_emb', row {row} .*value 3 is nan"):
+        pipeline.main(make_config(data, tmp_path / "run"))
+    assert not (tmp_path / "run" / "tokenizers").exists()
+
+
+def test_positives_only(corpus, tmp_path):
+    data = shutil.copytree(corpus, tmp_path / "data")
+    events = pq.read_table(data / "events.parquet").drop_columns(["label"])
+    pq.write_table(events, data / "events.parquet")
+    report = pipeline.main(make_config(data, tmp_path / "run", arms=("none",)))
+    assert report["sequences"]["sampled_negatives"] and "matched in popularity" in report["protocol"]
+    # nothing tells a negative from a positive without content
+    assert report["arms"]["none"]["ne_warm"][0] == pytest.approx(1, abs=0.03)
+
+
+def test_more_arms_join_a_finished_run(finished, corpus):
+    out, _ = finished
+    before = (out / "rankers" / "none" / "seed-0" / "metrics.json").read_text()
+    report = pipeline.main(make_config(corpus, out, arms=("none", "id")))
+    assert list(report["arms"]) == ["none", "id"]
+    assert (out / "rankers" / "none" / "seed-0" / "metrics.json").read_text() == before
