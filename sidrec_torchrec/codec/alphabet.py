@@ -83,11 +83,16 @@ def parse_stages(text: str) -> tuple[Alphabet, ...]:
         ValueError: on anything else; shows the part and the form expected.
     """
     stages: list[Alphabet] = []
-    for part in text.replace(" ", "").split(","):
-        match = re.fullmatch(r"(ternary|onehot:(\d+))(?:\*(\d+))?", part)
-        if match is None or match[3] == "0":
-            raise ValueError(f"stages '{text}': cannot read '{part}'; write like 'ternary*25' or 'onehot:256,ternary*20'")
-        alphabet = OneHot(int(match[2])) if match[2] else Ternary()
+    for part in map(str.strip, text.split(",")):
+        match = re.fullmatch(r"(ternary|onehot:([0-9]+))(?:\*([1-9][0-9]*))?", part)
+        if match is None:
+            raise ValueError(
+                f"stages '{text}': cannot read '{part}'; write like 'ternary*25' or 'onehot:256,ternary*20'"
+            )
+        try:
+            alphabet = OneHot(int(match[2])) if match[2] else Ternary()
+        except ValueError as error:
+            raise ValueError(f"stages '{text}': '{part}': {error}") from None
         stages += [alphabet] * int(match[3] or 1)
     return tuple(stages)
 

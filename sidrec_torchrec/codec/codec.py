@@ -34,9 +34,7 @@ class Codec:
     @staticmethod
     def of(quantizer: Quantizer, fingerprint: str) -> "Codec":
         """The codec of a trained quantizer, with a fingerprint of everything that encodes; see ``fingerprint_of``."""
-        offset, *tables = (
-            t.detach().cpu().float().clone() for t in (quantizer.offset, *quantizer.digit_tables())
-        )
+        offset, *tables = (t.detach().cpu().float().clone() for t in (quantizer.offset, *quantizer.digit_tables()))
         return Codec(SIDSpec(quantizer.stages, fingerprint), offset, tuple(tables))
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sidrec_torchrec.codec.alphabet import Alphabet, OneHot, Ternary
 from sidrec_torchrec.codec.kmeans import kmeans
-from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, squared_distance, squared_distance
+from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, squared_distance
 
 _POWER_STEPS = 12  # alternations that start one ternary row
 

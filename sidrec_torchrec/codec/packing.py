@@ -110,10 +110,13 @@ class SIDSpec:
             int64 [N, W].
 
         Raises:
-            ValueError: on another width or a digit out of range; names its row and digit.
+            ValueError: on another width, on numbers with a fraction, or on a digit out of range; names its row and digit.
         """
-        if digits_NL.ndim != 2 or digits_NL.shape[1] != self.num_digits:
-            raise ValueError(f"digits have shape {tuple(digits_NL.shape)}, expected [N, {self.num_digits}]")
+        if digits_NL.ndim != 2 or digits_NL.shape[1] != self.num_digits or digits_NL.is_floating_point():
+            raise ValueError(
+                f"digits have shape {tuple(digits_NL.shape)} and dtype {digits_NL.dtype}, expected integers "
+                f"[N, {self.num_digits}]"
+            )
         digits_NL = digits_NL.long()
         radices_L = torch.tensor(self.radices, device=digits_NL.device)
         wrong_NL = (digits_NL < 0) | (digits_NL >= radices_L)

@@ -1,0 +1,180 @@
+"""Learning DPCA's basis in closed form: encode, then solve for all basis rows jointly, and again.
+
+With codes A [N, R] held fixed, the best basis solves (A^T A) U = A^T X: that is all a round needs of the data, so vectors
+are read in chunks, on any number of processes, and only R^2 + R D sums are kept. The same alternation as the codebook
+update of additive quantization (Babenko & Lempitsky 2014) and LSQ (Martinez et al. 2016).
+"""
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sidrec_torchrec.codec.alphabet import Alphabet, OneHot
+from sidrec_torchrec.codec.kmeans import kmeans
+from sidrec_torchrec.codec.processes import copy_from_first_process, sum_over_processes
+from sidrec_torchrec.codec.search import encode
+
+_SAMPLE_ROWS = 1 << 14  # of process 0, from which the basis is started
+_BLOCK_ROWS = 1 << 13
+_POWER_STEPS = 12  # alternations that start one ternary row
+_LEAST_GAIN = 1e-5  # a round that lowers the error by less than this share is the last
+
+
+class Fitted(NamedTuple):
+    """What ``fit`` learned.
+
+    Args:
+        mean_D: float64 [D].
+        basis_RD: float64 [R, D].
+        errors: relative squared error of the start and after each round, falling.
+    """
+
+    mean_D: Tensor
+    basis_RD: Tensor
+    errors: list[float]
+
+
+def fit(
+    chunks: Iterable[Tensor],
+    stages: tuple[Alphabet, ...],
+    dim: int,
+    *,
+    rounds: int,
+    ridge: float,
+    beam: int,
+    seed: int,
+    device: torch.device,
+) -> Fitted:
+    """See ``DPCA.fit``."""
+    mean_D, total, sample_ND = _survey(chunks, dim, device)
+    basis_RD = torch.zeros(sum(stage.width for stage in stages), dim, dtype=torch.float64, device=device)
+    if sample_ND is not None:
+        basis_RD = _start(sample_ND - mean_D, stages, seed)
+    copy_from_first_process(basis_RD)
+    best_RD, errors = basis_RD, []
+    for round_ in range(rounds + 1):
+        gram_RR, cross_RD, error = _sums(chunks, mean_D, basis_RD, stages, beam)
+        errors.append(error / total)
+        if round_ and errors[-1] > errors[-2] * (1 - _LEAST_GAIN):
+            if errors[-1] >= errors[-2]:
+                errors.pop()
+            else:
+                best_RD = basis_RD
+            break
+        best_RD = basis_RD
+        basis_RD = _by_energy(_ridge(gram_RR, cross_RD, basis_RD, ridge), gram_RR.diagonal(), stages)
+    return Fitted(mean_D, best_RD, errors)
+
+
+def _blocks(chunks: Iterable[Tensor], device: torch.device) -> Iterable[Tensor]:
+    for chunk_ND in chunks:
+        for block_ND in chunk_ND.split(_BLOCK_ROWS):
+            yield block_ND.to(device, torch.float64)
+
+
+def _survey(chunks: Iterable[Tensor], dim: int, device: torch.device) -> tuple[Tensor, float, Tensor | None]:
+    """Mean [D] and total squared deviation over all processes; on process 0, its first rows."""
+    count, square = torch.zeros(2, 1, dtype=torch.float64, device=device)
+    sum_D = torch.zeros(dim, dtype=torch.float64, device=device)
+    sample, missing = [], _SAMPLE_ROWS
+    for block_ND in _blocks(chunks, device):
+        count += len(block_ND)
+        sum_D += block_ND.sum(0)
+        sample.append(block_ND[:missing])
+        missing -= len(sample[-1])
+    own = count.clone()
+    copy_from_first_process(own)
+    sum_over_processes(count, sum_D)
+    if not own:
+        raise ValueError("fit needs vectors, and process 0 was given none")
+    mean_D = sum_D / count
+    # a pass of its own: |x|^2 - |mean|^2 would cancel where the mean is large
+    for block_ND in _blocks(chunks, device):
+        square += (block_ND - mean_D).square().sum()
+    sum_over_processes(square)
+    return mean_D, max(float(square), 1e-300), torch.cat(sample) if sample else None
+
+
+def _sums(
+    chunks: Iterable[Tensor], mean_D: Tensor, basis_RD: Tensor, stages: tuple[Alphabet, ...], beam: int
+) -> tuple[Tensor, Tensor, float]:
+    """A^T A, A^T X and the squared error of the codes that ``basis_RD`` gives, over all processes."""
+    gram_RR = basis_RD.new_zeros(len(basis_RD), len(basis_RD))
+    cross_RD = torch.zeros_like(basis_RD)
+    error = basis_RD.new_zeros(1)
+    for block_ND in _blocks(chunks, basis_RD.device):
+        x_ND = block_ND - mean_D
+        codes_NR = _codes(encode(x_ND, basis_RD, stages, beam=beam), stages)
+        gram_RR += codes_NR.T @ codes_NR
+        cross_RD += codes_NR.T @ x_ND
+        error += (x_ND - codes_NR @ basis_RD).square().sum()
+    sum_over_processes(gram_RR, cross_RD, error)
+    return gram_RR, cross_RD, float(error)
+
+
+def _codes(digits_NL: Tensor, stages: tuple[Alphabet, ...]) -> Tensor:
+    """Digits as the weights of the basis rows, float64 [N, R]."""
+    values = [stage.values().to(digits_NL.device, torch.float64) for stage in stages]
+    return torch.cat([value[digits_NL[:, j].long()] for j, value in enumerate(values)], dim=1)
+
+
+def _ridge(gram_RR: Tensor, cross_RD: Tensor, previous_RD: Tensor, ridge: float) -> Tensor:
+    """argmin_U |X - A U|^2 + weight |U - previous|^2."""
+    weight = ridge * gram_RR.diagonal().mean().clamp_min(1e-12)
+    weights_RR = torch.eye(len(gram_RR), dtype=gram_RR.dtype, device=gram_RR.device) * weight
+    return torch.linalg.solve(gram_RR + weights_RR, cross_RD + weight * previous_RD)
+
+
+def _by_energy(basis_RD: Tensor, squares_R: Tensor, stages: tuple[Alphabet, ...]) -> Tensor:
+    """Orders neighbouring stages of one alphabet by the energy they carry, so that every prefix decodes well."""
+    energy_R = squares_R * basis_RD.square().sum(1)
+    parts, first = [], 0
+    for alphabet, run in groupby(stages):
+        last = first + alphabet.width * len(list(run))
+        stage_energy = energy_R[first:last].view(-1, alphabet.width).sum(1)
+        rows = basis_RD[first:last].view(-1, alphabet.width, basis_RD.shape[1])
+        parts.append(rows[stage_energy.argsort(descending=True, stable=True)].flatten(0, 1))
+        first = last
+    return torch.cat(parts)
+
+
+def _start(x_ND: Tensor, stages: tuple[Alphabet, ...], seed: int) -> Tensor:
+    """One stage after another on the residual of those before, float64 [R, D]."""
+    rows, residual_ND = [], x_ND.clone()
+    moment_DD = residual_ND.T @ residual_ND
+    for i, stage in enumerate(stages):
+        if isinstance(stage, OneHot):
+            part_KD = kmeans(residual_ND, stage.size, seed=seed + i)
+            residual_ND -= part_KD[encode(residual_ND, part_KD, (stage,))[:, 0].long()]
+            moment_DD = residual_ND.T @ residual_ND
+        else:
+            u_D, code_N = _ternary_row(residual_ND, moment_DD)
+            part_KD = u_D.unsqueeze(0)
+            # the moments of x - a u, without another pass over x
+            along_D = residual_ND.T @ code_N
+            moment_DD += code_N.square().sum() * torch.outer(u_D, u_D)
+            moment_DD -= torch.outer(along_D, u_D) + torch.outer(u_D, along_D)
+            residual_ND -= torch.outer(code_N, u_D)
+        rows.append(part_KD)
+    return torch.cat(rows)
+
+
+def _ternary_row(x_ND: Tensor, moment_DD: Tensor) -> tuple[Tensor, Tensor]:
+    """A row u [D] and codes a [N] that lower |x - a u|^2, alternating from the direction of most variance."""
+    direction_D = torch.linalg.eigh(moment_DD).eigenvectors[:, -1]
+    u_D = direction_D * (x_ND @ direction_D).abs().mean() * 1.5
+    for _ in range(_POWER_STEPS):
+        code_N = _ternary_codes(x_ND, u_D)
+        count = code_N.square().sum()
+        if not count:
+            break
+        u_D = code_N @ x_ND / count
+    return u_D, _ternary_codes(x_ND, u_D)
+
+
+def _ternary_codes(x_ND: Tensor, u_D: Tensor) -> Tensor:
+    twice_N, norm = 2 * (x_ND @ u_D), u_D.square().sum()
+    return (twice_N > norm).to(x_ND) - (twice_N < -norm).to(x_ND)
