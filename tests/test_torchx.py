@@ -19,6 +19,7 @@ COMPONENTS = {
     "train_tokenizer": "train-tokenizer",
     "encode_corpus": "encode-corpus",
     "train_ranker": "train-ranker",
+    "prepare": "prepare",
     "evaluate": "evaluate",
     "pipeline": "pipeline",
 }
