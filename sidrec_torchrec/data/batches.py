@@ -139,9 +139,12 @@ class SequenceBatches(IterableDataset):
         if self.shuffle:
             lengths += rng.uniform(0, 16, len(pool))
         batches: list[list[Sequence]] = [[]]
+        longest = 0
         for i in np.argsort(lengths, kind="stable"):
-            if batches[-1] and (len(batches[-1]) + 1) * len(pool[i]) > self.batch_events:
+            longest = max(longest, len(pool[i]))
+            if batches[-1] and (len(batches[-1]) + 1) * longest > self.batch_events:
                 batches.append([])
+                longest = len(pool[i])
             batches[-1].append(pool[i])
         if self.shuffle:
             rng.shuffle(batches)

@@ -14,9 +14,7 @@ def data_fingerprint(folder: Path) -> dict[str, str]:
     Reads the footers alone, so that it is quick at any size.
     """
     return {
-        name: _fingerprint(folder / name)
-        for name in (ITEMS_FILE, EVENTS_FILE, USERS_FILE)
-        if (folder / name).exists()
+        name: _fingerprint(folder / name) for name in (ITEMS_FILE, EVENTS_FILE, USERS_FILE) if (folder / name).exists()
     }
 
 

@@ -31,9 +31,7 @@ class NegativeSampler:
         self._test_seen = np.cumsum(test_counts * self._seen)
         self._test_cold = np.cumsum(test_counts * ~self._seen)
 
-    def add_negatives(
-        self, sequence: Sequence, first_target: int, *, is_test: bool, met_items: np.ndarray
-    ) -> Sequence:
+    def add_negatives(self, sequence: Sequence, first_target: int, *, is_test: bool, met_items: np.ndarray) -> Sequence:
         """The sequence with negatives after each event from ``first_target`` on; the first target stays in place.
 
         Args:
@@ -67,9 +65,7 @@ class NegativeSampler:
             cumulated = self._train if not is_test else self._test_seen if kind else self._test_cold
             if not len(rows) or not cumulated[-1]:
                 continue
-            wanted = np.repeat(rows, self._negatives) * self._negatives + np.tile(
-                np.arange(self._negatives), len(rows)
-            )
+            wanted = np.repeat(rows, self._negatives) * self._negatives + np.tile(np.arange(self._negatives), len(rows))
             for _ in range(_TRIES):
                 if not len(wanted):
                     break

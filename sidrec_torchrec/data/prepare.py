@@ -163,9 +163,7 @@ def _write_sequences(
                     is_test = split == "test"
                     sequence = sampler.add_negatives(sequence, first_target, is_test=is_test, met_items=user.item)
                 writers[split].write(
-                    sequence.rows(
-                        first_target, max_history=config.max_history, targets_per_row=config.targets_per_row
-                    )
+                    sequence.rows(first_target, max_history=config.max_history, targets_per_row=config.targets_per_row)
                 )
     for split in ("train", "test"):
         if not writers[split].counts["targets"]:

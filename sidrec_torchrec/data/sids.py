@@ -25,7 +25,9 @@ def write_sids(path: Path, spec: SIDSpec, batches: Iterable[tuple[np.ndarray, np
     schema = pa.schema([(name, pa.int64()) for name in ("item_id", *names)], metadata=metadata)
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for item_ids_N, words_NW in batches:
-            writer.write_batch(pa.RecordBatch.from_arrays([pa.array(item_ids_N), *map(pa.array, words_NW.T)], schema=schema))
+            writer.write_batch(
+                pa.RecordBatch.from_arrays([pa.array(item_ids_N), *map(pa.array, words_NW.T)], schema=schema)
+            )
 
 
 def read_sids(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:

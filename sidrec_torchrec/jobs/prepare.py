@@ -1,6 +1,6 @@
 """Splits event logs into training, validation and test sequences."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 

@@ -47,4 +47,6 @@ def stage(title: str, total: int | None, *, show: bool) -> Iterator[Stage]:
         with Progress(*columns, console=console, transient=True) as bar:
             current = Stage(bar, bar.add_task(title, total=total, note=""))
             yield current
-    console.print(f"{title}: {current.note} ({time.monotonic() - start:.0f} s)", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{title}: {current.note} ({time.monotonic() - start:.0f} s)", highlight=False, markup=False, soft_wrap=True
+    )

@@ -10,12 +10,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from sidrec_torchrec.files import atomic_path  # noqa: E402
-from sidrec_torchrec.jobs.report import spread  # noqa: E402
+from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.jobs.report import spread
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68em; margin: 2em auto; padding: 0 1em; color: #1a1a1a }
@@ -30,12 +30,27 @@ _PARTS = {"warm": "#3b6fb6", "cold": "#d9822b"}
 def write_html(report: dict[str, Any], folder: Path) -> None:
     """Writes ``report.html`` and its pictures (``plots/*.png``, also inside the page) into ``folder``."""
     figures = [
-        _figure(folder, "ne_by_arm", "NE by arm, mean and standard deviation over seeds (lower is better).", report,
-                _plot_ne_by_arm),
-        _figure(folder, "gain_by_bytes", "NE gain over the arm <code>none</code> against the bytes an event costs in a "
-                "log.", report, _plot_gain_by_bytes),
-        _figure(folder, "reconstruction_by_prefix", "Relative squared error of each source decoded from the first "
-                "digits of its SID, over the whole corpus.", report, _plot_reconstruction),
+        _figure(
+            folder,
+            "ne_by_arm",
+            "NE by arm, mean and standard deviation over seeds (lower is better).",
+            report,
+            _plot_ne_by_arm,
+        ),
+        _figure(
+            folder,
+            "gain_by_bytes",
+            "NE gain over the arm <code>none</code> against the bytes an event costs in a log.",
+            report,
+            _plot_gain_by_bytes,
+        ),
+        _figure(
+            folder,
+            "reconstruction_by_prefix",
+            "Relative squared error of each source decoded from the first digits of its SID, over the whole corpus.",
+            report,
+            _plot_reconstruction,
+        ),
     ]
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>sidrec report</title><style>{_STYLE}</style>
 <h1>What each way of feeding items is worth</h1>

@@ -219,7 +219,11 @@ class _Training:
                 self.course["train_seconds"] = seconds_before + time.monotonic() - started
                 progress.advance(targets, f"loss {self.loss_sum / max(self.own_targets, 1):.4f}")
                 if self.curves is not None:
-                    self.curves.add_scalar("train/loss", loss_sum / max(len(output.label), 1), self.epoch * self.epoch_targets + self.targets)
+                    self.curves.add_scalar(
+                        "train/loss",
+                        loss_sum / max(len(output.label), 1),
+                        self.epoch * self.epoch_targets + self.targets,
+                    )
                 if self.batch % self.config.checkpoint_batches == 0:
                     self._save(LAST)
 

@@ -153,7 +153,9 @@ def test_errors_name_the_place(tmp_path):
     ids = events["item_id"].to_numpy().copy()
     ids[123] = 7
     pq.write_table(events.set_column(1, "item_id", pa.array(ids)), path)
-    with pytest.raises(DataError, match=r"events\.parquet: column 'item_id', row 123: item_id 7 is not in .*items\.parq"):
+    with pytest.raises(
+        DataError, match=r"events\.parquet: column 'item_id', row 123: item_id 7 is not in .*items\.parq"
+    ):
         prepare(tmp_path / "data", tmp_path / "out", PrepareConfig())
     assert not (tmp_path / "out").exists()
     pq.write_table(events.set_column(2, "timestamp", pa.array(-events["timestamp"].to_numpy())), path)

@@ -42,7 +42,5 @@ def sids(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
             data=corpus, out=folder / "tokenizers" / name, source=sources, epochs=1, quantizer=quantizer, latent_dim=16
         )
         train_tokenizer.main(train)
-        encode_corpus.main(
-            encode_corpus.EncodeCorpusConfig(data=corpus, tokenizer=train.out, out=folder / name)
-        )
+        encode_corpus.main(encode_corpus.EncodeCorpusConfig(data=corpus, tokenizer=train.out, out=folder / name))
     return {name: folder / name for name in ("side", "text")}

@@ -17,7 +17,9 @@ from sidrec_torchrec.ranker.model import RankerConfig
 SMALL = RankerConfig(dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), dropout=0.0)
 
 
-def make_config(corpus: Path, prepared: Path, sids: dict[str, Path], out: Path, arm: str, **changes) -> TrainRankerConfig:
+def make_config(
+    corpus: Path, prepared: Path, sids: dict[str, Path], out: Path, arm: str, **changes
+) -> TrainRankerConfig:
     config = TrainRankerConfig(
         data=corpus,
         prepared=prepared,
