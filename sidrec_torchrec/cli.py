@@ -39,6 +39,7 @@ COMMANDS = {
     "prepare": Command(f"{_JOBS}.prepare:main", "cut event logs into training, validation and test sequences"),
     "train-tokenizer": Command(f"{_JOBS}.train_tokenizer:main", "learn to fuse an item's content into one SID"),
     "encode-corpus": Command(f"{_JOBS}.encode_corpus:main", "write the SID of every item"),
+    "decode-sids": Command(f"{_JOBS}.decode_sids:main", "write what SIDs keep of each item"),
     "train-ranker": Command(f"{_JOBS}.train_ranker:main", "train the long-sequence ranker with one arm"),
     "evaluate": Command(f"{_JOBS}.evaluate:main", "test a trained ranker on warm and on cold items"),
     "data synthetic": Command(f"{_JOBS}.make_synthetic:main", "make a corpus whose structure is known"),

@@ -19,7 +19,7 @@ disk by a hash of their user.
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,7 +155,7 @@ def _write_sequences(
     if not buckets.has_labels:
         sampler = NegativeSampler(train_counts, test_counts, config.negatives, config.seed)
     with ExitStack() as stack:
-        writers = {split: stack.enter_context(_SequenceWriter(folder / f"{split}.parquet")) for split in SPLITS}
+        writers = {split: stack.enter_context(closing(_SequenceWriter(folder / f"{split}.parquet"))) for split in SPLITS}
         for user in buckets.users():
             for split, events, first_target in splitter.split(user):
                 sequence = _sequence(user, events)
@@ -230,10 +230,7 @@ class _SequenceWriter:
         self._writer = pq.ParquetWriter(path, sequence_schema(), compression="zstd")
         self._pending: list[Sequence] = []
 
-    def __enter__(self) -> "_SequenceWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         self._flush()
         self._writer.close()
 

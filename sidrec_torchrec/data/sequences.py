@@ -7,6 +7,7 @@ trains on many positions. A negative shares its positive's order and is not visi
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -121,4 +122,4 @@ def _split(column: pa.ChunkedArray, dtype: type) -> list[np.ndarray]:
     array = column.chunk(0) if column.num_chunks else column.combine_chunks()
     offsets = array.offsets.to_numpy()
     values = array.values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
-    return [values[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [values[start:stop] for start, stop in pairwise(offsets)]

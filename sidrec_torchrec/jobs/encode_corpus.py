@@ -48,7 +48,7 @@ def main(config: EncodeCorpusConfig) -> dict[str, Any]:
         RunMismatchError: if ``out`` holds another corpus or tokenizer's SIDs.
     """
     with process_group() as processes:
-        tokenizer = Tokenizer.load(_tokenizer_folder(config.tokenizer))
+        tokenizer = Tokenizer.load(tokenizer_folder(config.tokenizer))
         run = open_run(config.out, config)
         if run.result is None:
             run.finish(_encode(config, tokenizer, processes))
@@ -57,7 +57,7 @@ def main(config: EncodeCorpusConfig) -> dict[str, Any]:
         return result
 
 
-def _tokenizer_folder(folder: Path) -> Path:
+def tokenizer_folder(folder: Path) -> Path:
     """The tokenizer itself, or train-tokenizer's output folder that holds it."""
     return folder / TOKENIZER_FOLDER if (folder / TOKENIZER_FOLDER).is_dir() else folder
 

@@ -1,0 +1,65 @@
+"""Decodes SIDs back into what they keep of each item's sources and targets."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sidrec_torchrec.data.sids import read_sids
+from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.fusion.tokenizer import Decoded, Tokenizer
+from sidrec_torchrec.jobs.encode_corpus import tokenizer_folder
+
+_BLOCK = 8192  # SIDs decoded at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSIDsConfig:
+    """What to decode.
+
+    Args:
+        sids: folder encode-corpus wrote, or its ``sids.parquet``.
+        tokenizer: folder train-tokenizer wrote; must be the one the SIDs were made with.
+        out: Parquet file to write.
+        num_digits: decode only this many first digits of each SID; 0 for all.
+    """
+
+    sids: Path
+    tokenizer: Path
+    out: Path
+    num_digits: int = 0
+
+
+def main(config: DecodeSIDsConfig) -> None:
+    """Writes ``item_id``, each source as ``fixed_size_list<float>[d]`` and each target's ``NAME_probability`` by class.
+
+    Raises:
+        CodecMismatchError: if another codec made the SIDs.
+        DataError: if a file is missing or broken.
+        SidrecError: if the SIDs have fewer digits than asked for.
+    """
+    tokenizer = Tokenizer.load(tokenizer_folder(config.tokenizer))
+    available = tokenizer.codec.spec.num_digits
+    if not 0 <= config.num_digits <= available:
+        raise SidrecError(f"num_digits must be 0 to {available}, the digits of these SIDs; got {config.num_digits}")
+    item_ids_N, words_NW = read_sids(config.sids, tokenizer.codec)
+    with atomic_path(config.out) as path:
+        writer = None
+        for first in range(0, len(item_ids_N), _BLOCK):
+            words = torch.from_numpy(words_NW[first : first + _BLOCK])
+            decoded = tokenizer.decode(words, num_digits=config.num_digits or None)
+            table = pa.table({"item_id": item_ids_N[first : first + _BLOCK]} | dict(_columns(decoded)))
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table)
+        writer.close()
+    print(f"{config.out}: {len(item_ids_N):,} items")
+
+
+def _columns(decoded: Decoded) -> Iterator[tuple[str, pa.Array]]:
+    named = decoded.sources | {f"{target}_probability": p for target, p in decoded.probabilities.items()}
+    for name, value_ND in named.items():
+        yield name, pa.FixedSizeListArray.from_arrays(pa.array(value_ND.reshape(-1).numpy()), value_ND.shape[1])
