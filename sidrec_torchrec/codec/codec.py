@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sidrec_torchrec.codec.packing import SIDSpec
-from sidrec_torchrec.codec.quantizer import Quantizer
+from sidrec_torchrec.codec.quantizer import Quantizer, add_tables
 from sidrec_torchrec.errors import CodecMismatchError, DataError
 from sidrec_torchrec.files import atomic_path, write_json
 
@@ -25,11 +25,20 @@ class Codec:
         spec: digits, packing and fingerprint.
         offset_D: float32 [D].
         digit_tables: per digit, float32 [radix_j, D].
+
+    Raises:
+        ValueError: if the tables are not those of the spec's digits.
     """
 
     spec: SIDSpec
     offset_D: Tensor
     digit_tables: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(table.shape) for table in self.digit_tables]
+        expected = [(radix, self.dim) for radix in self.spec.radices]
+        if shapes != expected:
+            raise ValueError(f"digit tables have shapes {shapes}, expected {expected}")
 
     @staticmethod
     def of(quantizer: Quantizer, fingerprint: str) -> "Codec":
@@ -53,13 +62,9 @@ class Codec:
             float32 [N, D].
 
         Raises:
-            ValueError: on words that are not of this spec; names the row.
+            ValueError: on words that are not of this spec (names the row), or a ``num_digits`` outside 0 to L.
         """
-        digits_NL = self.spec.unpack(words_NW).long()
-        z_ND = self.offset_D.repeat(len(digits_NL), 1)
-        for j, table in enumerate(self.digit_tables[:num_digits]):
-            z_ND += table[digits_NL[:, j]]
-        return z_ND
+        return add_tables(self.offset_D, self.digit_tables, self.spec.unpack(words_NW), num_digits)
 
     def value_tables(self) -> tuple[Tensor, ...]:
         """Per digit, the vectors its alphabet stands for, each digit in slots of its own: float32 [radix_j, width].
@@ -111,15 +116,14 @@ class Codec:
             value = json.loads((folder / _JSON_FILE).read_text())
             tensors = torch.load(folder / _TENSOR_FILE, weights_only=True, map_location="cpu")
             spec = SIDSpec.from_json(value)
-            intact = fingerprint_of(tensors, "") == value["tables"]
+            if fingerprint_of(tensors, "") != value["tables"]:
+                raise ValueError("its tables are not those it was saved with")
+            return Codec(spec, tensors["offset"], tuple(tensors[f"digit_{j}"] for j in range(spec.num_digits)))
         except FileNotFoundError as error:
             raise DataError(f"{error.filename}: not found; name a folder that holds a codec") from None
         except Exception as error:
-            raise DataError(f"{folder}: not a codec, or a broken one ({error}); make it again") from error
-        if not intact:
-            raise DataError(f"{folder}: its tables are not those it was saved with; make it again")
-        tables = tuple(tensors[f"digit_{j}"] for j in range(spec.num_digits))
-        return Codec(spec, tensors["offset"], tables)
+            reason = str(error).partition("\n")[0] or type(error).__name__  # torch's go on for a page
+            raise DataError(f"{folder}: not a codec, or a broken one ({reason}); make it again") from error
 
 
 def fingerprint_of(tensors: Mapping[str, Tensor], config: str) -> str:

@@ -15,12 +15,14 @@ from torch import Tensor
 from sidrec_torchrec.codec.alphabet import Alphabet, OneHot
 from sidrec_torchrec.codec.kmeans import kmeans
 from sidrec_torchrec.codec.processes import copy_from_first_process, sum_over_processes
+from sidrec_torchrec.codec.quantizer import check_vectors
 from sidrec_torchrec.codec.search import encode
 
 _SAMPLE_ROWS = 1 << 14  # of process 0, from which the basis is started
 _BLOCK_ROWS = 1 << 13
 _POWER_STEPS = 12  # alternations that start one ternary row
 _LEAST_GAIN = 1e-5  # a round that lowers the error by less than this share is the last
+_TINY = 1e-30
 
 
 class Fitted(NamedTuple):
@@ -51,21 +53,20 @@ def fit(
     """See ``DPCA.fit``."""
     mean_D, total, sample_ND = _survey(chunks, dim, device)
     basis_RD = torch.zeros(sum(stage.width for stage in stages), dim, dtype=torch.float64, device=device)
-    if sample_ND is not None:
+    if sample_ND is not None:  # of every process, for they would wait for process 0 anyway
         basis_RD = _start(sample_ND - mean_D, stages, seed)
     copy_from_first_process(basis_RD)
     best_RD, errors = basis_RD, []
     for round_ in range(rounds + 1):
-        gram_RR, cross_RD, error = _sums(chunks, mean_D, basis_RD, stages, beam)
-        errors.append(error / total)
-        if round_ and errors[-1] > errors[-2] * (1 - _LEAST_GAIN):
-            if errors[-1] >= errors[-2]:
-                errors.pop()
-            else:
-                best_RD = basis_RD
+        gram_RR, cross_RD = _sums(chunks, mean_D, basis_RD, stages, beam)
+        # |X - A U|^2 = |X|^2 - 2 <A^T X, U> + <U, A^T A U>
+        error = (total + float((basis_RD * (gram_RR @ basis_RD - 2 * cross_RD)).sum())) / max(total, _TINY)
+        if errors and error >= errors[-1] * (1 - _LEAST_GAIN):
             break
         best_RD = basis_RD
-        basis_RD = _by_energy(_ridge(gram_RR, cross_RD, basis_RD, ridge), gram_RR.diagonal(), stages)
+        errors.append(error)
+        if round_ < rounds:
+            basis_RD = _by_energy(_ridge(gram_RR, cross_RD, basis_RD, ridge), gram_RR.diagonal(), stages)
     return Fitted(mean_D, best_RD, errors)
 
 
@@ -76,49 +77,65 @@ def _blocks(chunks: Iterable[Tensor], device: torch.device) -> Iterable[Tensor]:
 
 
 def _survey(chunks: Iterable[Tensor], dim: int, device: torch.device) -> tuple[Tensor, float, Tensor | None]:
-    """Mean [D] and total squared deviation over all processes; on process 0, its first rows."""
-    count, square = torch.zeros(2, 1, dtype=torch.float64, device=device)
+    """Mean [D] and total squared deviation over all processes; and, if it has any, this process's first rows."""
     sum_D = torch.zeros(dim, dtype=torch.float64, device=device)
-    sample, missing = [], _SAMPLE_ROWS
+    rows, sample = 0, []
     for block_ND in _blocks(chunks, device):
-        count += len(block_ND)
+        check_vectors(block_ND, dim, first_row=rows)
+        sample.append(block_ND[: max(0, _SAMPLE_ROWS - rows)])
+        rows += len(block_ND)
         sum_D += block_ND.sum(0)
-        sample.append(block_ND[:missing])
-        missing -= len(sample[-1])
-    own = count.clone()
-    copy_from_first_process(own)
-    sum_over_processes(count, sum_D)
-    if not own:
+    first_rows = torch.tensor([rows], device=device)
+    copy_from_first_process(first_rows)
+    if not first_rows:
         raise ValueError("fit needs vectors, and process 0 was given none")
-    mean_D = sum_D / count
+    count = torch.tensor([rows], device=device)
+    sum_over_processes(count, sum_D)
+    mean_D = (sum_D / count).float().double()  # as it is kept, so that the basis is learned on what will be encoded
     # a pass of its own: |x|^2 - |mean|^2 would cancel where the mean is large
+    square = torch.zeros(1, dtype=torch.float64, device=device)
     for block_ND in _blocks(chunks, device):
         square += (block_ND - mean_D).square().sum()
     sum_over_processes(square)
-    return mean_D, max(float(square), 1e-300), torch.cat(sample) if sample else None
+    return mean_D, float(square), torch.cat(sample) if sample else None
 
 
 def _sums(
     chunks: Iterable[Tensor], mean_D: Tensor, basis_RD: Tensor, stages: tuple[Alphabet, ...], beam: int
-) -> tuple[Tensor, Tensor, float]:
-    """A^T A, A^T X and the squared error of the codes that ``basis_RD`` gives, over all processes."""
+) -> tuple[Tensor, Tensor]:
+    """A^T A and A^T X of the codes that ``basis_RD`` gives, over all processes."""
     gram_RR = basis_RD.new_zeros(len(basis_RD), len(basis_RD))
     cross_RD = torch.zeros_like(basis_RD)
-    error = basis_RD.new_zeros(1)
     for block_ND in _blocks(chunks, basis_RD.device):
         x_ND = block_ND - mean_D
-        codes_NR = _codes(encode(x_ND, basis_RD, stages, beam=beam), stages)
-        gram_RR += codes_NR.T @ codes_NR
-        cross_RD += codes_NR.T @ x_ND
-        error += (x_ND - codes_NR @ basis_RD).square().sum()
-    sum_over_processes(gram_RR, cross_RD, error)
-    return gram_RR, cross_RD, float(error)
+        digits_NL = encode(x_ND, basis_RD, stages, beam=beam).long()
+        gram_RR += _codes_times(digits_NL, stages, _codes(digits_NL, stages))
+        cross_RD += _codes_times(digits_NL, stages, x_ND)
+    sum_over_processes(gram_RR, cross_RD)
+    return gram_RR, cross_RD
 
 
 def _codes(digits_NL: Tensor, stages: tuple[Alphabet, ...]) -> Tensor:
-    """Digits as the weights of the basis rows, float64 [N, R]."""
+    """A: digits as the weights of the basis rows, float64 [N, R]."""
     values = [stage.values().to(digits_NL.device, torch.float64) for stage in stages]
-    return torch.cat([value[digits_NL[:, j].long()] for j, value in enumerate(values)], dim=1)
+    return torch.cat([value[digits_NL[:, j]] for j, value in enumerate(values)], dim=1)
+
+
+def _codes_times(digits_NL: Tensor, stages: tuple[Alphabet, ...], y_NM: Tensor) -> Tensor:
+    """A^T Y, [R, M]; a one-hot stage costs N M, not N K M."""
+    parts, first = [], 0
+    for one_hot, run in groupby(stages, key=lambda stage: isinstance(stage, OneHot)):
+        alphabets = tuple(run)
+        digits_NJ = digits_NL[:, first : first + len(alphabets)]
+        if one_hot:
+            sizes = [alphabet.size for alphabet in alphabets]
+            parts += [
+                y_NM.new_zeros(K, y_NM.shape[1]).index_add_(0, d, y_NM) for K, d in zip(sizes, digits_NJ.T, strict=True)
+            ]
+        else:
+            parts.append(_codes(digits_NJ, alphabets).T @ y_NM)
+        first += len(alphabets)
+    return torch.cat(parts)
 
 
 def _ridge(gram_RR: Tensor, cross_RD: Tensor, previous_RD: Tensor, ridge: float) -> Tensor:

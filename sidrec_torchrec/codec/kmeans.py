@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def kmeans(x_ND: Tensor, k: int, *, seed: int, iterations: int = 20) -> Tensor:
-    """Lloyd's algorithm from a k-means++ start (Arthur & Vassilvitskii 2007); an empty cluster moves to the worst row.
+    """Lloyd's algorithm from a k-means++ start (Arthur & Vassilvitskii 2007); empty clusters move to the worst rows.
 
     Args:
         x_ND: float [N, D], at least one row.
@@ -22,7 +22,8 @@ def kmeans(x_ND: Tensor, k: int, *, seed: int, iterations: int = 20) -> Tensor:
         distance_N, nearest_N = torch.cdist(x_ND, centroids_KD).min(1)
         count_K = torch.bincount(nearest_N, minlength=k)
         sum_KD = torch.zeros_like(centroids_KD).index_add_(0, nearest_N, x_ND)
-        centroids_KD = sum_KD / count_K.clamp_min(1).unsqueeze(1)
+        # more clusters may be empty than there are rows to move to: those stay where they are
+        centroids_KD = torch.where(count_K.unsqueeze(1) > 0, sum_KD / count_K.clamp_min(1).unsqueeze(1), centroids_KD)
         empty_E = (count_K == 0).nonzero().squeeze(1)
         if len(empty_E):
             worst = distance_N.topk(min(len(empty_E), len(x_ND))).indices

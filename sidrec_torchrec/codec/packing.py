@@ -3,20 +3,23 @@
 The format (docs/sid_format.md): digits fill a word from the most significant on, as long as the word stays below 2^63;
 then the next word begins. Within a word of digits d_1 .. d_n with radices r_1 .. r_n,
 
-    word = (((d_1) r_2 + d_2) r_3 + d_3) ... r_n + d_n
+    word = ((d_1 r_2 + d_2) r_3 + d_3) ... r_n + d_n
 
-so words sort as digits do, and the prefix of k digits is the word divided by r_{k+1} ... r_n.
+so words sort as digits do, and the prefix of k digits is the word divided by r_{k+1} ... r_n, rounded down.
 """
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sidrec_torchrec.codec.alphabet import Alphabet, format_stages, parse_stages
+
+IntArray = TypeVar("IntArray", Tensor, np.ndarray)
 
 _WORD_LIMIT = 1 << 63
 _CHUNK_LIMIT = 256  # a chunk's value fits a byte
@@ -100,18 +103,20 @@ class SIDSpec:
         """Per word, the number of values it can take."""
         return tuple(math.prod(self.radices[word.start : word.stop]) for word in self._words)
 
-    def pack(self, digits_NL: Tensor) -> Tensor:
+    def pack(self, digits_NL: IntArray) -> IntArray:
         """Digits as words.
 
         Args:
-            digits_NL: integers [N, L], digit j in [0, radix_j).
+            digits_NL: integers [N, L], digit j in [0, radix_j); a tensor or a NumPy array.
 
         Returns:
-            int64 [N, W].
+            int64 [N, W], of the same kind.
 
         Raises:
             ValueError: on another width, on numbers with a fraction, or on a digit out of range; names its row and digit.
         """
+        if isinstance(digits_NL, np.ndarray):
+            return self.pack(_tensor(digits_NL)).numpy()
         if digits_NL.ndim != 2 or digits_NL.shape[1] != self.num_digits or digits_NL.is_floating_point():
             raise ValueError(
                 f"digits have shape {tuple(digits_NL.shape)} and dtype {digits_NL.dtype}, expected integers "
@@ -128,18 +133,20 @@ class SIDSpec:
         scaled_NL = digits_NL * torch.tensor(self._divisors, device=digits_NL.device)
         return torch.stack([scaled_NL[:, word.start : word.stop].sum(1) for word in self._words], dim=1)
 
-    def unpack(self, words_NW: Tensor) -> Tensor:
+    def unpack(self, words_NW: IntArray) -> IntArray:
         """Words as digits.
 
         Args:
-            words_NW: int64 [N, W].
+            words_NW: int64 [N, W]; a tensor or a NumPy array.
 
         Returns:
-            int16 [N, L].
+            int16 [N, L], of the same kind.
 
         Raises:
             ValueError: on another width or a word that no digits give; names its row.
         """
+        if isinstance(words_NW, np.ndarray):
+            return self.unpack(_tensor(words_NW)).numpy()
         self.check_words(words_NW)
         word_L = torch.tensor([w for w, digits in enumerate(self._words) for _ in digits], device=words_NW.device)
         divisor_L = torch.tensor(self._divisors, device=words_NW.device)
@@ -193,3 +200,7 @@ class SIDSpec:
 def word_names(feature: str, num_words: int) -> list[str]:
     """Names of a feature's words, as Parquet columns and KJT keys: ``f``, or ``f_0``, ``f_1``, ... if there are more."""
     return [feature] if num_words == 1 else [f"{feature}_{word}" for word in range(num_words)]
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

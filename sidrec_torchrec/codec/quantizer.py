@@ -1,10 +1,12 @@
 """What every quantizer does: vectors to digits and back."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from sidrec_torchrec.codec.alphabet import Alphabet
 
@@ -38,7 +40,11 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def initialize(self, z_ND: Tensor) -> None:
-        """Starts the codebooks from a sample, float [N, dim]; give every process the same one."""
+        """Starts the codebooks from a sample, float [N, dim]; give every process the same one.
+
+        Raises:
+            ValueError: as ``encode``, and on a sample without rows.
+        """
 
     @abstractmethod
     def encode(self, z_ND: Tensor) -> Tensor:
@@ -70,21 +76,45 @@ class Quantizer(nn.Module, ABC):
 
         Returns:
             float [N, dim].
-        """
-        tables = self.digit_tables()[:num_digits]
-        z_ND = self.offset.expand(len(digits_NL), -1)
-        for j, table in enumerate(tables):
-            z_ND = z_ND + table[digits_NL[:, j].long()]
-        return z_ND
 
-    def _check_input(self, z_ND: Tensor) -> None:
-        if z_ND.ndim != 2 or z_ND.shape[1] != self.dim:
-            raise ValueError(f"vectors have shape {tuple(z_ND.shape)}, expected [N, {self.dim}]")
-        finite_N = torch.isfinite(z_ND).all(dim=1)
-        if not finite_N.all():
-            raise ValueError(f"row {int(finite_N.long().argmin())} holds a value that is not finite")
+        Raises:
+            ValueError: on another number of digits, or a ``num_digits`` outside 0 to L.
+            IndexError: on a digit out of range.
+        """
+        return add_tables(self.offset, self.digit_tables(), digits_NL, num_digits)
+
+
+def add_tables(
+    offset_D: Tensor, digit_tables: Sequence[Tensor], digits_NL: Tensor, num_digits: int | None = None
+) -> Tensor:
+    """``offset + sum_j digit_tables[j][digit_j]`` over the first ``num_digits`` digits, float [N, D]; see ``decode``."""
+    if digits_NL.ndim != 2 or digits_NL.shape[1] != len(digit_tables):
+        raise ValueError(f"digits have shape {tuple(digits_NL.shape)}, expected [N, {len(digit_tables)}]")
+    if num_digits is not None and not 0 <= num_digits <= len(digit_tables):
+        raise ValueError(f"num_digits is {num_digits}, expected 0 to {len(digit_tables)}")
+    z_ND = offset_D.repeat(len(digits_NL), 1)
+    for j, table in enumerate(digit_tables[:num_digits]):
+        z_ND = z_ND + embedding(digits_NL[:, j].long(), table)  # indexing would take digit -1 for the last
+    return z_ND
+
+
+def check_vectors(z_ND: Tensor, dim: int, *, first_row: int = 0) -> None:
+    """Refuses what cannot be encoded.
+
+    Args:
+        z_ND: float [N, dim] expected.
+        first_row: number of the first row, for the message.
+
+    Raises:
+        ValueError: on another shape, or a value that is not finite; names the first bad row.
+    """
+    if z_ND.ndim != 2 or z_ND.shape[1] != dim:
+        raise ValueError(f"vectors have shape {tuple(z_ND.shape)}, expected [N, {dim}]")
+    finite_N = torch.isfinite(z_ND).all(dim=1)
+    if not finite_N.all():
+        raise ValueError(f"row {first_row + int(finite_N.long().argmin())} holds a value that is not finite")
 
 
 def squared_distance(x_ND: Tensor, y_ND: Tensor) -> Tensor:
-    """Mean over rows of |x - y|^2, a scalar."""
-    return (x_ND - y_ND).square().sum(1).mean()
+    """Mean over rows of |x - y|^2, a scalar; 0 without rows, which a process may lack in a job's last batch."""
+    return (x_ND - y_ND).square().sum() / max(len(x_ND), 1)

@@ -8,7 +8,11 @@ from torch import Tensor
 
 from sidrec_torchrec.codec.alphabet import OneHot
 from sidrec_torchrec.codec.kmeans import kmeans
-from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, squared_distance
+from sidrec_torchrec.codec.processes import copy_from_first_process, sum_over_processes
+from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, add_tables, check_vectors, squared_distance
+from sidrec_torchrec.codec.search import nearest
+
+_BLOCK_ROWS = 1 << 13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,9 @@ class ResidualVQConfig:
         dead_share: a codeword that gets less than this share of an even split is dead, and moved to a residual of the
             batch.
         seed: of k-means and of revival.
+
+    Raises:
+        ValueError: on values out of range.
     """
 
     dim: int
@@ -33,6 +40,13 @@ class ResidualVQConfig:
     commitment: float = 0.25
     dead_share: float = 0.03
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.dim, self.num_stages) < 1 or min(self.commitment, self.dead_share) < 0 or not 0 <= self.decay < 1:
+            raise ValueError(
+                "dim and num_stages must be at least 1, commitment and dead_share at least 0, decay in [0, 1); "
+                f"got {self}"
+            )
 
 
 class ResidualVQ(Quantizer):
@@ -60,31 +74,37 @@ class ResidualVQ(Quantizer):
 
     @torch.no_grad()
     def initialize(self, z_ND: Tensor) -> None:
+        check_vectors(z_ND, self.dim)
+        if not len(z_ND):
+            raise ValueError("a quantizer starts from at least one vector, got none")
         residual_ND = z_ND.double()
         for stage in range(len(self.stages)):
             codebook_KD = kmeans(residual_ND, self.config.codebook_size, seed=self.config.seed + stage)
             self.codebook_LKD[stage] = codebook_KD
-            nearest_N = _nearest(residual_ND, codebook_KD)
-            counts_K = torch.bincount(nearest_N, minlength=self.config.codebook_size)
+            digit_N = _encode_stage(residual_ND, codebook_KD)
+            counts_K = torch.bincount(digit_N, minlength=self.config.codebook_size)
             # as if the sample were one batch of average size: counts of 1 on average
             self.count_LK[stage] = counts_K * (self.config.codebook_size / len(z_ND))
             self.sum_LKD[stage] = self.codebook_LKD[stage] * self.count_LK[stage].unsqueeze(1)
-            residual_ND = residual_ND - self.codebook_LKD[stage].double()[nearest_N]
+            residual_ND = residual_ND - self.codebook_LKD[stage].double()[digit_N]
 
     @torch.no_grad()
     def encode(self, z_ND: Tensor) -> Tensor:
         """Nearest codeword of each stage's residual, in float64, so that rows do not depend on their batch."""
-        self._check_input(z_ND)
-        residual_ND, digits = z_ND.double(), []
-        for codebook_KD in self.codebook_LKD.double():
-            digits.append(_nearest(residual_ND, codebook_KD))
-            residual_ND = residual_ND - codebook_KD[digits[-1]]
-        return torch.stack(digits, dim=1).to(torch.int16)
+        check_vectors(z_ND, self.dim)
+        codebook_LKD = self.codebook_LKD.double()
+        digits = []
+        for residual_ND in z_ND.double().split(_BLOCK_ROWS):
+            digits.append([])
+            for codebook_KD in codebook_LKD:
+                digits[-1].append(_encode_stage(residual_ND, codebook_KD))
+                residual_ND = residual_ND - codebook_KD[digits[-1][-1]]
+        return torch.cat([torch.stack(block, dim=1) for block in digits]).to(torch.int16)
 
     def forward(self, z_ND: Tensor) -> QuantizerOutput:
         """Straight-through, with commitment loss; in training the codewords move after they were used."""
         digits_NL = self.encode(z_ND.detach())
-        decoded_ND = self.decode(digits_NL)
+        decoded_ND = add_tables(self.offset, self.digit_tables(), digits_NL)
         loss = self.config.commitment * squared_distance(z_ND, decoded_ND.detach())
         if self.training:
             self._update(z_ND.detach(), digits_NL.long())
@@ -93,15 +113,14 @@ class ResidualVQ(Quantizer):
     @torch.no_grad()
     def _update(self, z_ND: Tensor, digits_NL: Tensor) -> None:
         """Moves every codeword towards the residuals it got on all processes; revives dead ones."""
-        residual_ND, used = z_ND, self.codebook_LKD.clone()
+        used = self.codebook_LKD.clone()
+        residual_ND = z_ND.to(used)  # half-precision latents are counted and summed as exactly as any
         self.updates += 1
         for stage, digit_N in enumerate(digits_NL.T):
-            count_K = torch.bincount(digit_N, minlength=self.config.codebook_size).to(z_ND.dtype)
+            count_K = torch.bincount(digit_N, minlength=self.config.codebook_size).to(residual_ND)
             sum_KD = torch.zeros_like(used[stage]).index_add_(0, digit_N, residual_ND)
             total = torch.tensor([float(len(z_ND))], device=z_ND.device)
-            for tensor in (count_K, sum_KD, total):
-                if dist.is_initialized():
-                    dist.all_reduce(tensor)
+            sum_over_processes(count_K, sum_KD, total)
             # relative to an even split, so that decay and dead_share mean the same for every batch size
             scale = self.config.codebook_size / total
             self.count_LK[stage].lerp_(count_K * scale, 1 - self.config.decay)
@@ -114,16 +133,16 @@ class ResidualVQ(Quantizer):
         dead_K = self.count_LK[stage] < self.config.dead_share
         if not dead_K.any():
             return
-        generator = torch.Generator().manual_seed(self.config.seed + 7919 * int(self.updates) + stage)
-        rows = torch.randint(len(residual_ND), (int(dead_K.sum()),), generator=generator)
-        fresh_ED = residual_ND[rows.to(residual_ND.device)].contiguous()
-        if dist.is_initialized():
-            dist.broadcast(fresh_ED, src=0)
+        fresh_ED = self.codebook_LKD[stage, dead_K]
+        if not dist.is_initialized() or dist.get_rank() == 0:  # the others may have no rows
+            generator = torch.Generator().manual_seed(self.config.seed + 7919 * int(self.updates) + stage)
+            rows = torch.randint(len(residual_ND), (len(fresh_ED),), generator=generator)
+            fresh_ED = residual_ND[rows.to(residual_ND.device)]
+        copy_from_first_process(fresh_ED)
         self.codebook_LKD[stage, dead_K] = fresh_ED
         self.count_LK[stage, dead_K] = 1.0
         self.sum_LKD[stage, dead_K] = fresh_ED
 
 
-def _nearest(x_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-    """int64 [N]: argmin |x - c|^2, without the row's own norm."""
-    return (codebook_KD.square().sum(1) - 2 * x_ND @ codebook_KD.T).argmin(1)
+def _encode_stage(residual_ND: Tensor, codebook_KD: Tensor) -> Tensor:
+    return nearest(residual_ND @ codebook_KD.T, codebook_KD.square().sum(1))

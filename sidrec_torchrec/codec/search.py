@@ -16,13 +16,21 @@ from sidrec_torchrec.codec.alphabet import Alphabet, Ternary
 _BLOCK_NUMBERS = 1 << 22  # products held at a time: 32 MiB
 
 
-def encode(z_ND: Tensor, basis_RD: Tensor, stages: tuple[Alphabet, ...], *, beam: int = 1) -> Tensor:
+def encode(
+    z_ND: Tensor,
+    basis_RD: Tensor,
+    stages: tuple[Alphabet, ...],
+    *,
+    offset_D: Tensor | float = 0.0,
+    beam: int = 1,
+) -> Tensor:
     """Digits of vectors, in bounded memory.
 
     Args:
-        z_ND: float [N, D], the offset taken off.
+        z_ND: float [N, D].
         basis_RD: float [R, D], stage after stage: the one row of a ternary stage, the codewords of a one-hot one.
         stages: alphabet of each digit.
+        offset_D: float [D], what every vector begins with.
         beam: candidates kept after each stage; 1 is greedy. Cost grows linearly.
 
     Returns:
@@ -35,9 +43,28 @@ def encode(z_ND: Tensor, basis_RD: Tensor, stages: tuple[Alphabet, ...], *, beam
     block = max(1, _BLOCK_NUMBERS // (beam * len(basis_RD)))
     digits = []
     for block_ND in z_ND.split(block):
-        z_NR = block_ND.double() @ basis_RD.T
+        z_NR = (block_ND.double() - offset_D) @ basis_RD.T
         digits.append(_greedy(z_NR, gram_RR, stages) if beam == 1 else _beam(z_NR, gram_RR, stages, beam))
     return torch.cat(digits)
+
+
+def nearest(product_NK: Tensor, norm_K: Tensor) -> Tensor:
+    """The codeword nearest to each row, the first of those equally near.
+
+    Codewords can repeat (there were fewer distinct vectors than codewords). Their distances then differ by rounding
+    alone, which changes with the batch and the device: a plain argmin would make the digit depend on them.
+
+    Args:
+        product_NK: float64, rows times codewords.
+        norm_K: float64, squared norms of the codewords.
+
+    Returns:
+        int64 [N].
+    """
+    distance_NK = norm_K - 2 * product_NK  # less the row's own norm
+    least_N1 = distance_NK.amin(1, keepdim=True)
+    slack_N1 = 1e-12 * (norm_K.amax() + least_N1.abs())
+    return (distance_NK <= least_N1 + slack_N1).byte().argmax(1)
 
 
 def _greedy(z_NR: Tensor, gram_RR: Tensor, stages: tuple[Alphabet, ...]) -> Tensor:
@@ -53,7 +80,7 @@ def _greedy(z_NR: Tensor, gram_RR: Tensor, stages: tuple[Alphabet, ...]) -> Tens
             z_NR[:, last:].addr_(code_N, gram_RR[first, last:], alpha=-1)
             digits.append(code_N + 1)
         else:
-            digit_N = (norm_R[first:last] - 2 * z_NR[:, first:last]).argmin(1)
+            digit_N = nearest(z_NR[:, first:last], norm_R[first:last])
             z_NR[:, last:] -= gram_RR[first:last, last:][digit_N]
             digits.append(digit_N)
         first = last
