@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import TrainPipeline, TrainPipelineBase, TrainPipelineSparseDist
+from torchrec.distributed.types import ShardedModule
 
 from sidrec_torchrec.data.batches import RankBatch, SequenceBatches
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
@@ -94,7 +96,7 @@ def load_arm(config: TrainRankerConfig, prepared: Prepared) -> Arm:
     return build_arm(config.arm, config.arms, inputs)
 
 
-def build_ranker(config: TrainRankerConfig, prepared: Prepared, arm: Arm, processes: Processes) -> torch.nn.Module:
+def build_ranker(config: TrainRankerConfig, prepared: Prepared, arm: Arm, processes: Processes) -> nn.Module:
     """The run's ranker with fresh weights, sharded over the processes."""
     torch.manual_seed(config.seed)
     # Tables are made shard by shard from meta tensors; SIDE's constants are made on the device.
@@ -120,7 +122,7 @@ def batches(
 
 @torch.no_grad()
 def evaluate(
-    model: torch.nn.Module, data: SequenceBatches, processes: Processes, title: str
+    model: nn.Module, data: SequenceBatches, processes: Processes, title: str
 ) -> dict[str, float | None]:
     """Metrics of the model on a split; see ``RankingMetrics.compute``."""
     model.eval()
@@ -166,7 +168,7 @@ class _Training:
     """One run's state: model, optimizer, how far it got."""
 
     def __init__(
-        self, config: TrainRankerConfig, prepared: Prepared, arm: Arm, model: torch.nn.Module, processes: Processes
+        self, config: TrainRankerConfig, prepared: Prepared, arm: Arm, model: nn.Module, processes: Processes
     ) -> None:
         self.config = config
         self.processes = processes
@@ -189,16 +191,14 @@ class _Training:
         """Trains to the end; returns the course of training."""
         if self.checkpoints.has(LAST):
             self._resume()
-        pipeline = TrainPipelineSparseDist(self.model, self.optimizer, self.processes.device)
         while self.epoch < self.config.epochs:
-            pipeline.attach()
-            self._train_epoch(pipeline)
-            pipeline.detach()
+            self._train_epoch()
             self._end_epoch()
         return self.course
 
-    def _train_epoch(self, pipeline: TrainPipelineSparseDist) -> None:
+    def _train_epoch(self) -> None:
         self.model.train()
+        pipeline = _pipeline(self.model, self.optimizer, self.processes.device)
         self.train_data.start_at(self.epoch, self.batch)
         loader = iter(_loader(self.train_data, self.processes.device))
         title = f"{self.config.arm} epoch {self.epoch + 1}/{self.config.epochs}"
@@ -226,6 +226,8 @@ class _Training:
                     )
                 if self.batch % self.config.checkpoint_batches == 0:
                     self._save(LAST)
+        if isinstance(pipeline, TrainPipelineSparseDist):
+            pipeline.detach()  # gives the model its own forward back, to evaluate with
 
     def _end_epoch(self) -> None:
         """Validates, keeps the model if it is the best so far, moves to the next epoch."""
@@ -269,6 +271,13 @@ class _Training:
         self.optimizer.load_state_dict(state["optimizer"])
         for name, value in state["place"].items():
             setattr(self, name, value)
+
+
+def _pipeline(model: nn.Module, optimizer: RankerOptimizer, device: torch.device) -> TrainPipeline:
+    """Sends the next batch's ids to their shards while this one is computed, if the model has sharded tables."""
+    if any(isinstance(module, ShardedModule) for module in model.modules()):
+        return TrainPipelineSparseDist(model, optimizer, device)
+    return TrainPipelineBase(model, optimizer, device)
 
 
 def _loader(data: SequenceBatches, device: torch.device) -> Iterator[RankBatch]:

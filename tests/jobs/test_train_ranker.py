@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
 from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError, SidrecError
 from sidrec_torchrec.jobs import evaluate, train_ranker
+from sidrec_torchrec.jobs.distributed import process_group
 from sidrec_torchrec.jobs.runs import config_from_json, config_json
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig
@@ -138,9 +140,6 @@ def test_config_survives_json(corpus, prepared, sids, tmp_path):
 
 def test_candidate_never_sees_its_own_label(corpus, prepared, sids, tmp_path):
     """Flipping the actions of a row's last event changes no prediction but through later events' history."""
-    from sidrec_torchrec.data.prepare import open_prepared
-    from sidrec_torchrec.jobs.distributed import process_group
-
     config = make_config(corpus, prepared, sids, tmp_path / "run", "side")
     with process_group() as processes:
         split = open_prepared(prepared)
@@ -157,3 +156,16 @@ def test_candidate_never_sees_its_own_label(corpus, prepared, sids, tmp_path):
             first_N = last_N - batch.lengths_B + 1
             batch.action_N[first_N] = 1 - batch.action_N[first_N]
             assert not torch.allclose(before.prediction, model(batch)[1].prediction)
+
+
+@pytest.mark.parametrize("arm", ["none", "side"])
+def test_without_user_features_nothing_is_sharded(arm, corpus, sids, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("items.parquet", "events.parquet"):
+        (data / name).symlink_to(corpus / name)
+    prepare(data, tmp_path / "sequences", PrepareConfig())
+    config = make_config(data, tmp_path / "sequences", sids, tmp_path / "run", arm)
+    result = train_ranker.main(config)
+    assert result["train_loss"][1] < result["train_loss"][0]
+    assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "run")) == result["test"]
