@@ -50,7 +50,8 @@ class PipelineConfig:
         rq_stages: digits of the traditional tokenizers, one per source, that prefix-ngram reads.
         tokenizer_epochs: most passes over the items for each tokenizer.
         epochs: passes over the training sequences.
-        batch_events: events in a batch over all processes, padding included.
+        batch_events: events in a batch over all processes, padding included; 0 for a fiftieth of the training events,
+            but 512 at least and 8,192 at most.
         model: sizes of the ranker.
         arm: choices within arms.
         optimizer: rates and schedule of the ranker.
@@ -68,7 +69,7 @@ class PipelineConfig:
     rq_stages: str = "onehot:256*3"
     tokenizer_epochs: int = 40
     epochs: int = 4
-    batch_events: int = 8192
+    batch_events: int = 0
     model: RankerConfig = field(default_factory=RankerConfig)
     arm: ArmConfig = field(default_factory=ArmConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

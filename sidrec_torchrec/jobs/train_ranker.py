@@ -43,7 +43,8 @@ class TrainRankerConfig:
         sids: folder encode-corpus wrote with the fused tokenizer, for ``side``.
         source_sids: folders encode-corpus wrote with each source's residual tokenizer, for ``prefix-ngram``.
         epochs: passes over the training sequences.
-        batch_events: events in a batch over all processes, padding included.
+        batch_events: events in a batch over all processes, padding included; 0 for a fiftieth of the training events,
+            but 512 at least and 8,192 at most.
         checkpoint_batches: batches between two checkpoints; one is also made after each epoch.
         seed: of weights, dropout and shuffling.
         model: sizes of the ranker.
@@ -59,7 +60,7 @@ class TrainRankerConfig:
     sids: Path | None = None
     source_sids: tuple[Path, ...] = ()
     epochs: int = 4
-    batch_events: int = 8192
+    batch_events: int = 0
     checkpoint_batches: int = 1000
     seed: int = 0
     model: RankerConfig = field(default_factory=RankerConfig)
@@ -112,7 +113,7 @@ def batches(
         prepared,
         split,
         arm,
-        batch_events=config.batch_events,
+        batch_events=config.batch_events or min(max(prepared.counts["train"]["events"] // 50, 512), 8192),
         rank=processes.rank,
         world_size=processes.world_size,
         shuffle=split == "train",

@@ -44,7 +44,7 @@ class ArmConfig:
     table_dim: int = 64
     ngram_rows: int = 65_536
     ngram_depth: int = 0
-    table_dropout: float = 0.0
+    table_dropout: float = 0.35
 
 
 class Arm(ABC):
