@@ -118,7 +118,8 @@ class Codec:
             spec = SIDSpec.from_json(value)
             if fingerprint_of(tensors, "") != value["tables"]:
                 raise ValueError("its tables are not those it was saved with")
-            return Codec(spec, tensors["offset"], tuple(tensors[f"digit_{j}"] for j in range(spec.num_digits)))
+            offset_D = tensors.pop("offset")
+            return Codec(spec, offset_D, tuple(tensors[f"digit_{j}"] for j in range(len(tensors))))
         except FileNotFoundError as error:
             raise DataError(f"{error.filename}: not found; name a folder that holds a codec") from None
         except Exception as error:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -123,6 +124,16 @@ def test_any_integer_type_packs_without_overflow(dtype):
     assert spec.pack(digits_NL).item() == 3**39 - 1
 
 
+def test_numpy_arrays_pack_as_tensors_do():
+    spec = SIDSpec(parse_stages("onehot:4,ternary*2"), "f")
+    digits_NL = np.array([[2, 0, 1], [3, 2, 2]], dtype=np.int16)
+    digits_NL.flags.writeable = False  # as a column of an Arrow table is
+    words_NW = spec.pack(digits_NL)
+    assert isinstance(words_NW, np.ndarray) and words_NW.dtype == np.int64
+    np.testing.assert_array_equal(words_NW, [[19], [35]])
+    np.testing.assert_array_equal(spec.unpack(words_NW), digits_NL)
+
+
 @pytest.mark.parametrize("stages", ["ternary*3", "ternary*100"])
 def test_no_rows_make_no_words(stages):
     spec = SIDSpec(parse_stages(stages), "f")
@@ -138,9 +149,9 @@ def test_no_rows_make_no_words(stages):
         (torch.tensor([[0, 1, 2], [0, 3, 0]]), "row 1, digit 1 is 3, expected 0 to 2"),
         (torch.tensor([[0, 1, -1]]), "row 0, digit 2 is -1, expected 0 to 2"),
         (torch.tensor([[4, 0, 0]]), "row 0, digit 0 is 4, expected 0 to 3"),
-        (torch.zeros(5, 2, dtype=torch.int64), r"shape \(5, 2\) .* expected integers \[N, 3\]"),
-        (torch.zeros(3, dtype=torch.int64), r"shape \(3,\) .* expected integers \[N, 3\]"),
-        (torch.zeros(1, 3), r"dtype torch.float32, expected integers \[N, 3\]"),
+        (torch.zeros(5, 2, dtype=torch.int64), r"shape \(5, 2\).* expected .*\[N, 3\]"),
+        (torch.zeros(3, dtype=torch.int64), r"shape \(3,\).* expected .*\[N, 3\]"),
+        (torch.zeros(1, 3), "dtype torch.float32, expected integers"),
     ],
 )
 def test_digits_that_cannot_be_packed_are_refused(digits_NL, message):
