@@ -68,7 +68,7 @@ class PipelineConfig:
     stages: str = "ternary*25"
     rq_stages: str = "onehot:256*3"
     tokenizer_epochs: int = 40
-    epochs: int = 4
+    epochs: int = 5
     batch_events: int = 0
     model: RankerConfig = field(default_factory=RankerConfig)
     arm: ArmConfig = field(default_factory=ArmConfig)

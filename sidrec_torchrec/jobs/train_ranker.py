@@ -59,7 +59,7 @@ class TrainRankerConfig:
     source: tuple[str, ...] = ()
     sids: Path | None = None
     source_sids: tuple[Path, ...] = ()
-    epochs: int = 4
+    epochs: int = 5
     batch_events: int = 0
     checkpoint_batches: int = 1000
     seed: int = 0
