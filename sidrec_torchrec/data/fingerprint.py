@@ -14,11 +14,14 @@ def data_fingerprint(folder: Path) -> dict[str, str]:
     Reads the footers alone, so that it is quick at any size.
     """
     return {
-        name: _fingerprint(folder / name) for name in (ITEMS_FILE, EVENTS_FILE, USERS_FILE) if (folder / name).exists()
+        name: file_fingerprint(folder / name)
+        for name in (ITEMS_FILE, EVENTS_FILE, USERS_FILE)
+        if (folder / name).exists()
     }
 
 
-def _fingerprint(path: Path) -> str:
+def file_fingerprint(path: Path) -> str:
+    """16 hex digits of a hash of a Parquet file's size and footer."""
     size = path.stat().st_size
     footer = pq.read_metadata(path).serialized_size + 8  # length and magic number behind it
     with path.open("rb") as file:

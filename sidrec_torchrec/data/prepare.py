@@ -28,7 +28,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.buckets import EventBuckets, UserEvents
-from sidrec_torchrec.data.format import Users, Vocabulary, open_events, open_items, open_users, scan_vocabularies
+from sidrec_torchrec.data.fingerprint import data_fingerprint, file_fingerprint
+from sidrec_torchrec.data.format import (
+    ITEMS_FILE,
+    Users,
+    Vocabulary,
+    open_events,
+    open_items,
+    open_users,
+    scan_vocabularies,
+)
 from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.parquet import is_multi_label
 from sidrec_torchrec.data.sequences import Sequence, sequence_schema, to_record_batch
@@ -83,6 +92,7 @@ class Prepared:
         num_items: items in the item file.
         user_features: number of codes by user feature; code 0 stands for a missing value.
         sampled_negatives: whether the negatives were sampled (logs of positives only).
+        data: fingerprint of each file of the data folder; see ``data_fingerprint``.
         counts: rows, events and targets by split.
     """
 
@@ -90,11 +100,22 @@ class Prepared:
     num_items: int
     user_features: dict[str, int]
     sampled_negatives: bool
+    data: dict[str, str]
     counts: dict[str, dict[str, int]]
 
     def seen(self) -> np.ndarray:
         """Whether an item occurs in training, bool [num_items], mapped from disk."""
         return np.load(self.folder / "seen.npy", mmap_mode="r")
+
+    def check_items(self, data: Path) -> None:
+        """Refuses another item file than the sequences' rows point into.
+
+        Raises:
+            DataError: if ``data``'s items changed since ``prepare``.
+        """
+        path = Path(data) / ITEMS_FILE
+        if not path.exists() or file_fingerprint(path) != self.data[ITEMS_FILE]:
+            raise DataError(f"{path}: not the items that {self.folder} was prepared from; prepare this data again")
 
     def path(self, split: str) -> Path:
         """The sequences file of ``train``, ``validation`` or ``test``."""
@@ -140,6 +161,7 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
                 "num_items": items.num_items,
                 "user_features": {name: len(vocabulary) + 1 for name, vocabulary in vocabularies.items()},
                 "sampled_negatives": not buckets.has_labels,
+                "data": data_fingerprint(data),
                 "counts": counts,
             },
         )
@@ -155,7 +177,9 @@ def _write_sequences(
     if not buckets.has_labels:
         sampler = NegativeSampler(train_counts, test_counts, config.negatives, config.seed)
     with ExitStack() as stack:
-        writers = {split: stack.enter_context(closing(_SequenceWriter(folder / f"{split}.parquet"))) for split in SPLITS}
+        writers = {
+            split: stack.enter_context(closing(_SequenceWriter(folder / f"{split}.parquet"))) for split in SPLITS
+        }
         for user in buckets.users():
             for split, events, first_target in splitter.split(user):
                 sequence = _sequence(user, events)

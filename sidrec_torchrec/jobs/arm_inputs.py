@@ -7,10 +7,11 @@ import numpy as np
 import torch.distributed as dist
 
 from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.data.fingerprint import file_fingerprint
 from sidrec_torchrec.data.format import open_items
 from sidrec_torchrec.data.item_arrays import write_rows, write_vectors
 from sidrec_torchrec.data.prepare import Prepared
-from sidrec_torchrec.data.sids import CODEC_FOLDER, read_sids
+from sidrec_torchrec.data.sids import CODEC_FOLDER, SIDS_FILE, read_sids
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.ranker.arms import ArmInputs, SIDArray
 
@@ -36,8 +37,9 @@ def load_arm_inputs(
 
     Raises:
         SidrecError: if the arm needs SIDs and got none.
-        DataError: if SIDs are of other items than ``data``'s.
+        DataError: if ``data``'s items are not those the sequences were prepared from, or the SIDs are of other items.
     """
+    prepared.check_items(data)
     folder = prepared.folder / "arrays"
     vectors = {}
     if arm == "raw":
@@ -60,7 +62,9 @@ def load_arm_inputs(
 
 def _sid_array(data: Path, encoded: Path, folder: Path) -> SIDArray:
     codec = Codec.load(encoded / CODEC_FOLDER)
-    path = folder / f"sid-{codec.spec.fingerprint}.npy"
+    if not (encoded / SIDS_FILE).exists():
+        raise DataError(f"{encoded / SIDS_FILE}: not found; run encode-corpus first")
+    path = folder / f"sid-{codec.spec.fingerprint}-{file_fingerprint(encoded / SIDS_FILE)}.npy"
     _once(path, lambda path: _write_sids(data, encoded, codec, path))
     return SIDArray(path, codec)
 

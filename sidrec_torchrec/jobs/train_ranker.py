@@ -122,9 +122,7 @@ def batches(
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, data: SequenceBatches, processes: Processes, title: str
-) -> dict[str, float | None]:
+def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, title: str) -> dict[str, float | None]:
     """Metrics of the model on a split; see ``RankingMetrics.compute``."""
     model.eval()
     metrics = RankingMetrics(processes.rank, processes.world_size, processes.device)

@@ -71,6 +71,14 @@ class Arm(ABC):
         return {key: pa.array(value.numpy()) for key, value in self.values(item_N).items()}
 
 
+@dataclass(frozen=True)
+class SIDArray:
+    """Packed SIDs of every item: ``.npy`` of int64 [num_items, num_words], and the codec that made them."""
+
+    path: Path
+    codec: Codec
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArmInputs:
     """What arms are made of: arrays mapped from disk, one row per row of the item file.
@@ -84,16 +92,8 @@ class ArmInputs:
 
     num_items: int
     vectors: dict[str, Path]
-    sid: "SIDArray | None" = None
-    source_sids: "dict[str, SIDArray] | None" = None
-
-
-@dataclass(frozen=True)
-class SIDArray:
-    """Packed SIDs of every item: ``.npy`` of int64 [num_items, num_words], and the codec that made them."""
-
-    path: Path
-    codec: Codec
+    sid: SIDArray | None = None
+    source_sids: dict[str, SIDArray] | None = None
 
 
 def build_arm(name: str, config: ArmConfig, inputs: ArmInputs) -> Arm:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -126,11 +127,18 @@ def test_sids_of_another_codec_are_refused(corpus, prepared, sids, tmp_path):
     mixed.mkdir()
     (mixed / "sids.parquet").symlink_to(sids["text"] / "sids.parquet")
     (mixed / "codec").symlink_to(sids["side"] / "codec")
-    for array in (prepared / "arrays").glob("sid-*.npy"):
-        array.unlink()
     config = make_config(corpus, prepared, {"side": mixed, "text": sids["text"]}, tmp_path / "run", "side")
     with pytest.raises(CodecMismatchError, match="made with codec .* but this is codec"):
         train_ranker.main(config)
+
+
+def test_other_items_than_prepared_are_refused(corpus, prepared, sids, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    items = pq.read_table(corpus / "items.parquet")
+    pq.write_table(items.take(list(range(items.num_rows))[::-1]), data / "items.parquet")
+    with pytest.raises(DataError, match=r"items\.parquet: not the items that .* was prepared from"):
+        train_ranker.main(make_config(data, prepared, sids, tmp_path / "run", "raw"))
 
 
 def test_config_survives_json(corpus, prepared, sids, tmp_path):
