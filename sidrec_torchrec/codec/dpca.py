@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sidrec_torchrec.codec.alphabet import Alphabet, Ternary
 from sidrec_torchrec.codec.dpca_fit import fit
+from sidrec_torchrec.codec.processes import is_first_process
 from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, add_tables, check_vectors, squared_distance
 from sidrec_torchrec.codec.search import encode
 
@@ -24,19 +25,20 @@ class DPCAConfig:
         dim: width of the vectors.
         stages: alphabets in coding order, e.g. ``(OneHot(256), *[Ternary()] * 20)``.
         iterations: rounds of encoding and least squares in ``fit``, at most.
-        ridge: weight of the previous basis in each least-squares update, as a share of the mean squared code.
+        ridge: strength of the ridge in each least-squares update. 1 shrinks codewords that few vectors use as far as
+            the error left makes them noise; less trusts the data more.
         commitment: weight, in training, of the pull of vectors towards their decoded digits.
         seed: of the k-means start of one-hot stages.
 
     Raises:
         ValueError: on values out of range. The ridge is above 0, for stages can share a direction, and unused codewords
-            have no data: only the previous basis tells them apart.
+            have no data: the least squares alone would leave them undetermined.
     """
 
     dim: int
     stages: tuple[Alphabet, ...] = (Ternary(),) * 25
     iterations: int = 20
-    ridge: float = 1e-4
+    ridge: float = 1.0
     commitment: float = 0.25
     beam: int = 1
     seed: int = 0
@@ -86,7 +88,7 @@ class DPCA(Quantizer):
 
     @torch.no_grad()
     def initialize(self, z_ND: Tensor) -> None:
-        self.fit(z_ND)
+        self.fit(z_ND if is_first_process() else z_ND[:0])  # all hold the same sample: it counts once
 
     @torch.no_grad()
     def encode(self, z_ND: Tensor, *, beam: int | None = None) -> Tensor:
@@ -127,8 +129,8 @@ class DPCA(Quantizer):
                 again, for each round reads it once.
 
         Returns:
-            Relative squared error ``|x - x_hat|^2 / |x - mean|^2`` of the start and after each round, falling: ends
-            early where a round no longer helps.
+            Relative squared error ``|x - x_hat|^2 / |x - mean|^2`` of the start and after each round; the basis of
+            the least is kept. Ends early where a round changes next to nothing.
 
         Raises:
             ValueError: without vectors, on a wrong width, or on a value that is not finite; names the first bad row.

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from sidrec_torchrec.codec.alphabet import Alphabet, OneHot
 from sidrec_torchrec.codec.kmeans import kmeans
-from sidrec_torchrec.codec.processes import copy_from_first_process, sum_over_processes
+from sidrec_torchrec.codec.processes import copy_from_first_process, is_first_process, sum_over_processes
 from sidrec_torchrec.codec.quantizer import check_vectors
 from sidrec_torchrec.codec.search import encode
 
 _SAMPLE_ROWS = 1 << 14  # of process 0, from which the basis is started
 _BLOCK_ROWS = 1 << 13
 _POWER_STEPS = 12  # alternations that start one ternary row
-_LEAST_GAIN = 1e-5  # a round that lowers the error by less than this share is the last
+_LEAST_CHANGE = 1e-5  # a round that changes the error by no more than this share is the last
 _TINY = 1e-30
+_WEIGHTS = (1e-6, 1e6)  # bounds of the ridge: rows nothing uses need some, and no row needs more
 
 
 class Fitted(NamedTuple):
@@ -31,7 +32,7 @@ class Fitted(NamedTuple):
     Args:
         mean_D: float64 [D].
         basis_RD: float64 [R, D].
-        errors: relative squared error of the start and after each round, falling.
+        errors: relative squared error of the start and after each round; the basis is that of the least.
     """
 
     mean_D: Tensor
@@ -51,22 +52,24 @@ def fit(
     device: torch.device,
 ) -> Fitted:
     """See ``DPCA.fit``."""
-    mean_D, total, sample_ND = _survey(chunks, dim, device)
+    mean_D, total, sample = _survey(chunks, dim, device)
     basis_RD = torch.zeros(sum(stage.width for stage in stages), dim, dtype=torch.float64, device=device)
-    if sample_ND is not None:  # of every process, for they would wait for process 0 anyway
-        basis_RD = _start(sample_ND - mean_D, stages, seed)
+    if is_first_process():
+        basis_RD = _start(torch.cat(sample) - mean_D, stages, seed)
     copy_from_first_process(basis_RD)
     best_RD, errors = basis_RD, []
     for round_ in range(rounds + 1):
         gram_RR, cross_RD = _sums(chunks, mean_D, basis_RD, stages, beam)
         # |X - A U|^2 = |X|^2 - 2 <A^T X, U> + <U, A^T A U>
-        error = (total + float((basis_RD * (gram_RR @ basis_RD - 2 * cross_RD)).sum())) / max(total, _TINY)
-        if errors and error >= errors[-1] * (1 - _LEAST_GAIN):
-            break
-        best_RD = basis_RD
+        left = max(0.0, total + float((basis_RD * (gram_RR @ basis_RD - 2 * cross_RD)).sum()))
+        error = left / max(total, _TINY)
         errors.append(error)
-        if round_ < rounds:
-            basis_RD = _by_energy(_ridge(gram_RR, cross_RD, basis_RD, ridge), gram_RR.diagonal(), stages)
+        if error == min(errors):
+            best_RD = basis_RD
+        if round_ == rounds or (round_ and abs(errors[-2] - error) <= _LEAST_CHANGE * error):
+            break
+        basis_RD = _ridge(gram_RR, cross_RD, basis_RD, left, stages, ridge)
+        basis_RD = _by_energy(basis_RD, gram_RR.diagonal(), stages)
     return Fitted(mean_D, best_RD, errors)
 
 
@@ -76,8 +79,8 @@ def _blocks(chunks: Iterable[Tensor], device: torch.device) -> Iterable[Tensor]:
             yield block_ND.to(device, torch.float64)
 
 
-def _survey(chunks: Iterable[Tensor], dim: int, device: torch.device) -> tuple[Tensor, float, Tensor | None]:
-    """Mean [D] and total squared deviation over all processes; and, if it has any, this process's first rows."""
+def _survey(chunks: Iterable[Tensor], dim: int, device: torch.device) -> tuple[Tensor, float, list[Tensor]]:
+    """Mean [D] and total squared deviation over all processes; and this process's first rows."""
     sum_D = torch.zeros(dim, dtype=torch.float64, device=device)
     rows, sample = 0, []
     for block_ND in _blocks(chunks, device):
@@ -97,7 +100,7 @@ def _survey(chunks: Iterable[Tensor], dim: int, device: torch.device) -> tuple[T
     for block_ND in _blocks(chunks, device):
         square += (block_ND - mean_D).square().sum()
     sum_over_processes(square)
-    return mean_D, float(square), torch.cat(sample) if sample else None
+    return mean_D, float(square), sample
 
 
 def _sums(
@@ -138,11 +141,19 @@ def _codes_times(digits_NL: Tensor, stages: tuple[Alphabet, ...], y_NM: Tensor) 
     return torch.cat(parts)
 
 
-def _ridge(gram_RR: Tensor, cross_RD: Tensor, previous_RD: Tensor, ridge: float) -> Tensor:
-    """argmin_U |X - A U|^2 + weight |U - previous|^2."""
-    weight = ridge * gram_RR.diagonal().mean().clamp_min(1e-12)
-    weights_RR = torch.eye(len(gram_RR), dtype=gram_RR.dtype, device=gram_RR.device) * weight
-    return torch.linalg.solve(gram_RR + weights_RR, cross_RD + weight * previous_RD)
+def _ridge(
+    gram_RR: Tensor, cross_RD: Tensor, previous_RD: Tensor, left: float, stages: tuple[Alphabet, ...], ridge: float
+) -> Tensor:
+    """argmin_U |X - A U|^2 + sum_r weight_r |U_r|^2, where weight_r = ridge * left / energy of the row's stage.
+
+    With ridge 1 this is the posterior mean of rows whose prior has the energy their stage showed, under noise of the
+    energy left (James & Stein 1961): a codeword few vectors use, of a stage that explains little, is mostly noise.
+    """
+    energy_R = gram_RR.diagonal() * previous_RD.square().sum(1)
+    weights = []
+    for part in energy_R.split([stage.width for stage in stages]):
+        weights.append((ridge * left / part.sum().clamp_min(_TINY)).clamp(*_WEIGHTS).expand(len(part)))
+    return torch.linalg.solve(gram_RR + torch.cat(weights).diag(), cross_RD)
 
 
 def _by_energy(basis_RD: Tensor, squares_R: Tensor, stages: tuple[Alphabet, ...]) -> Tensor:

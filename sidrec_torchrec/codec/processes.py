@@ -15,3 +15,8 @@ def copy_from_first_process(tensor: Tensor) -> None:
     """Replaces the tensor, of equal shape everywhere, by that of process 0, in place."""
     if dist.is_initialized():
         dist.broadcast(tensor, src=0)
+
+
+def is_first_process() -> bool:
+    """Whether this is process 0, or a process on its own."""
+    return not dist.is_initialized() or dist.get_rank() == 0

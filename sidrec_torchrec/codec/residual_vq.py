@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from sidrec_torchrec.codec.alphabet import OneHot
 from sidrec_torchrec.codec.kmeans import kmeans
-from sidrec_torchrec.codec.processes import copy_from_first_process, sum_over_processes
+from sidrec_torchrec.codec.processes import copy_from_first_process, is_first_process, sum_over_processes
 from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, add_tables, check_vectors, squared_distance
 from sidrec_torchrec.codec.search import nearest
 
@@ -134,7 +133,7 @@ class ResidualVQ(Quantizer):
         if not dead_K.any():
             return
         fresh_ED = self.codebook_LKD[stage, dead_K]
-        if not dist.is_initialized() or dist.get_rank() == 0:  # the others may have no rows
+        if is_first_process():  # the others may have no rows
             generator = torch.Generator().manual_seed(self.config.seed + 7919 * int(self.updates) + stage)
             rows = torch.randint(len(residual_ND), (len(fresh_ED),), generator=generator)
             fresh_ED = residual_ND[rows.to(residual_ND.device)]
