@@ -81,17 +81,17 @@ def side_decode(
 
 
 @side_decode.register_fake
-def _(words_NW, table_RD, word_C, divisor_C, size_C, first_row_C):  # noqa: ANN001, ANN202
+def _(words_NW, table_RD, word_C, divisor_C, size_C, first_row_C):
     return table_RD.new_empty(words_NW.shape[0], table_RD.shape[1])
 
 
-def _setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
+def _setup_context(ctx, inputs, output) -> None:
     words_NW, table_RD, *chunks = inputs
     ctx.save_for_backward(words_NW, *chunks)
     ctx.num_rows = table_RD.shape[0]
 
 
-def _backward(ctx, grad_ND: Tensor) -> tuple:  # noqa: ANN001
+def _backward(ctx, grad_ND: Tensor) -> tuple:
     words_NW, *chunks = ctx.saved_tensors
     grad_RD = None
     if ctx.needs_input_grad[1]:

@@ -5,7 +5,6 @@ the KJT key ``f``, with W words the keys ``f_0`` ... ``f_{W-1}``; each event is 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
