@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         return _print_error(error)
     try:
         return call(COMMANDS[name], rest, prog=f"sidrec {name}")
-    except SidrecError as error:
+    except (SidrecError, OSError) as error:  # OSError: no permission, no space, a file where a folder should be
         if os.environ.get("SIDREC_DEBUG") == "1":
             raise
         return _print_error(error)

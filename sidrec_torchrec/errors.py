@@ -1,6 +1,9 @@
 """Errors a user can act on. The command line prints their message alone, without a traceback."""
 
 
+from typing import Any
+
+
 class SidrecError(Exception):
     """Base of every error whose message names the cause and what to do."""
 
@@ -15,3 +18,17 @@ class CodecMismatchError(SidrecError, ValueError):
 
 class RunMismatchError(SidrecError, ValueError):
     """An output folder holds the results of another run."""
+
+
+def check_at_least(config: Any, least: float, *names: str) -> None:
+    """Raises ValueError unless each of the config's fields ``names`` is ``least`` or more."""
+    for name in names:
+        if not getattr(config, name) >= least:  # so that NaN is refused too
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+
+
+def check_share(config: Any, *names: str) -> None:
+    """Raises ValueError unless each of the config's fields ``names`` lies in [0, 1)."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {getattr(config, name)}")

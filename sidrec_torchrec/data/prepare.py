@@ -41,7 +41,7 @@ from sidrec_torchrec.data.format import (
 from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.parquet import is_multi_label
 from sidrec_torchrec.data.sequences import Sequence, sequence_schema, to_record_batch
-from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.errors import DataError, check_at_least, check_share
 from sidrec_torchrec.files import atomic_path, write_json
 
 SPLITS = ("train", "validation", "test")
@@ -72,12 +72,8 @@ class PrepareConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("test_fraction", "cold_fraction", "validation_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        for name in ("negatives", "max_history", "targets_per_row"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_share(self, "test_fraction", "cold_fraction", "validation_fraction")
+        check_at_least(self, 1, "negatives", "max_history", "targets_per_row")
         if not self.test_fraction:
             raise ValueError("test_fraction must be above 0: nothing would be tested")
 

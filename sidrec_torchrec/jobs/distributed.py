@@ -69,6 +69,8 @@ def _quiet_libraries() -> None:
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         for module in ("torch", "torchrec", "fbgemm_gpu"):
             warnings.filterwarnings("ignore", category=category, module=rf"{module}(\.|$)")
+    # blamed on whoever asks a ShardedTensor for its size, which is us
+    warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")
 
 
 def _free_port() -> int:

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch.distributed as dist
 
+from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.data.fingerprint import data_fingerprint
 from sidrec_torchrec.data.format import open_items, validate
 from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.environment import versions_and_hardware
-from sidrec_torchrec.errors import RunMismatchError, SidrecError
+from sidrec_torchrec.errors import RunMismatchError, SidrecError, check_at_least
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.jobs import encode_corpus, prepare, train_ranker, train_tokenizer
@@ -80,8 +81,17 @@ class PipelineConfig:
                 raise SidrecError(f"unknown arm '{name}'; there are {', '.join(ARMS)}")
         if len(set(self.arms)) != len(self.arms) or not self.arms:
             raise SidrecError(f"name each arm once, got '{','.join(self.arms)}'")
-        if self.seeds < 1:
-            raise SidrecError(f"seeds must be at least 1, got {self.seeds}")
+        for name in ("source", "target"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"name each {name} once, got '{','.join(getattr(self, name))}'")
+        check_at_least(self, 1, "seeds", "epochs")
+        check_at_least(self, 0, "tokenizer_epochs", "batch_events")
+        # What the steps would refuse is refused before the first of them.
+        PrepareConfig(cold_fraction=self.cold_fraction, max_history=self.max_history)
+        QuantizerConfig(kind="dpca", stages=self.stages)
+        quantizer = QuantizerConfig(kind="rq", stages=self.rq_stages)
+        if self.arm.ngram_depth > len(parse_stages(quantizer.stages)):
+            raise ValueError(f"ngram_depth {self.arm.ngram_depth} is more than the digits of {self.rq_stages}")
 
 
 def main(config: PipelineConfig) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def open_run(folder: Path, config: Any, ignore: tuple[str, ...] = ("out",)) -> R
     if message[0]:
         raise RunMismatchError(message[0])
     result_file = folder / RESULT_FILE
-    return Run(folder, json.loads(result_file.read_text()) if result_file.exists() else None)
+    return Run(folder, _read_json(result_file) if result_file.exists() else None)
 
 
 def config_json(config: Any) -> dict[str, Any]:
@@ -93,6 +93,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RunMismatchError(f"{path}: not JSON ({error}); remove the folder and run again") from error
+
+
 def _claim(folder: Path, config: dict[str, Any]) -> str | None:
     """Writes the configuration, or says how the one that is there differs."""
     path = folder / CONFIG_FILE
@@ -101,7 +108,7 @@ def _claim(folder: Path, config: dict[str, Any]) -> str | None:
             return f"{folder}: holds files of something else; give an empty or new folder"
         write_json(path, config)
         return None
-    there = json.loads(path.read_text())
+    there = _read_json(path)
     changed = [name for name in sorted(there.keys() | config) if there.get(name) != config.get(name)]
     if not changed:
         return None

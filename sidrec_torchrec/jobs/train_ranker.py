@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -16,6 +17,7 @@ from torchrec.distributed.types import ShardedModule
 
 from sidrec_torchrec.data.batches import RankBatch, SequenceBatches
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
+from sidrec_torchrec.errors import check_at_least
 from sidrec_torchrec.jobs.arm_inputs import load_arm_inputs
 from sidrec_torchrec.jobs.checkpoints import BEST, LAST, Checkpoints
 from sidrec_torchrec.jobs.distributed import Processes, process_group
@@ -66,6 +68,10 @@ class TrainRankerConfig:
     model: RankerConfig = field(default_factory=RankerConfig)
     arms: ArmConfig = field(default_factory=ArmConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "epochs", "checkpoint_batches")
+        check_at_least(self, 0, "batch_events", "seed")
 
 
 def main(config: TrainRankerConfig) -> dict[str, Any]:
@@ -205,6 +211,7 @@ class _Training:
         with stage(title, self.epoch_targets, show=self.processes.is_main) as progress:
             progress.advance(self.targets)
             while True:
+                self._seed_batch()
                 self.optimizer.set_progress((self.epoch + self.targets / self.epoch_targets) / self.config.epochs)
                 try:
                     output = pipeline.progress(loader)
@@ -227,6 +234,11 @@ class _Training:
                     self._save(LAST)
         if isinstance(pipeline, TrainPipelineSparseDist):
             pipeline.detach()  # gives the model its own forward back, to evaluate with
+
+    def _seed_batch(self) -> None:
+        """Dropout depends on the batch's place alone, so that an interrupted run ends as a whole one does."""
+        place = (self.config.seed, self.epoch, self.batch, self.processes.rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def _end_epoch(self) -> None:
         """Validates, keeps the model if it is the best so far, moves to the next epoch."""

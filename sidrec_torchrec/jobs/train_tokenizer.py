@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 from sidrec_torchrec.data.format import Vocabulary, open_items, scan_vocabularies
-from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.errors import DataError, check_at_least, check_share
 from sidrec_torchrec.fusion.config import QuantizerConfig, TargetConfig, VQFusionConfig
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.model import VQFusion
@@ -70,6 +70,11 @@ class TrainTokenizerConfig:
     weights: dict[str, float] = field(default_factory=dict)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "epochs", "learning_rate", "weight_decay", "seed", "hidden_dim")
+        check_at_least(self, 1, "batch_size", "patience", "latent_dim")
+        check_share(self, "validation_fraction", "dropout")
+
 
 def main(config: TrainTokenizerConfig) -> dict[str, Any]:
     """Trains, keeps the epoch that is best on validation, saves it as ``out/tokenizer``.
@@ -95,6 +100,8 @@ def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]
     items = open_items(config.data, targets=config.target)
     vocabularies = scan_vocabularies(items, config.target)
     sources = config.source or tuple(items.source_dims)
+    if not sources:
+        raise DataError(f"{items.path}: no column of float lists to fuse; docs/data.md describes sources")
     train, validation = (
         ItemStream.open(
             config.data,
@@ -185,10 +192,10 @@ class _Training:
     def _train_epoch(self, parallel: nn.Module, epoch: int) -> dict[str, float]:
         """One pass; returns mean losses by task."""
         self.model.train()
+        torch.manual_seed(seed := self.config.seed * 100_003 + epoch)  # so that an interrupted run ends as a whole one
         rank, world_size = self.processes.rank, self.processes.world_size
         batches = -(-self.num_items // self.config.batch_size)
         sums_K = torch.zeros(len(self.model.config.tasks), device=self.processes.device)
-        seed = self.config.seed * 100_003 + epoch
         for step, batch in enumerate(self.train.shuffled(self.config.batch_size, seed)):
             if len(batch) < world_size:
                 continue  # a process would have nothing; the last few items of a buffer

@@ -20,8 +20,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
-from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.side.collection import SIDECollection, SIDEConfig
+from sidrec_torchrec.errors import SidrecError, check_at_least, check_share
+from sidrec_torchrec.side.collection import MODES, SIDECollection, SIDEConfig
 from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
 
 ARMS = ("none", "raw", "prefix-ngram", "side", "id")
@@ -45,6 +45,15 @@ class ArmConfig:
     ngram_rows: int = 65_536
     ngram_depth: int = 0
     table_dropout: float = 0.35
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "ngram_depth")
+        check_at_least(self, 1, "ngram_rows")
+        check_share(self, "table_dropout")
+        if self.table_dim < 4 or self.table_dim % 4:  # fbgemm wants table rows of whole 16 bytes
+            raise ValueError(f"table_dim must be a multiple of 4, got {self.table_dim}")
+        if self.side_mode not in MODES:
+            raise ValueError(f"side_mode must be one of {', '.join(MODES)}; got '{self.side_mode}'")
 
 
 class Arm(ABC):

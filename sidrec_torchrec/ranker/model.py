@@ -12,6 +12,7 @@ from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from sidrec_torchrec.data.batches import RankBatch
+from sidrec_torchrec.errors import check_at_least, check_share
 from sidrec_torchrec.ranker.attention import GAP_BUCKETS, TargetAttention, gap_bucket
 from sidrec_torchrec.ranker.padding import RowLayout
 
@@ -39,6 +40,14 @@ class RankerConfig:
     cross_layers: int = 1
     head_dims: tuple[int, ...] = (128, 64)
     dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "dim", "num_heads", "item_hidden", "cross_layers")
+        check_share(self, "dropout")
+        if self.dim % 4 or self.dim % self.num_heads:  # fbgemm wants table rows of whole 16 bytes
+            raise ValueError(f"dim must be a multiple of 4 and of num_heads ({self.num_heads}), got {self.dim}")
+        if not self.head_dims or min(self.head_dims) < 1:
+            raise ValueError(f"head_dims must be one or more widths of at least 1, got {self.head_dims}")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+from sidrec_torchrec.errors import check_at_least, check_share
 from sidrec_torchrec.ranker.model import Ranker
 
 
@@ -33,6 +34,12 @@ class OptimizerConfig:
     table_learning_rate: float = 0.05
     warmup: float = 0.1
     max_gradient_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "learning_rate", "weight_decay", "table_learning_rate")
+        check_share(self, "warmup")
+        if not self.max_gradient_norm > 0:
+            raise ValueError(f"max_gradient_norm must be above 0, got {self.max_gradient_norm}")
 
     def factor(self, progress: float) -> float:
         """Share of the peak rate at ``progress`` in [0, 1] of training."""

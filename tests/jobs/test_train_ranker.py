@@ -83,8 +83,9 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("arm", ["side", "id"])
 def test_interrupted_run_goes_on_where_it_was(arm, corpus, prepared, sids, tmp_path, monkeypatch):
-    whole = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "whole", arm, checkpoint_batches=2))
-    config = make_config(corpus, prepared, sids, tmp_path / "killed", arm, checkpoint_batches=2)
+    changes = {"checkpoint_batches": 2, "model": dataclasses.replace(SMALL, dropout=0.2)}  # dropout goes on as well
+    whole = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "whole", arm, **changes))
+    config = make_config(corpus, prepared, sids, tmp_path / "killed", arm, **changes)
     save, saves = train_ranker.Checkpoints.save, []
 
     def save_then_die(self, name, state):
