@@ -1,0 +1,231 @@
+"""SIDE collections against torch's own embeddings over explicit tables, and inside TorchRec."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from sidrec_torchrec.codec.alphabet import parse_stages
+from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.codec.packing import SIDSpec, word_names
+from sidrec_torchrec.errors import CodecMismatchError
+from sidrec_torchrec.side.collection import MODES, SIDEBagCollection, SIDECollection, SIDEConfig
+
+ITEMS = 30
+
+
+def make_codec(stages: str = "onehot:4,ternary*6", dim: int = 8, fingerprint: str = "aaaa") -> Codec:
+    generator = torch.Generator().manual_seed(0)
+    spec = SIDSpec(parse_stages(stages), fingerprint)
+    tables = tuple(torch.randn(radix, dim, generator=generator) for radix in spec.radices)
+    return Codec(spec, torch.randn(dim, generator=generator), tables)
+
+
+def make_items(codec: Codec) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Words of ITEMS items, and by mode the table of what each should expand to."""
+    generator = torch.Generator().manual_seed(1)
+    digits_NL = torch.stack([torch.randint(r, (ITEMS,), generator=generator) for r in codec.spec.radices], dim=1)
+    parts = [stage.values()[digits_NL[:, j]] for j, stage in enumerate(codec.spec.stages)]
+    vector_ND = codec.offset_D + sum(table[digits_NL[:, j]] for j, table in enumerate(codec.digit_tables))
+    return codec.spec.pack(digits_NL), {"digits": torch.cat(parts, dim=1), "decoded": vector_ND}
+
+
+def make_features(lengths: dict[str, list[int]], codec: Codec, weights: bool = False):
+    """A KJT of item rows, and the same events as a KJT of their SIDs."""
+    generator = torch.Generator().manual_seed(2)
+    words_NW, _ = make_items(codec)
+    keys, rows, sids = [], [], []
+    for feature, counts in lengths.items():
+        row_N = torch.randint(ITEMS, (sum(counts),), generator=generator)
+        weight_N = torch.rand(sum(counts), generator=generator) if weights else None
+        rows.append((feature, row_N, counts, weight_N))
+        for word, key in enumerate(word_names(feature, codec.spec.num_words)):
+            sids.append((key, words_NW[row_N, word], counts, weight_N))
+        keys.append(feature)
+    return tuple(
+        KeyedJaggedTensor(
+            keys=[key for key, *_ in parts],
+            values=torch.cat([values for _, values, _, _ in parts]),
+            lengths=torch.tensor([n for _, _, counts, _ in parts for n in counts]),
+            weights=torch.cat([w for *_, w in parts]) if weights else None,
+        )
+        for parts in (rows, sids)
+    )
+
+
+@pytest.mark.parametrize("stages", ["onehot:4,ternary*6", "ternary*45"])
+@pytest.mark.parametrize("mode", MODES)
+def test_sequence_equals_an_embedding(stages, mode):
+    codec = make_codec(stages)
+    rows, sids = make_features({"a": [3, 0, 2], "b": [1, 4, 0]}, codec)
+    side = SIDECollection(tables=[SIDEConfig(name="item", feature_names=["a", "b"], codec=codec, mode=mode)])
+    output = side(sids)
+    table = nn.Embedding.from_pretrained(make_items(codec)[1][mode])
+    assert list(output) == ["a", "b"]
+    for feature in "ab":
+        torch.testing.assert_close(output[feature].values(), table(rows[feature].values()), rtol=1e-5, atol=1e-5)
+        assert output[feature].lengths().tolist() == rows[feature].lengths().tolist()
+    assert list(side.parameters()) == []
+    (config,) = side.embedding_configs()
+    assert config.embedding_dim == side.embedding_dim() == table.embedding_dim
+    assert side.embedding_names_by_table() == [["a", "b"]] and not side.need_indices()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("pooling, weights", [("sum", False), ("mean", False), ("sum", True)])
+def test_bag_equals_an_embedding_bag(mode, pooling, weights):
+    codec = make_codec()
+    rows, sids = make_features({"a": [3, 0, 2], "b": [1, 4, 0]}, codec, weights)
+    config = SIDEConfig(
+        name="item", feature_names=["a", "b"], codec=codec, mode=mode, pooling=PoolingType(pooling.upper())
+    )
+    side = SIDEBagCollection(tables=[config], is_weighted=weights)
+    output = side(sids)
+    for feature in "ab":
+        part = rows[feature]
+        bags = nn.functional.embedding_bag(
+            part.values(),
+            make_items(codec)[1][mode],
+            part.offsets()[:-1],
+            mode=pooling,
+            per_sample_weights=part.weights() if weights else None,
+        )
+        torch.testing.assert_close(output[feature], bags, rtol=1e-5, atol=1e-5)
+    assert side.is_weighted() == weights
+
+
+def test_shared_features_are_named_as_torchrec_names_them():
+    codec = make_codec()
+    _, sids = make_features({"a": [3, 1]}, codec)
+    tables = [
+        SIDEConfig(name=name, feature_names=["a"], codec=codec, mode=mode)
+        for name, mode in zip("xy", MODES, strict=True)
+    ]
+    own = [EmbeddingBagConfig(name=name, feature_names=["a"], embedding_dim=4, num_embeddings=2) for name in "xy"]
+    names = EmbeddingBagCollection(tables=own)(
+        KeyedJaggedTensor(keys=["a"], values=torch.zeros(2).long(), lengths=torch.tensor([1, 1]))
+    ).keys()
+    assert SIDEBagCollection(tables=tables)(sids).keys() == names == ["a@x", "a@y"]
+    with pytest.raises(ValueError, match="unique"):
+        SIDEBagCollection(tables=[tables[0], copy.copy(tables[0])])
+
+
+def test_variable_batch_per_feature():
+    codec = make_codec()
+    words_NW, expected = make_items(codec)
+    kjt = KeyedJaggedTensor(
+        keys=["a", "b"],
+        values=words_NW[:5, 0],
+        lengths=torch.tensor([2, 1, 1, 1, 0]),
+        stride_per_key_per_rank=[[2], [3]],
+        inverse_indices=(["a", "b"], torch.tensor([[0, 1, 1], [2, 1, 0]])),
+    )
+    side = SIDEBagCollection(tables=[SIDEConfig(name="item", feature_names=["a", "b"], codec=codec)])
+    output, row_ND = side(kjt), expected["digits"]
+    bags_a = torch.stack([row_ND[0] + row_ND[1], row_ND[2]])
+    bags_b = torch.stack([row_ND[3], row_ND[4], torch.zeros_like(row_ND[0])])
+    torch.testing.assert_close(output["a"], bags_a[[0, 1, 1]])
+    torch.testing.assert_close(output["b"], bags_b[[2, 1, 0]])
+
+
+def test_refusals():
+    codec = make_codec()
+    config = SIDEConfig(name="item", feature_names=["a"], codec=codec)
+    side = SIDECollection(tables=[config])
+    for bad in (-1, codec.spec.word_limits[0]):
+        kjt = KeyedJaggedTensor(keys=["a"], values=torch.tensor([0, bad]), lengths=torch.tensor([1, 1]))
+        with pytest.raises(ValueError, match=f"row 1, word 0 is {bad}, no packed SID"):
+            side(kjt)
+    with pytest.raises(ValueError, match="meta"):
+        SIDECollection(tables=[config], device=torch.device("meta"))
+    with pytest.raises(ValueError, match="mode must be one of digits, decoded"):
+        SIDEConfig(name="item", feature_names=["a"], codec=codec, mode="digit")
+    with pytest.raises(ValueError, match="mean pooling takes no weights"):
+        mean = SIDEConfig(name="item", feature_names=["a"], codec=codec, pooling=PoolingType.MEAN)
+        SIDEBagCollection(tables=[mean], is_weighted=True)
+
+
+def test_checkpoints_belong_to_their_codec(tmp_path):
+    sides = [
+        SIDECollection(tables=[SIDEConfig(name="item", feature_names=["a"], codec=make_codec(fingerprint=name))])
+        for name in ("aaaa", "aaaa", "bbbb")
+    ]
+    sides[1].load_state_dict(sides[0].state_dict())
+    with pytest.raises(CodecMismatchError, match="made with codec aaaa, but this is codec bbbb"):
+        sides[2].load_state_dict(sides[0].state_dict())
+    dcp.save({"model": sides[0].state_dict()}, checkpoint_id=tmp_path / "checkpoint")
+    state = {"model": sides[2].state_dict()}
+    dcp.load(state, checkpoint_id=tmp_path / "checkpoint")
+    with pytest.raises(CodecMismatchError):
+        sides[2].load_state_dict(state["model"])
+
+
+@pytest.mark.parametrize("kind", [DLRM, DLRM_DCN, DLRM_Projection])
+def test_torchrec_models_train_with_it(kind):
+    torch.manual_seed(0)
+    codec = make_codec()
+    _, sids = make_features({"a": [3, 0, 2], "b": [1, 4, 0]}, codec)
+    config = SIDEConfig(name="item", feature_names=["a", "b"], codec=codec, mode="decoded")
+    extra = {
+        DLRM: {},
+        DLRM_DCN: {"dcn_num_layers": 2, "dcn_low_rank_dim": 4},
+        DLRM_Projection: {"interaction_branch1_layer_sizes": [24, 16], "interaction_branch2_layer_sizes": [24, 16]},
+    }
+    model = kind(
+        embedding_bag_collection=SIDEBagCollection(tables=[config]),
+        dense_in_features=4,
+        dense_arch_layer_sizes=[8, 8],
+        over_arch_layer_sizes=[8, 1],
+        **extra[kind],
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    dense, label = torch.randn(3, 4), torch.tensor([[0.0], [1.0], [1.0]])
+    losses = []
+    for _ in range(5):
+        loss = nn.functional.binary_cross_entropy_with_logits(model(dense, sids), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+
+
+class BesideTables(nn.Module):
+    """SIDE beside learned tables, as in a ranker that keeps some of its tables."""
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.side = SIDEBagCollection(tables=[SIDEConfig(name="item", feature_names=["a"], codec=codec)])
+        config = EmbeddingBagConfig(name="t", feature_names=["u"], embedding_dim=8, num_embeddings=ITEMS)
+        config.init_fn = nn.init.zeros_
+        self.tables = EmbeddingBagCollection(tables=[config], device=torch.device("meta"))
+
+    def forward(self, sids: KeyedJaggedTensor, users: KeyedJaggedTensor) -> torch.Tensor:
+        return torch.cat([self.side(sids).values(), self.tables(users).values()], dim=1)
+
+
+def run_beside_tables() -> tuple[torch.Tensor, list[str]]:
+    codec = make_codec()
+    model = DistributedModelParallel(BesideTables(codec), sharders=[EmbeddingBagCollectionSharder()])
+    rows, sids = make_features({"a": [3, 0, 2]}, codec)
+    users = KeyedJaggedTensor(keys=["u"], values=rows["a"].values(), lengths=rows["a"].lengths())
+    return model(sids, users).detach(), [type(module).__name__ for module in model.modules()]
+
+
+def test_beside_sharded_tables_on_two_processes(run_distributed):
+    codec = make_codec()
+    rows, _ = make_features({"a": [3, 0, 2]}, codec)
+    bags = nn.functional.embedding_bag(
+        rows["a"].values(), make_items(codec)[1]["digits"], rows["a"].offsets()[:-1], mode="sum"
+    )
+    for output, modules in run_distributed(run_beside_tables, 2):
+        torch.testing.assert_close(output, torch.cat([bags, torch.zeros(3, 8)], dim=1))
+        assert "ShardedEmbeddingBagCollection" in modules and "SIDEBagCollection" in modules

@@ -1,0 +1,51 @@
+"""Prefix n-gram tokens against the paper's formula, and their tables against a sum of embeddings."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from sidrec_torchrec.codec.alphabet import OneHot, Ternary
+from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 2048), st.integers(1, 8), st.integers(1, 1 << 40), st.data())
+def test_tokens_follow_the_formula(K, n, num_rows, data):
+    digits = data.draw(st.lists(st.lists(st.integers(0, K - 1), min_size=n, max_size=n), min_size=1, max_size=5))
+    spec = SIDSpec((OneHot(K),) * n, "test")
+    tokens_NP = PrefixNgram(spec, num_rows=num_rows, depth=n).tokens(spec.pack(torch.tensor(digits)))
+    for row, codes in enumerate(digits):
+        for i in range(1, n + 1):
+            token = sum(K ** (i - t) * (codes[t - 1] + 1) for t in range(1, i + 1)) - 1  # unbounded integers
+            assert int(tokens_NP[row, i - 1]) == token % num_rows
+
+
+def test_collection_sums_prefixes_of_each_source():
+    spec = SIDSpec((OneHot(5),) * 3, "test")
+    ngrams = {"text": PrefixNgram(spec, num_rows=50, depth=3), "image": PrefixNgram(spec, num_rows=20, depth=2)}
+    collection = PrefixNgramCollection(ngrams, embedding_dim=4, device=torch.device("cpu"))
+    digits = torch.randint(5, (6, 3), generator=torch.Generator().manual_seed(0))
+    words_NW = spec.pack(digits)
+    lengths = torch.tensor([2, 0, 4])
+    keys, values, expected = [], [], []
+    for source, ngram in ngrams.items():
+        table = collection.collection.embeddings[f"{source}_prefixes"].weight
+        torch.nn.init.normal_(table)
+        tokens_NP = ngram.tokens(words_NW)
+        keys += ngram.keys(source)
+        values += tokens_NP.unbind(1)
+        expected.append(table[tokens_NP].sum(1))
+    features = KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=lengths.repeat(len(keys)))
+    torch.testing.assert_close(collection(features), torch.cat(expected, dim=1))
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="all one-hot of one size"):
+        PrefixNgram(SIDSpec((OneHot(4), OneHot(5)), "test"), num_rows=10, depth=1)
+    with pytest.raises(ValueError, match="all one-hot of one size"):
+        PrefixNgram(SIDSpec((Ternary(),) * 4, "test"), num_rows=10, depth=1)
+    with pytest.raises(ValueError, match="depth must be 1 to 3"):
+        PrefixNgram(SIDSpec((OneHot(4),) * 3, "test"), num_rows=10, depth=4)
