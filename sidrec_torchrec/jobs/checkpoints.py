@@ -27,7 +27,7 @@ class Checkpoints:
         return (self._folder / name).exists()
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        """Replaces checkpoint ``name`` by ``state`` (tensors, sharded tensors, plain values); on every process."""
+        """Replaces checkpoint ``name`` by ``state`` (tensors, sharded tensors, strings, numbers); on every process."""
         new, old = self._folder / f"{name}.new", self._folder / f"{name}.old"
         dcp.save(state, checkpoint_id=new)
         if dist.get_rank() == 0:

@@ -1,5 +1,6 @@
 """Trains the ranker with one arm, keeps the best epoch and tests it."""
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -267,20 +268,21 @@ class _Training:
         return float(sums[0] / sums[1].clamp_min(1))
 
     def _place(self) -> dict[str, Any]:
+        """How far training got; in checkpoints as JSON, for they would take lists and dicts apart."""
         names = ("epoch", "batch", "targets", "loss_sum", "own_targets", "course")
         return {name: getattr(self, name) for name in names}
 
     def _save(self, name: str) -> None:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        self.checkpoints.save(name, state | {"place": self._place()})
+        self.checkpoints.save(name, state | {"place": json.dumps(self._place())})
 
     def _resume(self) -> None:
         optimizer = self.optimizer.state_to_load()
-        state = {"model": self.model.state_dict(), "optimizer": optimizer, "place": self._place()}
+        state = {"model": self.model.state_dict(), "optimizer": optimizer, "place": ""}
         self.checkpoints.load(LAST, state)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name, value in state["place"].items():
+        for name, value in json.loads(state["place"]).items():
             setattr(self, name, value)
 
 

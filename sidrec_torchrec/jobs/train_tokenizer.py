@@ -1,5 +1,6 @@
 """Trains VQ Fusion on a corpus of items."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -237,7 +238,7 @@ class _Training:
             self.curves.flush()
         if self._best() == epoch:
             self.checkpoints.save(BEST, {"model": self.model.state_dict()})
-        self.checkpoints.save(LAST, self._state() | {"course": self.course})
+        self.checkpoints.save(LAST, self._state() | {"course": json.dumps(self.course)})  # whole: a list would be taken apart
 
     def _best(self) -> int:
         totals = [values["total"] for values in self.course]
@@ -257,11 +258,11 @@ class _Training:
     def _resume(self) -> None:
         from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-        state = self._state() | {"course": []}
+        state = self._state() | {"course": ""}
         self.checkpoints.load(LAST, state)
         self.model.load_state_dict(state["model"])
         set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"])
-        self.course = state["course"]
+        self.course = json.loads(state["course"])
 
     @torch.no_grad()
     def _standardize(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
 from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError, SidrecError
 from sidrec_torchrec.jobs import evaluate, train_ranker
+from sidrec_torchrec.jobs.checkpoints import BEST, LAST
 from sidrec_torchrec.jobs.distributed import process_group
 from sidrec_torchrec.jobs.runs import config_from_json, config_json
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
@@ -81,8 +82,8 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("arm", ["side", "id"])
-def test_interrupted_run_goes_on_where_it_was(arm, corpus, prepared, sids, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("arm", "after"), [("side", 2), ("id", 2), ("id", BEST), ("side", [BEST, LAST])])
+def test_interrupted_run_goes_on_where_it_was(arm, after, corpus, prepared, sids, tmp_path, monkeypatch):
     changes = {"checkpoint_batches": 2, "model": dataclasses.replace(SMALL, dropout=0.2)}  # dropout goes on as well
     whole = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "whole", arm, **changes))
     config = make_config(corpus, prepared, sids, tmp_path / "killed", arm, **changes)
@@ -91,7 +92,7 @@ def test_interrupted_run_goes_on_where_it_was(arm, corpus, prepared, sids, tmp_p
     def save_then_die(self, name, state):
         save(self, name, state)
         saves.append(name)
-        if len(saves) == 2:
+        if after in (len(saves), name, saves[-2:]):  # within the first epoch, in its end, and right after it
             raise Killed
 
     monkeypatch.setattr(train_ranker.Checkpoints, "save", save_then_die)

@@ -1,0 +1,42 @@
+"""A tokenizer whose training was interrupted ends as one trained in one go."""
+
+import pytest
+
+from sidrec_torchrec.fusion.config import QuantizerConfig
+from sidrec_torchrec.jobs import train_tokenizer
+from sidrec_torchrec.jobs.checkpoints import BEST, LAST, Checkpoints
+from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [[BEST, LAST], [BEST, LAST, BEST], [BEST, LAST, BEST, LAST]])
+def test_interrupted_run_goes_on_where_it_was(after, corpus, tmp_path, monkeypatch):
+    def config(name: str) -> TrainTokenizerConfig:
+        return TrainTokenizerConfig(
+            data=corpus,
+            out=tmp_path / name,
+            target=("category",),
+            epochs=3,
+            batch_size=32,
+            latent_dim=16,
+            dropout=0.2,
+            quantizer=QuantizerConfig(stages="ternary*10"),
+        )
+
+    whole = train_tokenizer.main(config("whole"))
+    save, saves = Checkpoints.save, []
+
+    def save_then_die(self, name, state):
+        save(self, name, state)
+        saves.append(name)
+        if saves == after:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoints, "save", save_then_die)
+        train_tokenizer.main(config("killed"))
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    assert train_tokenizer.main(config("killed")) == whole
