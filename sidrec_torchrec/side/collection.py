@@ -5,6 +5,7 @@ the KJT key ``f``, with W words the keys ``f_0`` ... ``f_{W-1}``; each event is 
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,10 @@ from torchrec.modules.embedding_modules import (
 )
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from sidrec_torchrec.codec.alphabet import format_stages, parse_stages
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.codec.packing import word_names
+from sidrec_torchrec.codec.packing import SIDSpec, word_names
+from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.ops.side_decode import chunk_tables, side_decode
 
 MODES = ("digits", "decoded")
@@ -38,7 +41,7 @@ class SIDEConfig:
         pooling: how ``SIDEBagCollection`` pools a bag.
 
     Raises:
-        ValueError: on an unknown mode.
+        ValueError: on an unknown mode, or without features.
     """
 
     name: str
@@ -50,6 +53,8 @@ class SIDEConfig:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"SIDE '{self.name}': mode must be one of {', '.join(MODES)}; got '{self.mode}'")
+        if not self.feature_names:
+            raise ValueError(f"SIDE '{self.name}' serves no feature; name at least one in feature_names")
 
     @property
     def embedding_dim(self) -> int:
@@ -76,7 +81,7 @@ class SIDEConfig:
 
 
 class SIDExpansion(nn.Module):
-    """Packed SIDs of one codec as vectors; the constants, and the check that SIDs and checkpoints are this codec's.
+    """Packed SIDs of one codec as vectors: the constants, and the check that a checkpoint is this codec's.
 
     Args:
         config: codec and mode.
@@ -91,9 +96,7 @@ class SIDExpansion(nn.Module):
         device = torch.device("cpu") if device is None else torch.device(device)
         if device.type == "meta":
             raise ValueError(f"SIDE '{config.name}' cannot be built on the meta device; build it on the real one")
-        codec = config.codec
-        self._spec = codec.spec
-        self._codec = codec
+        self._codec = codec = config.codec
         decoded = config.mode == "decoded"
         tables = chunk_tables(codec.spec, codec.digit_tables if decoded else codec.value_tables())
         for name in ("table_RD", "word_C", "divisor_C", "size_C", "first_row_C"):
@@ -102,22 +105,16 @@ class SIDExpansion(nn.Module):
         self.register_buffer("offset_D", offset_D.to(device), persistent=False)
         last_W = torch.tensor([limit - 1 for limit in codec.spec.word_limits])
         self.register_buffer("last_W", last_W.to(device), persistent=False)
+        self.stages = format_stages(codec.spec.stages)
 
     def forward(self, words_NW: Tensor) -> Tensor:
-        """float32 [N, embedding_dim] of packed SIDs, int64 [N, W].
-
-        Raises:
-            ValueError: on CPU, on a word that is no packed SID of this codec; on CUDA the device asserts.
-        """
-        self._check(words_NW)
-        expanded_ND = side_decode(
-            words_NW, self.table_RD, self.word_C, self.divisor_C, self.size_C, self.first_row_C
-        )
+        """float32 [N, embedding_dim] of packed SIDs, int64 [N, W], which ``_packed_sids`` has checked."""
+        expanded_ND = side_decode(words_NW, self.table_RD, self.word_C, self.divisor_C, self.size_C, self.first_row_C)
         return expanded_ND + self.offset_D
 
     def get_extra_state(self) -> dict[str, str]:
         """What a checkpoint keeps: whose SIDs the model was trained on. The constants follow from the codec."""
-        return self._spec.to_json()
+        return self._codec.spec.to_json()
 
     def set_extra_state(self, state: dict[str, str]) -> None:
         """Refuses a checkpoint of another codec.
@@ -127,14 +124,6 @@ class SIDExpansion(nn.Module):
         """
         self._codec.check(state["fingerprint"], "checkpoint")
 
-    def _check(self, words_NW: Tensor) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if words_NW.device.type == "cpu":
-            self._spec.check_words(words_NW)
-        else:  # without waiting for the device
-            torch._assert_async(((words_NW >= 0) & (words_NW <= self.last_W)).all())
-
 
 class _Expansions(nn.Module):
     """The part both collections share: features to words to vectors."""
@@ -142,25 +131,79 @@ class _Expansions(nn.Module):
     def __init__(self, tables: list[SIDEConfig], device: torch.device | None) -> None:
         super().__init__()
         names = [table.name for table in tables]
-        if len(set(names)) != len(names):
-            raise ValueError(f"table names must be unique, got {names}")
-        self._tables = tables
-        self._device = torch.device("cpu") if device is None else torch.device(device)
-        self.expansions = nn.ModuleDict({table.name: SIDExpansion(table, self._device) for table in tables})
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"a collection needs tables of unique names, got {names}")
+        self.expansions = nn.ModuleDict({table.name: SIDExpansion(table, device) for table in tables})
 
-    def vectors(self, table: SIDEConfig, feature: str, features: dict[str, JaggedTensor]) -> tuple[JaggedTensor, Tensor]:
-        """The feature's first word, for its lengths and weights, and its vectors [N, D]."""
-        words = [features[key] for key in word_names(feature, table.codec.spec.num_words)]
-        words_NW = torch.stack([word.values() for word in words], dim=1)
-        return words[0], self.expansions[table.name](words_NW)
+    @property
+    def device(self) -> torch.device:
+        """Where the constants are."""
+        return next(self.buffers()).device
+
+    def vectors(self, table: SIDEConfig, feature: str, features: KeyedJaggedTensor) -> tuple[JaggedTensor, Tensor]:
+        """The feature's SIDs, with lengths and weights, and their vectors [N, D]."""
+        expansion = self.expansions[table.name]
+        sids = _packed_sids(features, feature, expansion.stages, expansion.last_W)
+        return sids, expansion(sids.values())
+
+
+# What follows looks at values, or asks tensors for their device: fx must call it rather than trace it.
+
+
+@lru_cache
+def _spec(stages: str) -> SIDSpec:
+    return SIDSpec(parse_stages(stages), "")
+
+
+@torch.fx.wrap
+def _packed_sids(features: KeyedJaggedTensor, feature: str, stages: str, last_W: Tensor) -> JaggedTensor:
+    """A feature's SIDs, values int64 [N, W], gathered from the keys of its words and checked."""
+    spec, by_key = _spec(stages), features.to_dict()
+    keys = word_names(feature, spec.num_words)
+    missing = [key for key in keys if key not in by_key]
+    if missing:
+        raise DataError(
+            f"feature '{feature}': the KeyedJaggedTensor has no key '{missing[0]}'; its keys are {features.keys()}, and "
+            f"SIDs of {stages} travel under {keys}"
+        )
+    words = [by_key[key] for key in keys]
+    counts = [len(word.values()) for word in words]
+    if len(set(counts)) > 1:
+        raise DataError(f"feature '{feature}': its words {keys} have {counts} values; every SID needs one in each")
+    words_NW = torch.stack([word.values() for word in words], dim=1)
+    if torch.compiler.is_compiling():
+        pass  # a graph cannot look at values
+    elif words_NW.device.type == "cpu":
+        try:
+            spec.check_words(words_NW)
+        except ValueError as error:
+            raise DataError(f"feature '{feature}': {error}") from None
+    else:  # without waiting for the device
+        torch._assert_async(((words_NW >= 0) & (words_NW <= last_W)).all())
+    first = words[0]
+    return JaggedTensor(words_NW, weights=first.weights_or_none(), lengths=first.lengths(), offsets=first.offsets())
+
+
+@torch.fx.wrap
+def _pool(sids: JaggedTensor, vectors_ND: Tensor, mean: bool, is_weighted: bool) -> Tensor:
+    """float [B, D]: the sum, weighted sum or mean of each bag's vectors; zeros for an empty bag."""
+    lengths_B = sids.lengths().long()
+    if is_weighted:
+        vectors_ND = vectors_ND * sids.weights().unsqueeze(1)
+    bag_N = torch.repeat_interleave(lengths_B, output_size=len(vectors_ND))
+    pooled_BD = vectors_ND.new_zeros(len(lengths_B), vectors_ND.shape[1]).index_add(0, bag_N, vectors_ND)
+    return pooled_BD / lengths_B.clamp_min(1).unsqueeze(1) if mean else pooled_BD
 
 
 class SIDECollection(EmbeddingCollectionInterface):
     """KeyedJaggedTensor of SIDs -> a vector per event, where an ``EmbeddingCollection`` stood.
 
     Args:
-        tables: features and codecs.
+        tables: features and codecs, all of one ``embedding_dim``, as TorchRec demands of an ``EmbeddingCollection``.
         device: where to build the constants; not meta.
+
+    Raises:
+        ValueError: on tables of equal names or different widths.
 
     Example::
 
@@ -173,17 +216,26 @@ class SIDECollection(EmbeddingCollectionInterface):
         self._tables = tables
         self._expansions = _Expansions(tables, device)
         self._names_by_table = get_embedding_names_by_table([t.embedding_config() for t in tables])
-        dims = {table.embedding_dim for table in tables}
-        self._embedding_dim = max(dims)
+        self._embedding_dim = tables[0].embedding_dim
+        for table in tables[1:]:
+            if table.embedding_dim != self._embedding_dim:
+                raise ValueError(
+                    f"tables '{tables[0].name}' and '{table.name}' give {self._embedding_dim} and {table.embedding_dim} "
+                    "floats per event; one collection has one embedding_dim, so put them in two"
+                )
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
-        """By embedding name (the feature's, or ``feature@table`` if tables share it), float32 [N, embedding_dim]."""
-        by_key = features.to_dict()
+        """By embedding name (the feature's, or ``feature@table`` if tables share it), float32 [N, embedding_dim].
+
+        Raises:
+            DataError: if a feature's key is missing or, on CPU, a value is no packed SID of its codec; names feature and
+                row. On CUDA a wrong value trips a device assert.
+        """
         output = {}
         for table, names in zip(self._tables, self._names_by_table, strict=True):
             for feature, name in zip(table.feature_names, names, strict=True):
-                word, vectors_ND = self._expansions.vectors(table, feature, by_key)
-                output[name] = JaggedTensor(values=vectors_ND, lengths=word.lengths(), offsets=word.offsets())
+                sids, vectors_ND = self._expansions.vectors(table, feature, features)
+                output[name] = JaggedTensor(values=vectors_ND, lengths=sids.lengths(), offsets=sids.offsets())
         return output
 
     def embedding_configs(self) -> list[EmbeddingConfig]:
@@ -200,7 +252,7 @@ class SIDECollection(EmbeddingCollectionInterface):
 
     @property
     def device(self) -> torch.device:
-        return self._expansions._device
+        return self._expansions.device
 
 
 class SIDEBagCollection(EmbeddingBagCollectionInterface):
@@ -220,9 +272,7 @@ class SIDEBagCollection(EmbeddingBagCollectionInterface):
         dlrm = DLRM(embedding_bag_collection=side, ...)
     """
 
-    def __init__(
-        self, tables: list[SIDEConfig], is_weighted: bool = False, device: torch.device | None = None
-    ) -> None:
+    def __init__(self, tables: list[SIDEConfig], is_weighted: bool = False, device: torch.device | None = None) -> None:
         super().__init__()
         if is_weighted and any(table.pooling == PoolingType.MEAN for table in tables):
             raise ValueError("mean pooling takes no weights; use sum pooling")
@@ -230,36 +280,26 @@ class SIDEBagCollection(EmbeddingBagCollectionInterface):
         self._is_weighted = is_weighted
         self._expansions = _Expansions(tables, device)
         self._names = [n for names in get_embedding_names_by_table(self.embedding_bag_configs()) for n in names]
-        self._features = [feature for table in tables for feature in table.feature_names]
+        self._first_keys = [
+            word_names(feature, table.codec.spec.num_words)[0] for table in tables for feature in table.feature_names
+        ]
         self._lengths = [table.embedding_dim for table in tables for _ in table.feature_names]
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """float32 [B, embedding_dim] by embedding name; an empty bag is zeros."""
-        inverse = features.inverse_indices_or_none()
-        first_keys = [
-            word_names(feature, table.codec.spec.num_words)[0] for table in self._tables for feature in table.feature_names
-        ]
-        by_key = features.to_dict()
+        """float32 [B, embedding_dim] by embedding name; an empty bag is zeros.
+
+        Raises:
+            DataError: as ``SIDECollection``.
+        """
         pooled = []
         for table in self._tables:
             for feature in table.feature_names:
-                word, vectors_ND = self._expansions.vectors(table, feature, by_key)
-                pooled.append(self._pool(table, word, vectors_ND))
+                sids, vectors_ND = self._expansions.vectors(table, feature, features)
+                pooled.append(_pool(sids, vectors_ND, table.pooling == PoolingType.MEAN, self._is_weighted))
+        inverse = reorder_inverse_indices(features.inverse_indices_or_none(), self._first_keys)
         return KeyedTensor(
-            keys=self._names,
-            values=process_pooled_embeddings(pooled, reorder_inverse_indices(inverse, first_keys)),
-            length_per_key=self._lengths,
+            keys=self._names, values=process_pooled_embeddings(pooled, inverse), length_per_key=self._lengths
         )
-
-    def _pool(self, table: SIDEConfig, word: JaggedTensor, vectors_ND: Tensor) -> Tensor:
-        lengths_B = word.lengths().long()
-        if self._is_weighted:
-            vectors_ND = vectors_ND * word.weights().unsqueeze(1)
-        bag_N = torch.repeat_interleave(torch.arange(len(lengths_B), device=vectors_ND.device), lengths_B)
-        pooled_BD = vectors_ND.new_zeros(len(lengths_B), vectors_ND.shape[1]).index_add(0, bag_N, vectors_ND)
-        if table.pooling == PoolingType.MEAN:
-            pooled_BD = pooled_BD / lengths_B.clamp_min(1).unsqueeze(1)
-        return pooled_BD
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         return [table.embedding_bag_config() for table in self._tables]
@@ -269,4 +309,4 @@ class SIDEBagCollection(EmbeddingBagCollectionInterface):
 
     @property
     def device(self) -> torch.device:
-        return self._expansions._device
+        return self._expansions.device
