@@ -1,0 +1,31 @@
+"""The examples run, and the documentation's code too."""
+
+import re
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+
+def run(*command: str) -> str:
+    result = subprocess.run(
+        [sys.executable, *command], check=False, cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_dlrm_plugin():
+    lines = run(
+        "-c",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import runpy; "
+        "runpy.run_path('examples/dlrm_plugin.py', run_name='__main__')",
+    ).splitlines()
+    losses = {line.split()[0]: [float(x) for x in re.findall(r"items (\d\.\d+)", line)] for line in lines}
+    assert losses["SIDE"][1] < losses["table"][1] - 0.02  # new items: SIDE knows their content
+    assert "table         0 bytes" in lines[1]
+
+
+def test_code_in_side_page():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "side.md").read_text(), re.DOTALL)
+    assert run("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}").strip() == "torch.Size([3, 25])"
