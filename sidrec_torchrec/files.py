@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sidrec_torchrec.errors import DataError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -27,6 +29,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         _remove(temporary)
+
+
+def read_json(path: Path) -> Any:
+    """What ``write_json`` wrote.
+
+    Raises:
+        DataError: if it is not JSON (any more).
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON, or cut short ({error}); remove it, or its folder, and run again") from error
 
 
 def write_json(path: Path, value: Any) -> None:

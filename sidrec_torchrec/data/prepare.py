@@ -16,7 +16,6 @@ Memory is bounded by the largest bucket of users, whatever the number of events:
 disk by a hash of their user.
 """
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -42,7 +41,7 @@ from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.parquet import is_multi_label
 from sidrec_torchrec.data.sequences import Sequence, sequence_schema, to_record_batch
 from sidrec_torchrec.errors import DataError, check_at_least, check_share
-from sidrec_torchrec.files import atomic_path, write_json
+from sidrec_torchrec.files import atomic_path, read_json, write_json
 
 SPLITS = ("train", "validation", "test")
 COLD_ITEMS_FILE = "cold_items.parquet"  # ids of the items kept out of training
@@ -127,7 +126,7 @@ def open_prepared(folder: Path) -> Prepared:
     path = Path(folder) / "prepared.json"
     if not path.exists():
         raise DataError(f"{path}: not found; run the pipeline's prepare step first")
-    return Prepared(folder=Path(folder), **json.loads(path.read_text()))
+    return Prepared(folder=Path(folder), **read_json(path))
 
 
 def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sidrec_torchrec.data.prepare import SPLITS, open_prepared
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.files import write_json
+from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.jobs.checkpoints import BEST, Checkpoints
 from sidrec_torchrec.jobs.distributed import process_group
 from sidrec_torchrec.jobs.runs import CONFIG_FILE, config_from_json
@@ -48,7 +48,7 @@ def main(config: EvaluateConfig) -> dict[str, float | None]:
     path = config.ranker / CONFIG_FILE
     if not path.exists():
         raise SidrecError(f"{path}: not found; name a folder train-ranker wrote")
-    trained = config_from_json(TrainRankerConfig, json.loads(path.read_text()) | {"out": str(config.ranker)})
+    trained = config_from_json(TrainRankerConfig, read_json(path) | {"out": str(config.ranker)})
     with process_group() as processes:
         checkpoints = Checkpoints(config.ranker / CHECKPOINTS)
         if not checkpoints.has(BEST):

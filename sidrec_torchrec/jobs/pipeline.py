@@ -1,6 +1,5 @@
 """The main job: tokenizers, semantic IDs, a ranker per arm and seed, and a report on what each arm is worth."""
 
-import json
 import shlex
 import sys
 import time
@@ -18,7 +17,7 @@ from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.environment import versions_and_hardware
 from sidrec_torchrec.errors import RunMismatchError, SidrecError, check_at_least
-from sidrec_torchrec.files import write_json
+from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.jobs import encode_corpus, prepare, train_ranker, train_tokenizer
 from sidrec_torchrec.jobs.distributed import Processes, process_group
@@ -182,7 +181,7 @@ class _Pipeline:
         return self._timed(f"train ranker {arm} seed {seed}", lambda: train_ranker.main(job))
 
     def _report(self, tokenizers: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-        sequences = json.loads((self.out / "prepared" / "sequences" / "prepared.json").read_text())
+        sequences = read_json(self.out / "prepared" / "sequences" / "prepared.json")
         steps = self._steps()
         return {
             "arms": {arm: summarize_arm(results, runs.get(BASE_ARM)) for arm, results in runs.items()},
@@ -190,7 +189,7 @@ class _Pipeline:
             "seeds": self.config.seeds,
             "protocol": _protocol(self.config, sequences),
             "data": {"folder": str(self.data), "sources": self.sources, "targets": self.targets}
-            | json.loads((self.out / "data.json").read_text()),
+            | read_json(self.out / "data.json"),
             "sequences": sequences,
             "command": " ".join(["sidrec", *map(shlex.quote, sys.argv[1:])]),
             **versions_and_hardware(),
@@ -202,7 +201,7 @@ class _Pipeline:
     def _steps(self) -> dict[str, float]:
         """Seconds of each finished step, over all the runs that worked on this folder."""
         path = self.out / "steps.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def _timed(self, name: str, job: Callable[[], Any]) -> Any:
         """Runs a step; notes its seconds if it was not finished before."""
@@ -229,7 +228,7 @@ class _Pipeline:
 
     def _check_data(self, path: Path) -> None:
         if path.exists():
-            if json.loads(path.read_text())["fingerprint"] != data_fingerprint(self.data):
+            if read_json(path)["fingerprint"] != data_fingerprint(self.data):
                 raise RunMismatchError(f"{self.out}: {self.data} changed since this run began; give another --out")
             return
         if self.config.data is None:

@@ -1,7 +1,6 @@
 """Output folders: each belongs to one configuration; a finished one is read back, another's is refused."""
 
 import dataclasses
-import json
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from sidrec_torchrec.errors import RunMismatchError
-from sidrec_torchrec.files import write_json
+from sidrec_torchrec.files import read_json, write_json
 
 CONFIG_FILE = "run.json"
 RESULT_FILE = "metrics.json"
@@ -54,7 +53,7 @@ def open_run(folder: Path, config: Any, ignore: tuple[str, ...] = ("out",)) -> R
     if message[0]:
         raise RunMismatchError(message[0])
     result_file = folder / RESULT_FILE
-    return Run(folder, _read_json(result_file) if result_file.exists() else None)
+    return Run(folder, read_json(result_file) if result_file.exists() else None)
 
 
 def config_json(config: Any) -> dict[str, Any]:
@@ -93,13 +92,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise RunMismatchError(f"{path}: not JSON ({error}); remove the folder and run again") from error
-
-
 def _claim(folder: Path, config: dict[str, Any]) -> str | None:
     """Writes the configuration, or says how the one that is there differs."""
     path = folder / CONFIG_FILE
@@ -108,7 +100,7 @@ def _claim(folder: Path, config: dict[str, Any]) -> str | None:
             return f"{folder}: holds files of something else; give an empty or new folder"
         write_json(path, config)
         return None
-    there = _read_json(path)
+    there = read_json(path)
     changed = [name for name in sorted(there.keys() | config) if there.get(name) != config.get(name)]
     if not changed:
         return None

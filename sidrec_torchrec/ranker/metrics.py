@@ -31,7 +31,7 @@ class RankingMetrics:
             "auc": AUCMetric(**common, window_size=_AUC_TARGETS * world_size).to(device),
             "calibration": CalibrationMetric(**common).to(device),
         }
-        self._count = {name: torch.zeros((), dtype=torch.float64, device=device) for name in SLICES}
+        self._counts = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in SLICES}
 
     def update(self, output: RankerOutput) -> None:
         """Takes one batch's predictions."""
@@ -47,7 +47,8 @@ class RankingMetrics:
                 weights=weights,
             )
         for name in SLICES:
-            self._count[name] += weights[name].sum()
+            weight, label = weights[name].double(), output.label.double()
+            self._counts[name] += torch.stack([weight.sum(), (weight * label).sum()])  # targets, positives
 
     def compute(self) -> dict[str, float | None]:
         """``ne_warm``, ``auc_cold``, ``calibration_all``, ``targets_all``, ...; the same on every process.
@@ -63,13 +64,13 @@ class RankingMetrics:
                 value = computed.get(f"{kind}-{name}|{window}")
                 values[f"{kind}_{name}"] = float(value) if value is not None else math.nan
         for name in SLICES:
-            count = self._count[name].clone()
+            counts = self._counts[name].clone()
             if torch.distributed.is_initialized():
-                torch.distributed.all_reduce(count)
-            values[f"targets_{name}"] = float(count)
-        for name in SLICES:
-            if math.isnan(values[f"ne_{name}"]):  # empty or of one class: torchrec's AUC says 0.5 there
-                values[f"auc_{name}"] = values[f"calibration_{name}"] = math.nan
+                torch.distributed.all_reduce(counts)
+            targets, positives = counts.tolist()
+            values[f"targets_{name}"] = targets
+            if positives in (0, targets):  # empty or of one class: torchrec's AUC says 0.5 there, its NE anything
+                values |= dict.fromkeys((f"ne_{name}", f"auc_{name}", f"calibration_{name}"), math.nan)
         shared = [values]
         if torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(shared)  # rank 0 alone gets torchrec's values

@@ -67,3 +67,15 @@ def test_undefined_values_are_none():
     values = metrics.compute()
     assert values["ne_cold"] is None and values["auc_cold"] is None and values["targets_cold"] == 0
     assert values["ne_warm"] == values["ne_all"]
+
+
+@pytest.mark.parametrize("only", [0, 1])
+def test_a_slice_of_one_class_has_no_ne(only):
+    metrics = RankingMetrics(0, 1, torch.device("cpu"))
+    p, label, seen, weight = make_predictions()
+    label[~seen] = only
+    metrics.update(output_of(p, label, seen, weight))
+    values = metrics.compute()
+    assert [values[f"{kind}_cold"] for kind in ("ne", "auc", "calibration")] == [None] * 3
+    assert values["targets_cold"] == (weight * ~seen).sum()
+    assert values["ne_warm"] == pytest.approx(by_formula(p, label, weight * seen)[0], rel=1e-5)
