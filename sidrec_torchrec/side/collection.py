@@ -27,6 +27,10 @@ from sidrec_torchrec.ops.side_decode import chunk_tables, side_decode
 
 MODES = ("digits", "decoded")
 
+# fx wraps functions by the module they are called from: TorchRec's own wrapping does not reach this one
+torch.fx.wrap("process_pooled_embeddings")
+torch.fx.wrap("reorder_inverse_indices")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SIDEConfig:
@@ -167,21 +171,36 @@ def _packed_sids(features: KeyedJaggedTensor, feature: str, stages: str, last_W:
             f"SIDs of {stages} travel under {keys}"
         )
     words = [by_key[key] for key in keys]
-    counts = [len(word.values()) for word in words]
-    if len(set(counts)) > 1:
-        raise DataError(f"feature '{feature}': its words {keys} have {counts} values; every SID needs one in each")
+    compiling = torch.compiler.is_compiling()  # a graph cannot look at values
+    if not compiling:
+        _check_lengths(feature, keys, words)
     words_NW = torch.stack([word.values() for word in words], dim=1)
-    if torch.compiler.is_compiling():
-        pass  # a graph cannot look at values
-    elif words_NW.device.type == "cpu":
+    if not compiling:
+        _check_words(feature, spec, words_NW, last_W)
+    first = words[0]
+    return JaggedTensor(words_NW, weights=first.weights_or_none(), lengths=first.lengths(), offsets=first.offsets())
+
+
+def _check_lengths(feature: str, keys: list[str], words: list[JaggedTensor]) -> None:
+    first, *others = words
+    for key, other in zip(keys[1:], others, strict=True):
+        equal = len(first.values()) == len(other.values())
+        if equal and other.lengths().device.type == "cpu":
+            equal = torch.equal(first.lengths(), other.lengths())
+        if not equal:
+            raise DataError(
+                f"feature '{feature}': keys '{keys[0]}' and '{key}' have different lengths; every SID has a word in each"
+            )
+
+
+def _check_words(feature: str, spec: SIDSpec, words_NW: Tensor, last_W: Tensor) -> None:
+    if words_NW.device.type == "cpu" or words_NW.dtype != torch.int64:
         try:
             spec.check_words(words_NW)
         except ValueError as error:
             raise DataError(f"feature '{feature}': {error}") from None
     else:  # without waiting for the device
         torch._assert_async(((words_NW >= 0) & (words_NW <= last_W)).all())
-    first = words[0]
-    return JaggedTensor(words_NW, weights=first.weights_or_none(), lengths=first.lengths(), offsets=first.offsets())
 
 
 @torch.fx.wrap
@@ -190,8 +209,8 @@ def _pool(sids: JaggedTensor, vectors_ND: Tensor, mean: bool, is_weighted: bool)
     lengths_B = sids.lengths().long()
     if is_weighted:
         vectors_ND = vectors_ND * sids.weights().unsqueeze(1)
-    bag_N = torch.repeat_interleave(lengths_B, output_size=len(vectors_ND))
-    pooled_BD = vectors_ND.new_zeros(len(lengths_B), vectors_ND.shape[1]).index_add(0, bag_N, vectors_ND)
+    bag_N = torch.repeat_interleave(lengths_B, output_size=vectors_ND.shape[0])
+    pooled_BD = vectors_ND.new_zeros(lengths_B.shape[0], vectors_ND.shape[1]).index_add(0, bag_N, vectors_ND)
     return pooled_BD / lengths_B.clamp_min(1).unsqueeze(1) if mean else pooled_BD
 
 
