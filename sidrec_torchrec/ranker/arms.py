@@ -33,7 +33,7 @@ class ArmConfig:
 
     Args:
         side_mode: what SIDE turns a SID into, ``digits`` or ``decoded``.
-        table_dim: width of learned item tables (``id``, ``prefix-ngram``).
+        table_dim: width of learned item tables (``id``, ``prefix-ngram``); a multiple of 4, as fbgemm needs.
         ngram_rows: rows of each source's prefix-n-gram table.
         ngram_depth: longest prefix, in digits; 0 for all.
         table_dropout: share of events whose learned rows are dropped whole in training, so that the ranker also learns
