@@ -1,4 +1,4 @@
-"""DPCA: a vector as a sum of basis rows weighted by a few discrete codes (DESIGN: x - mu ~ sum_l U_l^T a_l).
+"""DPCA: a vector as a sum of basis rows weighted by a few discrete codes.
 
 A stage with a ternary alphabet adds -u, 0 or u; one with a one-hot alphabet adds one of its K codewords. With ternary
 stages alone this is a semi-discrete decomposition (Kolda & O'Leary 1998), with one-hot stages alone residual quantization.
