@@ -93,8 +93,7 @@ class Ranker(nn.Module):
         super().__init__()
         self.items = items
         self.users = user_tables(user_features, config.dim, device) if user_features else None
-        num_users = len(user_features)
-        self.head = RankerHead(config, items_dim, num_users).to(device)
+        self.head = RankerHead(config, items_dim, tuple(user_features)).to(device)
 
     def forward(self, batch: RankBatch) -> tuple[Tensor, RankerOutput]:
         """Loss and predictions.
@@ -128,8 +127,9 @@ def user_tables(user_features: dict[str, int], dim: int, device: torch.device) -
 class RankerHead(nn.Module):
     """All that follows the tables; dense, replicated."""
 
-    def __init__(self, config: RankerConfig, items_dim: int, num_user_features: int) -> None:
+    def __init__(self, config: RankerConfig, items_dim: int, user_features: tuple[str, ...]) -> None:
         super().__init__()
+        self.user_features = user_features
         dim = config.dim
         self.item_linear = nn.Linear(items_dim, dim)
         self.item_mlp = nn.Sequential(
@@ -142,7 +142,7 @@ class RankerHead(nn.Module):
         self.attention = TargetAttention(dim, config.num_heads, NUM_ACTIONS)
         self.count = nn.Embedding(_COUNT_BUCKETS, _CONTEXT_DIM)
         self.gap = nn.Embedding(GAP_BUCKETS, _CONTEXT_DIM)
-        width = 3 * dim + num_user_features * dim + 2 * _CONTEXT_DIM + 1
+        width = 3 * dim + len(user_features) * dim + 2 * _CONTEXT_DIM + 1
         self.cross = LowRankCrossNet(width, config.cross_layers, low_rank=dim)
         self.mlp = MLP(width, list(config.head_dims), activation="relu")
         self.logit = nn.Linear(config.head_dims[-1], 1)
@@ -176,7 +176,9 @@ class RankerHead(nn.Module):
         features = [q_BMD, pooled_BMD, q_BMD * pooled_BMD, self.count(count_BM), self.gap(recent_BM)]
         features.append(log_odds_BM.unsqueeze(-1))
         if users is not None:
-            features.append(users.values().unsqueeze(1).expand(-1, q_BMD.shape[1], -1))
+            # by name: the order of values() is that of the shards
+            users_BF = torch.cat([users[name] for name in self.user_features], dim=1)
+            features.append(users_BF.unsqueeze(1).expand(-1, q_BMD.shape[1], -1))
         features_SF = torch.cat(features, dim=-1)[layout.is_target_BM]
         crossed_SF = self.cross(features_SF)
         logit_S = self.logit(self.mlp(crossed_SF)).squeeze(-1)

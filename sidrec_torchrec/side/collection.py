@@ -4,6 +4,7 @@ Parameter-free: the only tensors are buffers that follow from the codec. A featu
 the KJT key ``f``, with W words the keys ``f_0`` ... ``f_{W-1}``; each event is one packed SID.
 """
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -116,17 +117,20 @@ class SIDExpansion(nn.Module):
         expanded_ND = side_decode(words_NW, self.table_RD, self.word_C, self.divisor_C, self.size_C, self.first_row_C)
         return expanded_ND + self.offset_D
 
-    def get_extra_state(self) -> dict[str, str]:
-        """What a checkpoint keeps: whose SIDs the model was trained on. The constants follow from the codec."""
-        return self._codec.spec.to_json()
+    def get_extra_state(self) -> str:
+        """What a checkpoint keeps: whose SIDs the model was trained on. The constants follow from the codec.
 
-    def set_extra_state(self, state: dict[str, str]) -> None:
+        Text, because distributed checkpoints take a dict apart, and miss it where a table lies on another process.
+        """
+        return json.dumps(self._codec.spec.to_json())
+
+    def set_extra_state(self, state: str) -> None:
         """Refuses a checkpoint of another codec.
 
         Raises:
             CodecMismatchError: names both fingerprints.
         """
-        self._codec.check(state["fingerprint"], "checkpoint")
+        self._codec.check(json.loads(state)["fingerprint"], "checkpoint")
 
 
 class _Expansions(nn.Module):
