@@ -53,5 +53,8 @@ def read_sids(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{path}: says of no codec that made it; write SIDs with encode-corpus")
     codec.check(fingerprint.decode(), str(path))
     names = word_names("sid", codec.spec.num_words)
+    for name in ("item_id", *names):
+        if name not in table.column_names:
+            raise DataError(f"{path}: no column '{name}'; encode the corpus again")
     words_NW = np.stack([table[name].to_numpy() for name in names], axis=1)
     return table["item_id"].to_numpy(), words_NW
