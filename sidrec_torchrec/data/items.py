@@ -76,13 +76,15 @@ class Items:
         batch_size: int = 8192,
         sources: Sequence[str] | None = None,
         targets: Sequence[str] | None = None,
+        row_groups: Sequence[int] | None = None,
     ) -> Iterator[ItemBatch]:
-        """Reads the file in order, holding one batch (and the ids) in memory.
+        """Reads the file, holding one batch (and the ids) in memory.
 
         Args:
             batch_size: most rows in a batch; a batch may be shorter.
             sources: sources to read; None for all of ``source_dims``, ``()`` for none.
             targets: categorical columns to read; None for all of ``categorical``, ``()`` for none.
+            row_groups: which of the file's row groups to read, in this order; None for the whole file in order.
 
         Raises:
             DataError: on an unknown column, a repeated item_id, a vector of another width, or a value that is not
@@ -95,7 +97,7 @@ class Items:
         for name in targets:
             _check_known(self.table, name, "target", self.categorical)
         self.ids()
-        for first_row, batch in self.table.batches(["item_id", *sources, *targets], batch_size):
+        for first_row, batch in self.table.batches(["item_id", *sources, *targets], batch_size, row_groups):
             item_ids_N = self.table.int64(batch, "item_id", first_row)
             read = {name: self._source(batch.column(name), name, first_row, item_ids_N) for name in sources}
             yield ItemBatch(

@@ -20,11 +20,13 @@ class ParquetTable:
         path: the file.
         schema: its Arrow schema.
         num_rows: its rows; never 0.
+        num_row_groups: the parts it was written in.
     """
 
     path: Path
     schema: pa.Schema
     num_rows: int
+    num_row_groups: int
 
     @staticmethod
     def open(path: Path) -> "ParquetTable":
@@ -38,12 +40,12 @@ class ParquetTable:
             raise DataError(f"{path}: no such file; docs/data.md describes the files of a data folder")
         try:
             with pq.ParquetFile(path) as file:
-                schema, num_rows = file.schema_arrow, file.metadata.num_rows
+                schema, num_rows, num_row_groups = file.schema_arrow, file.metadata.num_rows, file.num_row_groups
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a Parquet file, or cut short: {_first_line(error)}") from error
         if num_rows == 0:
             raise DataError(f"{path}: the file has no rows")
-        return ParquetTable(path, schema, num_rows)
+        return ParquetTable(path, schema, num_rows, num_row_groups)
 
     def type_of(self, column: str, *, what: str = "column") -> pa.DataType:
         """Arrow type of a column.
@@ -62,8 +64,15 @@ class ParquetTable:
         if actual != pa.int64():
             raise DataError(f"{self.path}: column '{column}' must be int64, is {actual}; cast it when writing the file")
 
-    def batches(self, columns: Sequence[str], batch_size: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yields (number of the first row, batch of at most ``batch_size`` rows) in file order.
+    def batches(
+        self, columns: Sequence[str], batch_size: int, row_groups: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields (number of the first row, batch of at most ``batch_size`` rows).
+
+        Args:
+            columns: to read.
+            batch_size: most rows in a batch.
+            row_groups: which of the file's row groups to read, in this order; None for the whole file in order.
 
         Raises:
             DataError: if the file cannot be decoded; names the row where reading stopped.
@@ -73,9 +82,12 @@ class ParquetTable:
         first_row = 0
         try:
             with pq.ParquetFile(self.path) as file:
-                for batch in file.iter_batches(batch_size=batch_size, columns=list(columns)):
-                    yield first_row, batch
-                    first_row += batch.num_rows
+                for stretch in [None] if row_groups is None else [[group] for group in row_groups]:
+                    if stretch is not None:
+                        first_row = sum(file.metadata.row_group(i).num_rows for i in range(stretch[0]))
+                    for batch in file.iter_batches(batch_size=batch_size, row_groups=stretch, columns=list(columns)):
+                        yield first_row, batch
+                        first_row += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path}: cannot be read past row {first_row}: {_first_line(error)}") from error
 

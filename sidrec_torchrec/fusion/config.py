@@ -70,8 +70,9 @@ class VQFusionConfig:
         latent_dim: width of the fused latent.
         hidden_dim: hidden width of the perceptrons of encoders and decoders; 0 leaves them linear.
         weighting: ``uncertainty`` learns the tasks' weights (Kendall et al. 2018), ``fixed`` takes ``weights``.
-        weights: by source or target; 1 where not named.
+        weights: by source or target; where not named, 1 for a source and 0.5 for a target.
         dropout: share of hidden units dropped in training.
+        prefix_share: share of the items of a batch decoded from a random prefix of their digits.
         quantizer: of the latent.
 
     Raises:
@@ -84,7 +85,8 @@ class VQFusionConfig:
     hidden_dim: int = 256
     weighting: str = "fixed"
     weights: dict[str, float] = field(default_factory=dict)
-    dropout: float = 0.1
+    dropout: float = 0.5
+    prefix_share: float = 0.25
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
     def __post_init__(self) -> None:
@@ -102,3 +104,8 @@ class VQFusionConfig:
     def tasks(self) -> tuple[str, ...]:
         """Every source's reconstruction and every target's prediction."""
         return (*self.sources, *self.targets)
+
+    @property
+    def task_weights(self) -> dict[str, float]:
+        """The fixed weight of every task."""
+        return {task: self.weights.get(task, 1.0 if task in self.sources else 0.5) for task in self.tasks}

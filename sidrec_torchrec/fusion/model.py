@@ -1,12 +1,13 @@
 """VQ Fusion: several sources of an item -> one latent -> quantizer -> every source and target back."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from sidrec_torchrec.codec.quantizer import QuantizerOutput
-from sidrec_torchrec.fusion.config import VQFusionConfig
+from sidrec_torchrec.fusion.config import TargetConfig, VQFusionConfig
 from sidrec_torchrec.fusion.losses import TaskWeights, global_means, reconstruction_loss, target_loss
 
 
@@ -17,27 +18,36 @@ class ItemTensors:
     Args:
         sources: float32 [N, d] by source; any value where missing.
         present: bool [N] by source.
-        labels: by target, int64 [N] or float32 [N, C]; see ``target_loss``.
+        labels: by target, int64 [N] or float32 [N, C]; see ``target_loss``. Encoding needs none.
         labelled: bool [N] by target.
     """
 
     sources: dict[str, Tensor]
     present: dict[str, Tensor]
-    labels: dict[str, Tensor]
-    labelled: dict[str, Tensor]
+    labels: dict[str, Tensor] = field(default_factory=dict)
+    labelled: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.present.values())))
 
     def select(self, rows: Tensor | slice) -> "ItemTensors":
         """Some of the items."""
-        parts = (self.sources, self.present, self.labels, self.labelled)
-        return ItemTensors(*({name: value[rows] for name, value in part.items()} for part in parts))
+        return self._map(lambda value: value[rows])
 
     def to(self, device: torch.device) -> "ItemTensors":
         """The same items on ``device``."""
-        parts = (self.sources, self.present, self.labels, self.labelled)
-        return ItemTensors(*({name: value.to(device) for name, value in part.items()} for part in parts))
+        return self._map(lambda value: value.to(device))
+
+    def followed_by(self, other: "ItemTensors") -> "ItemTensors":
+        """These items, then the others."""
+        parts = zip(self._parts(), other._parts(), strict=True)
+        return ItemTensors(*({name: torch.cat([x, b[name]]) for name, x in a.items()} for a, b in parts))
+
+    def _parts(self) -> tuple[dict[str, Tensor], ...]:
+        return self.sources, self.present, self.labels, self.labelled
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "ItemTensors":
+        return ItemTensors(*({name: change(value) for name, value in part.items()} for part in self._parts()))
 
 
 class VQFusion(nn.Module):
@@ -60,9 +70,11 @@ class VQFusion(nn.Module):
         self.fuse = _Perceptron(d, d, config) if config.hidden_dim else None
         self.quantizer = config.quantizer.build(d)
         self.decoders = nn.ModuleDict({n: _Residual(d, w, config) for n, w in config.sources.items()})
-        self.heads = nn.ModuleDict({n: _Residual(d, t.num_classes, config) for n, t in config.targets.items()})
+        # classes turn on directions that carry little of the latent's variance: give each weight an input of size 1
+        heads = {n: _Residual(d, t.num_classes, config, gain=d**0.5) for n, t in config.targets.items()}
+        self.heads = nn.ModuleDict(heads)
         self.weights = TaskWeights(
-            {task: config.weights.get(task, 1.0) for task in config.tasks},
+            config.task_weights,
             {task: task in config.sources for task in config.tasks},
             learned=config.weighting == "uncertainty",
         )
@@ -71,13 +83,12 @@ class VQFusion(nn.Module):
         """The fused latent before quantization, float32 [N, latent_dim]; missing sources count as learned vectors."""
         total_ND = 0
         for name in self.config.sources:
-            x_ND = self.standardize[name](items.sources[name])
-            present_N1 = items.present[name].unsqueeze(1)
-            total_ND = total_ND + torch.where(present_N1, self.encoders[name](x_ND), self.absent[name])
+            z_ND = self.encoders[name](self._standardized(items, name))
+            total_ND = total_ND + torch.where(items.present[name].unsqueeze(1), z_ND, self.absent[name])
         return total_ND if self.fuse is None else total_ND + self.fuse(total_ND)
 
     def forward(self, items: ItemTensors) -> tuple[Tensor, Tensor, QuantizerOutput]:
-        """Losses of a batch.
+        """Losses of a batch; in training, some items are decoded from a prefix of their digits (``prefix_share``).
 
         Returns:
             The total loss, scalar; the losses of ``config.tasks``, float [K], detached; the quantizer's output. Losses
@@ -85,18 +96,19 @@ class VQFusion(nn.Module):
             ``global_means``).
         """
         quantized = self.quantizer(self.latent(items))
-        rows = self.task_losses(quantized.z_q_ND, items)
-        sums_K = torch.stack([loss_N.sum() for loss_N, _ in rows])
-        counts_K = torch.stack([has_N.sum().float() for _, has_N in rows])
-        losses_K = global_means(sums_K, counts_K)
-        return self.weights(losses_K) + quantized.loss, losses_K.detach(), quantized
+        z_ND = self._cut(quantized) if self.training and self.config.prefix_share else quantized.z_q_ND
+        rows = self.task_losses(z_ND, items)
+        sums = [loss_N.sum() for loss_N, _ in rows] + [quantized.loss * len(items)]
+        counts = [has_N.sum() for _, has_N in rows] + [torch.tensor(len(items), device=z_ND.device)]
+        means = global_means(torch.stack(sums), torch.stack(counts).float())
+        losses_K, quantizer_loss = means[:-1], means[-1]
+        return self.weights(losses_K) + quantizer_loss, losses_K.detach(), quantized
 
     def task_losses(self, z_ND: Tensor, items: ItemTensors) -> list[tuple[Tensor, Tensor]]:
         """Per task, the loss by row (float [N], 0 where missing) and whether the row has the source or label."""
         rows = []
         for name in self.config.sources:
-            x_ND = self.standardize[name](items.sources[name])
-            loss_N = reconstruction_loss(self.decoders[name](z_ND), x_ND)
+            loss_N = reconstruction_loss(self.decoders[name](z_ND), self._standardized(items, name))
             rows.append((torch.where(items.present[name], loss_N, 0.0), items.present[name]))
         for name in self.config.targets:
             loss_N = target_loss(self.heads[name](z_ND), items.labels[name])
@@ -109,10 +121,7 @@ class VQFusion(nn.Module):
 
         ``standardize`` must be set before. Give every process the same sample.
         """
-        parts = [
-            self.standardize[name](items.sources[name]) * items.present[name].unsqueeze(1)
-            for name in self.config.sources
-        ]
+        parts = [self._standardized(items, name) for name in self.config.sources]
         x_NE = torch.cat(parts, dim=1).double()  # a missing source counts as its mean
         directions_ED = torch.linalg.eigh(x_NE.T @ x_NE).eigenvectors.flip(1)[:, : self.config.latent_dim]
         for name, part_ED in zip(
@@ -122,10 +131,32 @@ class VQFusion(nn.Module):
                 nn.init.zeros_(linear.weight)
                 nn.init.zeros_(linear.bias)
                 linear.weight[: weight.shape[0], : weight.shape[1]] = weight
+        for name, head in self.heads.items():
+            nn.init.zeros_(head.linear.weight)
+            head.linear.bias.copy_(_log_odds(items.labels[name][items.labelled[name]], self.config.targets[name]))
         was_training = self.training
         self.eval()
         self.quantizer.initialize(self.latent(items))
         self.train(was_training)
+
+    def _standardized(self, items: ItemTensors, name: str) -> Tensor:
+        """A source's standardized vectors, [N, d]; zeros, the mean, where missing, whatever the input holds there."""
+        return torch.where(items.present[name].unsqueeze(1), self.standardize[name](items.sources[name]), 0.0)
+
+    def _cut(self, quantized: QuantizerOutput) -> Tensor:
+        """Decoded digits [N, latent_dim], for a share of the items those of a prefix of random length alone.
+
+        Source: nested dropout (Rippel et al. 2014), so that every prefix of a SID is a coarser SID.
+        """
+        num_items, num_digits = quantized.digits_NL.shape
+        device = quantized.digits_NL.device
+        length_N = torch.randint(1, num_digits + 1, (num_items,), device=device)
+        is_cut_N = torch.rand(num_items, device=device) < self.config.prefix_share
+        z_ND = quantized.z_q_ND
+        for j, table in enumerate(self.quantizer.digit_tables()):
+            is_off_N1 = (is_cut_N & (length_N <= j)).unsqueeze(1)
+            z_ND = z_ND - is_off_N1 * table[quantized.digits_NL[:, j].long()]
+        return z_ND
 
 
 class Standardize(nn.Module):
@@ -166,13 +197,22 @@ class _Perceptron(nn.Module):
 
 
 class _Residual(nn.Module):
-    """A linear map plus, if the config has hidden units, a perceptron."""
+    """A linear map, of ``gain`` times the input, plus, if the config has hidden units, a perceptron."""
 
-    def __init__(self, d_in: int, d_out: int, config: VQFusionConfig) -> None:
+    def __init__(self, d_in: int, d_out: int, config: VQFusionConfig, gain: float = 1.0) -> None:
         super().__init__()
+        self.gain = gain
         self.linear = nn.Linear(d_in, d_out)
         self.perceptron = _Perceptron(d_in, d_out, config) if config.hidden_dim else None
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        y_ND = self.linear(x_ND)
+        y_ND = self.linear(x_ND * self.gain)
         return y_ND if self.perceptron is None else y_ND + self.perceptron(x_ND)
+
+
+def _log_odds(labels: Tensor, target: TargetConfig) -> Tensor:
+    """The logits [C] that predict each class as often as ``labels`` (all of them there) hold it."""
+    if target.multi_label:
+        return torch.logit((labels.sum(0) + 0.5) / (len(labels) + 1))
+    counts_C = torch.bincount(labels, minlength=target.num_classes) + 0.5
+    return torch.log(counts_C / counts_C.sum())

@@ -45,13 +45,14 @@ class TokenizerReport:
     def update(self, items: ItemTensors, words_NW: torch.Tensor) -> None:
         """Takes a batch of items and their packed SIDs, int64 [N, W]."""
         model, codec = self.tokenizer.model, self.tokenizer.codec
+        items = items.to(self.tokenizer.device)
         self._words.append(words_NW.numpy())
         for counts, digit_N in zip(self._digit_counts, codec.spec.unpack(words_NW).T.numpy(), strict=True):
             counts += np.bincount(digit_N, minlength=len(counts))
         for task, has_N in (items.present | items.labelled).items():
             self._counts[task] += int(has_N.sum())
         for place, depth in enumerate(self.depths):
-            z_ND = codec.decode(words_NW, num_digits=depth)
+            z_ND = codec.decode(words_NW, num_digits=depth).to(self.tokenizer.device)
             for task, (loss_N, _) in zip(model.config.tasks, model.task_losses(z_ND, items), strict=True):
                 self._errors[task][place] += float(loss_N.double().sum())
             for target in self.tokenizer.vocabularies:

@@ -1,5 +1,6 @@
 """The tokenizer: a trained VQ Fusion with its codec; encodes items into packed SIDs and decodes them."""
 
+import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,13 +46,42 @@ class Tokenizer:
 
     def __init__(self, model: VQFusion, vocabularies: dict[str, Vocabulary]) -> None:
         self.model = model.eval()
+        self._encoder = copy.deepcopy(model).double()
         self.vocabularies = vocabularies
         self.codec = Codec.of(model.quantizer, _fingerprint(model))
 
+    @property
+    def device(self) -> torch.device:
+        """Where items are encoded."""
+        return self.model.quantizer.offset.device
+
+    def to(self, device: torch.device) -> "Tokenizer":
+        """Moves the model to ``device``, itself; the codec stays on the CPU."""
+        self.model.to(device)
+        self._encoder.to(device)
+        return self
+
     @torch.no_grad()
     def encode(self, items: ItemTensors) -> Tensor:
-        """Packed SIDs of items, int64 [N, W]; an item's SID does not depend on the others."""
-        return self.codec.spec.pack(self.model.quantizer.encode(self.model.latent(items)).cpu())
+        """Packed SIDs of items, int64 [N, W], on the CPU; the items may be on any device.
+
+        Computed in float64: in float32, sums depend in their last bits on how items are batched, and some digit of a
+        large corpus turns with them.
+
+        Raises:
+            ValueError: on a source of another width than the tokenizer's, or a value that is not finite.
+        """
+        self._check(items)
+        encoder = self._encoder
+        return self.codec.spec.pack(encoder.quantizer.encode(encoder.latent(items.to(self.device))).cpu())
+
+    def _check(self, items: ItemTensors) -> None:
+        for name, dim in self.model.config.sources.items():
+            if name not in items.sources or name not in items.present:
+                raise ValueError(f"source '{name}' is not given; where an item lacks it, say so in ``present``")
+            if items.sources[name].shape != (len(items), dim):
+                shape = tuple(items.sources[name].shape)
+                raise ValueError(f"source '{name}' has shape {shape}, expected ({len(items)}, {dim})")
 
     @torch.no_grad()
     def decode(self, words_NW: Tensor, *, num_digits: int | None = None) -> Decoded:
@@ -65,11 +95,11 @@ class Tokenizer:
             ValueError: on words that are not SIDs of this tokenizer; names the row.
         """
         model = self.model
-        z_ND = self.codec.decode(words_NW, num_digits=num_digits)
-        sources = {name: model.standardize[name].invert(decoder(z_ND)) for name, decoder in model.decoders.items()}
+        z_ND = self.codec.decode(words_NW, num_digits=num_digits).to(self.device)
+        sources = {n: model.standardize[n].invert(decoder(z_ND)).cpu() for n, decoder in model.decoders.items()}
         probabilities = {
-            name: head(z_ND).sigmoid() if model.config.targets[name].multi_label else head(z_ND).softmax(1)
-            for name, head in model.heads.items()
+            n: (head(z_ND).sigmoid() if model.config.targets[n].multi_label else head(z_ND).softmax(1)).cpu()
+            for n, head in model.heads.items()
         }
         return Decoded(sources, probabilities)
 
@@ -100,15 +130,17 @@ class Tokenizer:
             model = VQFusion(_config(value["model"]))
             model.load_state_dict(torch.load(folder / _WEIGHTS_FILE, weights_only=True, map_location="cpu"))
             vocabularies = {name: Vocabulary.from_json(v) for name, v in value["vocabularies"].items()}
+            fingerprint = value["fingerprint"]
         except FileNotFoundError as error:
             raise DataError(f"{error.filename}: not found; name a folder train-tokenizer wrote") from None
         except Exception as error:
-            raise DataError(f"{folder}: not a tokenizer, or a broken one ({error}); train it again") from error
+            reason = str(error).partition("\n")[0] or type(error).__name__  # torch's go on for a page
+            raise DataError(f"{folder}: not a tokenizer, or a broken one ({reason}); train it again") from error
         tokenizer = Tokenizer(model, vocabularies)
-        if tokenizer.codec.spec.fingerprint != value["fingerprint"]:
+        if tokenizer.codec.spec.fingerprint != fingerprint:
             raise CodecMismatchError(
                 f"{folder}: weights of codec {tokenizer.codec.spec.fingerprint} beside the description of "
-                f"{value['fingerprint']}; restore the folder, or train again"
+                f"{fingerprint}; restore the folder, or train again"
             )
         return tokenizer
 

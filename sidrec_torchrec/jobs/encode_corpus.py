@@ -45,10 +45,11 @@ def main(config: EncodeCorpusConfig) -> dict[str, Any]:
 
     Raises:
         DataError: on bad items, or a tokenizer that is missing or broken.
-        RunMismatchError: if ``out`` holds another corpus or tokenizer's SIDs.
+        RunMismatchError: if ``out`` belongs to another corpus or tokenizer.
+        CodecMismatchError: if the tokenizer changed since ``out`` was written.
     """
     with process_group() as processes:
-        tokenizer = Tokenizer.load(tokenizer_folder(config.tokenizer))
+        tokenizer = Tokenizer.load(tokenizer_folder(config.tokenizer)).to(processes.device)
         run = open_run(config.out, config)
         if run.result is None:
             run.finish(_encode(config, tokenizer, processes))
@@ -70,14 +71,16 @@ def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Process
     with stage("encode corpus", stream.items.num_items, show=processes.is_main) as progress:
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            blocks = -(-stream.items.num_items // _BLOCK)
-            first = blocks * processes.rank // processes.world_size
-            last = blocks * (processes.rank + 1) // processes.world_size
-            for place, (item_ids, block) in enumerate(stream.blocks(_BLOCK)):
-                if first <= place < last:
+            first, last = (
+                stream.items.num_items * rank // processes.world_size for rank in (processes.rank, processes.rank + 1)
+            )
+            row = 0
+            for item_ids, block in stream.blocks(_BLOCK):
+                if first <= row < last:
                     words_NW = tokenizer.encode(block)
                     report.update(block, words_NW)
                     yield item_ids, words_NW.numpy()
+                row += len(item_ids)
                 progress.advance(len(item_ids))
 
         write_sids(part, tokenizer.codec.spec, batches())

@@ -4,7 +4,7 @@ import pytest
 
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.jobs import train_tokenizer
-from sidrec_torchrec.jobs.checkpoints import BEST, LAST, Checkpoints
+from sidrec_torchrec.jobs.checkpoints import Checkpoints
 from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
 
 
@@ -12,14 +12,15 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [[BEST, LAST], [BEST, LAST, BEST], [BEST, LAST, BEST, LAST]])
-def test_interrupted_run_goes_on_where_it_was(after, corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("every", "killed_after"), [(1, 1), (1, 2), (1, 5), (3, 2)])
+def test_interrupted_run_goes_on_where_it_was(every, killed_after, corpus, tmp_path, monkeypatch):
     def config(name: str) -> TrainTokenizerConfig:
         return TrainTokenizerConfig(
             data=corpus,
             out=tmp_path / name,
             target=("category",),
-            epochs=3,
+            epochs=4,
+            checkpoint_epochs=every,
             batch_size=32,
             latent_dim=16,
             dropout=0.2,
@@ -32,7 +33,7 @@ def test_interrupted_run_goes_on_where_it_was(after, corpus, tmp_path, monkeypat
     def save_then_die(self, name, state):
         save(self, name, state)
         saves.append(name)
-        if saves == after:
+        if len(saves) == killed_after:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
