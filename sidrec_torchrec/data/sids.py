@@ -1,6 +1,7 @@
 """``sids.parquet``: the packed SID of every item, marked with the codec that made it."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,18 @@ def write_sids(path: Path, spec: SIDSpec, batches: Iterable[tuple[np.ndarray, np
             writer.write_batch(
                 pa.RecordBatch.from_arrays([pa.array(item_ids_N), *map(pa.array, words_NW.T)], schema=schema)
             )
+
+
+def join_sids(parts: Iterable[Path], path: Path) -> None:
+    """Joins SID files of one codec, in order, row group by row group; the whole file or none."""
+    with atomic_path(path) as temporary, ExitStack() as stack:
+        writer = None
+        for part in parts:
+            with pq.ParquetFile(part) as file:
+                if writer is None:
+                    writer = stack.enter_context(pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd"))
+                for group in range(file.num_row_groups):
+                    writer.write_table(file.read_row_group(group))
 
 
 def read_sids(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:

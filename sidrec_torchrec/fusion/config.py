@@ -41,9 +41,7 @@ class QuantizerConfig:
         if self.kind == "dpca":
             return DPCA(DPCAConfig(dim=dim, stages=stages, commitment=self.commitment))
         return ResidualVQ(
-            ResidualVQConfig(
-                dim=dim, codebook_size=stages[0].radix, num_stages=len(stages), commitment=self.commitment
-            )
+            ResidualVQConfig(dim=dim, codebook_size=stages[0].radix, num_stages=len(stages), commitment=self.commitment)
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from sidrec_torchrec.data.sids import CODEC_FOLDER, SIDS_FILE, read_sids, write_sids
+from sidrec_torchrec.data.sids import CODEC_FOLDER, SIDS_FILE, join_sids, write_sids
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.report import TokenizerReport
@@ -71,6 +71,7 @@ def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Process
     with stage("encode corpus", stream.items.num_items, show=processes.is_main) as progress:
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            # whole blocks, so that any number of processes writes the same row groups
             first, last = (
                 stream.items.num_items * rank // processes.world_size for rank in (processes.rank, processes.rank + 1)
             )
@@ -92,7 +93,7 @@ def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Process
         progress.advance(0, f"{result['items']:,} items, {collisions:,} share a SID with another")
     if processes.is_main:
         parts = (config.out / "parts" / f"{rank}.parquet" for rank in range(processes.world_size))
-        write_sids(config.out / SIDS_FILE, tokenizer.codec.spec, (read_sids(p, tokenizer.codec) for p in parts))
+        join_sids(parts, config.out / SIDS_FILE)
         tokenizer.codec.save(config.out / CODEC_FOLDER)
         shutil.rmtree(config.out / "parts")
     dist.barrier()

@@ -1,0 +1,109 @@
+"""Encoding a corpus: every item's SID in the order of the file, the same file from any number of processes."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.data.format import open_items
+from sidrec_torchrec.data.sids import read_sids
+from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError
+from sidrec_torchrec.fusion.model import ItemTensors
+from sidrec_torchrec.fusion.tokenizer import Tokenizer
+from sidrec_torchrec.jobs import encode_corpus, train_tokenizer
+from sidrec_torchrec.jobs.encode_corpus import EncodeCorpusConfig
+
+
+@pytest.fixture
+def config(corpus: Path, sids: dict[str, Path], tmp_path: Path) -> EncodeCorpusConfig:
+    return EncodeCorpusConfig(data=corpus, tokenizer=sids["side"].parent / "tokenizers" / "side", out=tmp_path / "sids")
+
+
+def encode_in_small_blocks(config: EncodeCorpusConfig) -> dict:
+    encode_corpus._BLOCK = 13  # of 120 items; this process is a test's own, or restored by monkeypatch
+    return encode_corpus.main(config)
+
+
+def test_sids_are_those_of_the_tokenizer(config):
+    result = encode_corpus.main(config)
+    tokenizer = Tokenizer.load(config.tokenizer / "tokenizer")
+    item_ids_N, words_NW = read_sids(config.out, Codec.load(config.out / "codec"))
+    items = open_items(config.data)
+    np.testing.assert_array_equal(item_ids_N, items.ids())
+    (batch,) = items.batches(targets=())
+    alone = [
+        tokenizer.encode(
+            ItemTensors(
+                {name: torch.from_numpy(x_ND[i : i + 1]) for name, x_ND in batch.sources.items()},
+                {name: torch.from_numpy(x_N[i : i + 1]) for name, x_N in batch.present.items()},
+            )
+        )
+        for i in range(len(batch))
+    ]
+    np.testing.assert_array_equal(words_NW, torch.cat(alone))
+    assert result["items"] == 120
+    assert result["fingerprint"] == tokenizer.codec.spec.fingerprint
+    _, counts = np.unique(words_NW, axis=0, return_counts=True)
+    assert result["collisions"] == {"items": counts[counts > 1].sum(), "largest": counts.max()}
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_any_number_of_processes_writes_the_same_file(world_size, config, run_distributed, monkeypatch):
+    monkeypatch.setattr(encode_corpus, "_BLOCK", 13)
+    one = encode_corpus.main(config)
+    several = dataclasses.replace(config, out=config.out.with_name("several"))
+    results = run_distributed(encode_in_small_blocks, world_size, several)
+    assert (several.out / "sids.parquet").read_bytes() == (config.out / "sids.parquet").read_bytes()
+    for result in results:
+        assert result["digits"] == one["digits"]
+        assert result["collisions"] == one["collisions"]
+        for source, errors in one["reconstruction"].items():
+            assert result["reconstruction"][source] == pytest.approx(errors, rel=1e-6)
+    assert sorted(path.name for path in several.out.iterdir()) == ["codec", "metrics.json", "run.json", "sids.parquet"]
+
+
+def test_finished_run_is_read_back_and_another_refused(config, corpus, tmp_path, monkeypatch):
+    result = encode_corpus.main(config)
+    monkeypatch.setattr(Tokenizer, "encode", None)  # nothing is encoded again
+    assert encode_corpus.main(config) == result
+    other = tmp_path / "other"
+    other.mkdir()
+    pq.write_table(pq.read_table(corpus / "items.parquet"), other / "items.parquet")
+    with pytest.raises(RunMismatchError, match=r"holds another run \(data was"):
+        encode_corpus.main(dataclasses.replace(config, data=other))
+
+
+def test_sids_of_a_tokenizer_that_was_trained_again_are_refused(config, corpus, tmp_path):
+    """The same folders, another codec within: the configurations agree, the fingerprints do not."""
+    folder = tmp_path / "tokenizer"
+    train = train_tokenizer.TrainTokenizerConfig(data=corpus, out=folder, epochs=0, latent_dim=8)
+    train_tokenizer.main(train)
+    config = dataclasses.replace(config, tokenizer=folder)
+    encode_corpus.main(config)
+    again = dataclasses.replace(train, out=tmp_path / "again", latent_dim=4)
+    train_tokenizer.main(again)
+    folder.rename(tmp_path / "old")
+    again.out.rename(folder)
+    with pytest.raises(CodecMismatchError, match="holds SIDs: made with codec"):
+        encode_corpus.main(config)
+
+
+def test_items_of_another_width_are_refused(config, corpus, tmp_path):
+    folder = tmp_path / "wider"
+    folder.mkdir()
+    table = pq.read_table(corpus / "items.parquet")
+    vectors = pa.array(np.ones((len(table), 5), np.float32).tolist(), pa.list_(pa.float32(), 5))
+    place = table.schema.get_field_index("text_emb")
+    pq.write_table(table.set_column(place, "text_emb", vectors), folder / "items.parquet")
+    with pytest.raises(DataError, match="source 'text_emb' is 5 wide, the tokenizer was trained on 12"):
+        encode_corpus.main(dataclasses.replace(config, data=folder))
+
+
+def test_missing_tokenizer_is_named(config, tmp_path):
+    with pytest.raises(DataError, match="nothing.*not found; name a folder train-tokenizer wrote"):
+        encode_corpus.main(dataclasses.replace(config, tokenizer=tmp_path / "nothing"))
