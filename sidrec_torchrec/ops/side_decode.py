@@ -70,7 +70,7 @@ def side_decode(
     """Sum of one table row per chunk of each SID.
 
     Args:
-        words_NW: packed SIDs, int64.
+        words_NW: packed SIDs, int64. Not checked: a word out of range gives the rows of some other SID.
         table_RD, word_C, divisor_C, size_C, first_row_C: see ``ChunkTables``.
 
     Returns:
@@ -96,9 +96,9 @@ def _backward(ctx, grad_ND: Tensor) -> tuple:
     grad_RD = None
     if ctx.needs_input_grad[1]:
         rows_NC = _chunk_rows(words_NW, *chunks)
-        grad_NCD = grad_ND.unsqueeze(1).expand(-1, rows_NC.shape[1], -1)
         grad_RD = grad_ND.new_zeros(ctx.num_rows, grad_ND.shape[1])
-        grad_RD = grad_RD.index_add(0, rows_NC.flatten(), grad_NCD.flatten(0, 1))
+        for rows_N in rows_NC.unbind(1):  # all at once would repeat the gradient per chunk in memory
+            grad_RD.index_add_(0, rows_N, grad_ND)
     return None, grad_RD, None, None, None, None
 
 

@@ -175,12 +175,9 @@ def _packed_sids(features: KeyedJaggedTensor, feature: str, stages: str, last_W:
             f"SIDs of {stages} travel under {keys}"
         )
     words = [by_key[key] for key in keys]
-    compiling = torch.compiler.is_compiling()  # a graph cannot look at values
-    if not compiling:
-        _check_lengths(feature, keys, words)
+    _check_lengths(feature, keys, words)
     words_NW = torch.stack([word.values() for word in words], dim=1)
-    if not compiling:
-        _check_words(feature, spec, words_NW, last_W)
+    _check_words(feature, spec, words_NW, last_W)
     first = words[0]
     return JaggedTensor(words_NW, weights=first.weights_or_none(), lengths=first.lengths(), offsets=first.offsets())
 
@@ -188,23 +185,33 @@ def _packed_sids(features: KeyedJaggedTensor, feature: str, stages: str, last_W:
 def _check_lengths(feature: str, keys: list[str], words: list[JaggedTensor]) -> None:
     first, *others = words
     for key, other in zip(keys[1:], others, strict=True):
-        equal = len(first.values()) == len(other.values())
-        if equal and other.lengths().device.type == "cpu":
-            equal = torch.equal(first.lengths(), other.lengths())
-        if not equal:
-            raise DataError(
-                f"feature '{feature}': keys '{keys[0]}' and '{key}' have different lengths; every SID has a word in each"
-            )
+        message = (
+            f"feature '{feature}': keys '{keys[0]}' and '{key}' have different lengths; every SID has a word in each"
+        )
+        if first.lengths().shape != other.lengths().shape:
+            raise DataError(message)
+        equal = (first.lengths() == other.lengths()).all()
+        if _can_look_at(equal):
+            if not equal:
+                raise DataError(message)
+        else:
+            torch._assert_async(equal, message)
 
 
 def _check_words(feature: str, spec: SIDSpec, words_NW: Tensor, last_W: Tensor) -> None:
-    if words_NW.device.type == "cpu" or words_NW.dtype != torch.int64:
+    if _can_look_at(words_NW) or words_NW.dtype != torch.int64:
         try:
             spec.check_words(words_NW)
         except ValueError as error:
             raise DataError(f"feature '{feature}': {error}") from None
-    else:  # without waiting for the device
-        torch._assert_async(((words_NW >= 0) & (words_NW <= last_W)).all())
+    else:
+        message = f"feature '{feature}': a word is no packed SID of {format_stages(spec.stages)}"
+        torch._assert_async(((words_NW >= 0) & (words_NW <= last_W)).all(), message)
+
+
+def _can_look_at(values: Tensor) -> bool:
+    """Whether a check can read values now; else it must be an assertion: on CUDA, to wait for nothing, and in a graph."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 @torch.fx.wrap

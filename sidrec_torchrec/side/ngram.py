@@ -21,11 +21,11 @@ class PrefixNgram:
 
     Args:
         spec: of the SIDs; every digit one-hot of the same size K.
-        num_rows: rows of the table the tokens index.
+        num_rows: rows of the table the tokens index; K times as many must fit an int64.
         depth: prefixes of 1 to ``depth`` digits.
 
     Raises:
-        ValueError: on other digits, or a depth the SID does not have.
+        ValueError: on other digits, a depth the SID does not have, or a number of rows that is not positive or too large.
     """
 
     spec: SIDSpec
@@ -37,6 +37,9 @@ class PrefixNgram:
             raise ValueError("prefix n-grams need a SID whose digits are all one-hot of one size, as residual VQ makes")
         if not 1 <= self.depth <= self.spec.num_digits:
             raise ValueError(f"depth must be 1 to {self.spec.num_digits}, the SID's digits; got {self.depth}")
+        most_rows = torch.iinfo(torch.int64).max // self.spec.radices[0]
+        if not 1 <= self.num_rows <= most_rows:
+            raise ValueError(f"num_rows must be 1 to {most_rows}, got {self.num_rows}")
 
     def tokens(self, words_NW: Tensor) -> Tensor:
         """Tokens of packed SIDs, int64 [N, depth], each in [0, num_rows)."""

@@ -81,6 +81,18 @@ def test_is_a_proper_operator():
     torch.library.opcheck(side_decode, (words_NW, table_RD.requires_grad_(), *chunks))
 
 
+def test_compiles_in_one_graph():
+    spec = SIDSpec(parse_stages("onehot:5,ternary*50"), "test")
+    _, words_NW, tables = make_inputs(spec, 4, 6)
+    words_NW, table_RD, *chunks = arguments(spec, words_NW, tables)
+    gradients = []
+    for decode in (side_decode, torch.compile(side_decode, backend="aot_eager", fullgraph=True)):
+        table_RD = table_RD.detach().requires_grad_()
+        decode(words_NW, table_RD, *chunks).square().sum().backward()
+        gradients.append(table_RD.grad)
+    torch.testing.assert_close(*gradients)
+
+
 def test_exports_with_any_number_of_rows():
     spec = SIDSpec(parse_stages("ternary*25"), "test")
     digits_NL, words_NW, tables = make_inputs(spec, 4, 6)

@@ -6,8 +6,6 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -194,38 +192,5 @@ def test_torchrec_models_train_with_it(kind):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0]
-
-
-class BesideTables(nn.Module):
-    """SIDE beside learned tables, as in a ranker that keeps some of its tables."""
-
-    def __init__(self, codec: Codec) -> None:
-        super().__init__()
-        self.side = SIDEBagCollection(tables=[SIDEConfig(name="item", feature_names=["a"], codec=codec)])
-        config = EmbeddingBagConfig(name="t", feature_names=["u"], embedding_dim=8, num_embeddings=ITEMS)
-        config.init_fn = nn.init.zeros_
-        self.tables = EmbeddingBagCollection(tables=[config], device=torch.device("meta"))
-
-    def forward(self, sids: KeyedJaggedTensor, users: KeyedJaggedTensor) -> torch.Tensor:
-        return torch.cat([self.side(sids).values(), self.tables(users).values()], dim=1)
-
-
-def run_beside_tables() -> tuple[torch.Tensor, list[str]]:
-    codec = make_codec()
-    model = DistributedModelParallel(BesideTables(codec), sharders=[EmbeddingBagCollectionSharder()])
-    rows, sids = make_features({"a": [3, 0, 2]}, codec)
-    users = KeyedJaggedTensor(keys=["u"], values=rows["a"].values(), lengths=rows["a"].lengths())
-    return model(sids, users).detach(), [type(module).__name__ for module in model.modules()]
-
-
-def test_beside_sharded_tables_on_two_processes(run_distributed):
-    codec = make_codec()
-    rows, _ = make_features({"a": [3, 0, 2]}, codec)
-    bags = nn.functional.embedding_bag(
-        rows["a"].values(), make_items(codec)[1]["digits"], rows["a"].offsets()[:-1], mode="sum"
-    )
-    for output, modules in run_distributed(run_beside_tables, 2):
-        torch.testing.assert_close(output, torch.cat([bags, torch.zeros(3, 8)], dim=1))
-        assert "ShardedEmbeddingBagCollection" in modules and "SIDEBagCollection" in modules

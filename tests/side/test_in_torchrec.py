@@ -25,7 +25,7 @@ from torchrec.streamable import Pipelineable
 
 from sidrec_torchrec.codec.alphabet import OneHot, parse_stages
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection, SIDEConfig
 from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
@@ -87,23 +87,37 @@ def test_sequences_trace():
 class Plain(nn.Module):
     """SIDE behind plain tensors, which export can keep dynamic."""
 
-    def __init__(self, side: SIDEBagCollection) -> None:
+    def __init__(self, codec: Codec) -> None:
         super().__init__()
-        self.side = side
+        self.side = make_side(codec, ["a"])
+        self.keys = word_names("a", codec.spec.num_words)
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
-        return self.side(KeyedJaggedTensor(keys=["a", "b"], values=values, lengths=lengths)).values()
+        return self.side(KeyedJaggedTensor(keys=self.keys, values=values, lengths=lengths)).values()
 
 
-def test_exports_with_any_number_of_events():
-    codec = make_codec()
-    words_NW, _ = make_items(codec)
-    model = Plain(make_side(codec, ["a", "b"]))
-    lengths = torch.tensor([3, 0, 2, 1, 4, 0])
-    dynamic = ({0: torch.export.Dim("N", min=2)}, None)
-    program = torch.export.export(model, (words_NW[:10, 0], lengths), dynamic_shapes=dynamic, strict=False)
-    more = (words_NW[:23, 0], torch.tensor([3, 5, 2, 1, 4, 8]))
-    torch.testing.assert_close(program.module()(*more), model(*more))
+@pytest.mark.parametrize("graph", ["export", "compile"])
+@pytest.mark.parametrize("stages", [ONE_WORD, TWO_WORDS])
+def test_graphs_take_any_number_of_events_and_refuse_wrong_ones(stages, graph):
+    codec = make_codec(stages)
+    model, W = Plain(codec), codec.spec.num_words
+    values_NW, counts = make_items(codec)[0][:10], [4, 0, 6]
+    if graph == "export":
+        example = (values_NW[:5].T.flatten(), torch.tensor([3, 0, 2] * W))
+        dynamic = ({0: torch.export.Dim("N", min=2)}, None)
+        run = torch.export.export(model, example, dynamic_shapes=dynamic, strict=False).module()
+    else:
+        run = torch.compile(model, backend="aot_eager")
+    arguments = (values_NW.T.flatten(), torch.tensor(counts * W))
+    torch.testing.assert_close(run(*arguments), model(*arguments))
+    for bad in (-1, codec.spec.word_limits[-1]):
+        wrong_NW = values_NW.clone()
+        wrong_NW[7, -1] = bad
+        with pytest.raises(RuntimeError, match="feature 'a': a word is no packed SID of onehot:4,ternary"):
+            run(wrong_NW.T.flatten(), arguments[1])
+    if W > 1:
+        with pytest.raises(RuntimeError, match="keys 'a_0' and 'a_1' have different lengths"):
+            run(arguments[0], torch.tensor([4, 0, 6, 5, 0, 5]))
 
 
 @pytest.mark.parametrize("stages", [ONE_WORD, TWO_WORDS])

@@ -10,6 +10,8 @@ from sidrec_torchrec.codec.alphabet import OneHot, Ternary
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
 
+MOST_ROWS = (2**63 - 1) // 2048  # for 2048 codewords
+
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 2048), st.integers(1, 8), st.integers(1, 1 << 40), st.data())
@@ -49,3 +51,14 @@ def test_refusals():
         PrefixNgram(SIDSpec((Ternary(),) * 4, "test"), num_rows=10, depth=1)
     with pytest.raises(ValueError, match="depth must be 1 to 3"):
         PrefixNgram(SIDSpec((OneHot(4),) * 3, "test"), num_rows=10, depth=4)
+    spec = SIDSpec((OneHot(2048),) * 6, "test")
+    for num_rows in (0, -3, MOST_ROWS + 1):
+        with pytest.raises(ValueError, match=f"num_rows must be 1 to {MOST_ROWS}, got {num_rows}"):
+            PrefixNgram(spec, num_rows=num_rows, depth=6)
+
+
+def test_tokens_are_exact_up_to_the_most_rows():
+    spec = SIDSpec((OneHot(2048),) * 6, "test")
+    tokens_NP = PrefixNgram(spec, num_rows=MOST_ROWS, depth=6).tokens(spec.pack(torch.full((1, 6), 2047)))
+    full = [sum(2048 ** (i - t) * 2048 for t in range(1, i + 1)) - 1 for i in range(1, 7)]
+    assert full[-1] > 2**63 and tokens_NP[0].tolist() == [token % MOST_ROWS for token in full]
