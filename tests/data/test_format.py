@@ -154,6 +154,14 @@ def test_vectors_round_trip(tmp_path_factory, rows, kind, batch_size) -> None:
     np.testing.assert_array_equal(np.concatenate([b.present["e"] for b in batches]), (expected != 0).any(1))
 
 
+def test_row_groups_are_read_in_the_order_asked_for(folder: Path) -> None:
+    items = open_items(folder)  # five rows, two a group
+    assert items.table.num_row_groups == 3
+    batches = list(items.batches(10, row_groups=[2, 0]))
+    assert [(batch.first_row, batch.item_ids.tolist()) for batch in batches] == [(4, [50]), (0, [10, 20])]
+    assert [batch.first_row for batch in items.batches(1, row_groups=[1])] == [2, 3]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_value_that_is_not_finite_is_named(tmp_path: Path, value: float) -> None:
     columns = item_columns()
