@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from sidrec_torchrec.codec.alphabet import Ternary, parse_stages
 from sidrec_torchrec.codec.dpca import DPCA, DPCAConfig
 from sidrec_torchrec.codec.quantizer import Quantizer
 from sidrec_torchrec.codec.residual_vq import ResidualVQ, ResidualVQConfig
+from sidrec_torchrec.errors import DataError
 
 QUANTIZERS = ("dpca", "rq")
 WEIGHTINGS = ("fixed", "uncertainty")
@@ -90,6 +93,9 @@ class VQFusionConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("VQ Fusion needs at least one source")
+        for name in self.tasks:
+            if "." in name or "/" in name or hasattr(nn.ModuleDict, name):
+                raise DataError(f"'{name}' cannot be the name of a source or target here; rename the column")
         if self.weighting not in WEIGHTINGS:
             raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}; got '{self.weighting}'")
         for name in self.weights:

@@ -218,7 +218,11 @@ class PrefixNgramArm(Arm):
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
         # A log keeps the code itself; its n-grams are made when the batch is.
-        return {name: pa.array(words[item_N][:, 0]) for name, words in self._words.items()}
+        return {
+            column: pa.array(word_N)
+            for name, words in self._words.items()
+            for column, word_N in zip(word_names(name, words.shape[1]), words[item_N].T, strict=True)
+        }
 
     def module(self, device: torch.device) -> nn.Module:
         tables = PrefixNgramCollection(self._ngrams, embedding_dim=self._config.table_dim, device=device)
