@@ -259,7 +259,7 @@ class SIDECollection(EmbeddingCollectionInterface):
 
         Raises:
             DataError: if a feature's key is missing or, on CPU, a value is no packed SID of its codec; names feature and
-                row. On CUDA a wrong value trips a device assert.
+                row. On CUDA and in graphs an assertion fails instead, without a wait.
         """
         output = {}
         for table, names in zip(self._tables, self._names_by_table, strict=True):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import Tensor, nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
@@ -26,7 +27,7 @@ from torchrec.streamable import Pipelineable
 from sidrec_torchrec.codec.alphabet import OneHot, parse_stages
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
-from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.errors import CodecMismatchError, DataError
 from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection, SIDEConfig
 from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
 
@@ -260,8 +261,15 @@ def shard(model: nn.Module) -> DistributedModelParallel:
     return DistributedModelParallel(model, device=torch.device("cpu"), plan=plan, sharders=sharders)
 
 
-def train_sharded() -> dict:
-    """What one of two processes sees."""
+def load(model: DistributedModelParallel, checkpoint: str) -> DistributedModelParallel:
+    state = {"model": model.state_dict()}
+    dcp.load(state, checkpoint_id=checkpoint)
+    model.load_state_dict(state["model"])
+    return model
+
+
+def train_sharded(checkpoint: str) -> dict:
+    """What one of two processes sees; the trained model goes through a distributed checkpoint."""
     codec, rank = make_codec(), torch.distributed.get_rank()
     model = shard(Mixed(codec, torch.device("meta")))
     dense = KeyedOptimizerWrapper(
@@ -278,18 +286,19 @@ def train_sharded() -> dict:
         name: sum(len(shard.tensor) for shard in state[f"{name}.weight"].local_shards())
         for name in ("tables.embedding_bags.item_id", "prefixes.collection.embeddings.text_prefixes")
     }
-    model.load_state_dict(model.state_dict())  # which takes the tables out of what it is given
+    dcp.save({"model": state}, checkpoint_id=checkpoint)
     try:
-        shard(Mixed(make_codec(fingerprint="bbbb"), torch.device("meta"))).load_state_dict(model.state_dict())
+        load(shard(Mixed(make_codec(fingerprint="bbbb"), torch.device("meta"))), checkpoint)
         refused = ""
-    except ValueError as error:
+    except CodecMismatchError as error:
         refused = str(error)
-    _, (_, after) = model(make_batch(STEPS, rows, codec))
+    restored = load(shard(Mixed(codec, torch.device("meta"))), checkpoint)
+    _, (_, after) = restored(make_batch(STEPS, rows, codec))
     return {"losses": losses, "rows": rows_held, "refused": refused, "after": after}
 
 
-def test_sharded_training_equals_training_in_one_process(run_distributed):
-    first, second = run_distributed(train_sharded, 2)
+def test_sharded_training_equals_training_in_one_process(run_distributed, tmp_path):
+    first, second = run_distributed(train_sharded, 2, str(tmp_path / "checkpoint"))
     codec = make_codec()
     model = Mixed(codec, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
