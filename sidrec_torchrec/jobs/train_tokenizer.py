@@ -48,7 +48,8 @@ class TrainTokenizerConfig:
         seed: of weights, dropout and shuffling.
         latent_dim: width of the fused latent.
         hidden_dim: hidden width of encoders and decoders; 0 leaves them linear.
-        dropout: share of hidden units dropped in training; the fewer the items, the more.
+        dropout: share of hidden units dropped in training; None: the fewer the items, the more (0.5 up to 4,000, then
+            2,000 / items).
         prefix_share: share of the items of a batch decoded from a random prefix of their digits, so that every prefix of
             a SID is a coarser SID.
         weighting: ``fixed`` weights of the tasks, or learned by ``uncertainty``.
@@ -71,7 +72,7 @@ class TrainTokenizerConfig:
     seed: int = 0
     latent_dim: int = 64
     hidden_dim: int = 256
-    dropout: float = 0.5
+    dropout: float | None = None
     prefix_share: float = 0.25
     weighting: str = "fixed"
     weights: dict[str, float] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class TrainTokenizerConfig:
     def __post_init__(self) -> None:
         check_at_least(self, 0, "epochs", "learning_rate", "weight_decay", "seed", "hidden_dim")
         check_at_least(self, 1, "checkpoint_epochs", "batch_size", "patience", "latent_dim")
-        check_share(self, "validation_fraction", "dropout")
+        check_share(self, "validation_fraction", *([] if self.dropout is None else ["dropout"]))
         if not 0 <= self.prefix_share <= 1:
             raise ValueError(f"prefix_share must lie in [0, 1], got {self.prefix_share}")
 
@@ -149,7 +150,7 @@ def _model_config(
         targets=targets,
         latent_dim=config.latent_dim,
         hidden_dim=config.hidden_dim,
-        dropout=config.dropout,
+        dropout=min(0.5, 2000 / train.items.num_items) if config.dropout is None else config.dropout,
         prefix_share=config.prefix_share,
         weighting=config.weighting,
         weights=config.weights,
