@@ -63,7 +63,7 @@ def train_here(config: TrainRankerConfig) -> dict:
 
 @pytest.mark.parametrize("arm", ["side", "prefix-ngram"])
 def test_two_processes_equal_one(arm, corpus, prepared, sids, tmp_path, run_distributed):
-    """Same global batches, so the same training up to rounding and, off here, dropout; NE within 1e-3."""
+    """Same global batches, so the same training up to rounding and, off here, dropout; NE within 1e-4."""
     # Two wide user tables: each goes whole to one process, and the other's checkpoint does without it.
     changes = {"model": dataclasses.replace(SMALL, dim=64), "arms": ArmConfig(table_dim=16, ngram_rows=200, table_dropout=0)}
     one = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "one", arm, **changes))
@@ -72,9 +72,9 @@ def test_two_processes_equal_one(arm, corpus, prepared, sids, tmp_path, run_dist
     two = results[0]
     assert two["test"]["targets_all"] == one["test"]["targets_all"]
     assert two["table_bytes"] == one["table_bytes"]
-    assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-3)
+    assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
     for name in ("ne_all", "ne_warm", "ne_cold"):
-        assert two["test"][name] == pytest.approx(one["test"][name], abs=1e-3)
+        assert two["test"][name] == pytest.approx(one["test"][name], abs=1e-4)
     # what two processes trained, one can read
     values = evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "two"))
     assert values["ne_all"] == pytest.approx(two["test"]["ne_all"], abs=1e-6)
