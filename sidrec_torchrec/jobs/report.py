@@ -49,8 +49,8 @@ def print_report(report: dict[str, Any]) -> None:
             name,
             spread(arm["ne_warm"]),
             spread(arm["ne_cold"]),
-            _percent(arm["ne_gain_warm"]),
-            _percent(arm["ne_gain_cold"]),
+            percent(arm["ne_gain_warm"]),
+            percent(arm["ne_gain_cold"]),
             f"{arm['bytes_per_event_stored']:,.1f}",
             f"{arm['bytes_per_event_kjt']:,.0f}",
             f"{arm['table_bytes']:,}",
@@ -73,5 +73,6 @@ def _mean(values: list[float | None]) -> float | None:
     return fmean(values) if values and None not in values else None
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share in signed percent; a dash where it is not defined."""
     return "-" if value is None else f"{100 * value:+.2f}%"

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from sidrec_torchrec.files import atomic_path
-from sidrec_torchrec.jobs.report import spread
+from sidrec_torchrec.jobs.report import percent, spread
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68em; margin: 2em auto; padding: 0 1em; color: #1a1a1a }
@@ -69,8 +69,8 @@ def _table(report: dict[str, Any]) -> str:
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "NE warm": lambda arm: spread(arm["ne_warm"]),
         "NE cold": lambda arm: spread(arm["ne_cold"]),
-        "gain warm": lambda arm: _percent(arm["ne_gain_warm"]),
-        "gain cold": lambda arm: _percent(arm["ne_gain_cold"]),
+        "gain warm": lambda arm: percent(arm["ne_gain_warm"]),
+        "gain cold": lambda arm: percent(arm["ne_gain_cold"]),
         "AUC warm": lambda arm: spread(arm["auc_warm"]),
         "AUC cold": lambda arm: spread(arm["auc_cold"]),
         "bytes/event stored": lambda arm: f"{arm['bytes_per_event_stored']:,.1f}",
@@ -165,10 +165,6 @@ def _plot_reconstruction(axes: Axes, report: dict[str, Any]) -> bool:
     axes.set_ylim(0, None)
     axes.legend(frameon=False, fontsize=8)
     return True
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:+.2f}%"
 
 
 def _flat(values: dict[str, Any]) -> str:
