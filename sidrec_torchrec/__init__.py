@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as below
     from sidrec_torchrec.ops.side_decode import side_decode
     from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection, SIDEConfig
     from sidrec_torchrec.side.ngram import PrefixNgram
+    from sidrec_torchrec.side.replace import replace_tables
 
 _PUBLIC = {
     "codec.alphabet": ["OneHot", "Ternary", "format_stages", "parse_stages"],
@@ -38,6 +39,7 @@ _PUBLIC = {
     "ops.side_decode": ["side_decode"],
     "side.collection": ["SIDEBagCollection", "SIDECollection", "SIDEConfig"],
     "side.ngram": ["PrefixNgram"],
+    "side.replace": ["replace_tables"],
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _PUBLIC.items() for name in names}
 

@@ -5,6 +5,7 @@ the KJT key ``f``, with W words the keys ``f_0`` ... ``f_{W-1}``; each event is 
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -104,18 +105,23 @@ class SIDExpansion(nn.Module):
         self._codec = codec = config.codec
         decoded = config.mode == "decoded"
         tables = chunk_tables(codec.spec, codec.digit_tables if decoded else codec.value_tables())
-        for name in ("table_RD", "word_C", "divisor_C", "size_C", "first_row_C"):
-            self.register_buffer(name, getattr(tables, name).to(device), persistent=False)
         offset_D = codec.offset_D if decoded else torch.zeros(config.embedding_dim)
-        self.register_buffer("offset_D", offset_D.to(device), persistent=False)
         last_W = torch.tensor([limit - 1 for limit in codec.spec.word_limits])
-        self.register_buffer("last_W", last_W.to(device), persistent=False)
+        self._constants = vars(tables) | {"offset_D": offset_D, "last_W": last_W}
+        for name, constant in self._constants.items():
+            self.register_buffer(name, constant.to(device, copy=True), persistent=False)
         self.stages = format_stages(codec.spec.stages)
 
     def forward(self, words_NW: Tensor) -> Tensor:
         """float32 [N, embedding_dim] of packed SIDs, int64 [N, W], which ``_packed_sids`` has checked."""
         expanded_ND = side_decode(words_NW, self.table_RD, self.word_C, self.divisor_C, self.size_C, self.first_row_C)
         return expanded_ND + self.offset_D
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SIDExpansion":
+        super()._apply(fn, recurse)
+        for name, constant in self._constants.items():  # after to_empty() they would hold whatever was in memory
+            getattr(self, name).copy_(constant)
+        return self
 
     def get_extra_state(self) -> str:
         """What a checkpoint keeps: whose SIDs the model was trained on. The constants follow from the codec.

@@ -1,0 +1,305 @@
+"""``replace_tables``: tables of an existing model give way to SIDE; the model sees the same names, order and widths."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.sharding_plan import get_module_to_default_sharders
+from torchrec.distributed.types import ShardedModule
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingBagCollectionInterface,
+    EmbeddingCollection,
+    EmbeddingCollectionInterface,
+    get_embedding_names_by_table,
+)
+from torchrec.modules.embedding_tower import EmbeddingTower, EmbeddingTowerCollection
+from torchrec.modules.itep_embedding_modules import ITEPEmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+
+from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.codec.packing import word_names
+from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection, SIDEConfig
+
+# What holds tables; all but the exact EmbeddingBagCollection and EmbeddingCollection is left whole: it is sharded or
+# quantized already, TorchRec shards it as one module, or it changes ids before they are looked up.
+_HOLDERS = (
+    EmbeddingBagCollectionInterface,
+    EmbeddingCollectionInterface,
+    DistributedModelParallel,
+    ShardedModule,
+    EmbeddingTower,
+    EmbeddingTowerCollection,
+    ITEPEmbeddingBagCollection,
+    *get_module_to_default_sharders(),
+)
+
+
+def replace_tables(
+    model: nn.Module, codecs: Mapping[str, Codec], *, mode: str = "digits", device: torch.device | None = None
+) -> nn.Module:
+    """Puts SIDE where tables stood, in the model's ``EmbeddingBagCollection`` and ``EmbeddingCollection`` modules.
+
+    The KeyedJaggedTensor then carries packed SIDs where it carried those tables' ids: a codec of one word under the key
+    ``feature``, of W words under ``feature_0`` ... ``feature_{W-1}``. Names, order, widths and pooling of the embeddings
+    stay as they were. A linear map without bias, learned with the dense parameters, takes SIDE's vectors to the table's
+    width; only vectors of mode ``decoded`` that have this width already enter as they are.
+
+    Call it before optimizers, sharding and quantization. The other tables stay in a real TorchRec collection, one name
+    deeper (``....embedding_bag_collection.tables.embedding_bags.NAME``), and keep their parameters.
+
+    Args:
+        model: changed in place; its tables may be on the meta device.
+        codecs: by table name, the codec of the SIDs that take the place of the table's ids.
+        mode: of SIDE, ``digits`` or ``decoded``.
+        device: where SIDE and its maps are built, never meta; by default where the collection is, or for a meta
+            collection on the CPU, from where ``DistributedModelParallel`` moves them with the dense parameters.
+
+    Returns:
+        The model; if ``model`` is itself a collection, what replaces it.
+
+    Raises:
+        TypeError: if ``codecs`` holds something else.
+        ValueError: on a table the model does not have, has twice, or has where it cannot be replaced; on a KJT key that
+            would have to carry SIDs and ids, or SIDs of two codecs; on a collection that returns indices. The model is
+            then unchanged.
+
+    Example::
+
+        model = DLRM(EmbeddingBagCollection(tables=tables, device=torch.device("meta")), ...)
+        model = replace_tables(model, {"item": Codec.load("RUN/sids/side/codec")})
+        model = DistributedModelParallel(model)
+    """
+    for name, codec in codecs.items():
+        if not isinstance(codec, Codec):
+            raise TypeError(f"table '{name}': expected a Codec, got {type(codec).__name__}; Codec.load reads one")
+    by_collection = _locate(model, codecs)
+    replacements = {
+        collection: _REPLACED[type(collection)](collection, its_codecs, mode, device)
+        for collection, its_codecs in by_collection.items()
+    }
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() would pass over a child's second name
+            if child in replacements:
+                setattr(parent, name, replacements[child])
+    return replacements.get(model, model)
+
+
+def _holders(module: nn.Module, path: str = "") -> dict[nn.Module, str]:
+    """The outermost modules that hold tables, with their paths."""
+    if isinstance(module, _HOLDERS) and not isinstance(module, _Replaced):
+        return {module: path or "the model itself"}
+    found = {}
+    for name, child in module.named_children():
+        found |= _holders(child, f"{path}.{name}" if path else name)
+    return found
+
+
+def _locate(model: nn.Module, codecs: Mapping[str, Codec]) -> dict[nn.Module, dict[str, Codec]]:
+    """The codecs by the collection that holds their tables."""
+    holders = _holders(model)
+    where: dict[str, list[nn.Module]] = {}
+    for holder in holders:
+        if type(holder) in _REPLACED:
+            for config in _configs(holder):
+                where.setdefault(config.name, []).append(holder)
+    if not codecs:
+        raise ValueError(f"no table named; those that can be replaced: {sorted(where)}")
+    by_collection: dict[nn.Module, dict[str, Codec]] = {}
+    for name, codec in codecs.items():
+        if name not in where:
+            others = [
+                f"{path} ({type(holder).__name__} of {type(holder).__module__})"
+                for holder, path in holders.items()
+                if type(holder) not in _REPLACED
+            ]
+            hint = f". Not looked into: {', '.join(others)}; replace before sharding or quantizing" if others else ""
+            raise ValueError(f"no table '{name}'; those that can be replaced: {sorted(where)}{hint}")
+        if len(where[name]) > 1:
+            paths = " and ".join(holders[holder] for holder in where[name])
+            raise ValueError(f"table '{name}' is in {paths}; call replace_tables on the submodule you mean")
+        by_collection.setdefault(where[name][0], {})[name] = codec
+    return by_collection
+
+
+def _configs(collection: nn.Module) -> list[EmbeddingBagConfig] | list[EmbeddingConfig]:
+    is_bag = isinstance(collection, EmbeddingBagCollectionInterface)
+    return collection.embedding_bag_configs() if is_bag else collection.embedding_configs()
+
+
+def _check_keys(configs: list[EmbeddingBagConfig] | list[EmbeddingConfig], codecs: Mapping[str, Codec]) -> None:
+    """Refuses a KJT key that two tables would read in two ways."""
+    read_by: dict[str, tuple[str, str | None]] = {}
+    for config in configs:
+        codec = codecs.get(config.name)
+        fingerprint = codec and codec.spec.fingerprint
+        for feature in config.feature_names:
+            for key in word_names(feature, codec.spec.num_words) if codec else [feature]:
+                other, its_fingerprint = read_by.setdefault(key, (config.name, fingerprint))
+                if its_fingerprint != fingerprint:
+                    kinds = "SIDs of one codec and of another" if codec and its_fingerprint else "SIDs and ids"
+                    raise ValueError(
+                        f"key '{key}' of the KeyedJaggedTensor would have to carry {kinds}, for tables '{other}' and "
+                        f"'{config.name}'; give one of them a feature of its own"
+                    )
+
+
+def _keep(collection: nn.Module, configs: list[EmbeddingBagConfig] | list[EmbeddingConfig]) -> nn.Module:
+    """A collection of the same type, for sharders match it exactly, with these tables and their parameters."""
+    nothing = torch.device("meta")  # allocated and initialised, that is
+    if isinstance(collection, EmbeddingBagCollection):
+        kept = EmbeddingBagCollection(configs, collection.is_weighted(), device=nothing)
+        kept.embedding_bags = nn.ModuleDict({c.name: collection.embedding_bags[c.name] for c in configs})
+    else:
+        kept = EmbeddingCollection(
+            configs,
+            device=nothing,
+            use_gather_select=collection.use_gather_select(),
+            use_gather_select_per_sharding=collection.use_gather_select_per_sharding(),
+        )
+        kept.embeddings = nn.ModuleDict({c.name: collection.embeddings[c.name] for c in configs})
+    kept._device = collection.device
+    return kept
+
+
+class _Replaced(nn.Module):
+    """What both collections share: the tables that are left, and SIDE with a linear map for each that is gone."""
+
+    def __init__(
+        self, collection: nn.Module, codecs: Mapping[str, Codec], mode: str, device: torch.device | None
+    ) -> None:
+        super().__init__()
+        configs = _configs(collection)
+        _check_keys(configs, codecs)
+        if device is None:
+            device = torch.device(collection.device)
+            device = torch.device("cpu") if device.type == "meta" else device
+        kept = [config for config in configs if config.name not in codecs]
+        self.tables = _keep(collection, kept) if kept else None
+        self.sides, self.projections = nn.ModuleDict(), nn.ModuleDict()
+        for config in configs:
+            if config.name not in codecs:
+                continue
+            table = SIDEConfig(
+                name=config.name,
+                feature_names=config.feature_names,
+                codec=codecs[config.name],
+                mode=mode,
+                pooling=getattr(config, "pooling", PoolingType.SUM),
+            )
+            self.sides[config.name] = self._side(collection, table, device)
+            as_it_is = mode == "decoded" and table.embedding_dim == config.embedding_dim
+            self.projections[config.name] = (
+                nn.Identity()
+                if as_it_is
+                else nn.Linear(table.embedding_dim, config.embedding_dim, bias=False, device=device)
+            )
+        self._configs = [replace(c, num_embeddings=1) if c.name in codecs else c for c in configs]
+        self._names_by_table = get_embedding_names_by_table(configs)
+        self._names = [name for names in self._names_by_table for name in names]
+        # names within a part: a feature that tables share may be one table's alone among those left
+        names_of_kept = iter(get_embedding_names_by_table(kept))
+        self._sources = [
+            (config.name, name)
+            for config in configs
+            for name in (config.feature_names if config.name in codecs else next(names_of_kept))
+        ]
+        self.train(collection.training)
+
+    @property
+    def device(self) -> torch.device:
+        """Where SIDE is."""
+        return next(self.sides.buffers()).device
+
+
+class ReplacedBagCollection(_Replaced, EmbeddingBagCollectionInterface):
+    """An ``EmbeddingBagCollection`` with SIDE for some of its tables; made by ``replace_tables``.
+
+    ``tables`` holds the others, or is None; ``sides`` and ``projections`` hold SIDE and its linear map, by table name.
+    """
+
+    @staticmethod
+    def _side(collection: EmbeddingBagCollection, table: SIDEConfig, device: torch.device) -> SIDEBagCollection:
+        return SIDEBagCollection([table], collection.is_weighted(), device)
+
+    def __init__(self, collection: EmbeddingBagCollection, *arguments) -> None:
+        super().__init__(collection, *arguments)
+        self._is_weighted = collection.is_weighted()
+        self._lengths = [
+            config.embedding_dim
+            for config, names in zip(self._configs, self._names_by_table, strict=True)
+            for _ in names
+        ]
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """float32 [B, embedding_dim] by embedding name, in the order of the collection it stands for.
+
+        Raises:
+            DataError: as ``SIDEBagCollection``.
+        """
+        kept = None if self.tables is None else self.tables(features)  # first: sharded, it communicates meanwhile
+        pooled = {name: side(features) for name, side in self.sides.items()}
+        columns = [
+            self.projections[table](pooled[table][name]) if table in pooled else kept[name]
+            for table, name in self._sources
+        ]
+        return KeyedTensor(keys=self._names, length_per_key=self._lengths, values=torch.cat(columns, dim=1))
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        return self._configs
+
+    def is_weighted(self) -> bool:
+        return self._is_weighted
+
+
+class ReplacedCollection(_Replaced, EmbeddingCollectionInterface):
+    """An ``EmbeddingCollection`` with SIDE for some of its tables; made by ``replace_tables``.
+
+    ``tables`` holds the others, or is None; ``sides`` and ``projections`` hold SIDE and its linear map, by table name.
+    """
+
+    @staticmethod
+    def _side(collection: EmbeddingCollection, table: SIDEConfig, device: torch.device) -> SIDECollection:
+        if collection.need_indices():
+            raise ValueError(
+                f"table '{table.name}' is in a collection that returns indices, which SIDE has none of; build it with "
+                "need_indices=False"
+            )
+        return SIDECollection([table], device)
+
+    def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """By embedding name, in the order of the collection it stands for, float32 [N, embedding_dim].
+
+        Raises:
+            DataError: as ``SIDECollection``.
+        """
+        kept = None if self.tables is None else self.tables(features)  # first: sharded, it communicates meanwhile
+        expanded = {name: side(features) for name, side in self.sides.items()}
+        output = {}
+        for embedding, (table, name) in zip(self._names, self._sources, strict=True):
+            output[embedding] = (
+                _mapped(expanded[table][name], self.projections[table]) if table in expanded else kept[name]
+            )
+        return output
+
+    def embedding_configs(self) -> list[EmbeddingConfig]:
+        return self._configs
+
+    def need_indices(self) -> bool:
+        return False
+
+    def embedding_dim(self) -> int:
+        return self._configs[0].embedding_dim
+
+    def embedding_names_by_table(self) -> list[list[str]]:
+        return self._names_by_table
+
+
+def _mapped(sids: JaggedTensor, linear: nn.Module) -> JaggedTensor:
+    return JaggedTensor(values=linear(sids.values()), lengths=sids.lengths(), offsets=sids.offsets())
+
+
+_REPLACED = {EmbeddingBagCollection: ReplacedBagCollection, EmbeddingCollection: ReplacedCollection}
