@@ -3,8 +3,9 @@
     python examples/dlrm_plugin.py
     torchrun --nproc-per-node 2 examples/dlrm_plugin.py
 
-Users click items; what they like follows the items' content. Half of the items never occur in training, so a learned table
-says nothing of them, while SIDE expands their SIDs as any other's.
+Users click items; what they like follows the items' content. Half of the items never occur in training, so a learned
+table says nothing of them, while SIDE expands their SIDs as any other's. ``replace_tables`` is the whole change to the
+model; all that is learned of items then is a linear map of their digits.
 """
 
 import torch
@@ -18,7 +19,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec_torchrec import DPCA, Codec, DPCAConfig, SIDEBagCollection, SIDEConfig
+from sidrec_torchrec import DPCA, Codec, DPCAConfig, replace_tables
 from sidrec_torchrec.jobs.distributed import Processes, process_group
 
 ITEMS, DIM, WIDTH, HISTORY, BATCH, STEPS = 20_000, 32, 32, 20, 256, 200
@@ -43,12 +44,17 @@ def make_batch(vectors: Tensor, seed: int, new_items: bool) -> tuple[Tensor, Ten
     return torch.randn(BATCH, 4, generator=generator), rows, (torch.rand(BATCH, generator=generator) < logit.sigmoid())
 
 
-def make_model(items: nn.Module, width: int) -> DLRM:
+def make_model(device: torch.device) -> DLRM:
+    table = EmbeddingBagConfig(
+        name="item", embedding_dim=WIDTH, num_embeddings=ITEMS, feature_names=["clicked"], init_fn=nn.init.zeros_
+    )
+    tables = EmbeddingBagCollection(tables=[table], device=device)
+    apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": 0.1})
     torch.manual_seed(0)
     return DLRM(
-        embedding_bag_collection=items,
+        embedding_bag_collection=tables,
         dense_in_features=4,
-        dense_arch_layer_sizes=[32, width],
+        dense_arch_layer_sizes=[32, WIDTH],
         over_arch_layer_sizes=[64, 1],
     )
 
@@ -73,23 +79,17 @@ def train(name: str, model: DLRM, values: Tensor, vectors: Tensor, processes: Pr
         optimizer.step()
     with torch.no_grad():
         known, new = (torch.stack([loss_of(10_000 + s, is_new) for s in range(20)]).mean() for is_new in (False, True))
-    table_bytes = sum(p.numel() * p.element_size() for p in model.sparse_arch.parameters())
+    learned_bytes = sum(p.numel() * p.element_size() for p in model.sparse_arch.parameters())
     if processes.is_main:
-        print(f"{name:<6} table {table_bytes:>9,} bytes   loss on known items {known:.4f}, on new items {new:.4f}")
+        print(f"{name:<6} learned {learned_bytes:>9,} bytes   loss on known items {known:.4f}, on new items {new:.4f}")
 
 
 def main() -> None:
     vectors, sids, codec = make_items()
-    table = EmbeddingBagConfig(
-        name="item", embedding_dim=WIDTH, num_embeddings=ITEMS, feature_names=["clicked"], init_fn=nn.init.zeros_
-    )
-    side = SIDEConfig(name="item", feature_names=["clicked"], codec=codec)
     with process_group() as processes:
-        tables = EmbeddingBagCollection(tables=[table], device=processes.device)
-        apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": 0.1})
-        train("table", make_model(tables, WIDTH), torch.arange(ITEMS), vectors, processes)
-        sides = SIDEBagCollection(tables=[side], device=processes.device)
-        train("SIDE", make_model(sides, side.embedding_dim), sids, vectors, processes)
+        train("table", make_model(processes.device), torch.arange(ITEMS), vectors, processes)
+        with_side = replace_tables(make_model(processes.device), {"item": codec})
+        train("SIDE", with_side, sids, vectors, processes)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import get_module_to_default_sharders
 from torchrec.distributed.types import ShardedModule
@@ -29,6 +30,7 @@ from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection, S
 _HOLDERS = (
     EmbeddingBagCollectionInterface,
     EmbeddingCollectionInterface,
+    DistributedDataParallel,
     DistributedModelParallel,
     ShardedModule,
     EmbeddingTower,
@@ -43,13 +45,13 @@ def replace_tables(
 ) -> nn.Module:
     """Puts SIDE where tables stood, in the model's ``EmbeddingBagCollection`` and ``EmbeddingCollection`` modules.
 
-    The KeyedJaggedTensor then carries packed SIDs where it carried those tables' ids: a codec of one word under the key
+    The KeyedJaggedTensor then carries packed SIDs where it carried those tables' ids: of one word under the key
     ``feature``, of W words under ``feature_0`` ... ``feature_{W-1}``. Names, order, widths and pooling of the embeddings
     stay as they were. A linear map without bias, learned with the dense parameters, takes SIDE's vectors to the table's
     width; only vectors of mode ``decoded`` that have this width already enter as they are.
 
     Call it before optimizers, sharding and quantization. The other tables stay in a real TorchRec collection, one name
-    deeper (``....embedding_bag_collection.tables.embedding_bags.NAME``), and keep their parameters.
+    deeper (``embedding_bag_collection.tables.embedding_bags.NAME``), and keep their parameters.
 
     Args:
         model: changed in place; its tables may be on the meta device.
@@ -165,6 +167,18 @@ def _keep(collection: nn.Module, configs: list[EmbeddingBagConfig] | list[Embedd
     return kept
 
 
+def _side_config(config: EmbeddingBagConfig | EmbeddingConfig, codec: Codec, mode: str) -> SIDEConfig:
+    pooling = getattr(config, "pooling", PoolingType.SUM)  # a table of sequences has none, and SIDE does not ask then
+    return SIDEConfig(name=config.name, feature_names=config.feature_names, codec=codec, mode=mode, pooling=pooling)
+
+
+def _projection(table: SIDEConfig, width: int, device: torch.device) -> nn.Module:
+    """SIDE's vectors to the table's width; without bias, so that empty bags stay zeros and pooling may come first."""
+    if table.mode == "decoded" and table.embedding_dim == width:
+        return nn.Identity()
+    return nn.Linear(table.embedding_dim, width, bias=False, device=device)
+
+
 class _Replaced(nn.Module):
     """What both collections share: the tables that are left, and SIDE with a linear map for each that is gone."""
 
@@ -175,28 +189,16 @@ class _Replaced(nn.Module):
         configs = _configs(collection)
         _check_keys(configs, codecs)
         if device is None:
-            device = torch.device(collection.device)
+            device = next(collection.parameters()).device  # the collection's own word is older than a move
             device = torch.device("cpu") if device.type == "meta" else device
         kept = [config for config in configs if config.name not in codecs]
         self.tables = _keep(collection, kept) if kept else None
         self.sides, self.projections = nn.ModuleDict(), nn.ModuleDict()
         for config in configs:
-            if config.name not in codecs:
-                continue
-            table = SIDEConfig(
-                name=config.name,
-                feature_names=config.feature_names,
-                codec=codecs[config.name],
-                mode=mode,
-                pooling=getattr(config, "pooling", PoolingType.SUM),
-            )
-            self.sides[config.name] = self._side(collection, table, device)
-            as_it_is = mode == "decoded" and table.embedding_dim == config.embedding_dim
-            self.projections[config.name] = (
-                nn.Identity()
-                if as_it_is
-                else nn.Linear(table.embedding_dim, config.embedding_dim, bias=False, device=device)
-            )
+            if config.name in codecs:
+                table = _side_config(config, codecs[config.name], mode)
+                self.sides[config.name] = self._side(collection, table, device)
+                self.projections[config.name] = _projection(table, config.embedding_dim, device)
         self._configs = [replace(c, num_embeddings=1) if c.name in codecs else c for c in configs]
         self._names_by_table = get_embedding_names_by_table(configs)
         self._names = [name for names in self._names_by_table for name in names]

@@ -82,7 +82,7 @@ def make_model(case: str, device: torch.device, fingerprint: str = "aaaa") -> Ta
     collection = (
         EmbeddingBagCollection(tables, "weighted" in case, device) if of_bags else EmbeddingCollection(tables, device)
     )
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # here: tables on the CPU draw numbers before init_fn, those on meta none
     if not of_bags:
         model = Sequences(collection)
     else:
