@@ -175,11 +175,12 @@ def test_every_table_at_once_or_one_after_another():
 
 
 class Sequences(nn.Module):
-    """Two histories, each through its own look at one collection, which two modules hold."""
+    """Two histories from one collection, which is held under three names, two of them side by side."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         super().__init__()
         self.embeddings = make_tables(EmbeddingCollection, device=device)
+        self.same = self.embeddings
         self.again = nn.ModuleList([self.embeddings])
         self.score = nn.Linear(DIM, 1)
 
@@ -192,10 +193,10 @@ def make_dlrm(device: torch.device | None = None) -> DLRM:
     return DLRM(make_tables(EmbeddingBagCollection, device=device), 4, [8, DIM], [8, 1])
 
 
-def test_a_collection_held_twice_is_replaced_twice():
+def test_a_collection_is_replaced_wherever_it_is_held():
     model = Sequences()
     assert replace_tables(model, {"item": make_codec()}) is model
-    assert model.again[0] is model.embeddings and type(model.embeddings.tables) is EmbeddingCollection
+    assert model.embeddings is model.same is model.again[0] and type(model.embeddings.tables) is EmbeddingCollection
     assert model(make_batch(make_codec())).shape == (3, 1)
 
 
