@@ -1,110 +1,87 @@
-"""``side_decode``: packed SIDs to any linear map of their digits, without unpacking them.
+"""``side_decode``: packed SIDs to any linear map of their digits, without unpacking them."""
 
-The map of a chunk of digits (5 trits have 243 values) is a table small enough for cache, so the map of a SID is a sum of
-one row per chunk.
-"""
-
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.codec.packing import SIDSpec
-
-
-@dataclass(frozen=True, eq=False)
-class ChunkTables:
-    """A linear map of digits, tabulated by chunk. Made by ``chunk_tables``.
-
-    Args:
-        table_RD: rows of all chunks one after another, float.
-        word_C: int64, word of each chunk.
-        divisor_C: int64; a chunk's value is ``word // divisor % size``.
-        size_C: int64.
-        first_row_C: int64, where each chunk's rows begin.
-    """
-
-    table_RD: Tensor
-    word_C: Tensor
-    divisor_C: Tensor
-    size_C: Tensor
-    first_row_C: Tensor
-
-
-def chunk_tables(spec: SIDSpec, digit_tables: tuple[Tensor, ...] | list[Tensor]) -> ChunkTables:
-    """Tabulates ``sum_j digit_tables[j][digit_j]`` by chunk.
-
-    Args:
-        spec: of the SIDs.
-        digit_tables: per digit, float [radix_j, D].
-
-    Raises:
-        ValueError: if there is not one table per digit, of its radix.
-    """
-    shapes = [table.shape[0] for table in digit_tables]
-    if shapes != list(spec.radices):
-        raise ValueError(f"digit tables have {shapes} rows, expected {list(spec.radices)}")
-    chunks = spec.chunks()
-    tables = []
-    for chunk in chunks:
-        rows_RD = digit_tables[chunk.first]
-        for j in range(chunk.first + 1, chunk.first + chunk.count):
-            # a later digit is less significant: every earlier combination with each of its values
-            rows_RD = (rows_RD.unsqueeze(1) + digit_tables[j].unsqueeze(0)).flatten(0, 1)
-        tables.append(rows_RD)
-    device = digit_tables[0].device
-    sizes = [chunk.size for chunk in chunks]
-    return ChunkTables(
-        table_RD=torch.cat(tables),
-        word_C=torch.tensor([chunk.word for chunk in chunks], device=device),
-        divisor_C=torch.tensor([chunk.divisor for chunk in chunks], device=device),
-        size_C=torch.tensor(sizes, device=device),
-        first_row_C=torch.tensor([sum(sizes[:c]) for c in range(len(sizes))], device=device),
-    )
+from sidrec_torchrec.ops import backends
+from sidrec_torchrec.ops.layout import CodeLayout, check_rows
 
 
 @torch.library.custom_op("sidrec::side_decode", mutates_args=())
-def side_decode(
-    words_NW: Tensor, table_RD: Tensor, word_C: Tensor, divisor_C: Tensor, size_C: Tensor, first_row_C: Tensor
-) -> Tensor:
-    """Sum of one table row per chunk of each SID.
+def side_decode(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], field_words: Sequence[int]) -> Tensor:
+    """Sum of one table row per field of each SID.
 
     Args:
         words_NW: packed SIDs, int64. Not checked: a word out of range gives the rows of some other SID.
-        table_RD, word_C, divisor_C, size_C, first_row_C: see ``ChunkTables``.
+        table_RD: a row per field and value, float; sums are in float32 at least.
+        radices, field_words: the fields, as ``CodeLayout`` has them.
 
     Returns:
         [N, D] in the table's dtype.
+
+    Raises:
+        ValueError: if the table has another number of rows than the fields have values.
     """
-    rows_NC = _chunk_rows(words_NW, word_C, divisor_C, size_C, first_row_C)
-    return torch.nn.functional.embedding_bag(rows_NC, table_RD, mode="sum")
+    layout = CodeLayout(tuple(radices), tuple(field_words))
+    check_rows(table_RD, layout, 0)
+    kernels = backends.kernels("side_decode", table_RD)
+    if kernels is not None:
+        return kernels.side_decode(words_NW.contiguous(), table_RD.contiguous(), radices, field_words)
+    return reference(words_NW, table_RD, layout)
 
 
 @side_decode.register_fake
-def _(words_NW, table_RD, word_C, divisor_C, size_C, first_row_C):
+def _(words_NW, table_RD, radices, field_words):
     return table_RD.new_empty(words_NW.shape[0], table_RD.shape[1])
 
 
+@torch.library.custom_op("sidrec::side_decode_backward", mutates_args=())
+def side_decode_backward(
+    words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int], field_words: Sequence[int]
+) -> Tensor:
+    """The gradient of ``side_decode``'s table, [R, D] in the dtype of ``grad_ND``; sums are in float32 at least."""
+    kernels = backends.kernels("side_decode", grad_ND)
+    if kernels is not None:
+        return kernels.side_decode_backward(words_NW.contiguous(), grad_ND.contiguous(), radices, field_words)
+    return reference_backward(words_NW, grad_ND, CodeLayout(tuple(radices), tuple(field_words)))
+
+
+@side_decode_backward.register_fake
+def _(words_NW, grad_ND, radices, field_words):
+    return grad_ND.new_empty(sum(radices), grad_ND.shape[1])
+
+
 def _setup_context(ctx, inputs, output) -> None:
-    words_NW, table_RD, *chunks = inputs
-    ctx.save_for_backward(words_NW, *chunks)
-    ctx.num_rows = table_RD.shape[0]
+    words_NW, _, ctx.radices, ctx.field_words = inputs
+    ctx.save_for_backward(words_NW)
 
 
 def _backward(ctx, grad_ND: Tensor) -> tuple:
-    words_NW, *chunks = ctx.saved_tensors
-    grad_RD = None
-    if ctx.needs_input_grad[1]:
-        rows_NC = _chunk_rows(words_NW, *chunks)
-        grad_RD = grad_ND.new_zeros(ctx.num_rows, grad_ND.shape[1])
-        for rows_N in rows_NC.unbind(1):  # all at once would repeat the gradient per chunk in memory
-            grad_RD.index_add_(0, rows_N, grad_ND)
-    return None, grad_RD, None, None, None, None
+    (words_NW,) = ctx.saved_tensors
+    return None, side_decode_backward(words_NW, grad_ND, ctx.radices, ctx.field_words), None, None
 
 
 side_decode.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _chunk_rows(words_NW: Tensor, word_C: Tensor, divisor_C: Tensor, size_C: Tensor, first_row_C: Tensor) -> Tensor:
-    """int64 [N, C]: the table row of each chunk."""
-    return words_NW[:, word_C].div(divisor_C, rounding_mode="floor") % size_C + first_row_C
+def reference(words_NW: Tensor, table_RD: Tensor, layout: CodeLayout) -> Tensor:
+    """``side_decode`` in plain PyTorch."""
+    sum_ND = words_NW.new_zeros(len(words_NW), table_RD.shape[1], dtype=_sum_dtype(table_RD))
+    for value_N, rows in zip(layout.values(words_NW).T, table_RD.split(list(layout.radices)), strict=True):
+        sum_ND += rows[value_N]
+    return sum_ND.to(table_RD.dtype)
+
+
+def reference_backward(words_NW: Tensor, grad_ND: Tensor, layout: CodeLayout) -> Tensor:
+    """``side_decode_backward`` in plain PyTorch."""
+    sums = []
+    for value_N, radix in zip(layout.values(words_NW).T, layout.radices, strict=True):
+        rows = grad_ND.new_zeros(radix, grad_ND.shape[1], dtype=_sum_dtype(grad_ND))
+        sums.append(rows.index_add_(0, value_N, grad_ND.to(rows.dtype)))
+    return torch.cat(sums).to(grad_ND.dtype)
+
+
+def _sum_dtype(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)

@@ -25,7 +25,8 @@ from sidrec_torchrec.codec.alphabet import format_stages, parse_stages
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.ops.side_decode import chunk_tables, side_decode
+from sidrec_torchrec.ops.layout import CodeLayout, digit_rows
+from sidrec_torchrec.ops.side_decode import side_decode
 
 MODES = ("digits", "decoded")
 
@@ -104,18 +105,21 @@ class SIDExpansion(nn.Module):
             raise ValueError(f"SIDE '{config.name}' cannot be built on the meta device; build it on the real one")
         self._codec = codec = config.codec
         decoded = config.mode == "decoded"
-        tables = chunk_tables(codec.spec, codec.digit_tables if decoded else codec.value_tables())
-        offset_D = codec.offset_D if decoded else torch.zeros(config.embedding_dim)
+        joined = CodeLayout.of(codec.spec).join()
+        table_VD = digit_rows(codec.digit_tables if decoded else codec.value_tables(), joined.digits)
+        table_RD = joined.expand(table_VD)
+        if decoded:
+            table_RD[: joined.fields.radices[0]] += codec.offset_D  # every SID takes one of these rows
+        self.radices, self.words = list(joined.fields.radices), list(joined.fields.words)
         last_W = torch.tensor([limit - 1 for limit in codec.spec.word_limits])
-        self._constants = vars(tables) | {"offset_D": offset_D, "last_W": last_W}
+        self._constants = {"table_RD": table_RD, "last_W": last_W}
         for name, constant in self._constants.items():
             self.register_buffer(name, constant.to(device, copy=True), persistent=False)
         self.stages = format_stages(codec.spec.stages)
 
     def forward(self, words_NW: Tensor) -> Tensor:
         """float32 [N, embedding_dim] of packed SIDs, int64 [N, W], which ``_packed_sids`` has checked."""
-        expanded_ND = side_decode(words_NW, self.table_RD, self.word_C, self.divisor_C, self.size_C, self.first_row_C)
-        return expanded_ND + self.offset_D
+        return side_decode(words_NW, self.table_RD, self.radices, self.words)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SIDExpansion":
         super()._apply(fn, recurse)

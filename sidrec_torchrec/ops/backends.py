@@ -1,0 +1,26 @@
+"""Which implementation of an operator runs: C++ on CPU, Triton on CUDA, or the reference in plain PyTorch.
+
+``SIDREC_OPS=reference`` in the environment keeps to the reference everywhere.
+"""
+
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from sidrec_torchrec.ops import cpu
+
+_KERNEL_DTYPES = {
+    "side_decode": (torch.float32, torch.bfloat16, torch.float16),
+    "code_attention": (torch.float32,),
+}
+
+
+def kernels(operator: str, values: Tensor) -> ModuleType | None:
+    """The module whose functions compute this operator on the device and dtype of ``values``; None for the reference."""
+    if values.dtype not in _KERNEL_DTYPES[operator] or os.environ.get("SIDREC_OPS") == "reference":
+        return None
+    if values.device.type == "cpu":
+        return cpu if cpu.is_available() else None
+    return None

@@ -1,0 +1,234 @@
+"""``code_attention``: attention over packed SIDs that never decodes them.
+
+A key is a linear map of an event's digits, so a query's score of an event is a sum of one number per digit: the query's
+product with that digit value's row, computed once per query. A value is a linear map of the digits too, so the sum of
+weighted values needs of the events only how much weight fell on each value of each digit, their *mass*. Between the two
+stands an operator on codes alone, whose cost does not depend on the width of keys and values.
+
+Source: asymmetric distance computation (Jegou et al. 2011, section III) for the scores; the masses are its adjoint.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sidrec_torchrec.ops import backends
+from sidrec_torchrec.ops.layout import CodeLayout, Joined
+
+GAP_BUCKETS = 32  # powers of two of the time unit: up to 136 years of seconds
+
+
+@torch.library.custom_op("sidrec::code_attention", mutates_args=())
+def code_attention(
+    words_NW: Tensor,
+    begin_M: Tensor,
+    end_M: Tensor,
+    scores_MVH: Tensor,
+    event_time_N: Tensor | None,
+    query_time_M: Tensor | None,
+    radices: Sequence[int],
+    digit_words: Sequence[int],
+    softmax: bool,
+) -> tuple[Tensor, Tensor]:
+    """How much weight each query gives to each value of each digit of the events it reads.
+
+    The score of event t for query m is ``sum_j scores_MVH[m, first_j + digit_tj]``, where ``first_j`` is the sum of the
+    radices before digit j, plus, with times, ``scores_MVH[m, V - GAP_BUCKETS + gap_bucket(query_time - event_time)]``.
+
+    Args:
+        words_NW: packed SIDs of all events, int64. Not checked: a word out of range is read as some other SID.
+        begin_M, end_M: query m reads events begin_m .. end_m - 1, int64; queries may share events, or read none.
+        scores_MVH: per query, row and head: a row per digit and value, then, with times, one per time-gap bucket. Float.
+        event_time_N, query_time_M: int64, or both None.
+        radices, digit_words: the digits, as ``CodeLayout`` has them.
+        softmax: weights are the softmax of a query's scores; else silu(score), not normalized (HSTU's pointwise
+            attention; Zhai et al. 2024, section 3.2).
+
+    Returns:
+        The masses, [M, V, H]: per query and head, the sum of the weights of the events whose digit has that value; and the
+        logarithm of the softmax's denominator, [M, H], -inf where a query reads nothing; zeros without softmax.
+
+    Raises:
+        ValueError: if scores have another number of rows, or only one time is given.
+        RuntimeError: if a query reads events that are not there (on CUDA, a device assertion).
+    """
+    layout = _check(scores_MVH, event_time_N, query_time_M, radices, digit_words)
+    inputs = (words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M)
+    kernels = backends.kernels("code_attention", scores_MVH)
+    if kernels is not None:
+        return kernels.code_attention(*_contiguous(inputs), radices, digit_words, softmax)
+    return reference(*inputs, layout, softmax)
+
+
+@code_attention.register_fake
+def _(words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, radices, digit_words, softmax):
+    M, _, H = scores_MVH.shape
+    return torch.empty_like(scores_MVH, memory_format=torch.contiguous_format), scores_MVH.new_empty(M, H)
+
+
+@torch.library.custom_op("sidrec::code_attention_backward", mutates_args=())
+def code_attention_backward(
+    words_NW: Tensor,
+    begin_M: Tensor,
+    end_M: Tensor,
+    scores_MVH: Tensor,
+    event_time_N: Tensor | None,
+    query_time_M: Tensor | None,
+    grad_mass_MVH: Tensor,
+    lse_MH: Tensor,
+    shift_MH: Tensor,
+    radices: Sequence[int],
+    digit_words: Sequence[int],
+    softmax: bool,
+) -> Tensor:
+    """The gradient of ``code_attention``'s scores, [M, V, H].
+
+    An event's weight has the gradient g, the sum of its digits' rows of ``grad_mass_MVH``; its score, with softmax,
+    ``weight * (g + shift)``, where the shift (less the weighted mean of g, plus the gradient of the logarithm) is the
+    same for all events of a query and needs no pass over them.
+    """
+    layout = _check(scores_MVH, event_time_N, query_time_M, radices, digit_words)
+    inputs = (words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, grad_mass_MVH, lse_MH, shift_MH)
+    kernels = backends.kernels("code_attention", scores_MVH)
+    if kernels is not None:
+        return kernels.code_attention_backward(*_contiguous(inputs), radices, digit_words, softmax)
+    return reference_backward(*inputs, layout, softmax)
+
+
+@code_attention_backward.register_fake
+def _(words, begin, end, scores_MVH, event_time, query_time, grad_mass, lse, shift, radices, digit_words, softmax):
+    return torch.empty_like(scores_MVH, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.radices, ctx.digit_words, ctx.softmax = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _backward(ctx, grad_mass_MVH: Tensor, grad_lse_MH: Tensor) -> tuple:
+    *inputs, mass_MVH, lse_MH = ctx.saved_tensors
+    # every digit's masses sum to the same: over all digits, mass times gradient is the sum of weight times g
+    shift_MH = grad_lse_MH - (mass_MVH * grad_mass_MVH).sum(1)
+    grad_MVH = code_attention_backward(
+        *inputs, grad_mass_MVH, lse_MH, shift_MH, ctx.radices, ctx.digit_words, ctx.softmax
+    )
+    return None, None, None, grad_MVH, None, None, None, None, None
+
+
+code_attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+def gap_bucket(gap: Tensor) -> Tensor:
+    """Logarithmic bucket of a time gap: floor(log2(gap + 1)), exact, int64 in [0, GAP_BUCKETS); negative gaps count as 0.
+
+    Args:
+        gap: integers, of any shape.
+    """
+    exponent = torch.frexp(gap.clamp(0, (1 << GAP_BUCKETS) - 1).add(1).double()).exponent
+    return (exponent - 1).long().clamp_max(GAP_BUCKETS - 1)
+
+
+def reference(
+    words_NW: Tensor,
+    begin_M: Tensor,
+    end_M: Tensor,
+    scores_MVH: Tensor,
+    event_time_N: Tensor | None,
+    query_time_M: Tensor | None,
+    layout: CodeLayout,
+    softmax: bool,
+) -> tuple[Tensor, Tensor]:
+    """``code_attention`` in plain PyTorch; memory for a score per pair of query and event."""
+    joined = layout.join()
+    query_P, rows_PF = _pairs(words_NW, begin_M, end_M, event_time_N, query_time_M, joined)
+    score_PH = _add_rows(_expand(scores_MVH, joined), query_P, rows_PF)
+    M, _, H = scores_MVH.shape
+    if not softmax:
+        weight_PH = torch.nn.functional.silu(score_PH)
+        return _masses(weight_PH, query_P, rows_PF, M, joined), scores_MVH.new_zeros(M, H)
+    index_PH = query_P.unsqueeze(1).expand(-1, H)
+    most_MH = scores_MVH.new_full((M, H), -torch.inf).scatter_reduce(0, index_PH, score_PH, "amax")
+    weight_PH = (score_PH - most_MH[query_P]).exp()
+    sum_MH = scores_MVH.new_zeros(M, H).index_add(0, query_P, weight_PH)
+    mass_MVH = _masses(weight_PH / sum_MH[query_P], query_P, rows_PF, M, joined)
+    return mass_MVH, most_MH + sum_MH.log()
+
+
+def reference_backward(
+    words_NW: Tensor,
+    begin_M: Tensor,
+    end_M: Tensor,
+    scores_MVH: Tensor,
+    event_time_N: Tensor | None,
+    query_time_M: Tensor | None,
+    grad_mass_MVH: Tensor,
+    lse_MH: Tensor,
+    shift_MH: Tensor,
+    layout: CodeLayout,
+    softmax: bool,
+) -> Tensor:
+    """``code_attention_backward`` in plain PyTorch."""
+    joined = layout.join()
+    query_P, rows_PF = _pairs(words_NW, begin_M, end_M, event_time_N, query_time_M, joined)
+    score_PH = _add_rows(_expand(scores_MVH, joined), query_P, rows_PF)
+    grad_PH = _add_rows(_expand(grad_mass_MVH, joined), query_P, rows_PF)
+    if softmax:
+        grad_PH = (score_PH - lse_MH[query_P]).exp() * (grad_PH + shift_MH[query_P])
+    else:
+        sigmoid_PH = score_PH.sigmoid()
+        grad_PH = grad_PH * sigmoid_PH * (1 + score_PH * (1 - sigmoid_PH))
+    return _masses(grad_PH, query_P, rows_PF, len(scores_MVH), joined)
+
+
+def _pairs(words_NW, begin_M, end_M, event_time_N, query_time_M, joined: Joined) -> tuple[Tensor, Tensor]:
+    """Every pair of a query and an event it reads: int64 [P] of queries, [P, F] of the rows the event's fields choose."""
+    if len(begin_M) and not bool(((0 <= begin_M) & (begin_M <= end_M) & (end_M <= len(words_NW))).all()):
+        raise RuntimeError(f"a query reads events that are not there: there are {len(words_NW)}")
+    length_M = end_M - begin_M
+    query_P = torch.repeat_interleave(length_M)
+    before_M = length_M.cumsum(0) - length_M
+    event_P = torch.arange(len(query_P), device=query_P.device) + (begin_M - before_M)[query_P]
+    first_F = torch.tensor([0, *joined.fields.radices], device=words_NW.device).cumsum(0)
+    rows_PF = (joined.fields.values(words_NW) + first_F[:-1])[event_P]
+    if event_time_N is not None:
+        gap_P = gap_bucket(query_time_M[query_P] - event_time_N[event_P])
+        rows_PF = torch.cat([rows_PF, (first_F[-1] + gap_P).unsqueeze(1)], dim=1)
+    return query_P, rows_PF
+
+
+def _expand(scores_MVH: Tensor, joined: Joined) -> Tensor:
+    """[M, R, H]: a row per field and value; the rows of time gaps stay as they are."""
+    V = joined.digits.num_values
+    return torch.cat([joined.expand(scores_MVH[:, :V]), scores_MVH[:, V:]], dim=1)
+
+
+def _add_rows(table_MRH: Tensor, query_P: Tensor, rows_PF: Tensor) -> Tensor:
+    """[P, H]: the sum of the rows each pair chooses of its query's table."""
+    flat = table_MRH.flatten(0, 1)
+    return sum(flat[query_P * table_MRH.shape[1] + rows_P] for rows_P in rows_PF.T)
+
+
+def _masses(weight_PH: Tensor, query_P: Tensor, rows_PF: Tensor, M: int, joined: Joined) -> Tensor:
+    """[M, V, H]: the adjoint of ``_expand`` and ``_add_rows``."""
+    R = joined.fields.num_values
+    rows = R + (GAP_BUCKETS if rows_PF.shape[1] > len(joined.counts) else 0)
+    flat = weight_PH.new_zeros(M * rows, weight_PH.shape[1])
+    for rows_P in rows_PF.T:
+        flat.index_add_(0, query_P * rows + rows_P, weight_PH)
+    mass_MRH = flat.unflatten(0, (M, rows))
+    return torch.cat([joined.sum_out(mass_MRH[:, :R]), mass_MRH[:, R:]], dim=1)
+
+
+def _check(scores_MVH, event_time_N, query_time_M, radices, digit_words) -> CodeLayout:
+    if (event_time_N is None) != (query_time_M is None):
+        raise ValueError("times of both events and queries are needed, or of neither")
+    layout = CodeLayout(tuple(radices), tuple(digit_words))
+    expected = layout.num_values + (0 if event_time_N is None else GAP_BUCKETS)
+    if scores_MVH.ndim != 3 or scores_MVH.shape[1] != expected:
+        raise ValueError(f"scores have shape {tuple(scores_MVH.shape)}, expected [queries, {expected}, heads]")
+    return layout
+
+
+def _contiguous(tensors: tuple) -> list:
+    return [tensor if tensor is None else tensor.contiguous() for tensor in tensors]

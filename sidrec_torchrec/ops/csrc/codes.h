@@ -1,0 +1,113 @@
+// Packed SIDs and the fields in them, for all operators.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace sidrec {
+
+// word / divisor for words below 2^63, by multiplication (Granlund & Montgomery 1994): with s = ceil(log2(divisor)) and
+// m = ceil(2^(63 + s) / divisor), the quotient is word * m >> (63 + s), exactly.
+class Divider {
+ public:
+  explicit Divider(uint64_t divisor) {
+    while (shift_ < 63 && (uint64_t{1} << shift_) < divisor) ++shift_;
+    const unsigned __int128 numerator = static_cast<unsigned __int128>(1) << (63 + shift_);
+    multiplier_ = static_cast<uint64_t>((numerator + divisor - 1) / divisor);
+  }
+  uint64_t operator()(uint64_t word) const {
+    return static_cast<uint64_t>(static_cast<unsigned __int128>(word) * multiplier_ >> (63 + shift_));
+  }
+
+ private:
+  uint64_t multiplier_ = 0;
+  int shift_ = 0;
+};
+
+// One or more neighbouring digits of a word, read as one number.
+struct Field {
+  int64_t radix = 1;
+  int64_t word = 0;
+  int64_t first_digit = 0;
+  int64_t num_digits = 0;
+  int64_t first_row = 0; // where its values begin among those of all fields
+};
+
+// How SIDs are cut into fields; the C++ side of layout.py.
+class Layout {
+ public:
+  // Digits as they come, neighbours of one word joined while a field has at most ``limit`` values.
+  Layout(at::IntArrayRef radices, at::IntArrayRef digit_words, int64_t limit) : radices_(radices.vec()) {
+    TORCH_CHECK(radices.size() == digit_words.size(), "radices and words of different lengths");
+    for (int64_t j = 0; j < num_digits(); ++j) {
+      const int64_t radix = radices[j];
+      TORCH_CHECK(radix >= 1 && radix <= 1 << 15, "radix ", radix, ", expected 1 to 32768");
+      const bool joins = j && digit_words[j] == fields_.back().word && fields_.back().radix * radix <= limit;
+      if (!joins) fields_.push_back({1, digit_words[j], j, 0, 0});
+      fields_.back().radix *= radix;
+      ++fields_.back().num_digits;
+      num_values_ += radix;
+    }
+    for (size_t f = 0; f < fields_.size(); ++f) {
+      uint64_t divisor = 1; // of the fields behind it in its word
+      for (size_t i = f + 1; i < fields_.size() && fields_[i].word == fields_[f].word; ++i) divisor *= fields_[i].radix;
+      dividers_.emplace_back(divisor);
+      fields_[f].first_row = num_rows_;
+      num_rows_ += fields_[f].radix;
+    }
+  }
+
+  const std::vector<Field>& fields() const { return fields_; }
+  int64_t radix(int64_t digit) const { return radices_[digit]; }
+  int64_t num_digits() const { return radices_.size(); }
+  int64_t num_fields() const { return fields_.size(); }
+  int64_t num_values() const { return num_values_; } // sum of the digits' radices
+  int64_t num_rows() const { return num_rows_; }     // sum of the fields' radices
+
+  void check_words(const at::Tensor& words) const {
+    for (const Field& field : fields_) {
+      TORCH_CHECK(field.word < words.size(1), "a field of word ", field.word, ", but there are ", words.size(1));
+    }
+  }
+
+  // Values of events begin .. end of each field, fields ``stride`` numbers apart: [F, stride].
+  void unpack(const int64_t* words, int64_t num_words, int64_t begin, int64_t end, uint16_t* values_FT,
+              int64_t stride) const {
+    constexpr int64_t kBlock = 256;
+    uint64_t before[kBlock]; // the word up to and with the field before
+    for (int64_t t0 = begin; t0 < end; t0 += kBlock) {
+      const int64_t n = std::min(kBlock, end - t0);
+      for (int64_t f = 0; f < num_fields(); ++f) {
+        const int64_t* word = words + t0 * num_words + fields_[f].word;
+        uint16_t* out = values_FT + f * stride + (t0 - begin);
+        const Divider divide = dividers_[f];
+        const uint64_t radix = fields_[f].radix;
+        if (f == 0 || fields_[f].word != fields_[f - 1].word) {
+          const Divider wrap(radix); // a word out of range must not reach past the tables
+          for (int64_t t = 0; t < n; ++t) {
+            const uint64_t q = divide(static_cast<uint64_t>(word[t * num_words]) & ~(uint64_t{1} << 63));
+            out[t] = static_cast<uint16_t>(q - wrap(q) * radix);
+            before[t] = q;
+          }
+        } else {
+          for (int64_t t = 0; t < n; ++t) {
+            const uint64_t q = divide(static_cast<uint64_t>(word[t * num_words]) & ~(uint64_t{1} << 63));
+            out[t] = static_cast<uint16_t>(q - before[t] * radix);
+            before[t] = q;
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  std::vector<int64_t> radices_;
+  std::vector<Field> fields_;
+  std::vector<Divider> dividers_;
+  int64_t num_values_ = 0, num_rows_ = 0;
+};
+
+} // namespace sidrec

@@ -1,0 +1,144 @@
+"""How operators read packed SIDs: digits of int64 words, and neighbouring digits joined into fields.
+
+A linear map of a SID's digits is a sum of one row per digit; joined digits (5 trits have 243 values, one byte) index one
+table of all their combinations, so that it is a sum of far fewer rows, of a table small enough for cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sidrec_torchrec.codec.packing import SIDSpec
+
+FIELD_LIMIT = 256  # values of a joined field; a digit of more is a field of its own
+
+
+@dataclass(frozen=True)
+class CodeLayout:
+    """Digits, or joined fields of them, and the words they stand in, most significant first.
+
+    Args:
+        radices: number of values of each.
+        words: index of the int64 word of each; ascending.
+    """
+
+    radices: tuple[int, ...]
+    words: tuple[int, ...]
+
+    @staticmethod
+    def of(*specs: SIDSpec) -> "CodeLayout":
+        """The digits of SIDs whose words stand side by side."""
+        radices, words, first = [], [], 0
+        for spec in specs:
+            radices += spec.radices
+            words += [first + chunk.word for chunk in spec.chunks() for _ in range(chunk.count)]
+            first += spec.num_words
+        return CodeLayout(tuple(radices), tuple(words))
+
+    @property
+    def num_values(self) -> int:
+        """V, the sum of all radices: rows of a table of one row per digit and value."""
+        return sum(self.radices)
+
+    @cached_property
+    def divisors(self) -> tuple[int, ...]:
+        """A field's value in its word is ``word // divisor % radix``."""
+        divisors, product, word = [], 1, -1
+        for own_radix, own_word in zip(reversed(self.radices), reversed(self.words), strict=True):
+            product = product if own_word == word else 1
+            divisors.append(product)
+            product, word = product * own_radix, own_word
+        return tuple(reversed(divisors))
+
+    def join(self, limit: int = FIELD_LIMIT) -> "Joined":
+        """Neighbouring digits of a word as one field, as long as it has at most ``limit`` values."""
+        radices: list[int] = []
+        words: list[int] = []
+        counts: list[int] = []
+        for radix, word in zip(self.radices, self.words, strict=True):
+            if words and words[-1] == word and radices[-1] * radix <= limit:
+                radices[-1] *= radix
+                counts[-1] += 1
+            else:
+                radices.append(radix)
+                words.append(word)
+                counts.append(1)
+        return Joined(self, CodeLayout(tuple(radices), tuple(words)), tuple(counts))
+
+    def values(self, words_NW: Tensor) -> Tensor:
+        """Value of each field, int64 [N, F], of packed SIDs int64 [N, W].
+
+        Not checked: a word out of range gives the values of some other SID.
+        """
+        divisor_F = torch.tensor(self.divisors, device=words_NW.device)
+        radix_F = torch.tensor(self.radices, device=words_NW.device)
+        return words_NW[:, list(self.words)].div(divisor_F, rounding_mode="floor") % radix_F
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Digits joined into fields.
+
+    Args:
+        digits: before.
+        fields: after.
+        counts: digits of each field.
+    """
+
+    digits: CodeLayout
+    fields: CodeLayout
+    counts: tuple[int, ...]
+
+    def expand(self, values_VH: Tensor) -> Tensor:
+        """Rows of fields from rows of digits: a field's row is the sum of its digits'.
+
+        Args:
+            values_VH: [..., V, H], a row per digit and value.
+
+        Returns:
+            [..., R, H], a row per field and value.
+        """
+        tables, first = iter(values_VH.split(list(self.digits.radices), dim=-2)), []
+        for count in self.counts:
+            rows = next(tables)
+            for _ in range(count - 1):
+                # a later digit is less significant: every earlier combination with each of its values
+                rows = (rows.unsqueeze(-2) + next(tables).unsqueeze(-3)).flatten(-3, -2)
+            first.append(rows)
+        return torch.cat(first, dim=-2)
+
+    def sum_out(self, rows_RH: Tensor) -> Tensor:
+        """The adjoint of ``expand``: sums by digit and value [..., V, H] of sums by field and value [..., R, H]."""
+        radices, sums = iter(self.digits.radices), []
+        for rows, count in zip(rows_RH.split(list(self.fields.radices), dim=-2), self.counts, strict=True):
+            own = [next(radices) for _ in range(count)]
+            rows = rows.unflatten(-2, own)
+            for j in range(count):
+                others = [rows.ndim - 1 - count + i for i in range(count) if i != j]
+                sums.append(rows.sum(others) if others else rows)
+        return torch.cat(sums, dim=-2)
+
+
+def check_rows(table: Tensor, layout: CodeLayout, dim: int) -> None:
+    """Refuses a table that has not one row per field and value in dimension ``dim``.
+
+    Raises:
+        ValueError: names both numbers.
+    """
+    if table.shape[dim] != layout.num_values:
+        raise ValueError(f"a table of {table.shape[dim]} rows, expected {layout.num_values}, one per field and value")
+
+
+def digit_rows(tables: Sequence[Tensor], layout: CodeLayout) -> Tensor:
+    """Tables of each digit, [radix, D], as one of all rows, [V, D].
+
+    Raises:
+        ValueError: if there is not one table per digit, of its radix.
+    """
+    rows = [table.shape[0] for table in tables]
+    if rows != list(layout.radices):
+        raise ValueError(f"digit tables have {rows} rows, expected {list(layout.radices)}")
+    return torch.cat(list(tables))

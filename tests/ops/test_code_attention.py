@@ -1,0 +1,219 @@
+"""code_attention against attention over decoded vectors, and the kernels against the reference."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidrec_torchrec.codec.alphabet import parse_stages
+from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.ops.code_attention import (
+    GAP_BUCKETS,
+    code_attention,
+    code_attention_backward,
+    gap_bucket,
+    reference,
+    reference_backward,
+)
+from sidrec_torchrec.ops.layout import CodeLayout
+
+STAGES = ["ternary", "ternary*25", "onehot:256,ternary*20", "onehot:300,ternary*50", "onehot:4*7"]
+TIMES = pytest.mark.parametrize("times", [False, True], ids=["", "times"])
+SOFTMAX = pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "silu"])
+
+
+class Case:
+    """Random events, queries over ranges of them that overlap, are empty or alike, and scores."""
+
+    def __init__(self, stages, heads=4, events=700, queries=9, times=False, seed=0, dtype=torch.float32, scale=1.0):
+        generator = torch.Generator().manual_seed(seed)
+        self.spec = SIDSpec(parse_stages(stages), "test")
+        self.layout = CodeLayout.of(self.spec)
+        columns = [torch.randint(r, (events,), generator=generator) for r in self.spec.radices]
+        self.digits_NL = torch.stack(columns, dim=1)
+        self.words_NW = self.spec.pack(self.digits_NL)
+        ends = torch.randint(events + 1, (queries, 2), generator=generator).sort(1).values
+        ends[0] = torch.tensor([0, events])
+        if queries > 2:
+            ends[1] = ends[0]
+            ends[2, 1] = ends[2, 0]  # reads nothing
+        self.begin_M, self.end_M = ends[:, 0].contiguous(), ends[:, 1].contiguous()
+        V = self.layout.num_values + GAP_BUCKETS * times
+        self.scores_MVH = torch.randn(queries, V, heads, generator=generator, dtype=dtype) * scale
+        self.event_time_N = self.query_time_M = None
+        if times:
+            self.event_time_N = torch.randint(1 << 33, (events,), generator=generator)
+            self.query_time_M = torch.randint(1 << 33, (queries,), generator=generator)
+
+    @property
+    def tensors(self):
+        return self.words_NW, self.begin_M, self.end_M, self.scores_MVH, self.event_time_N, self.query_time_M
+
+    def run(self, softmax):
+        return code_attention(*self.tensors, list(self.layout.radices), list(self.layout.words), softmax)
+
+    def reference(self, softmax):
+        words, begin, end, scores, *times = self.tensors
+        return reference(words, begin, end, scores.double(), *times, self.layout, softmax)
+
+    def by_hand(self, softmax):
+        """One query after another, from unpacked digits."""
+        masses, lses = [], []
+        for m in range(len(self.begin_M)):
+            events = slice(int(self.begin_M[m]), int(self.end_M[m]))
+            tables = list(
+                self.scores_MVH[m]
+                .double()
+                .split(
+                    [*self.layout.radices, GAP_BUCKETS][:None]
+                    if self.event_time_N is not None
+                    else list(self.layout.radices)
+                )
+            )
+            columns = list(self.digits_NL[events].T)
+            if self.event_time_N is not None:
+                gaps = [max(0, int(self.query_time_M[m] - t)) for t in self.event_time_N[events]]
+                columns.append(torch.tensor([min((gap + 1).bit_length() - 1, GAP_BUCKETS - 1) for gap in gaps]).long())
+            score_TH = sum(table[column] for table, column in zip(tables, columns, strict=True))
+            weight_TH = score_TH.softmax(0) if softmax else torch.nn.functional.silu(score_TH)
+            mass = [torch.zeros_like(t).index_add_(0, c, weight_TH) for t, c in zip(tables, columns, strict=True)]
+            masses.append(torch.cat(mass))
+            lses.append(score_TH.logsumexp(0) if softmax else score_TH.new_zeros(score_TH.shape[1]))
+        return torch.stack(masses), torch.stack(lses)
+
+
+def assert_equal(actual, expected, tolerance=1e-5):
+    for a, e in zip(actual, expected, strict=True):
+        scale = e[e.isfinite()].abs().max().clamp_min(1e-30) if e.isfinite().any() else 1.0
+        torch.testing.assert_close(a.double(), e.double(), rtol=tolerance, atol=float(tolerance * scale))
+
+
+@pytest.mark.parametrize("stages", STAGES)
+@TIMES
+@SOFTMAX
+def test_equals_attention_by_hand(stages, times, softmax):
+    case = Case(stages, times=times)
+    assert_equal(case.reference(softmax), case.by_hand(softmax), 1e-12)
+    assert_equal(case.run(softmax), case.by_hand(softmax))
+
+
+@pytest.mark.parametrize("heads", [1, 3, 4, 5, 8, 13])
+@SOFTMAX
+def test_any_number_of_heads(heads, softmax):
+    case = Case("ternary*25", heads=heads, times=True)
+    assert_equal(case.run(softmax), case.reference(softmax))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    stages=st.sampled_from(STAGES),
+    events=st.integers(1, 400),
+    queries=st.integers(1, 40),
+    times=st.booleans(),
+    softmax=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_ranges(stages, events, queries, times, softmax, seed):
+    case = Case(stages, 2, events, queries, times, seed)
+    assert_equal(case.run(softmax), case.reference(softmax))
+
+
+def test_large_scores_do_not_overflow():
+    case = Case("ternary*25", scale=60.0, events=2000)
+    mass, lse = case.run(True)
+    assert mass.isfinite().all()
+    assert_equal((mass, lse), case.reference(True), 1e-4)  # scores of 1,000 have no more digits in float32
+
+
+def test_no_queries_and_no_events():
+    case = Case("ternary*25")
+    none = code_attention(
+        case.words_NW, case.begin_M[:0], case.end_M[:0], case.scores_MVH[:0], None, None, [3] * 25, [0] * 25, True
+    )
+    assert [tuple(x.shape) for x in none] == [(0, 75, 4), (0, 4)]
+    zero = torch.zeros(9, dtype=torch.int64)
+    mass, lse = code_attention(case.words_NW[:0], zero, zero, case.scores_MVH, None, None, [3] * 25, [0] * 25, True)
+    assert not mass.any() and (lse == -torch.inf).all()
+
+
+@pytest.mark.parametrize("stages", STAGES)
+@TIMES
+@SOFTMAX
+def test_gradient_in_kernels_equals_the_reference(stages, times, softmax):
+    case = Case(stages, times=times)
+    mass, lse = case.reference(softmax)
+    generator = torch.Generator().manual_seed(1)
+    grad_mass, shift = (torch.randn(x.shape, generator=generator) for x in (mass, lse))
+    layout = list(case.layout.radices), list(case.layout.words)
+    actual = code_attention_backward(*case.tensors, grad_mass, lse.float(), shift, *layout, softmax)
+    words, begin, end, scores, *moments = case.tensors
+    doubles = (scores.double(), *moments, grad_mass.double(), lse, shift.double())
+    expected = reference_backward(words, begin, end, *doubles, case.layout, softmax)
+    assert_equal([actual], [expected])
+
+
+@TIMES
+@SOFTMAX
+def test_gradient_of_the_scores(times, softmax):
+    case = Case("onehot:5,ternary*4", heads=2, events=12, queries=4, times=times, dtype=torch.float64)
+    if times:
+        case.query_time_M = case.event_time_N[:4] + torch.tensor([0, 5, 100, 9000])
+    words, begin, end, scores, *times = case.tensors
+
+    def run(scores):
+        mass, lse = code_attention(words, begin, end, scores, *times, [5, 3, 3, 3, 3], [0] * 5, softmax)
+        return (mass, lse.masked_fill(end.unsqueeze(1) == begin.unsqueeze(1), 0.0)) if softmax else mass
+
+    assert torch.autograd.gradcheck(run, (scores.requires_grad_(),))
+
+
+@TIMES
+def test_is_a_proper_operator(times):
+    case = Case("onehot:300,ternary*50", events=30, queries=4, times=times)
+    case.scores_MVH.requires_grad_()
+    torch.library.opcheck(code_attention, (*case.tensors, list(case.layout.radices), list(case.layout.words), True))
+
+
+def test_compiles_in_one_graph():
+    case = Case("ternary*25", events=50)
+    gradients = []
+    for run in (case.run, torch.compile(case.run, backend="aot_eager", fullgraph=True)):
+        case.scores_MVH = case.scores_MVH.detach().requires_grad_()
+        mass, _ = run(True)
+        mass.square().sum().backward()
+        gradients.append(case.scores_MVH.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_threads_and_shares_of_queries_do_not_change_a_bit():
+    case = Case("ternary*25", queries=64, times=True)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(torch.cat([x.flatten() for x in case.run(True)]))
+    finally:
+        torch.set_num_threads(before)
+    assert results[0].equal(results[1]) and results[0].equal(results[2])
+
+
+def test_gap_buckets_are_exact():
+    gaps = [-5, 0, 1, 2, 3, 6, 7, 2**25 - 2, 2**25 - 1, 2**31 - 2, 2**31 - 1, 2**62]
+    expected = [min(31, max(0, gap) + 1 and (max(0, gap) + 1).bit_length() - 1) for gap in gaps]
+    assert gap_bucket(torch.tensor(gaps)).tolist() == expected
+
+
+def test_bad_input_is_refused():
+    case = Case("ternary*25")
+    layout = [3] * 25, [0] * 25
+    words, begin, end, scores, *_ = case.tensors
+    with pytest.raises(ValueError, match=r"scores have shape \(9, 74, 4\), expected \[queries, 75, heads\]"):
+        code_attention(words, begin, end, scores[:, 1:], None, None, *layout, True)
+    with pytest.raises(ValueError, match="times of both"):
+        code_attention(words, begin, end, scores, words[:, 0], None, *layout, True)
+    for end_ in (end + 1, begin - 1):
+        with pytest.raises(RuntimeError, match="reads events"):
+            code_attention(words, begin, end_, scores, None, None, *layout, True)
+        with pytest.raises(RuntimeError, match="reads events"):
+            code_attention(words, begin, end_, scores.double(), None, None, *layout, True)
