@@ -21,8 +21,11 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as below
     from sidrec_torchrec.fusion.config import VQFusionConfig
     from sidrec_torchrec.fusion.model import VQFusion
     from sidrec_torchrec.fusion.tokenizer import Tokenizer
+    from sidrec_torchrec.ops.code_attention import code_attention
     from sidrec_torchrec.ops.side_decode import side_decode
-    from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection, SIDEConfig
+    from sidrec_torchrec.side.code_attention import CodeAttention
+    from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection
+    from sidrec_torchrec.side.expansion import LearnedSIDE, SIDEConfig
     from sidrec_torchrec.side.ngram import PrefixNgram
     from sidrec_torchrec.side.replace import replace_tables
 
@@ -36,8 +39,11 @@ _PUBLIC = {
     "fusion.config": ["VQFusionConfig"],
     "fusion.model": ["VQFusion"],
     "fusion.tokenizer": ["Tokenizer"],
+    "ops.code_attention": ["code_attention"],
     "ops.side_decode": ["side_decode"],
-    "side.collection": ["SIDEBagCollection", "SIDECollection", "SIDEConfig"],
+    "side.code_attention": ["CodeAttention"],
+    "side.collection": ["SIDEBagCollection", "SIDECollection"],
+    "side.expansion": ["LearnedSIDE", "SIDEConfig"],
     "side.ngram": ["PrefixNgram"],
     "side.replace": ["replace_tables"],
 }

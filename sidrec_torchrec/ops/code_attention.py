@@ -120,13 +120,13 @@ code_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
 def gap_bucket(gap: Tensor) -> Tensor:
-    """Logarithmic bucket of a time gap: floor(log2(gap + 1)), exact, int64 in [0, GAP_BUCKETS); negative gaps count as 0.
+    """Logarithmic bucket of a time gap: floor(log2(gap + 1)), exact, int32 in [0, GAP_BUCKETS); negative gaps count as 0.
 
     Args:
         gap: integers, of any shape.
     """
     exponent = torch.frexp(gap.clamp(0, (1 << GAP_BUCKETS) - 1).add(1).double()).exponent
-    return (exponent - 1).long().clamp_max(GAP_BUCKETS - 1)
+    return (exponent - 1).clamp_max(GAP_BUCKETS - 1)
 
 
 def reference(

@@ -21,7 +21,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.errors import SidrecError, check_at_least, check_share
-from sidrec_torchrec.side.collection import MODES, SIDECollection, SIDEConfig
+from sidrec_torchrec.side.collection import SIDECollection
+from sidrec_torchrec.side.expansion import MODES, SIDEConfig
 from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
 
 ARMS = ("none", "raw", "prefix-ngram", "side", "id")

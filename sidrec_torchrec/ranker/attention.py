@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-GAP_BUCKETS = 32  # powers of two of the time unit: up to 136 years of seconds
+from sidrec_torchrec.ops.code_attention import GAP_BUCKETS
+
 _MASKED = -1e9
 
 
@@ -54,7 +55,7 @@ class TargetAttention(nn.Module):
             items_BTD: item vectors of the events, float: what a candidate is compared with.
             events_BTD: vectors of item and action together, float: what is pooled.
             actions_BT: action of each event, int64 in [0, num_actions).
-            gaps_BMT: time-gap bucket of each pair, int32 or int64 in [0, GAP_BUCKETS); see ``gap_bucket``.
+            gaps_BMT: time-gap bucket of each pair, int32 or int64 in [0, GAP_BUCKETS); see ``ops.code_attention.gap_bucket``.
             mask_BMT: True where the candidate may read the event.
 
         Returns:
@@ -74,8 +75,3 @@ class TargetAttention(nn.Module):
 
     def _heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-def gap_bucket(gap: Tensor) -> Tensor:
-    """Logarithmic bucket of a time gap: floor(log2(gap + 1)), int32, same shape; negative gaps count as 0."""
-    return gap.clamp_min(0).add(1).to(torch.float32).log2().to(torch.int32).clamp_max(GAP_BUCKETS - 1)

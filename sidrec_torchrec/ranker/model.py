@@ -13,7 +13,8 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.errors import check_at_least, check_share
-from sidrec_torchrec.ranker.attention import GAP_BUCKETS, TargetAttention, gap_bucket
+from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, gap_bucket
+from sidrec_torchrec.ranker.attention import TargetAttention
 from sidrec_torchrec.ranker.padding import RowLayout
 
 NUM_ACTIONS = 2

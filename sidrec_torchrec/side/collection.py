@@ -1,13 +1,8 @@
 """SIDE collections: where a TorchRec embedding collection stood, SIDs are expanded instead of looked up.
 
-Parameter-free: the only tensors are buffers that follow from the codec. A feature ``f`` of a codec with one word reads
-the KJT key ``f``, with W words the keys ``f_0`` ... ``f_{W-1}``; each event is one packed SID.
+Parameter-free unless a table is ``learned``. A feature ``f`` of a codec with one word reads the KJT key ``f``, with W words
+the keys ``f_0`` ... ``f_{W-1}``; each event is one packed SID.
 """
-
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -21,126 +16,12 @@ from torchrec.modules.embedding_modules import (
 )
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from sidrec_torchrec.codec.alphabet import format_stages, parse_stages
-from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.codec.packing import SIDSpec, word_names
-from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.ops.layout import CodeLayout, digit_rows
-from sidrec_torchrec.ops.side_decode import side_decode
-
-MODES = ("digits", "decoded")
+from sidrec_torchrec.codec.packing import word_names
+from sidrec_torchrec.side.expansion import SIDEConfig, build_side
 
 # fx wraps functions by the module they are called from: TorchRec's own wrapping does not reach this one
 torch.fx.wrap("process_pooled_embeddings")
 torch.fx.wrap("reorder_inverse_indices")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SIDEConfig:
-    """One SIDE "table": some features whose values are SIDs of one codec.
-
-    Args:
-        name: unique in its collection, as a table's name is.
-        feature_names: features it serves.
-        codec: of their SIDs.
-        mode: ``digits`` gives the digits themselves as floats (25 trits: 25 numbers of -1, 0, 1), ``decoded`` the vector
-            the codec decodes them to.
-        pooling: how ``SIDEBagCollection`` pools a bag.
-
-    Raises:
-        ValueError: on an unknown mode, or without features.
-    """
-
-    name: str
-    feature_names: list[str]
-    codec: Codec
-    mode: str = "digits"
-    pooling: PoolingType = PoolingType.SUM
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"SIDE '{self.name}': mode must be one of {', '.join(MODES)}; got '{self.mode}'")
-        if not self.feature_names:
-            raise ValueError(f"SIDE '{self.name}' serves no feature; name at least one in feature_names")
-
-    @property
-    def embedding_dim(self) -> int:
-        """Floats per event."""
-        if self.mode == "decoded":
-            return self.codec.dim
-        return sum(stage.width for stage in self.codec.spec.stages)
-
-    def embedding_config(self) -> EmbeddingConfig:
-        """As TorchRec describes a table; the one "row" stands for no table at all."""
-        return EmbeddingConfig(
-            name=self.name, embedding_dim=self.embedding_dim, num_embeddings=1, feature_names=self.feature_names
-        )
-
-    def embedding_bag_config(self) -> EmbeddingBagConfig:
-        """As TorchRec describes a pooled table."""
-        return EmbeddingBagConfig(
-            name=self.name,
-            embedding_dim=self.embedding_dim,
-            num_embeddings=1,
-            feature_names=self.feature_names,
-            pooling=self.pooling,
-        )
-
-
-class SIDExpansion(nn.Module):
-    """Packed SIDs of one codec as vectors: the constants, and the check that a checkpoint is this codec's.
-
-    Args:
-        config: codec and mode.
-        device: a real device.
-
-    Raises:
-        ValueError: on the meta device: TorchRec would fill the constants with zeros in silence.
-    """
-
-    def __init__(self, config: SIDEConfig, device: torch.device | None = None) -> None:
-        super().__init__()
-        device = torch.device("cpu") if device is None else torch.device(device)
-        if device.type == "meta":
-            raise ValueError(f"SIDE '{config.name}' cannot be built on the meta device; build it on the real one")
-        self._codec = codec = config.codec
-        decoded = config.mode == "decoded"
-        joined = CodeLayout.of(codec.spec).join()
-        table_VD = digit_rows(codec.digit_tables if decoded else codec.value_tables(), joined.digits)
-        table_RD = joined.expand(table_VD)
-        if decoded:
-            table_RD[: joined.fields.radices[0]] += codec.offset_D  # every SID takes one of these rows
-        self.radices, self.words = list(joined.fields.radices), list(joined.fields.words)
-        last_W = torch.tensor([limit - 1 for limit in codec.spec.word_limits])
-        self._constants = {"table_RD": table_RD, "last_W": last_W}
-        for name, constant in self._constants.items():
-            self.register_buffer(name, constant.to(device, copy=True), persistent=False)
-        self.stages = format_stages(codec.spec.stages)
-
-    def forward(self, words_NW: Tensor) -> Tensor:
-        """float32 [N, embedding_dim] of packed SIDs, int64 [N, W], which ``_packed_sids`` has checked."""
-        return side_decode(words_NW, self.table_RD, self.radices, self.words)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SIDExpansion":
-        super()._apply(fn, recurse)
-        for name, constant in self._constants.items():  # after to_empty() they would hold whatever was in memory
-            getattr(self, name).copy_(constant)
-        return self
-
-    def get_extra_state(self) -> str:
-        """What a checkpoint keeps: whose SIDs the model was trained on. The constants follow from the codec.
-
-        Text, because distributed checkpoints take a dict apart, and miss it where a table lies on another process.
-        """
-        return json.dumps(self._codec.spec.to_json())
-
-    def set_extra_state(self, state: str) -> None:
-        """Refuses a checkpoint of another codec.
-
-        Raises:
-            CodecMismatchError: names both fingerprints.
-        """
-        self._codec.check(json.loads(state)["fingerprint"], "checkpoint")
 
 
 class _Expansions(nn.Module):
@@ -151,7 +32,7 @@ class _Expansions(nn.Module):
         names = [table.name for table in tables]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"a collection needs tables of unique names, got {names}")
-        self.expansions = nn.ModuleDict({table.name: SIDExpansion(table, device) for table in tables})
+        self.expansions = nn.ModuleDict({table.name: build_side(table, device) for table in tables})
 
     @property
     def device(self) -> torch.device:
@@ -161,67 +42,8 @@ class _Expansions(nn.Module):
     def vectors(self, table: SIDEConfig, feature: str, features: KeyedJaggedTensor) -> tuple[JaggedTensor, Tensor]:
         """The feature's SIDs, with lengths and weights, and their vectors [N, D]."""
         expansion = self.expansions[table.name]
-        sids = _packed_sids(features, feature, expansion.stages, expansion.last_W)
+        sids = expansion.read(features, feature)
         return sids, expansion(sids.values())
-
-
-# What follows looks at values, or asks tensors for their device: fx must call it rather than trace it.
-
-
-@lru_cache
-def _spec(stages: str) -> SIDSpec:
-    return SIDSpec(parse_stages(stages), "")
-
-
-@torch.fx.wrap
-def _packed_sids(features: KeyedJaggedTensor, feature: str, stages: str, last_W: Tensor) -> JaggedTensor:
-    """A feature's SIDs, values int64 [N, W], gathered from the keys of its words and checked."""
-    spec, by_key = _spec(stages), features.to_dict()
-    keys = word_names(feature, spec.num_words)
-    missing = [key for key in keys if key not in by_key]
-    if missing:
-        raise DataError(
-            f"feature '{feature}': the KeyedJaggedTensor has no key '{missing[0]}'; its keys are {features.keys()}, and "
-            f"SIDs of {stages} travel under {keys}"
-        )
-    words = [by_key[key] for key in keys]
-    _check_lengths(feature, keys, words)
-    words_NW = torch.stack([word.values() for word in words], dim=1)
-    _check_words(feature, spec, words_NW, last_W)
-    first = words[0]
-    return JaggedTensor(words_NW, weights=first.weights_or_none(), lengths=first.lengths(), offsets=first.offsets())
-
-
-def _check_lengths(feature: str, keys: list[str], words: list[JaggedTensor]) -> None:
-    first, *others = words
-    for key, other in zip(keys[1:], others, strict=True):
-        message = (
-            f"feature '{feature}': keys '{keys[0]}' and '{key}' have different lengths; every SID has a word in each"
-        )
-        if first.lengths().shape != other.lengths().shape:
-            raise DataError(message)
-        equal = (first.lengths() == other.lengths()).all()
-        if _can_look_at(equal):
-            if not equal:
-                raise DataError(message)
-        else:
-            torch._assert_async(equal, message)
-
-
-def _check_words(feature: str, spec: SIDSpec, words_NW: Tensor, last_W: Tensor) -> None:
-    if _can_look_at(words_NW) or words_NW.dtype != torch.int64:
-        try:
-            spec.check_words(words_NW)
-        except ValueError as error:
-            raise DataError(f"feature '{feature}': {error}") from None
-    else:
-        message = f"feature '{feature}': a word is no packed SID of {format_stages(spec.stages)}"
-        torch._assert_async(((words_NW >= 0) & (words_NW <= last_W)).all(), message)
-
-
-def _can_look_at(values: Tensor) -> bool:
-    """Whether a check can read values now; else it must be an assertion: on CUDA, to wait for nothing, and in a graph."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 @torch.fx.wrap

@@ -23,7 +23,8 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import word_names
-from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection, SIDEConfig
+from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection
+from sidrec_torchrec.side.expansion import SIDEConfig
 
 # What holds tables; all but the exact EmbeddingBagCollection and EmbeddingCollection is left whole: it is sharded or
 # quantized already, TorchRec shards it as one module, or it changes ids before they are looked up.

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from sidrec_torchrec.ranker.attention import GAP_BUCKETS, TargetAttention, gap_bucket
+from sidrec_torchrec.ops.code_attention import GAP_BUCKETS
+from sidrec_torchrec.ranker.attention import TargetAttention
 from sidrec_torchrec.ranker.padding import RowLayout
 
 
@@ -80,11 +81,6 @@ def test_masked_events_change_nothing():
 def test_heads_must_divide_dim():
     with pytest.raises(ValueError, match="dim 10 is not a multiple of num_heads 4"):
         TargetAttention(10, 4, 2)
-
-
-def test_gap_bucket_is_floor_of_log2():
-    gaps = torch.tensor([-5, 0, 1, 2, 3, 6, 7, 8, 1 << 20, (1 << 20) - 2, 1 << 62])
-    assert gap_bucket(gaps).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 20, 19, GAP_BUCKETS - 1]
 
 
 def test_padding_is_right_aligned():

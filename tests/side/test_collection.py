@@ -15,7 +15,8 @@ from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.errors import CodecMismatchError
-from sidrec_torchrec.side.collection import MODES, SIDEBagCollection, SIDECollection, SIDEConfig
+from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection
+from sidrec_torchrec.side.expansion import MODES, SIDEConfig
 
 ITEMS = 30
 
@@ -194,3 +195,39 @@ def test_torchrec_models_train_with_it(kind):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_learned_side_starts_frozen_and_learns_any_function_of_a_field():
+    codec = make_codec("ternary*5")  # one field of 243 rows: an item each
+    _, by_mode = make_items(codec)
+    _, features = make_features({"f": [ITEMS]}, codec)
+    learned, frozen = (
+        SIDECollection([SIDEConfig(name="t", feature_names=["f"], codec=codec, mode="decoded", learned=flag)])
+        for flag in (True, False)
+    )
+    torch.testing.assert_close(learned(features)["f"].values(), frozen(features)["f"].values())
+    assert not list(frozen.parameters())
+
+    words_N = features["f"].values()
+    target_ND = torch.randn(243, by_mode["decoded"].shape[1], generator=torch.Generator().manual_seed(4))[words_N]
+    optimizer = torch.optim.SGD(learned.parameters(), lr=0.5)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = (learned(features)["f"].values() - target_ND).square().sum() / 2 / words_N.bincount().max()
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(learned(features)["f"].values(), target_ND, rtol=1e-2, atol=1e-2)
+
+
+def test_learned_rows_are_in_checkpoints_and_keep_their_codec():
+    config = {"name": "t", "feature_names": ["f"], "mode": "decoded", "learned": True}
+    learned = SIDECollection([SIDEConfig(codec=make_codec(), **config)])
+    with torch.no_grad():
+        next(learned.parameters()).add_(1.0)
+    again = SIDECollection([SIDEConfig(codec=make_codec(), **config)])
+    again.load_state_dict(learned.state_dict())
+    assert next(again.parameters()).equal(next(learned.parameters()))
+    with pytest.raises(CodecMismatchError, match="bbbb"):
+        SIDECollection([SIDEConfig(codec=make_codec(fingerprint="bbbb"), **config)]).load_state_dict(
+            learned.state_dict()
+        )

@@ -28,7 +28,8 @@ from sidrec_torchrec.codec.alphabet import OneHot, parse_stages
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.errors import CodecMismatchError, DataError
-from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection, SIDEConfig
+from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection
+from sidrec_torchrec.side.expansion import SIDEConfig
 from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
 
 ITEMS, DIM = 30, 8

@@ -21,7 +21,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import word_names
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.side.collection import SIDEBagCollection, SIDEConfig
+from sidrec_torchrec.side.collection import SIDEBagCollection
+from sidrec_torchrec.side.expansion import SIDEConfig
 from sidrec_torchrec.side.replace import ReplacedBagCollection, replace_tables
 from tests.side.test_in_torchrec import DIM, ITEMS, ONE_WORD, TWO_WORDS, make_codec, make_items
 

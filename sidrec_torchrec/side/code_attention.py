@@ -1,0 +1,179 @@
+"""Code-space attention: candidates read a history of packed SIDs that is never decoded."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sidrec_torchrec.codec.alphabet import MAX_RADIX
+from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, code_attention
+from sidrec_torchrec.ops.layout import CodeLayout
+from sidrec_torchrec.side.expansion import SIDEConfig, build_side, can_look_at
+
+
+class CodeAttention(nn.Module):
+    """Multi-head attention of candidates over events that are packed SIDs with side information.
+
+    It equals attention over decoded events: keys and values are linear maps of SIDE's vectors, a score is the scaled
+    product of query and key plus a learned bias per head and bucket of each kind of side information, and a value has a
+    learned term per bucket. But keys, values and vectors of events are never made: see ``ops.code_attention``. So the
+    cost per event does not depend on ``dim``, and an event takes the bytes of its packed words.
+
+    Softmax attention has a learned sink per head with a zero value, which takes the weight when no event matters; pointwise
+    attention (HSTU; Zhai et al. 2024, section 3.2) takes the mean of silu(score) times value. Nothing to read gives
+    the output's bias.
+
+    Args:
+        events: codec and mode of the events' SIDs, and whether their map is learned; its features are not looked at.
+        dim: width D of queries and output.
+        num_heads: H; divides ``dim``.
+        side_information: number of buckets of each kind, such as ``{"action": 3, "position": 64}``.
+        time_gaps: whether scores and values also depend on the time from event to query, in GAP_BUCKETS powers of two.
+        pointwise: silu instead of softmax.
+        device: where to build it; not meta.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``dim``, or on a number of buckets that is not possible.
+
+    Example::
+
+        attention = CodeAttention(SIDEConfig(name="item", feature_names=["history"], codec=codec), dim=64, num_heads=4)
+        history = attention.events.read(features, "history")
+        begin_B, end_B = history.offsets()[:-1], history.offsets()[1:]
+        pooled_BD = attention(candidates_BD, history.values(), begin_B, end_B)
+    """
+
+    def __init__(
+        self,
+        events: SIDEConfig,
+        dim: int,
+        num_heads: int,
+        *,
+        side_information: Mapping[str, int] | None = None,
+        time_gaps: bool = False,
+        pointwise: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.time_gaps = time_gaps
+        self.pointwise = pointwise
+        self.events = build_side(events, device)
+        self.query = nn.Linear(dim, dim, device=device)
+        self.key = nn.Linear(events.embedding_dim, dim, bias=False, device=device)
+        self.value = nn.Linear(events.embedding_dim, dim, bias=False, device=device)
+        self.output = nn.Linear(dim, dim, device=device)
+        self.sink_H = None if pointwise else nn.Parameter(torch.zeros(num_heads, device=device))
+        self.side_information = dict(side_information or {})
+        sizes = list(self.side_information.values())
+        if not all(1 <= size <= MAX_RADIX for size in sizes) or math.prod(sizes) > 1 << 63:
+            raise ValueError(
+                f"side_information {self.side_information}: 1 to {MAX_RADIX} buckets are possible, and 2^63 combinations"
+            )
+        buckets = sum(self.side_information.values()) + GAP_BUCKETS * time_gaps
+        self.bias_UH = nn.Parameter(torch.zeros(buckets, num_heads, device=device))  # U: all kinds' buckets
+        self.bucket_value_UD = nn.Parameter(torch.zeros(buckets, dim, device=device))
+        self._side_layout = CodeLayout(tuple(sizes), (0,) * len(sizes))
+        # side information travels as one more word of digits, behind the SID's
+        side_word = events.codec.spec.num_words
+        self._radices = [*self.events.layout.radices, *sizes]
+        self._words = [*self.events.layout.words, *[side_word] * len(sizes)]
+
+    def forward(
+        self,
+        query_MD: Tensor,
+        words_NW: Tensor,
+        begin_M: Tensor,
+        end_M: Tensor,
+        buckets_NK: Tensor | None = None,
+        event_time_N: Tensor | None = None,
+        query_time_M: Tensor | None = None,
+    ) -> Tensor:
+        """Pools each query's events.
+
+        Args:
+            query_MD: a candidate each, float.
+            words_NW: packed SIDs of all events, int64, as ``events.read`` has checked them.
+            begin_M, end_M: query m reads events begin_m .. end_m - 1, int64. Candidates of one request name the same
+                events, which are then read from memory once.
+            buckets_NK: int64, the bucket of each kind of side information, in the order of ``side_information``.
+            event_time_N, query_time_M: int64, if there are time gaps.
+
+        Returns:
+            float [M, D].
+
+        Raises:
+            DataError: on CPU, on a bucket out of range; names its kind and event. Elsewhere an assertion fails.
+            ValueError: if side information or times are missing, or given where there are none.
+        """
+        self._check(buckets_NK, event_time_N, query_time_M)
+        if buckets_NK is not None:
+            words_NW = torch.cat([words_NW, self._side_words(buckets_NK)], dim=1)
+        M, H = len(query_MD), self.num_heads
+        rows_VE = self.events.rows_VE
+        q_MHd = self.query(query_MD).unflatten(1, (H, -1)) * (query_MD.shape[1] // H) ** -0.5
+        k_VHd = self.key(rows_VE).unflatten(1, (H, -1))
+        scores_MVH = torch.einsum("mhd,vhd->mvh", q_MHd, k_VHd)
+        scores_MVH = torch.cat([scores_MVH, self.bias_UH.expand(M, -1, -1)], dim=1)
+        mass_MVH, lse_MH = code_attention(
+            words_NW,
+            begin_M,
+            end_M,
+            scores_MVH,
+            event_time_N,
+            query_time_M,
+            self._radices,
+            self._words,
+            not self.pointwise,
+        )
+        if self.sink_H is not None:
+            share_MH = (lse_MH - self.sink_H).sigmoid()  # of the events, against the sink
+        else:
+            share_MH = (1.0 / (end_M - begin_M).clamp_min(1)).unsqueeze(1).expand(-1, H)
+        v_VHd = torch.cat([self.value(rows_VE), self.bucket_value_UD]).unflatten(1, (H, -1))
+        pooled_MHd = torch.einsum("mvh,vhd->mhd", mass_MVH, v_VHd) * share_MH.unsqueeze(2)
+        return self.output(pooled_MHd.flatten(1))
+
+    def _check(self, buckets_NK: Tensor | None, event_time_N: Tensor | None, query_time_M: Tensor | None) -> None:
+        kinds = list(self.side_information)
+        if (0 if buckets_NK is None else buckets_NK.shape[1]) != len(kinds):
+            raise ValueError(f"buckets_NK must have a column for each of {kinds}; got {_shape(buckets_NK)}")
+        for name, times in (("event_time_N", event_time_N), ("query_time_M", query_time_M)):
+            if (times is not None) != self.time_gaps:
+                raise ValueError(f"{name} must be given if time_gaps, and only then; time_gaps is {self.time_gaps}")
+
+    def _side_words(self, buckets_NK: Tensor) -> Tensor:
+        """Side information as one packed word, int64 [N, 1]."""
+        wrong_NK = (buckets_NK < 0) | (buckets_NK >= torch.tensor(self._side_layout.radices, device=buckets_NK.device))
+        if can_look_at(wrong_NK):
+            if wrong_NK.any():
+                event, kind = wrong_NK.nonzero()[0].tolist()
+                name, size = list(self.side_information.items())[kind]
+                raise DataError(f"{name} of event {event} is {int(buckets_NK[event, kind])}, expected 0 to {size - 1}")
+        else:
+            torch._assert_async(~wrong_NK.any(), f"side information {self.side_information}: a bucket is out of range")
+        return (buckets_NK * torch.tensor(self._side_layout.divisors, device=buckets_NK.device)).sum(1, keepdim=True)
+
+
+def request_ranges(offsets_B1: Tensor, candidates_B: Tensor) -> tuple[Tensor, Tensor]:
+    """What each candidate reads when those of request b, one after another, read the events of history b.
+
+    Args:
+        offsets_B1: int64 [B + 1], where histories begin and end, as a JaggedTensor has them.
+        candidates_B: int64, candidates of each request.
+
+    Returns:
+        begin_M and end_M, int64, for ``CodeAttention``.
+    """
+    return (
+        torch.repeat_interleave(offsets_B1[:-1].long(), candidates_B),
+        torch.repeat_interleave(offsets_B1[1:].long(), candidates_B),
+    )
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else f"shape {tuple(tensor.shape)}"

@@ -1,0 +1,259 @@
+"""SIDE: packed SIDs to vectors, as sums of one row per field of digits; frozen, or learned from there on.
+
+Frozen, the only tensors are constants that follow from the codec, kept out of checkpoints and gradients.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+
+from sidrec_torchrec.codec.alphabet import format_stages, parse_stages
+from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.codec.packing import SIDSpec, word_names
+from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.ops.layout import CodeLayout, Joined, digit_rows
+from sidrec_torchrec.ops.side_decode import side_decode
+
+MODES = ("digits", "decoded")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SIDEConfig:
+    """One SIDE "table": some features whose values are SIDs of one codec.
+
+    Args:
+        name: unique in its collection, as a table's name is.
+        feature_names: features it serves.
+        codec: of their SIDs.
+        mode: ``digits`` gives the digits themselves as floats (25 trits: 25 numbers of -1, 0, 1), ``decoded`` the vector
+            the codec decodes them to.
+        learned: whether training changes the map, from there on: see ``LearnedSIDE``.
+        pooling: how ``SIDEBagCollection`` pools a bag.
+
+    Raises:
+        ValueError: on an unknown mode, or without features.
+    """
+
+    name: str
+    feature_names: list[str]
+    codec: Codec
+    mode: str = "digits"
+    learned: bool = False
+    pooling: PoolingType = PoolingType.SUM
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"SIDE '{self.name}': mode must be one of {', '.join(MODES)}; got '{self.mode}'")
+        if not self.feature_names:
+            raise ValueError(f"SIDE '{self.name}' serves no feature; name at least one in feature_names")
+
+    @property
+    def embedding_dim(self) -> int:
+        """Floats per event."""
+        if self.mode == "decoded":
+            return self.codec.dim
+        return sum(stage.width for stage in self.codec.spec.stages)
+
+    def embedding_config(self) -> EmbeddingConfig:
+        """As TorchRec describes a table; the one "row" stands for no table at all."""
+        return EmbeddingConfig(
+            name=self.name, embedding_dim=self.embedding_dim, num_embeddings=1, feature_names=self.feature_names
+        )
+
+    def embedding_bag_config(self) -> EmbeddingBagConfig:
+        """As TorchRec describes a pooled table."""
+        return EmbeddingBagConfig(
+            name=self.name,
+            embedding_dim=self.embedding_dim,
+            num_embeddings=1,
+            feature_names=self.feature_names,
+            pooling=self.pooling,
+        )
+
+
+class OfCodec(nn.Module):
+    """What holds constants of a codec: they survive moves and casts, and a checkpoint of another codec is refused.
+
+    Args:
+        table: whose codec.
+        constants: buffers by name.
+        device: a real device.
+
+    Raises:
+        ValueError: on the meta device: TorchRec would fill the constants with zeros in silence.
+    """
+
+    def __init__(self, table: SIDEConfig, constants: Mapping[str, Tensor], device: torch.device | None) -> None:
+        super().__init__()
+        device = torch.device("cpu") if device is None else torch.device(device)
+        if device.type == "meta":
+            raise ValueError(f"SIDE '{table.name}' cannot be built on the meta device; build it on the real one")
+        self._codec = table.codec
+        last_W = torch.tensor([limit - 1 for limit in table.codec.spec.word_limits])
+        self._constants = {**constants, "last_W": last_W}
+        for name, constant in self._constants.items():
+            self.register_buffer(name, constant.to(device, copy=True), persistent=False)
+        self.stages = format_stages(table.codec.spec.stages)
+
+    def read(self, features: KeyedJaggedTensor, feature: str) -> JaggedTensor:
+        """A feature's SIDs, int64 [N, W]; see ``read_sids``."""
+        return read_sids(features, feature, self.stages, self.last_W)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OfCodec":
+        super()._apply(fn, recurse)
+        for name, constant in self._constants.items():  # after to_empty() they would hold whatever was in memory
+            getattr(self, name).copy_(constant)
+        return self
+
+    def get_extra_state(self) -> str:
+        """What a checkpoint keeps: whose SIDs the model was trained on. The constants follow from the codec.
+
+        Text, because distributed checkpoints take a dict apart, and miss it where a table lies on another process.
+        """
+        return json.dumps(self._codec.spec.to_json())
+
+    def set_extra_state(self, state: str) -> None:
+        """Refuses a checkpoint of another codec.
+
+        Raises:
+            CodecMismatchError: names both fingerprints.
+        """
+        self._codec.check(json.loads(state)["fingerprint"], "checkpoint")
+
+
+class FrozenSIDE(OfCodec):
+    """Packed SIDs of one codec as vectors, parameter-free.
+
+    Args:
+        table: codec and mode.
+        device: a real device.
+
+    Attributes:
+        layout: the digits, and ``rows_VE`` a row of each of their values: what a SID's vector is the sum of.
+    """
+
+    def __init__(self, table: SIDEConfig, device: torch.device | None = None) -> None:
+        rows_VE, joined = _rows(table)
+        super().__init__(table, {"rows_VE": rows_VE, "table_RE": joined.expand(rows_VE)}, device)
+        self.layout = joined.digits
+        self._fields = joined.fields
+
+    def forward(self, words_NW: Tensor) -> Tensor:
+        """float [N, embedding_dim] of packed SIDs, int64 [N, W], as ``read`` has checked them."""
+        return side_decode(words_NW, self.table_RE, list(self._fields.radices), list(self._fields.words))
+
+
+class LearnedSIDE(OfCodec):
+    """The same sum of rows, with rows that training changes: one per field of up to 256 values, started frozen.
+
+    A field (5 trits: 243 rows) has a row of its own for every combination of its digits, so that training can give
+    items what no linear map of the digits can, in a table whose size does not depend on the number of items.
+
+    Args:
+        table: codec and mode.
+        device: a real device.
+
+    Attributes:
+        layout: the fields, and ``rows_VE`` a row of each of their values: what a SID's vector is the sum of.
+    """
+
+    def __init__(self, table: SIDEConfig, device: torch.device | None = None) -> None:
+        super().__init__(table, {}, device)
+        rows_VE, joined = _rows(table)
+        self.layout = joined.fields
+        self.rows_VE = nn.Parameter(joined.expand(rows_VE).to(self.last_W.device))
+
+    def forward(self, words_NW: Tensor) -> Tensor:
+        """float [N, embedding_dim] of packed SIDs, int64 [N, W], as ``read`` has checked them."""
+        return side_decode(words_NW, self.rows_VE, list(self.layout.radices), list(self.layout.words))
+
+
+def build_side(table: SIDEConfig, device: torch.device | None = None) -> FrozenSIDE | LearnedSIDE:
+    """Frozen or learned, as the table says."""
+    return LearnedSIDE(table, device) if table.learned else FrozenSIDE(table, device)
+
+
+def _rows(table: SIDEConfig) -> tuple[Tensor, Joined]:
+    """A row per digit and value, float32 [V, embedding_dim], whose sums are SIDE's vectors; and how digits join."""
+    codec, decoded = table.codec, table.mode == "decoded"
+    joined = CodeLayout.of(codec.spec).join()
+    rows_VE = digit_rows(codec.digit_tables if decoded else codec.value_tables(), joined.digits)
+    if decoded:
+        rows_VE[: codec.spec.radices[0]] += codec.offset_D  # every SID takes one of these rows
+    return rows_VE, joined
+
+
+# What follows looks at values, or asks tensors for their device: fx must call it rather than trace it.
+
+
+@lru_cache
+def _spec(stages: str) -> SIDSpec:
+    return SIDSpec(parse_stages(stages), "")
+
+
+@torch.fx.wrap
+def read_sids(features: KeyedJaggedTensor, feature: str, stages: str, last_W: Tensor) -> JaggedTensor:
+    """A feature's SIDs, values int64 [N, W], gathered from the keys of its words and checked.
+
+    Args:
+        features: holds the key ``feature``, or ``feature_0`` ... if a SID has several words.
+        feature: its name.
+        stages: of its SIDs, as text.
+        last_W: int64, the greatest value of each word.
+
+    Raises:
+        DataError: if a key is missing or, on CPU, a value is no packed SID; names feature and row. On CUDA and in graphs
+            an assertion fails instead, without a wait.
+    """
+    spec, by_key = _spec(stages), features.to_dict()
+    keys = word_names(feature, spec.num_words)
+    missing = [key for key in keys if key not in by_key]
+    if missing:
+        raise DataError(
+            f"feature '{feature}': the KeyedJaggedTensor has no key '{missing[0]}'; its keys are {features.keys()}, and "
+            f"SIDs of {stages} travel under {keys}"
+        )
+    words = [by_key[key] for key in keys]
+    _check_lengths(feature, keys, words)
+    words_NW = torch.stack([word.values() for word in words], dim=1)
+    _check_words(feature, spec, words_NW, last_W)
+    first = words[0]
+    return JaggedTensor(words_NW, weights=first.weights_or_none(), lengths=first.lengths(), offsets=first.offsets())
+
+
+def _check_lengths(feature: str, keys: list[str], words: list[JaggedTensor]) -> None:
+    first, *others = words
+    for key, other in zip(keys[1:], others, strict=True):
+        message = (
+            f"feature '{feature}': keys '{keys[0]}' and '{key}' have different lengths; every SID has a word in each"
+        )
+        if first.lengths().shape != other.lengths().shape:
+            raise DataError(message)
+        equal = (first.lengths() == other.lengths()).all()
+        if can_look_at(equal):
+            if not equal:
+                raise DataError(message)
+        else:
+            torch._assert_async(equal, message)
+
+
+def _check_words(feature: str, spec: SIDSpec, words_NW: Tensor, last_W: Tensor) -> None:
+    if can_look_at(words_NW) or words_NW.dtype != torch.int64:
+        try:
+            spec.check_words(words_NW)
+        except ValueError as error:
+            raise DataError(f"feature '{feature}': {error}") from None
+    else:
+        message = f"feature '{feature}': a word is no packed SID of {format_stages(spec.stages)}"
+        torch._assert_async(((words_NW >= 0) & (words_NW <= last_W)).all(), message)
+
+
+def can_look_at(values: Tensor) -> bool:
+    """Whether a check can read values now; else it must be an assertion: on CUDA, to wait for nothing, and in a graph."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
