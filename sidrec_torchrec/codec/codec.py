@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from sidrec_torchrec.errors import CodecMismatchError, DataError
 from sidrec_torchrec.files import atomic_path, write_json
 
 _JSON_FILE, _TENSOR_FILE = "codec.json", "codec.pt"
+_FORMAT = 1  # of both files together, as docs/sid_format.md describes them
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,29 +104,46 @@ class Codec:
             temporary.mkdir()
             tensors = {"offset": self.offset_D} | {f"digit_{j}": t for j, t in enumerate(self.digit_tables)}
             torch.save(tensors, temporary / _TENSOR_FILE)
-            write_json(temporary / _JSON_FILE, self.spec.to_json() | {"tables": fingerprint_of(tensors, "")})
+            described = {"format": _FORMAT} | self.spec.to_json()
+            write_json(temporary / _JSON_FILE, described | {"checksum": _checksum(described, tensors)})
 
     @staticmethod
     def load(folder: Path) -> "Codec":
         """Reads what ``save`` wrote.
 
         Raises:
-            DataError: if a file is missing, broken, or not what was saved.
+            DataError: if a file is missing, broken, not what was saved, or of a newer format than this version reads.
         """
         folder = Path(folder)
         try:
-            value = json.loads((folder / _JSON_FILE).read_text())
+            described = json.loads((folder / _JSON_FILE).read_text())
+            _check_format(described["format"], folder)
+            checksum = described.pop("checksum")
             tensors = torch.load(folder / _TENSOR_FILE, weights_only=True, map_location="cpu")
-            spec = SIDSpec.from_json(value)
-            if fingerprint_of(tensors, "") != value["tables"]:
-                raise ValueError("its tables are not those it was saved with")
+            if _checksum(described, tensors) != checksum:
+                raise ValueError(f"{_JSON_FILE} and {_TENSOR_FILE} are not what was saved")
             offset_D = tensors.pop("offset")
-            return Codec(spec, offset_D, tuple(tensors[f"digit_{j}"] for j in range(len(tensors))))
+            tables = tuple(tensors[f"digit_{j}"] for j in range(len(tensors)))
+            return Codec(SIDSpec.from_json(described), offset_D, tables)
+        except DataError:
+            raise
         except FileNotFoundError as error:
             raise DataError(f"{error.filename}: not found; name a folder that holds a codec") from None
         except Exception as error:
             reason = str(error).partition("\n")[0] or type(error).__name__  # torch's go on for a page
             raise DataError(f"{folder}: not a codec, or a broken one ({reason}); make it again") from error
+
+
+def _check_format(number: int, folder: Path) -> None:
+    if number > _FORMAT:
+        raise DataError(
+            f"{folder}: a codec of format {number}, but this version of sidrec_torchrec reads formats up to {_FORMAT}; "
+            "install a newer one"
+        )
+
+
+def _checksum(described: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    return fingerprint_of(tensors, json.dumps(described, sort_keys=True))
 
 
 def fingerprint_of(tensors: Mapping[str, Tensor], config: str) -> str:

@@ -154,12 +154,17 @@ class SIDSpec:
         digits_NL = words_NW[:, word_L].div(divisor_L, rounding_mode="floor") % radices_L
         return digits_NL.to(torch.int16)
 
-    def check_words(self, words_NW: Tensor) -> None:
+    def check_words(self, words_NW: IntArray) -> None:
         """Refuses words that are not packed SIDs of this spec.
+
+        Args:
+            words_NW: int64 [N, W]; a tensor or a NumPy array.
 
         Raises:
             ValueError: on another width or dtype, or a word out of range; names its row.
         """
+        if isinstance(words_NW, np.ndarray):
+            words_NW = _tensor(words_NW)
         if words_NW.ndim != 2 or words_NW.shape[1] != self.num_words or words_NW.dtype != torch.int64:
             raise ValueError(
                 f"words have shape {tuple(words_NW.shape)} and dtype {words_NW.dtype}, expected int64 "
@@ -203,4 +208,5 @@ def word_names(feature: str, num_words: int) -> list[str]:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    """The array's own memory, so that both kinds run the same code; a copy where torch cannot share (read-only, turned)."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))

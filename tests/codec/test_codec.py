@@ -123,6 +123,17 @@ def change_stages(folder):
     (folder / "codec.json").write_text(json.dumps(value | {"stages": "onehot:8,ternary*41"}))
 
 
+def change_fingerprint(folder):
+    value = json.loads((folder / "codec.json").read_text())
+    (folder / "codec.json").write_text(json.dumps(value | {"fingerprint": "f" * 16}))
+
+
+def rename_a_stage(folder):
+    """Other stages of the same radices: the tables alone would not tell."""
+    value = json.loads((folder / "codec.json").read_text())
+    (folder / "codec.json").write_text(json.dumps(value | {"stages": "onehot:8,onehot:3,ternary*41"}))
+
+
 class Foreign:
     pass
 
@@ -133,6 +144,8 @@ class Foreign:
         truncate,
         change_a_weight,
         change_stages,
+        change_fingerprint,
+        rename_a_stage,
         lambda folder: (folder / "codec.pt").write_bytes(b""),
         lambda folder: (folder / "codec.pt").write_bytes(b"not a tensor file"),
         lambda folder: torch.save({"model": Foreign()}, folder / "codec.pt"),
@@ -147,6 +160,16 @@ def test_broken_or_foreign_files_are_refused_in_one_line(saved, spoil):
     with pytest.raises(DataError, match="make it again") as caught:
         Codec.load(saved)
     assert str(caught.value).startswith(f"{saved}: ") and "\n" not in str(caught.value)
+
+
+def test_a_codec_of_a_newer_format_is_refused_as_such(saved):
+    """Before anything else of it is read: nothing is known of what it holds."""
+    (saved / "codec.json").write_text('{"format": 2, "novel": []}')
+    (saved / "codec.pt").unlink()
+    with pytest.raises(DataError) as caught:
+        Codec.load(saved)
+    assert str(caught.value).startswith(f"{saved}: a codec of format 2, but this version of sidrec_torchrec reads")
+    assert "install a newer one" in str(caught.value)
 
 
 def test_check_refuses_sids_of_another_codec(codec):

@@ -124,14 +124,32 @@ def test_any_integer_type_packs_without_overflow(dtype):
     assert spec.pack(digits_NL).item() == 3**39 - 1
 
 
-def test_numpy_arrays_pack_as_tensors_do():
-    spec = SIDSpec(parse_stages("onehot:4,ternary*2"), "f")
-    digits_NL = np.array([[2, 0, 1], [3, 2, 2]], dtype=np.int16)
-    digits_NL.flags.writeable = False  # as a column of an Arrow table is
+LAYOUTS = {
+    "plain": lambda x: x,
+    "read-only, as a column of an Arrow table": lambda x: (x.setflags(write=False), x)[1],
+    "column after column": np.asfortranarray,
+    "every second row of more": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "turned, with negative strides": lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    specs_and_digits(), st.sampled_from(["i2", "i4", "i8", "u2", "u4", "u8"]), *[st.sampled_from(sorted(LAYOUTS))] * 2
+)
+def test_numpy_arrays_of_any_integers_and_layout_pack_alike(spec_and_digits, dtype, digits_layout, words_layout):
+    spec, digits = spec_and_digits
+    digits_NL = LAYOUTS[digits_layout](np.array(digits, dtype))
+    before = digits_NL.copy()
     words_NW = spec.pack(digits_NL)
     assert isinstance(words_NW, np.ndarray) and words_NW.dtype == np.int64
-    np.testing.assert_array_equal(words_NW, [[19], [35]])
-    np.testing.assert_array_equal(spec.unpack(words_NW), digits_NL)
+    assert words_NW.tolist() == [big_words(spec.radices, row) for row in digits]
+    words_NW = LAYOUTS[words_layout](words_NW)
+    spec.check_words(words_NW)
+    unpacked_NL = spec.unpack(words_NW)
+    assert isinstance(unpacked_NL, np.ndarray) and unpacked_NL.dtype == np.int16
+    np.testing.assert_array_equal(unpacked_NL, before)
+    np.testing.assert_array_equal(digits_NL, before)  # the memory is shared: it must not be written to
 
 
 @pytest.mark.parametrize("stages", ["ternary*3", "ternary*100"])
@@ -155,8 +173,9 @@ def test_no_rows_make_no_words(stages):
     ],
 )
 def test_digits_that_cannot_be_packed_are_refused(digits_NL, message):
-    with pytest.raises(ValueError, match=message):
-        SIDSpec(parse_stages("onehot:4,ternary*2"), "f").pack(digits_NL)
+    for digits in (digits_NL, digits_NL.numpy()):
+        with pytest.raises(ValueError, match=message):
+            SIDSpec(parse_stages("onehot:4,ternary*2"), "f").pack(digits)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +189,11 @@ def test_digits_that_cannot_be_packed_are_refused(digits_NL, message):
     ],
 )
 def test_words_that_no_digits_give_are_refused(words_NW, message):
-    with pytest.raises(ValueError, match=message):
-        SIDSpec(parse_stages("onehot:4,ternary*2"), "f").unpack(words_NW)
+    spec = SIDSpec(parse_stages("onehot:4,ternary*2"), "f")
+    for refuse in (spec.unpack, spec.check_words):
+        for words in (words_NW, words_NW.numpy()):
+            with pytest.raises(ValueError, match=message):
+                refuse(words)
 
 
 def test_spec_without_digits_is_refused():
