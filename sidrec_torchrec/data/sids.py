@@ -1,16 +1,18 @@
 """``sids.parquet``: the packed SID of every item, marked with the codec that made it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec_torchrec.codec.alphabet import format_stages
+from sidrec_torchrec.codec.alphabet import format_stages, parse_stages
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
+from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path
 
@@ -43,6 +45,77 @@ def join_sids(parts: Iterable[Path], path: Path) -> None:
                     writer.write_table(file.read_row_group(group))
 
 
+@dataclass(frozen=True)
+class SIDFile:
+    """An opened SID file. Made by ``open_sids``.
+
+    Args:
+        table: the Parquet file.
+        spec: digits and fingerprint, as the file itself tells them.
+    """
+
+    table: ParquetTable
+    spec: SIDSpec
+
+    @property
+    def path(self) -> Path:
+        return self.table.path
+
+    @property
+    def num_items(self) -> int:
+        return self.table.num_rows
+
+    def batches(self, batch_size: int = 1 << 16) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Item ids, int64 [N], and packed SIDs, int64 [N, W], in file order, holding one batch in memory.
+
+        Raises:
+            DataError: on a null, or a word that is no packed SID of ``spec``; names the row.
+        """
+        names = word_names("sid", self.spec.num_words)
+        for first_row, batch in self.table.batches(["item_id", *names], batch_size):
+            words_NW = np.stack([self.table.int64(batch, name, first_row) for name in names], axis=1)
+            try:
+                self.spec.check_words(words_NW)
+            except ValueError as error:
+                raise DataError(f"{self.path}: from row {first_row} on, {error}; encode the corpus again") from None
+            yield self.table.int64(batch, "item_id", first_row), words_NW
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Item ids, int64 [N], and packed SIDs, int64 [N, W], of the whole file, in its order.
+
+        Raises:
+            DataError: as ``batches``, and on a repeated item_id; names the rows.
+        """
+        return self.table.read_unique_ids("item_id"), np.concatenate([words_NW for _, words_NW in self.batches()])
+
+
+def open_sids(path: Path) -> SIDFile:
+    """Opens a SID file, whatever codec made it; nothing but the schema is read yet.
+
+    Args:
+        path: the file, or the folder that holds it.
+
+    Raises:
+        DataError: if the file is missing, broken, empty or no SID file.
+    """
+    path = path / SIDS_FILE if path.is_dir() else path
+    if not path.exists():
+        raise DataError(f"{path}: not found; run encode-corpus first")
+    table = ParquetTable.open(path)
+    metadata = table.schema.metadata or {}
+    if _FINGERPRINT not in metadata or _STAGES not in metadata:
+        raise DataError(f"{path}: says of no codec that made it; write SIDs with encode-corpus")
+    try:
+        spec = SIDSpec(parse_stages(metadata[_STAGES].decode()), metadata[_FINGERPRINT].decode())
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; a newer version of sidrec_torchrec may read it") from None
+    for name in ("item_id", *word_names("sid", spec.num_words)):
+        if name not in table.schema.names:
+            raise DataError(f"{path}: no column '{name}'; encode the corpus again")
+        table.require_int64(name)
+    return SIDFile(table, spec)
+
+
 def read_sids(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
     """Item ids, int64 [N], and packed SIDs, int64 [N, W], in file order.
 
@@ -54,20 +127,6 @@ def read_sids(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
         DataError: if the file is missing, broken or no SID file.
         CodecMismatchError: if another codec made it.
     """
-    path = path / SIDS_FILE if path.is_dir() else path
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: not found; run encode-corpus first") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file, or a broken one ({error})") from error
-    fingerprint = (table.schema.metadata or {}).get(_FINGERPRINT)
-    if fingerprint is None:
-        raise DataError(f"{path}: says of no codec that made it; write SIDs with encode-corpus")
-    codec.check(fingerprint.decode(), str(path))
-    names = word_names("sid", codec.spec.num_words)
-    for name in ("item_id", *names):
-        if name not in table.column_names:
-            raise DataError(f"{path}: no column '{name}'; encode the corpus again")
-    words_NW = np.stack([table[name].to_numpy() for name in names], axis=1)
-    return table["item_id"].to_numpy(), words_NW
+    file = open_sids(path)
+    codec.check(file.spec.fingerprint, str(file.path))
+    return file.read()

@@ -9,7 +9,7 @@ import torch
 from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec
-from sidrec_torchrec.data.sids import read_sids, write_sids
+from sidrec_torchrec.data.sids import open_sids, read_sids, write_sids
 from sidrec_torchrec.errors import CodecMismatchError, DataError
 
 
@@ -68,9 +68,43 @@ def test_what_is_no_sid_file_is_named(tmp_path):
     with pytest.raises(DataError, match="sids.parquet: says of no codec"):
         read_sids(tmp_path, codec)
     write_sids(path, codec.spec, [make_sids(codec)])
-    pq.write_table(pq.read_table(path).drop_columns(["sid"]), path)
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["sid"]), path)
     with pytest.raises(DataError, match="sids.parquet: no column 'sid'"):
         read_sids(tmp_path, codec)
+    pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"sidrec.stages": b"quinary*9"}), path)
+    with pytest.raises(DataError, match="sids.parquet: stages 'quinary.*a newer version of sidrec_torchrec may"):
+        open_sids(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words", "message"),
+    [
+        ([4, 5, 4], [0, 1, 2], "column 'item_id', row 2: item_id 4 is already in row 0"),
+        ([4, None, 6], [0, 1, 2], "column 'item_id', row 1: null"),
+        ([4, 5, 6], [0, None, 2], "column 'sid', row 1: null"),
+        ([4, 5, 6], [0, 1, 135], r"from row 0 on, row 2, word 0 is 135, no packed SID of onehot:5,ternary\*3"),
+    ],
+)
+def test_rows_that_cannot_be_are_named(ids, words, message, tmp_path):
+    codec = make_codec()
+    write_sids(tmp_path / "sids.parquet", codec.spec, [])
+    schema = pq.read_schema(tmp_path / "sids.parquet")
+    pq.write_table(pa.table({"item_id": ids, "sid": words}, schema=schema), tmp_path / "sids.parquet")
+    with pytest.raises(DataError, match=message):
+        read_sids(tmp_path, codec)
+
+
+def test_a_file_is_read_in_batches_without_its_codec(tmp_path):
+    codec = make_codec("ternary*90")
+    ids_N, words_NW = make_sids(codec)
+    write_sids(tmp_path / "sids.parquet", codec.spec, [(ids_N, words_NW)])
+    file = open_sids(tmp_path)
+    assert (file.spec, file.num_items) == (codec.spec, 10)
+    batches = list(file.batches(4))
+    assert [len(ids) for ids, _ in batches] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate([ids for ids, _ in batches]), ids_N)
+    np.testing.assert_array_equal(np.concatenate([words for _, words in batches]), words_NW)
 
 
 def test_interrupted_writing_leaves_what_was_there(tmp_path):
