@@ -5,8 +5,11 @@
 
 #include <cstring>
 
-#ifdef __F16C__
+#ifdef __AVX__
 #include <immintrin.h>
+#endif
+#ifdef __linux__
+#include <sys/mman.h>
 #endif
 
 #include "codes.h"
@@ -16,32 +19,51 @@ namespace sidrec {
 namespace {
 
 constexpr int64_t kLanes = 8;
-constexpr int64_t kEvents = 256; // events at a time, whose field values stay in L1
+constexpr int64_t kEvents = 256;          // events at a time, whose field values stay in L1
+constexpr int64_t kLargeOutput = 1 << 20; // bytes; what would not stay in cache anyhow
 
 using Float = Vec<kLanes>::Float;
 
-inline void store(float* out, Float x) { std::memcpy(out, &x, sizeof(x)); }
+inline Float round_to(float*, Float x) { return x; }
 
-inline void store(at::BFloat16* out, Float x) {
+inline Vec<kLanes>::Short round_to(at::BFloat16*, Float x) {
   using Int = Vec<kLanes>::Int;
   Int bits;
   std::memcpy(&bits, &x, sizeof(bits));
   const Int rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; // to nearest even
   const Int result = x == x ? rounded : Int{} + 0x7fc0;           // rounding would turn some NaN into infinity
-  const auto halves = __builtin_convertvector(result, Vec<kLanes>::Short);
-  std::memcpy(out, &halves, sizeof(halves));
+  return __builtin_convertvector(result, Vec<kLanes>::Short);
 }
 
-inline void store(at::Half* out, Float x) {
+inline Vec<kLanes>::Short round_to(at::Half*, Float x) {
+  Vec<kLanes>::Short result;
 #ifdef __F16C__
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(reinterpret_cast<__m256>(x), 0));
+  const __m128i halves = _mm256_cvtps_ph(reinterpret_cast<__m256>(x), 0);
+  std::memcpy(&result, &halves, sizeof(result));
 #else
-  for (int64_t i = 0; i < kLanes; ++i) out[i] = static_cast<at::Half>(x[i]);
+  at::Half halves[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) halves[i] = static_cast<at::Half>(x[i]);
+  std::memcpy(&result, halves, sizeof(result));
 #endif
+  return result;
 }
 
-// out[d] = sum of rows[f][d] for N * kLanes columns.
-template <int N, typename Out>
+// Writes kLanes numbers; past the caches if ``stream``, for which ``out`` must be aligned to their size.
+template <bool stream, typename Out>
+inline void store(Out* out, Float x) {
+  const auto result = round_to(out, x);
+#ifdef __AVX__
+  if constexpr (stream && sizeof(result) == 32) {
+    return _mm256_stream_ps(reinterpret_cast<float*>(out), reinterpret_cast<const __m256&>(result));
+  } else if constexpr (stream) {
+    return _mm_stream_si128(reinterpret_cast<__m128i*>(out), reinterpret_cast<const __m128i&>(result));
+  }
+#endif
+  std::memcpy(out, &result, sizeof(result));
+}
+
+// out[d ...] = sum of rows[f][d ...], N * kLanes columns.
+template <int N, bool stream, typename Out>
 inline void add_rows(const float* const* rows, int64_t num_rows, int64_t d, Out* out) {
   Float sum[N] = {};
   for (int64_t f = 0; f < num_rows; ++f) {
@@ -51,10 +73,10 @@ inline void add_rows(const float* const* rows, int64_t num_rows, int64_t d, Out*
       sum[i] += x;
     }
   }
-  for (int i = 0; i < N; ++i) store(out + d + i * kLanes, sum[i]);
+  for (int i = 0; i < N; ++i) store<stream>(out + d + i * kLanes, sum[i]);
 }
 
-template <typename Out>
+template <bool stream, typename Out>
 void decode(const Layout& layout, const int64_t* words, int64_t num_words, int64_t N, const float* table, int64_t D,
             Out* out) {
   at::parallel_for(0, N, 4 * kEvents, [&](int64_t from, int64_t to) {
@@ -68,8 +90,8 @@ void decode(const Layout& layout, const int64_t* words, int64_t num_words, int64
         for (int64_t f = 0; f < F; ++f) rows[f] = table + (layout.fields()[f].first_row + values[f * kEvents + t]) * D;
         Out* row = out + (begin + t) * D;
         int64_t d = 0;
-        for (; d + 8 * kLanes <= D; d += 8 * kLanes) add_rows<8>(rows.data(), F, d, row);
-        for (; d + kLanes <= D; d += kLanes) add_rows<1>(rows.data(), F, d, row);
+        for (; d + 8 * kLanes <= D; d += 8 * kLanes) add_rows<8, stream>(rows.data(), F, d, row);
+        for (; d + kLanes <= D; d += kLanes) add_rows<1, stream>(rows.data(), F, d, row);
         for (; d < D; ++d) {
           float sum = 0;
           for (int64_t f = 0; f < F; ++f) sum += rows[f][d];
@@ -78,6 +100,19 @@ void decode(const Layout& layout, const int64_t* words, int64_t num_words, int64
       }
     }
   });
+#ifdef __AVX__
+  if (stream) _mm_sfence();
+#endif
+}
+
+// Asks for huge pages behind a large new tensor: faulting it in by pages of 4 KB takes longer than filling it.
+void ask_for_huge_pages(const at::Tensor& tensor) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr()), end = begin + tensor.nbytes();
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE); // a hint: may be refused
+#endif
 }
 
 at::Tensor side_decode(const at::Tensor& words, const at::Tensor& table, at::IntArrayRef radices,
@@ -86,9 +121,14 @@ at::Tensor side_decode(const at::Tensor& words, const at::Tensor& table, at::Int
   layout.check_words(words);
   TORCH_CHECK(table.size(0) == layout.num_rows(), "a table of ", table.size(0), " rows, expected ", layout.num_rows());
   at::Tensor out = at::empty({words.size(0), table.size(1)}, table.options().dtype(dtype));
+  const bool large = static_cast<int64_t>(out.nbytes()) >= kLargeOutput;
+  if (large) ask_for_huge_pages(out);
   const auto run = [&](auto* data) {
-    decode(layout, words.const_data_ptr<int64_t>(), words.size(1), words.size(0), table.const_data_ptr<float>(),
-           table.size(1), data);
+    const bool stream = large && table.size(1) % kLanes == 0 && reinterpret_cast<uintptr_t>(data) % 32 == 0;
+    const auto* word = words.const_data_ptr<int64_t>();
+    const auto* rows = table.const_data_ptr<float>();
+    stream ? decode<true>(layout, word, words.size(1), words.size(0), rows, table.size(1), data)
+           : decode<false>(layout, word, words.size(1), words.size(0), rows, table.size(1), data);
   };
   switch (dtype) {
     case at::kFloat: run(out.mutable_data_ptr<float>()); break;
