@@ -18,13 +18,13 @@ from torchrec.distributed.types import ShardedModule
 
 from sidrec_torchrec.data.batches import RankBatch, SequenceBatches
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
-from sidrec_torchrec.errors import check_at_least
+from sidrec_torchrec.errors import SidrecError, check_at_least
 from sidrec_torchrec.jobs.arm_inputs import load_arm_inputs
 from sidrec_torchrec.jobs.checkpoints import BEST, LAST, Checkpoints
 from sidrec_torchrec.jobs.distributed import Processes, process_group
 from sidrec_torchrec.jobs.progress import stage
 from sidrec_torchrec.jobs.runs import open_run
-from sidrec_torchrec.ranker.arms import Arm, ArmConfig, build_arm
+from sidrec_torchrec.ranker.arms import Arm, ArmConfig, PackedSIDs, build_arm
 from sidrec_torchrec.ranker.bytes import bytes_per_event, table_bytes
 from sidrec_torchrec.ranker.metrics import RankingMetrics
 from sidrec_torchrec.ranker.model import Ranker, RankerConfig
@@ -108,7 +108,13 @@ def build_ranker(config: TrainRankerConfig, prepared: Prepared, arm: Arm, proces
     """The run's ranker with fresh weights, sharded over the processes."""
     torch.manual_seed(config.seed)
     # Tables are made shard by shard from meta tensors; SIDE's constants are made on the device.
-    ranker = Ranker(config.model, arm.module(processes.device), arm.dim, prepared.user_features, processes.device)
+    if config.model.attention == "codes":
+        if arm.events is None:
+            raise SidrecError(f"attention to codes needs an arm whose SIDs travel, such as 'side'; got '{config.arm}'")
+        items, events = PackedSIDs(arm.events, processes.device), arm.events
+    else:
+        items, events = arm.module(processes.device), None
+    ranker = Ranker(config.model, items, arm.dim, events, prepared.user_features, processes.device)
     return shard(ranker, config.optimizer, processes.device)
 
 

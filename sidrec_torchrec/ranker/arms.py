@@ -22,7 +22,7 @@ from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.errors import SidrecError, check_at_least, check_share
 from sidrec_torchrec.side.collection import SIDECollection
-from sidrec_torchrec.side.expansion import MODES, SIDEConfig
+from sidrec_torchrec.side.expansion import MODES, OfCodec, SIDEConfig
 from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
 
 ARMS = ("none", "raw", "prefix-ngram", "side", "id")
@@ -34,6 +34,7 @@ class ArmConfig:
 
     Args:
         side_mode: what SIDE turns a SID into, ``digits`` or ``decoded``.
+        side_learned: whether training changes SIDE's rows; see ``LearnedSIDE``.
         table_dim: width of learned item tables (``id``, ``prefix-ngram``); a multiple of 4, as fbgemm needs.
         ngram_rows: rows of each source's prefix-n-gram table.
         ngram_depth: longest prefix, in digits; 0 for all.
@@ -42,6 +43,7 @@ class ArmConfig:
     """
 
     side_mode: str = "digits"
+    side_learned: bool = False
     table_dim: int = 64
     ngram_rows: int = 65_536
     ngram_depth: int = 0
@@ -75,6 +77,11 @@ class Arm(ABC):
     @abstractmethod
     def module(self, device: torch.device) -> nn.Module:
         """KeyedJaggedTensor of N events -> float32 [N, dim]."""
+
+    @property
+    def events(self) -> SIDEConfig | None:
+        """The SIDs that travel, for attention to codes; None if the arm has none."""
+        return None
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
         """Columns an event log keeps for this arm; by default what travels in the KJT."""
@@ -188,9 +195,19 @@ class SideArm(Arm):
 
     def __init__(self, sid: SIDArray, config: ArmConfig) -> None:
         self._words = np.load(sid.path, mmap_mode="r")
-        self._side = SIDEConfig(name="item", feature_names=["sid"], codec=sid.codec, mode=config.side_mode)
+        self._side = SIDEConfig(
+            name="item",
+            feature_names=["sid"],
+            codec=sid.codec,
+            mode=config.side_mode,
+            learned=config.side_learned,
+        )
         self.keys = tuple(word_names("sid", sid.codec.spec.num_words))
         self.dim = self._side.embedding_dim
+
+    @property
+    def events(self) -> SIDEConfig:
+        return self._side
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
         words_NW = torch.from_numpy(self._words[item_N])
@@ -232,6 +249,18 @@ class PrefixNgramArm(Arm):
 
 def _prefix_ngram(spec: SIDSpec, config: ArmConfig) -> PrefixNgram:
     return PrefixNgram(spec, num_rows=config.ngram_rows, depth=config.ngram_depth or spec.num_digits)
+
+
+class PackedSIDs(nn.Module):
+    """The batch's SIDs as they travel: KeyedJaggedTensor of N events -> int64 [N, W], checked."""
+
+    def __init__(self, events: SIDEConfig, device: torch.device) -> None:
+        super().__init__()
+        self._feature = events.feature_names[0]
+        self.codec = OfCodec(events, {}, device)
+
+    def forward(self, items: KeyedJaggedTensor) -> Tensor:
+        return self.codec.read(items, self._feature).values()
 
 
 class _NoItems(nn.Module):

@@ -14,10 +14,11 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.errors import check_at_least, check_share
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, gap_bucket
-from sidrec_torchrec.ranker.attention import TargetAttention
-from sidrec_torchrec.ranker.padding import RowLayout
+from sidrec_torchrec.ranker.readers import CodeReader, ItemVectors, VectorReader
+from sidrec_torchrec.ranker.targets import Targets
+from sidrec_torchrec.side.expansion import SIDEConfig
 
-NUM_ACTIONS = 2
+ATTENTIONS = ("vectors", "codes")
 _COUNT_BUCKETS = 32
 _CONTEXT_DIM = 16
 
@@ -29,6 +30,8 @@ class RankerConfig:
     Args:
         dim: width of item vectors, attention and user tables.
         num_heads: attention heads.
+        attention: ``vectors`` attends to a vector per event; ``codes`` to packed SIDs, which are never decoded
+            (the side arms alone have them): for long histories.
         item_hidden: hidden width of the map from an arm's item features to item vectors.
         cross_layers: layers of the low-rank cross network (DCN-v2).
         head_dims: hidden widths of the final perceptron.
@@ -37,6 +40,7 @@ class RankerConfig:
 
     dim: int = 64
     num_heads: int = 4
+    attention: str = "vectors"
     item_hidden: int = 128
     cross_layers: int = 1
     head_dims: tuple[int, ...] = (128, 64)
@@ -47,6 +51,8 @@ class RankerConfig:
         check_share(self, "dropout")
         if self.dim % 4 or self.dim % self.num_heads:  # fbgemm wants table rows of whole 16 bytes
             raise ValueError(f"dim must be a multiple of 4 and of num_heads ({self.num_heads}), got {self.dim}")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}; got '{self.attention}'")
         if not self.head_dims or min(self.head_dims) < 1:
             raise ValueError(f"head_dims must be one or more widths of at least 1, got {self.head_dims}")
 
@@ -77,8 +83,9 @@ class Ranker(nn.Module):
 
     Args:
         config: sizes.
-        items: the arm's module: the batch's item KJT -> float [N, items_dim].
-        items_dim: its width.
+        items: the arm's module: the batch's item KJT -> float [N, items_dim], or, for attention to codes, packed SIDs.
+        items_dim: width of the arm's features.
+        events: the SIDs, for attention to codes.
         user_features: number of codes by user feature.
         device: where to build the user tables.
     """
@@ -88,13 +95,14 @@ class Ranker(nn.Module):
         config: RankerConfig,
         items: nn.Module,
         items_dim: int,
+        events: SIDEConfig | None,
         user_features: dict[str, int],
         device: torch.device,
     ) -> None:
         super().__init__()
         self.items = items
         self.users = user_tables(user_features, config.dim, device) if user_features else None
-        self.head = RankerHead(config, items_dim, tuple(user_features)).to(device)
+        self.head = RankerHead(config, items_dim, events, tuple(user_features), device)
 
     def forward(self, batch: RankBatch) -> tuple[Tensor, RankerOutput]:
         """Loss and predictions.
@@ -103,9 +111,9 @@ class Ranker(nn.Module):
             The mean logistic loss over this batch's targets of all processes, scaled so that the mean over processes
             (which is what data parallelism takes of gradients) is the loss of the whole batch; and the predictions.
         """
-        items_ND = self.items(batch.items)
-        users = self.users(batch.users) if self.users is not None else None
-        return self.head(batch, items_ND, users)
+        items = self.items(batch.items)
+        users = None if self.users is None else self.users(batch.users)
+        return self.head(batch, items, users)
 
 
 def user_tables(user_features: dict[str, int], dim: int, device: torch.device) -> EmbeddingBagCollection:
@@ -128,75 +136,106 @@ def user_tables(user_features: dict[str, int], dim: int, device: torch.device) -
 class RankerHead(nn.Module):
     """All that follows the tables; dense, replicated."""
 
-    def __init__(self, config: RankerConfig, items_dim: int, user_features: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        config: RankerConfig,
+        items_dim: int,
+        events: SIDEConfig | None,
+        user_features: tuple[str, ...],
+        device: torch.device,
+    ) -> None:
         super().__init__()
         self.user_features = user_features
-        dim = config.dim
-        self.item_linear = nn.Linear(items_dim, dim)
-        self.item_mlp = nn.Sequential(
-            nn.Linear(items_dim, config.item_hidden), nn.GELU(), nn.Linear(config.item_hidden, dim)
-        )
-        self.item_norm = nn.LayerNorm(dim)
-        self.item_dropout = nn.Dropout(config.dropout)
-        self.action = nn.Embedding(NUM_ACTIONS, dim)
-        self.event_norm = nn.LayerNorm(dim)
-        self.attention = TargetAttention(dim, config.num_heads, NUM_ACTIONS)
-        self.count = nn.Embedding(_COUNT_BUCKETS, _CONTEXT_DIM)
-        self.gap = nn.Embedding(GAP_BUCKETS, _CONTEXT_DIM)
-        width = 3 * dim + len(user_features) * dim + 2 * _CONTEXT_DIM + 1
-        self.cross = LowRankCrossNet(width, config.cross_layers, low_rank=dim)
-        self.mlp = MLP(width, list(config.head_dims), activation="relu")
-        self.logit = nn.Linear(config.head_dims[-1], 1)
+        vectors = ItemVectors(items_dim, config.item_hidden, config.dim, config.dropout).to(device)
+        if config.attention == "codes":
+            self.reader = CodeReader(vectors, events, config.dim, config.num_heads, device)
+        else:
+            self.reader = VectorReader(vectors, config.dim, config.num_heads).to(device)
+        self.interaction = Interaction(config, len(user_features)).to(device)
 
-    def forward(
-        self, batch: RankBatch, items_NE: Tensor | None, users: KeyedTensor | None
-    ) -> tuple[Tensor, RankerOutput]:
-        layout = RowLayout.of(batch.lengths_B, batch.num_targets_B)
-        if items_NE is None:  # an arm without item content: all items alike
-            items_NE = self.item_linear.weight.new_zeros(len(batch.action_N), self.item_linear.in_features)
-        x_ND = self.item_dropout(self.item_norm(self.item_linear(items_NE) + self.item_mlp(items_NE)))
-        x_BTD = layout.pad(x_ND)
-        action_BT = layout.pad(batch.action_N)
-        time_BT = layout.pad(batch.timestamp_N)
-        order_BT = layout.pad(batch.order_N)
-        visible_BT = layout.pad(batch.visible_N)  # padding is not visible
-        q_BMD, time_BM, order_BM = map(layout.targets, (x_BTD, time_BT, order_BT))
+    def forward(self, batch: RankBatch, items: Tensor | None, users: KeyedTensor | None) -> tuple[Tensor, RankerOutput]:
+        """See ``Ranker``; ``items`` is what the arm's module gave."""
+        targets = Targets.of(batch)
+        q_SD, pooled_SD = self.reader(batch, items, targets)
+        context = Context.of(batch, targets)
+        # by name: the order of a KeyedTensor's values is that of the shards
+        users_SD = [users[name][targets.row_S] for name in self.user_features] if users is not None else []
+        logit_S = self.interaction(q_SD, pooled_SD, context, users_SD)
 
-        mask_BMT = visible_BT.unsqueeze(1) & (order_BT.unsqueeze(1) < order_BM.unsqueeze(2))
-        gaps_BMT = gap_bucket(time_BM.unsqueeze(2) - time_BT.unsqueeze(1))
-        events_BTD = self.event_norm(x_BTD + self.action(action_BT))
-        pooled_BMD = self.attention(q_BMD, x_BTD, events_BTD, action_BT, gaps_BMT, mask_BMT)
-
-        # Context of a target: how much came before, how recently, and how much of it was positive.
-        count_BM = gap_bucket(order_BM)
-        recent_BM = gaps_BMT.masked_fill(~mask_BMT, GAP_BUCKETS - 1).amin(-1)
-        positive_BM = (mask_BMT & action_BT.bool().unsqueeze(1)).sum(-1)
-        read_BM = mask_BMT.sum(-1)
-        log_odds_BM = ((positive_BM + 1) / (read_BM - positive_BM + 1)).log()
-
-        features = [q_BMD, pooled_BMD, q_BMD * pooled_BMD, self.count(count_BM), self.gap(recent_BM)]
-        features.append(log_odds_BM.unsqueeze(-1))
-        if users is not None:
-            # by name: the order of values() is that of the shards
-            users_BF = torch.cat([users[name] for name in self.user_features], dim=1)
-            features.append(users_BF.unsqueeze(1).expand(-1, q_BMD.shape[1], -1))
-        features_SF = torch.cat(features, dim=-1)[layout.is_target_BM]
-        crossed_SF = self.cross(features_SF)
-        logit_S = self.logit(self.mlp(crossed_SF)).squeeze(-1)
-
-        label_S = layout.targets(action_BT)[layout.is_target_BM].to(logit_S.dtype)
-        weight_S = batch.weight_B.unsqueeze(1).expand_as(layout.is_target_BM)[layout.is_target_BM]
-        seen_S = layout.targets(layout.pad(batch.seen_N))[layout.is_target_BM]
+        label_S = batch.action_N[targets.event_S].to(logit_S.dtype)
+        weight_S = batch.weight_B[targets.row_S]
         loss_sum = F.binary_cross_entropy_with_logits(logit_S, label_S, weight=weight_S, reduction="sum")
         loss = loss_sum / batch.global_targets * _world_size()
         return loss, RankerOutput(
             prediction=logit_S.detach().sigmoid(),
             label=label_S,
             weight=weight_S,
-            seen=seen_S,
+            seen=batch.seen_N[targets.event_S],
             loss_sum=loss_sum.detach(),
             global_targets=batch.global_targets,
         )
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a target's history is like, whatever its items: how long, how recent, how positive.
+
+    Args:
+        count_S: int, bucket of the number of the user's events before the target.
+        gap_S: int, bucket of the time since the last event it reads; the last bucket if it reads none.
+        log_odds_S: float, of positive events among those it reads, with one of each kind added.
+    """
+
+    count_S: Tensor
+    gap_S: Tensor
+    log_odds_S: Tensor
+
+    @staticmethod
+    def of(batch: RankBatch, targets: Targets) -> "Context":
+        """The context of a batch's targets."""
+        return Context.of_ranges(
+            order_S=batch.order_N[targets.event_S],
+            time_S=batch.timestamp_N[targets.event_S],
+            begin_S=targets.begin_S,
+            end_S=targets.end_S,
+            time_V=batch.timestamp_N[targets.visible_V],
+            action_V=batch.action_N[targets.visible_V],
+        )
+
+    @staticmethod
+    def of_ranges(
+        *, order_S: Tensor, time_S: Tensor, begin_S: Tensor, end_S: Tensor, time_V: Tensor, action_V: Tensor
+    ) -> "Context":
+        """The context of targets that each read the events begin .. end - 1 of V; all int64."""
+        positive_V1 = F.pad(action_V.cumsum(0), (1, 0))
+        positive_S = positive_V1[end_S] - positive_V1[begin_S]
+        read_S = end_S - begin_S
+        last_S = F.pad(time_V, (1, 0))[end_S]  # the first stands for none
+        gap_S = gap_bucket(time_S - last_S)
+        return Context(
+            count_S=gap_bucket(order_S),
+            gap_S=torch.where(read_S > 0, gap_S, GAP_BUCKETS - 1),
+            log_odds_S=((positive_S + 1) / (read_S - positive_S + 1)).log(),
+        )
+
+
+class Interaction(nn.Module):
+    """From a target's features to its logit."""
+
+    def __init__(self, config: RankerConfig, num_user_features: int) -> None:
+        super().__init__()
+        self.count = nn.Embedding(_COUNT_BUCKETS, _CONTEXT_DIM)
+        self.gap = nn.Embedding(GAP_BUCKETS, _CONTEXT_DIM)
+        width = (3 + num_user_features) * config.dim + 2 * _CONTEXT_DIM + 1
+        self.cross = LowRankCrossNet(width, config.cross_layers, low_rank=config.dim)
+        self.mlp = MLP(width, list(config.head_dims), activation="relu")
+        self.logit = nn.Linear(config.head_dims[-1], 1)
+
+    def forward(self, q_SD: Tensor, pooled_SD: Tensor, context: Context, users_SD: list[Tensor]) -> Tensor:
+        """Logits, float [S], of targets with vectors ``q_SD`` that read ``pooled_SD``."""
+        features = [q_SD, pooled_SD, q_SD * pooled_SD, self.count(context.count_S), self.gap(context.gap_S)]
+        features += [context.log_odds_S.unsqueeze(1), *users_SD]
+        return self.logit(self.mlp(self.cross(torch.cat(features, dim=1)))).squeeze(1)
 
 
 def _world_size() -> int:

@@ -57,6 +57,29 @@ def test_every_arm_learns(arm, corpus, prepared, sids, tmp_path):
     assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / arm)) == result["test"]
 
 
+@pytest.mark.parametrize("learned", [False, True], ids=["frozen", "learned"])
+def test_attention_to_codes_learns(learned, corpus, prepared, sids, tmp_path):
+    model = dataclasses.replace(SMALL, attention="codes")
+    arms = ArmConfig(side_mode="decoded", side_learned=learned)
+    changes = {"model": model, "arms": arms, "epochs": 4}
+    config = make_config(corpus, prepared, sids, tmp_path / "codes", "side", **changes)
+    result = train_ranker.main(config)
+    assert result["train_loss"][-1] < result["train_loss"][0]
+    assert 0.3 < result["test"]["ne_all"] < 1.02
+    assert result["bytes_per_event_kjt"] == 8
+    assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "codes")) == result["test"]
+
+
+def test_attention_to_codes_needs_codes(corpus, prepared, sids, tmp_path):
+    model = dataclasses.replace(SMALL, attention="codes")
+    with pytest.raises(
+        SidrecError, match="attention to codes needs an arm whose SIDs travel, such as 'side'; got 'raw'"
+    ):
+        train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "raw", "raw", model=model))
+    with pytest.raises(ValueError, match="attention must be one of vectors, codes; got 'dense'"):
+        RankerConfig(attention="dense")
+
+
 def train_here(config: TrainRankerConfig) -> dict:
     return train_ranker.main(config)
 
@@ -65,7 +88,10 @@ def train_here(config: TrainRankerConfig) -> dict:
 def test_two_processes_equal_one(arm, corpus, prepared, sids, tmp_path, run_distributed):
     """Same global batches, so the same training up to rounding and, off here, dropout; NE within 1e-4."""
     # Two wide user tables: each goes whole to one process, and the other's checkpoint does without it.
-    changes = {"model": dataclasses.replace(SMALL, dim=64), "arms": ArmConfig(table_dim=16, ngram_rows=200, table_dropout=0)}
+    changes = {
+        "model": dataclasses.replace(SMALL, dim=64),
+        "arms": ArmConfig(table_dim=16, ngram_rows=200, table_dropout=0),
+    }
     one = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "one", arm, **changes))
     results = run_distributed(train_here, 2, make_config(corpus, prepared, sids, tmp_path / "two", arm, **changes))
     assert results[0] == results[1]

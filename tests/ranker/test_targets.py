@@ -1,0 +1,109 @@
+"""What each target may read, against the definition; and the two readers."""
+
+import pytest
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from sidrec_torchrec.codec.alphabet import parse_stages
+from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.data.batches import RankBatch
+from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, gap_bucket
+from sidrec_torchrec.ranker.model import Context
+from sidrec_torchrec.ranker.readers import CodeReader, ItemVectors
+from sidrec_torchrec.ranker.targets import Targets
+from sidrec_torchrec.side.expansion import SIDEConfig
+
+LENGTHS, NUM_TARGETS = [7, 1, 40, 12], [3, 1, 25, 12]
+DIM = 8
+
+
+def make_batch() -> RankBatch:
+    """Rows in which negatives share the order of their positive and are not visible, as prepared sequences have them."""
+    generator = torch.Generator().manual_seed(0)
+    order, visible, time = [], [], []
+    for length in LENGTHS:
+        negative = torch.rand(length, generator=generator) < 0.4
+        negative[0] = False
+        order.append((~negative).cumsum(0) - 1 + 3)
+        visible.append(~negative & (torch.rand(length, generator=generator) < 0.9))
+        time.append(order[-1] * 1000 + 5)
+    N = sum(LENGTHS)
+    empty = KeyedJaggedTensor(keys=[], values=torch.zeros(0), lengths=torch.zeros(0, dtype=torch.int64))
+    return RankBatch(
+        items=empty,
+        users=empty,
+        lengths_B=torch.tensor(LENGTHS),
+        num_targets_B=torch.tensor(NUM_TARGETS),
+        weight_B=torch.ones(len(LENGTHS)),
+        action_N=torch.randint(2, (N,), generator=generator),
+        timestamp_N=torch.cat(time),
+        order_N=torch.cat(order),
+        visible_N=torch.cat(visible),
+        seen_N=torch.ones(N, dtype=torch.bool),
+        global_targets=torch.tensor(float(sum(NUM_TARGETS))),
+    )
+
+
+def by_definition(batch):
+    """(row, event, events it may read) of each target."""
+    first = 0
+    for row, (length, count) in enumerate(zip(LENGTHS, NUM_TARGETS, strict=True)):
+        for event in range(first + length - count, first + length):
+            reads = [
+                t
+                for t in range(first, first + length)
+                if batch.visible_N[t] and batch.order_N[t] < batch.order_N[event]
+            ]
+            yield row, event, reads
+        first += length
+
+
+def test_targets_read_what_the_definition_says():
+    batch = make_batch()
+    targets = Targets.of(batch)
+    expected = list(by_definition(batch))
+    assert targets.row_S.tolist() == [row for row, _, _ in expected]
+    assert targets.event_S.tolist() == [event for _, event, _ in expected]
+    reads = [
+        targets.visible_V[b:e].tolist() for b, e in zip(targets.begin_S.tolist(), targets.end_S.tolist(), strict=True)
+    ]
+    assert reads == [reads for *_, reads in expected]
+    assert any(not r for r in reads) and any(len(r) > 10 for r in reads)
+
+
+def test_context_of_a_target():
+    batch = make_batch()
+    context = Context.of(batch, Targets.of(batch))
+    for s, (_, event, reads) in enumerate(by_definition(batch)):
+        positives = int(batch.action_N[reads].sum())
+        assert float(context.log_odds_S[s].exp()) == pytest.approx((positives + 1) / (len(reads) - positives + 1))
+        gap = min((int(batch.timestamp_N[event] - batch.timestamp_N[t]) for t in reads), default=None)
+        assert context.gap_S[s] == (GAP_BUCKETS - 1 if gap is None else gap_bucket(torch.tensor(gap)))
+        assert context.count_S[s] == gap_bucket(batch.order_N[event])
+
+
+def test_a_target_in_code_space_depends_on_exactly_what_it_reads():
+    batch = make_batch()
+    generator = torch.Generator().manual_seed(1)
+    spec = SIDSpec(parse_stages("onehot:6,ternary*12"), "test")
+    codec = Codec(spec, torch.zeros(DIM), tuple(torch.randn(r, DIM, generator=generator) for r in spec.radices))
+    words_NW = spec.pack(torch.stack([torch.randint(r, (sum(LENGTHS),), generator=generator) for r in spec.radices], 1))
+    torch.manual_seed(2)
+    events = SIDEConfig(name="item", feature_names=["sid"], codec=codec)
+    vectors = ItemVectors(events.embedding_dim, 16, DIM, 0.0)
+    reader = CodeReader(vectors, events, DIM, 2, torch.device("cpu"))
+    targets = Targets.of(batch)
+    with torch.no_grad():
+        for parameter in (reader.attention.bias_UH, reader.attention.bucket_value_UD):
+            parameter.normal_()
+        q_SD, pooled_SD = reader(batch, words_NW, targets)
+        torch.testing.assert_close(q_SD, vectors(reader.attention.events(words_NW))[targets.event_S])
+        expected = list(by_definition(batch))
+        for event in range(0, sum(LENGTHS), 3):
+            changed_NW = words_NW.clone()
+            changed_NW[event] = (changed_NW[event] + 12345) % spec.word_limits[0]
+            _, changed_SD = reader(batch, changed_NW, targets)
+            differs = ((changed_SD - pooled_SD).abs() > 1e-6).any(1)
+            for s, (_, own, reads) in enumerate(expected):
+                assert bool(differs[s]) == (event in reads or event == own and bool(reads)), (event, s)
