@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sidrec_torchrec.codec.report import DigitUse, PrefixGroups
 from sidrec_torchrec.fusion.model import ItemTensors
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
 
@@ -26,8 +27,8 @@ class TokenizerReport:
         self._errors = {task: np.zeros(len(self.depths)) for task in tasks}
         self._hits = {target: np.zeros((len(self.depths), 3)) for target in tokenizer.vocabularies}
         self._counts = dict.fromkeys(tasks, 0)
-        self._digit_counts = [np.zeros(radix, np.int64) for radix in spec.radices]
-        self._words: list[np.ndarray] = []
+        self._use = DigitUse(spec)
+        self._words = [np.empty((0, spec.num_words), np.int64)]
 
     def merge(self, others: list["TokenizerReport"]) -> None:
         """Adds what other processes accumulated, with the same tokenizer and depths."""
@@ -35,7 +36,7 @@ class TokenizerReport:
             for own, its in ((self._errors, other._errors), (self._hits, other._hits), (self._counts, other._counts)):
                 for name in own:
                     own[name] = own[name] + its[name]
-            self._digit_counts = [a + b for a, b in zip(self._digit_counts, other._digit_counts, strict=True)]
+            self._use.merge(other._use)
             self._words += other._words
 
     def __getstate__(self) -> dict[str, Any]:
@@ -47,8 +48,7 @@ class TokenizerReport:
         model, codec = self.tokenizer.model, self.tokenizer.codec
         items = items.to(self.tokenizer.device)
         self._words.append(words_NW.numpy())
-        for counts, digit_N in zip(self._digit_counts, codec.spec.unpack(words_NW).T.numpy(), strict=True):
-            counts += np.bincount(digit_N, minlength=len(counts))
+        self._use.update(words_NW.numpy())
         for task, has_N in (items.present | items.labelled).items():
             self._counts[task] += int(has_N.sum())
         for place, depth in enumerate(self.depths):
@@ -65,25 +65,25 @@ class TokenizerReport:
 
         ``reconstruction``: by source, relative squared error (1: as bad as the training items' mean) by depth.
         ``accuracy``: by target, top-1 accuracy, or micro-averaged F1 at probability 0.5 where multi-label, by depth.
-        ``digits``: entropy in bits and unused values of each digit. ``collisions``: items that share their SID with
-        another one, and the most that share one.
+        ``digits``: entropy in bits and unused values of each digit. ``prefixes``: entropy in bits and number of distinct
+        prefixes by depth. ``collisions``: items that share their SID with another one, and the most that share one.
         """
-        config = self.tokenizer.model.config
+        config, spec = self.tokenizer.model.config, self.tokenizer.codec.spec
+        groups = PrefixGroups.of(spec, np.concatenate(self._words))
+        prefixes, whole = [groups.use(depth) for depth in self.depths], groups.use(spec.num_digits)
         mean = {task: (error / max(self._counts[task], 1)).tolist() for task, error in self._errors.items()}
         return {
-            "items": int(sum(len(words) for words in self._words)),
-            "bits": self.tokenizer.codec.spec.bits,
+            "items": len(groups.order_N),
+            "bits": spec.bits,
             "depths": list(self.depths),
             "reconstruction": {source: mean[source] for source in config.sources},
             "target_loss": {target: mean[target] for target in config.targets},
             "accuracy": {
                 target: _score(hits, config.targets[target].multi_label) for target, hits in self._hits.items()
             },
-            "digits": {
-                "entropy": [_entropy(counts) for counts in self._digit_counts],
-                "unused": [int((counts == 0).sum()) for counts in self._digit_counts],
-            },
-            "collisions": _collisions(self._words),
+            "digits": {"entropy": self._use.entropy(), "unused": self._use.unused()},
+            "prefixes": {"entropy": [p.entropy for p in prefixes], "distinct": [p.distinct for p in prefixes]},
+            "collisions": {"items": whole.shared, "largest": whole.largest},
         }
 
 
@@ -101,15 +101,3 @@ def _score(hits_P3: np.ndarray, multi_label: bool) -> list[float]:
     right, predicted, true = hits_P3.T
     total = (predicted + true) / 2 if multi_label else true
     return (right / np.maximum(total, 1)).tolist()
-
-
-def _entropy(counts: np.ndarray) -> float:
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log2(share)).sum())
-
-
-def _collisions(words: list[np.ndarray]) -> dict[str, int]:
-    if not words:
-        return {"items": 0, "largest": 0}
-    _, counts = np.unique(np.concatenate(words), axis=0, return_counts=True)
-    return {"items": int(counts[counts > 1].sum()), "largest": int(counts.max())}

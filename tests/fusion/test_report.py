@@ -93,6 +93,12 @@ def test_against_numpy(tokenizer, items):
         share = np.array(list(Counter(digit_N.tolist()).values())) / N
         assert entropy == pytest.approx(-(share * np.log2(share)).sum())
         assert unused == 3 - len(share)
+    for depth, entropy, distinct in zip(
+        DEPTHS, result["prefixes"]["entropy"], result["prefixes"]["distinct"], strict=True
+    ):
+        share = np.unique(digits_NL[:, :depth], axis=0, return_counts=True)[1] / N
+        assert entropy == pytest.approx(-(share * np.log2(share)).sum())
+        assert distinct == len(share)
     times = Counter(map(tuple, words_NW.tolist()))
     assert result["collisions"] == {"items": sum(t for t in times.values() if t > 1), "largest": max(times.values())}
     assert result["collisions"]["items"] > 0  # 81 SIDs for 90 items
