@@ -42,11 +42,17 @@ COMMANDS = {
     "decode-sids": Command(f"{_JOBS}.decode_sids:main", "write what SIDs keep of each item"),
     "train-ranker": Command(f"{_JOBS}.train_ranker:main", "train the long-sequence ranker with one arm"),
     "evaluate": Command(f"{_JOBS}.evaluate:main", "test a trained ranker on warm and on cold items"),
+    "codec collisions": Command(f"{_JOBS}.codec_collisions:main", "say which items share a SID"),
+    "codec disambiguate": Command(
+        f"{_JOBS}.codec_disambiguate:main", "add a digit that makes every item's SID its own"
+    ),
+    "codec drift": Command(f"{_JOBS}.codec_drift:main", "say how SIDs moved between two codecs or two corpora"),
     "data synthetic": Command(f"{_JOBS}.make_synthetic:main", "make a corpus whose structure is known"),
     "data movielens": Command(f"{_DATA}.converters:convert_movielens", "convert a MovieLens release", True),
     "data amazon-reviews": Command(f"{_DATA}.converters:convert_amazon_reviews", "convert Amazon reviews", True),
     "data validate": Command(f"{_DATA}.validate:print_validation", "check a data folder, and say what is in it"),
 }
+_GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
 _DOCTOR = "doctor"
 
 
@@ -158,7 +164,7 @@ def _config_class(function: Callable[..., Any]) -> type:
 
 
 def _split_name(arguments: list[str]) -> tuple[str, list[str]]:
-    words = 2 if arguments[:1] == ["data"] else 1
+    words = 2 if arguments and arguments[0] in _GROUPS else 1
     return " ".join(arguments[:words]), arguments[words:]
 
 
@@ -166,7 +172,7 @@ def _print_usage(name: str) -> int:
     lines = ["usage: sidrec COMMAND [--flag value ...]", "       sidrec COMMAND --help", ""]
     lines += [f"  {name:<22}{command.help}" for name, command in COMMANDS.items()]
     lines += [f"  {_DOCTOR:<22}say what is installed, whether it matches, and what to type if it does not"]
-    asked = name in ("-h", "--help", "help", "data", "data -h", "data --help")
+    asked = bool(name) and {*name.split()} <= {*_GROUPS, "-h", "--help", "help"}
     print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
     if not asked:
         return _print_error(f"unknown command '{name}'" if name else "no command")

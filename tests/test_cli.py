@@ -151,8 +151,11 @@ def test_unknown_commands(capsys):
     assert main(["jib"]) == 2
     assert capsys.readouterr().err.endswith("error: unknown command 'jib'\n")
     assert main([]) == 2
-    assert main(["--help"]) == 0
-    assert "data movielens" in capsys.readouterr().out
+    assert main(["codec", "design-it"]) == 2
+    for asking in (["--help"], ["data"], ["codec"], ["codec", "--help"]):
+        capsys.readouterr()
+        assert main(asking) == 0
+        assert "data movielens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "job"])

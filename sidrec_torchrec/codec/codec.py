@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sidrec_torchrec.codec.alphabet import OneHot
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.codec.quantizer import Quantizer, add_tables
 from sidrec_torchrec.errors import CodecMismatchError, DataError
@@ -81,6 +82,20 @@ class Codec:
             tables.append(table)
             first += stage.width
         return tuple(tables)
+
+    def with_serial_digit(self, radix: int) -> "Codec":
+        """This codec with one more digit, which tells apart items of one SID and adds nothing to their vectors.
+
+        Args:
+            radix: its values, 2 to 32,768.
+
+        Returns:
+            A codec of L + 1 digits, the last one-hot with a table of zeros, and a fingerprint of its own.
+        """
+        digit = OneHot(radix)
+        fingerprint = fingerprint_of({}, f"{self.spec.fingerprint} and a serial digit {digit}")
+        spec = SIDSpec((*self.spec.stages, digit), fingerprint)
+        return Codec(spec, self.offset_D, (*self.digit_tables, torch.zeros(radix, self.dim)))
 
     def check(self, fingerprint: str, where: str) -> None:
         """Refuses SIDs of another codec.

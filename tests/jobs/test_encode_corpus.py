@@ -67,6 +67,30 @@ def test_any_number_of_processes_writes_the_same_file(world_size, config, run_di
     assert sorted(path.name for path in several.out.iterdir()) == ["codec", "metrics.json", "run.json", "sids.parquet"]
 
 
+@pytest.mark.parametrize(("block", "world_size"), [(1, 1), (13, 2), (8192, 1)])
+def test_items_of_a_grown_corpus_keep_their_sids(
+    block, world_size, config, corpus, tmp_path, run_distributed, monkeypatch
+):
+    """New items before, between and after the old ones, other batches, other processes: an old codec is a fixed function."""
+    encode_corpus.main(config)
+    old_ids, old_NW = read_sids(config.out, Codec.load(config.out / "codec"))
+    table = pq.read_table(corpus / "items.parquet")
+    place = table.schema.get_field_index("item_id")
+    new = table.set_column(place, "item_id", pa.array(table["item_id"].to_numpy() + 1_000_000))
+    grown = tmp_path / "grown"
+    grown.mkdir()
+    mixed = pa.concat_tables([new[:31], table[60:], new[31:70], table[:60].take(list(range(59, -1, -1))), new[70:]])
+    pq.write_table(mixed, grown / "items.parquet", row_group_size=17)
+    config = dataclasses.replace(config, data=grown, out=tmp_path / "grown_sids")
+    monkeypatch.setattr(encode_corpus, "_BLOCK", block)
+    run_distributed(encode_in_small_blocks, 2, config) if world_size == 2 else encode_corpus.main(config)
+    ids, words_NW = read_sids(config.out, Codec.load(config.out / "codec"))
+    assert len(ids) == 240
+    sid_of = dict(zip(ids.tolist(), words_NW.tolist(), strict=True))
+    for item_id, words in zip(old_ids.tolist(), old_NW.tolist(), strict=True):
+        assert sid_of[item_id] == sid_of[item_id + 1_000_000] == words  # the new items have the content of the old
+
+
 def test_finished_run_is_read_back_and_another_refused(config, corpus, tmp_path, monkeypatch):
     result = encode_corpus.main(config)
     monkeypatch.setattr(Tokenizer, "encode", None)  # nothing is encoded again
