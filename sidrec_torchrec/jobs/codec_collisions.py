@@ -56,8 +56,7 @@ def main(config: CodecCollisionsConfig) -> dict[str, Any]:
     the items that share a SID, those whose every source equals that of another in their group, bit by bit: no codec can
     tell them apart; None without ``items``, or where they have no sources.
 
-    Memory: ids and words, 8 bytes each an item, 10 bytes for their order, and 8 for each item that shares its SID. The
-    items are read in batches.
+    Memory: less than 100 bytes an item for SIDs of one word, which are held and sorted; the items are read in batches.
 
     Raises:
         DataError: on files that are missing or broken, an unknown column, or items that are not those of the SIDs.
@@ -164,12 +163,13 @@ def _print(report: dict[str, Any]) -> None:
         )
     console.print(summary, highlight=False, soft_wrap=True)
     for group in report["groups"]:
+        digits = " ".join(map(str, group["digits"]))
+        console.print(f"\n{group['size']:,} items of SID {digits}", highlight=False, soft_wrap=True)
         console.print(_group_table(group))
 
 
 def _group_table(group: dict[str, Any]) -> Table:
-    digits = " ".join(map(str, group["digits"]))
-    table = Table(title=f"{group['size']:,} items of SID {digits}", title_justify="left")
+    table = Table()
     names = list(group["members"][0])
     for name in names:
         table.add_column(name, justify="right" if name == "item_id" else "left", max_width=40)

@@ -43,7 +43,7 @@ def main(config: CodecDisambiguateConfig) -> None:
     """Writes ``sids.parquet`` and ``codec``, as encode-corpus does.
 
     An item's added digit is the number of earlier items of the file with the same SID: items appended to the corpus
-    change no digit of those before them. One process; memory: ids and words, 8 bytes each an item, and 26 for their order.
+    change no digit of those before them. One process; memory as in codec_collisions.
 
     Raises:
         DataError: on files that are missing or broken, or more than ``radix`` items of one SID; names some.
