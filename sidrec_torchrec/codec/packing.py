@@ -53,6 +53,9 @@ class SIDSpec:
     Args:
         stages: alphabet of each digit, coarse to fine.
         fingerprint: identifies the codec the SIDs belong to.
+
+    Raises:
+        ValueError: without digits, or on an alphabet without finitely many values, such as the real numbers.
     """
 
     stages: tuple[Alphabet, ...]
@@ -61,6 +64,9 @@ class SIDSpec:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError("a SID needs at least one digit")
+        for stage in self.stages:
+            if stage.radix < 1:
+                raise ValueError(f"'{stage}' has no digits, so it cannot be part of a SID")
 
     @cached_property
     def radices(self) -> tuple[int, ...]:

@@ -201,6 +201,17 @@ def test_spec_without_digits_is_refused():
         SIDSpec((), "f")
 
 
+def test_alphabet_without_digits_is_refused():
+    class Anything(Ternary):
+        radix = 0
+
+        def __str__(self) -> str:
+            return "anything"
+
+    with pytest.raises(ValueError, match="'anything' has no digits, so it cannot be part of a SID"):
+        SIDSpec((Ternary(), Anything()), "f")
+
+
 @settings(max_examples=30, deadline=None)
 @given(specs)
 def test_json_reads_back(spec):

@@ -61,6 +61,7 @@ def test_any_number_of_processes_writes_the_same_file(world_size, config, run_di
     assert (several.out / "sids.parquet").read_bytes() == (config.out / "sids.parquet").read_bytes()
     for result in results:
         assert result["digits"] == one["digits"]
+        assert result["prefixes"] == one["prefixes"]
         assert result["collisions"] == one["collisions"]
         for source, errors in one["reconstruction"].items():
             assert result["reconstruction"][source] == pytest.approx(errors, rel=1e-6)
