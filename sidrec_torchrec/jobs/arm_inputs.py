@@ -32,7 +32,7 @@ def load_arm_inputs(
         data: folder of ``items.parquet``.
         prepared: the prepared sequences.
         sources: for ``raw``; empty for all.
-        sids: folder encode-corpus wrote, for ``side``.
+        sids: folder encode-corpus wrote, for ``side`` and ``hybrid``.
         source_sids: folders encode-corpus wrote, one per source, for ``prefix-ngram``.
 
     Raises:
@@ -46,14 +46,15 @@ def load_arm_inputs(
         for source in sources or tuple(open_items(data).source_dims):
             vectors[source] = folder / f"vectors-{source}.npy"
             _once(vectors[source], lambda path, source=source: write_vectors(data, source, path))
-    if arm == "side" and sids is None:
-        raise SidrecError("the arm 'side' needs SIDs; name the folder encode-corpus wrote with --sids")
+    reads_sids = arm in ("side", "hybrid")
+    if reads_sids and sids is None:
+        raise SidrecError(f"the arm '{arm}' needs SIDs; name the folder encode-corpus wrote with --sids")
     if arm == "prefix-ngram" and not source_sids:
         raise SidrecError("the arm 'prefix-ngram' needs one SID per source; name their folders with --source-sids")
     return ArmInputs(
         num_items=prepared.num_items,
         vectors=vectors,
-        sid=_sid_array(data, sids, folder) if arm == "side" else None,
+        sid=_sid_array(data, sids, folder) if reads_sids else None,
         source_sids={path.name: _sid_array(data, path, folder) for path in source_sids}
         if arm == "prefix-ngram"
         else None,

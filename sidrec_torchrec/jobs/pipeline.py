@@ -59,7 +59,7 @@ class PipelineConfig:
 
     out: Path
     data: Path | None = None
-    arms: tuple[str, ...] = ARMS
+    arms: tuple[str, ...] = ("none", "raw", "prefix-ngram", "side", "id")
     seeds: int = 1
     source: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class _Pipeline:
         open_items(self.data, sources=self.sources, targets=self.targets)  # refuses unknown columns
         self._prepare()
         tokenizers = {}
-        if "side" in self.config.arms:
+        if {"side", "hybrid"} & set(self.config.arms):
             tokenizers["side"] = self._tokenize("side", self.sources, self.targets, "dpca", self.config.stages)
         if "prefix-ngram" in self.config.arms:
             for source in self.sources:
@@ -169,7 +169,7 @@ class _Pipeline:
             out=self.out / "rankers" / arm / f"seed-{seed}",
             arm=arm,
             source=self.sources if arm == "raw" else (),
-            sids=self.out / "sids" / "side" if arm == "side" else None,
+            sids=self.out / "sids" / "side" if arm in ("side", "hybrid") else None,
             source_sids=tuple(self.out / "sids" / f"rq-{s}" for s in self.sources) if arm == "prefix-ngram" else (),
             epochs=self.config.epochs,
             batch_events=self.config.batch_events,

@@ -23,9 +23,10 @@ from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.errors import SidrecError, check_at_least, check_share
 from sidrec_torchrec.side.collection import SIDECollection
 from sidrec_torchrec.side.expansion import MODES, OfCodec, SIDEConfig
+from sidrec_torchrec.side.hybrid import CoarseIds, HybridCollection
 from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
 
-ARMS = ("none", "raw", "prefix-ngram", "side", "id")
+ARMS = ("none", "raw", "prefix-ngram", "side", "hybrid", "id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +36,10 @@ class ArmConfig:
     Args:
         side_mode: what SIDE turns a SID into, ``digits`` or ``decoded``.
         side_learned: whether training changes SIDE's rows; see ``LearnedSIDE``.
-        table_dim: width of learned item tables (``id``, ``prefix-ngram``); a multiple of 4, as fbgemm needs.
+        table_dim: width of learned item tables (``id``, ``prefix-ngram``, ``hybrid``); a multiple of 4, as fbgemm needs.
         ngram_rows: rows of each source's prefix-n-gram table.
         ngram_depth: longest prefix, in digits; 0 for all.
+        coarse_ids: rows of the hybrid arm's table, at most; the longest prefix of the SID that has no more values.
         table_dropout: share of events whose learned rows are dropped whole in training, so that the ranker also learns
             to do without (unseen items have zero rows).
     """
@@ -47,11 +49,12 @@ class ArmConfig:
     table_dim: int = 64
     ngram_rows: int = 65_536
     ngram_depth: int = 0
+    coarse_ids: int = 4_096
     table_dropout: float = 0.35
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "ngram_depth")
-        check_at_least(self, 1, "ngram_rows")
+        check_at_least(self, 1, "ngram_rows", "coarse_ids")
         check_share(self, "table_dropout")
         if self.table_dim < 4 or self.table_dim % 4:  # fbgemm wants table rows of whole 16 bytes
             raise ValueError(f"table_dim must be a multiple of 4, got {self.table_dim}")
@@ -128,6 +131,8 @@ def build_arm(name: str, config: ArmConfig, inputs: ArmInputs) -> Arm:
             return IdArm(inputs.num_items, config)
         case "side":
             return SideArm(inputs.sid, config)
+        case "hybrid":
+            return HybridArm(inputs.sid, config)
         case "prefix-ngram":
             return PrefixNgramArm(inputs.source_sids, config)
     raise SidrecError(f"unknown arm '{name}'; there are {', '.join(ARMS)}")
@@ -202,7 +207,7 @@ class SideArm(Arm):
             mode=config.side_mode,
             learned=config.side_learned,
         )
-        self.keys = tuple(word_names("sid", sid.codec.spec.num_words))
+        self.keys = self._word_keys = tuple(word_names("sid", sid.codec.spec.num_words))
         self.dim = self._side.embedding_dim
 
     @property
@@ -211,10 +216,35 @@ class SideArm(Arm):
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
         words_NW = torch.from_numpy(self._words[item_N])
-        return dict(zip(self.keys, words_NW.unbind(1), strict=True))
+        return dict(zip(self._word_keys, words_NW.unbind(1), strict=True))
 
     def module(self, device: torch.device) -> nn.Module:
         return _OneFeature(SIDECollection(tables=[self._side], device=device), "sid", 0.0)
+
+
+class HybridArm(SideArm):
+    """SIDE, and a learned row per prefix of the SID; the id of the prefix is made when the batch is."""
+
+    def __init__(self, sid: SIDArray, config: ArmConfig) -> None:
+        super().__init__(sid, config)
+        try:
+            self._coarse = CoarseIds.at_most(sid.codec.spec, config.coarse_ids)
+        except ValueError as error:
+            raise SidrecError(f"the arm 'hybrid': {error}; raise coarse_ids") from None
+        self.keys = (*self._word_keys, self._coarse.key("sid"))
+        self.dim += config.table_dim
+        self._config = config
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        words_NW = torch.from_numpy(self._words[item_N])
+        return {**super().values(item_N), self._coarse.key("sid"): self._coarse.ids(words_NW)}
+
+    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
+        return {key: pa.array(value.numpy()) for key, value in super().values(item_N).items()}
+
+    def module(self, device: torch.device) -> nn.Module:
+        collection = HybridCollection(self._side, self._coarse, self._config.table_dim, device)
+        return _Hybrid(collection, self._config.table_dropout)
 
 
 class PrefixNgramArm(Arm):
@@ -290,6 +320,19 @@ class _OneFeature(nn.Module):
 
     def forward(self, items: KeyedJaggedTensor) -> Tensor:
         return self.dropout(self.collection(items)[self._feature].values())
+
+
+class _Hybrid(nn.Module):
+    """SIDE's vectors and the table's rows side by side."""
+
+    def __init__(self, collection: HybridCollection, dropout: float) -> None:
+        super().__init__()
+        self.collection = collection
+        self.dropout = _RowDropout(dropout)
+
+    def forward(self, items: KeyedJaggedTensor) -> Tensor:
+        side_NE, rows_ND = self.collection(items)
+        return torch.cat([side_NE, self.dropout(rows_ND)], dim=1)
 
 
 class _RowDropout(nn.Module):
