@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
+import warnings
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -58,14 +59,30 @@ def doctor() -> int:
     table.add_row("memory", f"{machine['memory_gib']} GiB")
     unused = " (unused: torch is CPU-only)" if versions.get("torch", "").endswith("+cpu") else ""
     table.add_row("CUDA devices", "\n".join(f"{gpu}{unused}" for gpu in machine["gpus"]) or "none")
-    table.add_row("C++ compiler", machine["compiler"] or "none (only torch.compile needs one)")
+    table.add_row("C++ compiler", machine["compiler"] or "none (our CPU operators and torch.compile need one)")
     console.print(table)
     problems = find_problems(versions) + find_gpu_problems(versions, machine["gpus"])
     if not problems:
         console.print("torch, torchrec and fbgemm match.")
+        console.print(_operators(), markup=False, soft_wrap=True)
         return 0
     console.print(_advice(problems, versions), markup=False, soft_wrap=True)
     return 1
+
+
+def _operators() -> str:
+    """Which implementation of the CPU operators runs; builds them if need be."""
+    from sidrec_torchrec.ops import cpu  # torch can be imported by now
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it would say is said here
+        problem = cpu.problem()
+    if problem is None:
+        return f"The CPU operators run in C++: {cpu.library_path()}"
+    return (
+        f"The CPU operators run in plain PyTorch, many times slower, for they could not be built: {problem}\n"
+        "Install a C++20 compiler (g++ or clang++), or name one: CXX=g++-12 sidrec doctor"
+    )
 
 
 def versions_and_hardware() -> dict[str, dict[str, Any]]:

@@ -42,7 +42,12 @@ _HOLDERS = (
 
 
 def replace_tables(
-    model: nn.Module, codecs: Mapping[str, Codec], *, mode: str = "digits", device: torch.device | None = None
+    model: nn.Module,
+    codecs: Mapping[str, Codec],
+    *,
+    mode: str = "digits",
+    learned: bool = False,
+    device: torch.device | None = None,
 ) -> nn.Module:
     """Puts SIDE where tables stood, in the model's ``EmbeddingBagCollection`` and ``EmbeddingCollection`` modules.
 
@@ -58,6 +63,7 @@ def replace_tables(
         model: changed in place; its tables may be on the meta device.
         codecs: by table name, the codec of the SIDs that take the place of the table's ids.
         mode: of SIDE, ``digits`` or ``decoded``.
+        learned: whether training changes SIDE's rows; see ``LearnedSIDE``.
         device: where SIDE and its maps are built, never meta; by default where the collection is, or for a meta
             collection on the CPU, from where ``DistributedModelParallel`` moves them with the dense parameters.
 
@@ -81,7 +87,7 @@ def replace_tables(
             raise TypeError(f"table '{name}': expected a Codec, got {type(codec).__name__}; Codec.load reads one")
     by_collection = _locate(model, codecs)
     replacements = {
-        collection: _REPLACED[type(collection)](collection, its_codecs, mode, device)
+        collection: _REPLACED[type(collection)](collection, its_codecs, mode, learned, device)
         for collection, its_codecs in by_collection.items()
     }
     for parent in list(model.modules()):
@@ -168,9 +174,18 @@ def _keep(collection: nn.Module, configs: list[EmbeddingBagConfig] | list[Embedd
     return kept
 
 
-def _side_config(config: EmbeddingBagConfig | EmbeddingConfig, codec: Codec, mode: str) -> SIDEConfig:
+def _side_config(
+    config: EmbeddingBagConfig | EmbeddingConfig, codec: Codec, mode: str, learned: bool
+) -> SIDEConfig:
     pooling = getattr(config, "pooling", PoolingType.SUM)  # a table of sequences has none, and SIDE does not ask then
-    return SIDEConfig(name=config.name, feature_names=config.feature_names, codec=codec, mode=mode, pooling=pooling)
+    return SIDEConfig(
+        name=config.name,
+        feature_names=config.feature_names,
+        codec=codec,
+        mode=mode,
+        learned=learned,
+        pooling=pooling,
+    )
 
 
 def _projection(table: SIDEConfig, width: int, device: torch.device) -> nn.Module:
@@ -184,7 +199,12 @@ class _Replaced(nn.Module):
     """What both collections share: the tables that are left, and SIDE with a linear map for each that is gone."""
 
     def __init__(
-        self, collection: nn.Module, codecs: Mapping[str, Codec], mode: str, device: torch.device | None
+        self,
+        collection: nn.Module,
+        codecs: Mapping[str, Codec],
+        mode: str,
+        learned: bool,
+        device: torch.device | None,
     ) -> None:
         super().__init__()
         configs = _configs(collection)
@@ -197,7 +217,7 @@ class _Replaced(nn.Module):
         self.sides, self.projections = nn.ModuleDict(), nn.ModuleDict()
         for config in configs:
             if config.name in codecs:
-                table = _side_config(config, codecs[config.name], mode)
+                table = _side_config(config, codecs[config.name], mode, learned)
                 self.sides[config.name] = self._side(collection, table, device)
                 self.projections[config.name] = _projection(table, config.embedding_dim, device)
         self._configs = [replace(c, num_embeddings=1) if c.name in codecs else c for c in configs]

@@ -159,6 +159,20 @@ def test_other_widths_are_mapped(mode, kind):
     assert weight_DV.grad.abs().sum() > 0
 
 
+def test_learned_rows_start_as_the_frozen_ones_and_train():
+    codec = make_codec("onehot:5,ternary*4")
+    batch = make_batch(codec)
+    outputs = []
+    for learned in (False, True):
+        torch.manual_seed(0)
+        collection = replace_tables(make_tables(EmbeddingBagCollection), {"item": codec}, learned=learned)
+        outputs.append(collection(batch).values())
+    torch.testing.assert_close(*outputs)
+    outputs[1].square().sum().backward()
+    gradients = [p.grad for name, p in collection.named_parameters() if name.startswith("sides.")]
+    assert len(gradients) == 1 and gradients[0].any()
+
+
 def test_every_table_at_once_or_one_after_another():
     codec, other = make_codec(), make_codec(TWO_WORDS, "bbbb")
     vector_ND = codec.decode(make_items(codec)[0])

@@ -1,0 +1,59 @@
+"""The C++ operators are built where there is a compiler; elsewhere the reference runs, and one warning says so."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sidrec_torchrec.ops import backends, cpu
+
+DECODE_TWICE = """
+import torch
+from sidrec_torchrec.ops.side_decode import side_decode
+words = torch.tensor([[5], [7]])
+for _ in range(2):
+    print(side_decode(words, torch.arange(18.0).view(9, 2), [3, 3, 3], [0, 0, 0]).tolist())
+"""
+
+
+def decode_twice(**environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", DECODE_TWICE], env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler")
+def test_built_where_there_is_a_compiler():
+    assert cpu.problem() is None
+    assert backends.kernels("side_decode", torch.zeros(1)) is cpu
+    assert backends.kernels("side_decode", torch.zeros(1, dtype=torch.float64)) is None
+
+
+def test_without_a_compiler_the_reference_runs_with_one_warning(tmp_path):
+    result = decode_twice(CXX="/no/compiler", SIDREC_CACHE=str(tmp_path))
+    # 5 is digits 0, 1, 2 and 7 is 0, 2, 1: rows 0, 4, 8 and 0, 5, 7
+    assert result.stdout.splitlines() == ["[[24.0, 27.0], [24.0, 27.0]]"] * 2
+    assert result.stderr.count("could not be built") == 1
+    assert "/no/compiler" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler")
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing_half_built(tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo 1 || { echo "error: no such standard" >&2; exit 1; }\n'
+    )
+    compiler.chmod(0o755)
+    result = decode_twice(CXX=str(compiler), SIDREC_CACHE=str(tmp_path / "cache"))
+    assert result.stdout.splitlines() == ["[[24.0, 27.0], [24.0, 27.0]]"] * 2
+    assert result.stderr.count("could not be built (error: no such standard)") == 1
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_the_reference_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("SIDREC_OPS", "reference")
+    assert backends.kernels("code_attention", torch.zeros(1)) is None
