@@ -6,15 +6,17 @@ stages alone this is a semi-discrete decomposition (Kolda & O'Leary 1998), with 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from sidrec_torchrec.codec.alphabet import Alphabet, Ternary
-from sidrec_torchrec.codec.dpca_fit import fit
+from sidrec_torchrec.codec.dpca_fit import FitOptions, fit
 from sidrec_torchrec.codec.processes import is_first_process
 from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, add_tables, check_vectors, squared_distance
 from sidrec_torchrec.codec.search import encode
+from sidrec_torchrec.errors import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +26,18 @@ class DPCAConfig:
     Args:
         dim: width of the vectors.
         stages: alphabets in coding order, e.g. ``(OneHot(256), *[Ternary()] * 20)``.
-        iterations: rounds of encoding and least squares in ``fit``, at most.
-        ridge: strength of the ridge in each least-squares update. 1 shrinks codewords that few vectors use as far as
-            the error left makes them noise; less trusts the data more.
+        iterations: rounds of encoding and least squares in ``fit``.
         commitment: weight, in training, of the pull of vectors towards their decoded digits.
+        beam: candidates kept while encoding, and in the last rounds of ``fit``; 1 is greedy.
         seed: of the k-means start of one-hot stages.
 
     Raises:
-        ValueError: on values out of range. The ridge is above 0, for stages can share a direction, and unused codewords
-            have no data: the least squares alone would leave them undetermined.
+        ValueError: on values out of range.
     """
 
     dim: int
     stages: tuple[Alphabet, ...] = (Ternary(),) * 25
     iterations: int = 20
-    ridge: float = 1.0
     commitment: float = 0.25
     beam: int = 1
     seed: int = 0
@@ -46,10 +45,8 @@ class DPCAConfig:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError("DPCA needs at least one stage")
-        if min(self.dim, self.beam) < 1 or min(self.iterations, self.commitment) < 0 or not self.ridge > 0:
-            raise ValueError(
-                f"dim and beam must be at least 1, iterations and commitment at least 0, ridge above 0; got {self}"
-            )
+        check_at_least(self, 1, "dim", "beam")
+        check_at_least(self, 0, "iterations", "commitment")
 
 
 class DPCA(Quantizer):
@@ -118,8 +115,8 @@ class DPCA(Quantizer):
         return QuantizerOutput(z_q_ND, digits_NL, codebook + self.config.commitment * commitment)
 
     @torch.no_grad()
-    def fit(self, x: Tensor | Iterable[Tensor]) -> list[float]:
-        """Learns mean and basis by alternating encoding and ridge least squares over all stages jointly.
+    def fit(self, x: Tensor | Iterable[Tensor], *, checkpoint: Path | None = None) -> list[float]:
+        """Learns mean and basis by alternating encoding and least squares over all stages jointly; see ``dpca_fit``.
 
         In a process group, every process calls this with vectors of its own, and all end with the same basis, that of
         all vectors together (up to rounding; the basis is started from process 0's first 16,384 rows).
@@ -127,29 +124,24 @@ class DPCA(Quantizer):
         Args:
             x: vectors, float [N, dim], or a collection of such chunks: a list, or anything that can be gone through
                 again, for each round reads it once.
+            checkpoint: file to keep the state in, written whole after every round. If it is there already, ``fit`` goes
+                on from it, to the very result it would have had uninterrupted; the vectors must be the same.
 
         Returns:
-            Relative squared error ``|x - x_hat|^2 / |x - mean|^2`` of the start and after each round; the basis of
-            the least is kept. Ends early where a round changes next to nothing.
+            Relative squared error ``|x - x_hat|^2 / |x - mean|^2`` of the start and after each round. The last basis is
+            kept, not that of the least error: rows are shrunk ever better, which helps on vectors not seen.
 
         Raises:
             ValueError: without vectors, on a wrong width, or on a value that is not finite; names the first bad row.
+            RunMismatchError: if the checkpoint is of a fit with other options.
             TypeError: on an iterator, which could be read only once.
         """
         chunks = [x] if isinstance(x, Tensor) else x
         if iter(chunks) is chunks:
             raise TypeError("fit reads its chunks once per round: give a list or another collection, not an iterator")
         config = self.config
-        fitted = fit(
-            chunks,
-            self.stages,
-            self.dim,
-            rounds=config.iterations,
-            ridge=config.ridge,
-            beam=config.beam,
-            seed=config.seed,
-            device=self.basis_RD.device,
-        )
+        options = FitOptions(self.stages, self.dim, config.iterations, config.beam, config.seed)
+        fitted = fit(chunks, options, device=self.basis_RD.device, checkpoint=checkpoint)
         self.mean_D.copy_(fitted.mean_D)
         self.basis_RD.copy_(fitted.basis_RD)
         return fitted.errors

@@ -1,38 +1,63 @@
 """Learning DPCA's basis in closed form: encode, then solve for all basis rows jointly, and again.
 
-With codes A [N, R] held fixed, the best basis solves (A^T A) U = A^T X: that is all a round needs of the data, so vectors
-are read in chunks, on any number of processes, and only R^2 + R D sums are kept. The same alternation as the codebook
-update of additive quantization (Babenko & Lempitsky 2014) and LSQ (Martinez et al. 2016).
+With codes A [N, R] held fixed, the best basis depends on A^T A and A^T X alone: that is all a round needs of the data, so
+vectors are read in chunks, on any number of processes, and only R^2 + R D sums are kept. The same alternation as the
+codebook update of additive quantization (Babenko & Lempitsky 2014) and LSQ (Martinez et al. 2016).
+
+Rows are shrunk by what the data itself says is noise (``shrinkage.py``). So the error on the vectors fitted may rise where
+that on others falls, and the last basis is the one to keep.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import groupby
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.codec.alphabet import Alphabet, OneHot
-from sidrec_torchrec.codec.kmeans import kmeans
-from sidrec_torchrec.codec.processes import copy_from_first_process, is_first_process, sum_over_processes
+from sidrec_torchrec.codec.alphabet import Alphabet, OneHot, format_stages
+from sidrec_torchrec.codec.dpca_start import start
+from sidrec_torchrec.codec.processes import (
+    copy_from_first_process,
+    is_first_process,
+    object_from_first_process,
+    sum_over_processes,
+)
 from sidrec_torchrec.codec.quantizer import check_vectors
 from sidrec_torchrec.codec.search import encode
+from sidrec_torchrec.codec.shrinkage import bands, shrunk_rows
+from sidrec_torchrec.errors import DataError, RunMismatchError
+from sidrec_torchrec.files import atomic_path
 
 _SAMPLE_ROWS = 1 << 14  # of process 0, from which the basis is started
 _BLOCK_ROWS = 1 << 13
-_POWER_STEPS = 12  # alternations that start one ternary row
-_LEAST_CHANGE = 1e-5  # a round that changes the error by no more than this share is the last
+_SEARCHED_ROUNDS = 4  # the last ones, which encode with the whole beam; before, greedy digits do as well
 _TINY = 1e-30
-_WEIGHTS = (1e-6, 1e6)  # bounds of the ridge: rows nothing uses need some, and no row needs more
+
+
+class FitOptions(NamedTuple):
+    """How to fit; see ``DPCAConfig``."""
+
+    stages: tuple[Alphabet, ...]
+    dim: int
+    rounds: int
+    beam: int
+    seed: int
+
+    def __str__(self) -> str:
+        values = self._asdict() | {"stages": format_stages(self.stages)}
+        return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 class Fitted(NamedTuple):
-    """What ``fit`` learned.
+    """What ``fit`` has learned after a round.
 
     Args:
         mean_D: float64 [D].
         basis_RD: float64 [R, D].
-        errors: relative squared error of the start and after each round; the basis is that of the least.
+        errors: relative squared error of the start and after each round.
     """
 
     mean_D: Tensor
@@ -40,47 +65,79 @@ class Fitted(NamedTuple):
     errors: list[float]
 
 
-def fit(
-    chunks: Iterable[Tensor],
-    stages: tuple[Alphabet, ...],
-    dim: int,
-    *,
-    rounds: int,
-    ridge: float,
-    beam: int,
-    seed: int,
-    device: torch.device,
-) -> Fitted:
+class _Survey(NamedTuple):
+    """What is known of the vectors before the first round: mean [D], number, principal axes (columns) and energy."""
+
+    mean_D: Tensor
+    count: int
+    axes_DD: Tensor
+    energy_D: Tensor
+
+
+class _State(NamedTuple):
+    """Where fitting stands: the basis of the next round, its ridge [S, bands], and the errors so far."""
+
+    survey: _Survey
+    basis_RD: Tensor
+    weight_SB: Tensor
+    errors: list[float]
+
+
+def fit(chunks: Iterable[Tensor], options: FitOptions, *, device: torch.device, checkpoint: Path | None) -> Fitted:
     """See ``DPCA.fit``."""
-    mean_D, total, sample = _survey(chunks, dim, device)
-    basis_RD = torch.zeros(sum(stage.width for stage in stages), dim, dtype=torch.float64, device=device)
+    state = _load(checkpoint, options, device) or _begin(chunks, options, device)
+    while len(state.errors) <= options.rounds:
+        state = _round(chunks, options, state)
+        _save(checkpoint, options, state)
+    return Fitted(state.survey.mean_D, state.basis_RD, state.errors)
+
+
+def _begin(chunks: Iterable[Tensor], options: FitOptions, device: torch.device) -> _State:
+    survey, sample = _look(chunks, options.dim, device)
+    num_rows = sum(stage.width for stage in options.stages)
+    basis_RD = torch.zeros(num_rows, options.dim, dtype=torch.float64, device=device)
     if is_first_process():
-        basis_RD = _start(torch.cat(sample) - mean_D, stages, seed)
+        basis_RD = start(torch.cat(sample) - survey.mean_D, options.stages, options.seed)
     copy_from_first_process(basis_RD)
-    best_RD, errors = basis_RD, []
-    for round_ in range(rounds + 1):
-        gram_RR, cross_RD = _sums(chunks, mean_D, basis_RD, stages, beam)
-        # |X - A U|^2 = |X|^2 - 2 <A^T X, U> + <U, A^T A U>
-        left = max(0.0, total + float((basis_RD * (gram_RR @ basis_RD - 2 * cross_RD)).sum()))
-        error = left / max(total, _TINY)
-        errors.append(error)
-        if error == min(errors):
-            best_RD = basis_RD
-        if round_ == rounds or (round_ and abs(errors[-2] - error) <= _LEAST_CHANGE * error):
-            break
-        basis_RD = _ridge(gram_RR, cross_RD, basis_RD, left, stages, ridge)
-        basis_RD = _by_energy(basis_RD, gram_RR.diagonal(), stages)
-    return Fitted(mean_D, best_RD, errors)
+    return _State(survey, basis_RD, basis_RD.new_ones(len(options.stages), len(bands(options.dim))), [])
 
 
-def _blocks(chunks: Iterable[Tensor], device: torch.device) -> Iterable[Tensor]:
+def _round(chunks: Iterable[Tensor], options: FitOptions, state: _State) -> _State:
+    """Encodes with the basis, measures its error, and, unless this was the last round, finds the next basis."""
+    survey, basis_RD, weight_SB, errors = state
+    round_ = len(errors)
+    beam = options.beam if options.rounds - round_ < _SEARCHED_ROUNDS else 1
+    gram_RR, cross_RD = _sums(chunks, survey.mean_D, basis_RD, options.stages, beam)
+    # |X - A U|^2 = |X|^2 - 2 <A^T X, U> + <U, A^T A U>
+    total = float(survey.energy_D.sum())
+    left = max(0.0, total + float((basis_RD * (gram_RR @ basis_RD - 2 * cross_RD)).sum()))
+    errors = [*errors, left / max(total, _TINY)]
+    if round_ < options.rounds:
+        basis_RD, weight_SB = _improve(gram_RR, cross_RD, weight_SB, survey, options.stages)
+    return _State(survey, basis_RD, weight_SB, errors)
+
+
+def _improve(
+    gram_RR: Tensor, cross_RD: Tensor, weight_SB: Tensor, survey: _Survey, stages: tuple[Alphabet, ...]
+) -> tuple[Tensor, Tensor]:
+    """The next round's basis [R, D] and ridge weights [S, bands]."""
+    widths = [stage.width for stage in stages]
+    along_RD, weight_SB = shrunk_rows(
+        gram_RR, cross_RD @ survey.axes_DD, survey.energy_D, weight_SB, widths, survey.count
+    )
+    basis_RD = along_RD @ survey.axes_DD.T
+    order_S, order_R = _by_energy(basis_RD, gram_RR.diagonal(), stages)
+    return basis_RD[order_R], weight_SB[order_S]
+
+
+def _blocks(chunks: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
     for chunk_ND in chunks:
         for block_ND in chunk_ND.split(_BLOCK_ROWS):
             yield block_ND.to(device, torch.float64)
 
 
-def _survey(chunks: Iterable[Tensor], dim: int, device: torch.device) -> tuple[Tensor, float, list[Tensor]]:
-    """Mean [D] and total squared deviation over all processes; and this process's first rows."""
+def _look(chunks: Iterable[Tensor], dim: int, device: torch.device) -> tuple[_Survey, list[Tensor]]:
+    """Mean, number and principal axes over all processes; and this process's first rows."""
     sum_D = torch.zeros(dim, dtype=torch.float64, device=device)
     rows, sample = 0, []
     for block_ND in _blocks(chunks, device):
@@ -96,11 +153,15 @@ def _survey(chunks: Iterable[Tensor], dim: int, device: torch.device) -> tuple[T
     sum_over_processes(count, sum_D)
     mean_D = (sum_D / count).float().double()  # as it is kept, so that the basis is learned on what will be encoded
     # a pass of its own: |x|^2 - |mean|^2 would cancel where the mean is large
-    square = torch.zeros(1, dtype=torch.float64, device=device)
+    moment_DD = torch.zeros(dim, dim, dtype=torch.float64, device=device)
     for block_ND in _blocks(chunks, device):
-        square += (block_ND - mean_D).square().sum()
-    sum_over_processes(square)
-    return mean_D, float(square), sample
+        x_ND = block_ND - mean_D
+        moment_DD += x_ND.T @ x_ND
+    sum_over_processes(moment_DD)
+    energy_D, axes_DD = torch.linalg.eigh(moment_DD)
+    axes_DD = axes_DD.flip(1).contiguous()
+    copy_from_first_process(axes_DD)  # of equal energies, machines may choose different axes
+    return _Survey(mean_D, int(count), axes_DD, energy_D.flip(0).clamp_min(0)), sample
 
 
 def _sums(
@@ -131,7 +192,7 @@ def _codes_times(digits_NL: Tensor, stages: tuple[Alphabet, ...], y_NM: Tensor) 
         alphabets = tuple(run)
         digits_NJ = digits_NL[:, first : first + len(alphabets)]
         if one_hot:
-            sizes = [alphabet.size for alphabet in alphabets]
+            sizes = [alphabet.radix for alphabet in alphabets]
             parts += [
                 y_NM.new_zeros(K, y_NM.shape[1]).index_add_(0, d, y_NM) for K, d in zip(sizes, digits_NJ.T, strict=True)
             ]
@@ -141,68 +202,51 @@ def _codes_times(digits_NL: Tensor, stages: tuple[Alphabet, ...], y_NM: Tensor) 
     return torch.cat(parts)
 
 
-def _ridge(
-    gram_RR: Tensor, cross_RD: Tensor, previous_RD: Tensor, left: float, stages: tuple[Alphabet, ...], ridge: float
-) -> Tensor:
-    """argmin_U |X - A U|^2 + sum_r weight_r |U_r|^2, where weight_r = ridge * left / energy of the row's stage.
-
-    With ridge 1 this is the posterior mean of rows whose prior has the energy their stage showed, under noise of the
-    energy left (James & Stein 1961): a codeword few vectors use, of a stage that explains little, is mostly noise.
-    """
-    energy_R = gram_RR.diagonal() * previous_RD.square().sum(1)
-    weights = []
-    for part in energy_R.split([stage.width for stage in stages]):
-        weights.append((ridge * left / part.sum().clamp_min(_TINY)).clamp(*_WEIGHTS).expand(len(part)))
-    return torch.linalg.solve(gram_RR + torch.cat(weights).diag(), cross_RD)
-
-
-def _by_energy(basis_RD: Tensor, squares_R: Tensor, stages: tuple[Alphabet, ...]) -> Tensor:
-    """Orders neighbouring stages of one alphabet by the energy they carry, so that every prefix decodes well."""
+def _by_energy(basis_RD: Tensor, squares_R: Tensor, stages: tuple[Alphabet, ...]) -> tuple[Tensor, Tensor]:
+    """Order of stages and of their rows: neighbours of one alphabet by energy, so that every prefix decodes well."""
     energy_R = squares_R * basis_RD.square().sum(1)
-    parts, first = [], 0
+    rows_R = torch.arange(len(basis_RD), device=basis_RD.device)
+    order_of_stages, order_of_rows, first = [], [], 0
     for alphabet, run in groupby(stages):
-        last = first + alphabet.width * len(list(run))
-        stage_energy = energy_R[first:last].view(-1, alphabet.width).sum(1)
-        rows = basis_RD[first:last].view(-1, alphabet.width, basis_RD.shape[1])
-        parts.append(rows[stage_energy.argsort(descending=True, stable=True)].flatten(0, 1))
+        length = len(list(run))
+        last = first + alphabet.width * length
+        order = energy_R[first:last].view(length, -1).sum(1).argsort(descending=True, stable=True)
+        order_of_stages.append(order + sum(map(len, order_of_stages)))
+        order_of_rows.append(rows_R[first:last].view(length, -1)[order].flatten())
         first = last
-    return torch.cat(parts)
+    return torch.cat(order_of_stages), torch.cat(order_of_rows)
 
 
-def _start(x_ND: Tensor, stages: tuple[Alphabet, ...], seed: int) -> Tensor:
-    """One stage after another on the residual of those before, float64 [R, D]."""
-    rows, residual_ND = [], x_ND.clone()
-    moment_DD = residual_ND.T @ residual_ND
-    for i, stage in enumerate(stages):
-        if isinstance(stage, OneHot):
-            part_KD = kmeans(residual_ND, stage.size, seed=seed + i)
-            residual_ND -= part_KD[encode(residual_ND, part_KD, (stage,))[:, 0].long()]
-            moment_DD = residual_ND.T @ residual_ND
-        else:
-            u_D, code_N = _ternary_row(residual_ND, moment_DD)
-            part_KD = u_D.unsqueeze(0)
-            # the moments of x - a u, without another pass over x
-            along_D = residual_ND.T @ code_N
-            moment_DD += code_N.square().sum() * torch.outer(u_D, u_D)
-            moment_DD -= torch.outer(along_D, u_D) + torch.outer(u_D, along_D)
-            residual_ND -= torch.outer(code_N, u_D)
-        rows.append(part_KD)
-    return torch.cat(rows)
+def _load(checkpoint: Path | None, options: FitOptions, device: torch.device) -> _State | None:
+    """What ``_save`` wrote last, if anything, on every process."""
+    held: dict | Exception | None = None
+    if checkpoint is not None and is_first_process() and checkpoint.exists():
+        held = _read(checkpoint, options)
+    held = object_from_first_process(held)
+    if isinstance(held, Exception):
+        raise held
+    if held is None:
+        return None
+    survey = _Survey(*(value.to(device) if isinstance(value, Tensor) else value for value in held["survey"]))
+    return _State(survey, held["basis"].to(device), held["weight"].to(device), held["errors"])
 
 
-def _ternary_row(x_ND: Tensor, moment_DD: Tensor) -> tuple[Tensor, Tensor]:
-    """A row u [D] and codes a [N] that lower |x - a u|^2, alternating from the direction of most variance."""
-    direction_D = torch.linalg.eigh(moment_DD).eigenvectors[:, -1]
-    u_D = direction_D * (x_ND @ direction_D).abs().mean() * 1.5
-    for _ in range(_POWER_STEPS):
-        code_N = _ternary_codes(x_ND, u_D)
-        count = code_N.square().sum()
-        if not count:
-            break
-        u_D = code_N @ x_ND / count
-    return u_D, _ternary_codes(x_ND, u_D)
+def _read(checkpoint: Path, options: FitOptions) -> dict | Exception:
+    try:
+        held = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        return DataError(f"{checkpoint}: not a checkpoint of fit, or a broken one ({error}); remove it and fit again")
+    if held["options"] != str(options):
+        return RunMismatchError(
+            f"{checkpoint} is of another fit: {held['options']}, this one is {options}; give another path, or remove it"
+        )
+    return held
 
 
-def _ternary_codes(x_ND: Tensor, u_D: Tensor) -> Tensor:
-    twice_N, norm = 2 * (x_ND @ u_D), u_D.square().sum()
-    return (twice_N > norm).to(x_ND) - (twice_N < -norm).to(x_ND)
+def _save(checkpoint: Path | None, options: FitOptions, state: _State) -> None:
+    """Writes all that the rounds to come depend on, whole or not at all."""
+    if checkpoint is None or not is_first_process():
+        return
+    held = {"options": str(options), "survey": tuple(state.survey), "basis": state.basis_RD}
+    with atomic_path(checkpoint) as path:
+        torch.save(held | {"weight": state.weight_SB, "errors": state.errors}, path)

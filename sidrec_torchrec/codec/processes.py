@@ -1,5 +1,7 @@
 """Sums and choices shared by all processes of a job; a process on its own needs neither."""
 
+from typing import Any
+
 import torch.distributed as dist
 from torch import Tensor
 
@@ -15,6 +17,15 @@ def copy_from_first_process(tensor: Tensor) -> None:
     """Replaces the tensor, of equal shape everywhere, by that of process 0, in place."""
     if dist.is_initialized():
         dist.broadcast(tensor, src=0)
+
+
+def object_from_first_process(value: Any) -> Any:
+    """What process 0 gave: tensors on the CPU, numbers, text, an exception."""
+    if not dist.is_initialized():
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
 
 
 def is_first_process() -> bool:

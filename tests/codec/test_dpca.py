@@ -75,10 +75,11 @@ def test_repeated_codewords_give_their_first():
 
 
 @pytest.mark.parametrize("stages", ["ternary*12", "onehot:16*3", MIXED])
-def test_fit_is_never_worse_than_its_start_and_reports_the_error_it_reaches(stages):
-    dpca, errors = fitted(stages)
-    assert min(errors) < errors[0]
-    assert relative_error(dpca, vectors(600, 12)) == pytest.approx(min(errors), rel=1e-4)
+def test_fit_is_better_than_its_start_and_reports_the_error_it_reaches(stages):
+    dpca, errors = fitted(stages, beam=4)
+    assert len(errors) == 1 + dpca.config.iterations
+    assert errors[-1] < errors[0]
+    assert relative_error(dpca, vectors(600, 12)) == pytest.approx(errors[-1], rel=1e-4)
 
 
 @pytest.mark.parametrize("stages", ["ternary*12", "onehot:16,ternary*8"])
@@ -92,19 +93,19 @@ def test_every_further_digit_lowers_the_error(stages):
 def test_joint_least_squares_beats_stagewise_codebooks_of_faiss():
     x_ND = vectors(800, 12)
     rq = faiss.ResidualQuantizer(12, 3, 4)
-    rq.max_beam_size = 1
+    rq.max_beam_size = 4
     rq.train(x_ND.numpy())
     faiss_left = x_ND.numpy() - rq.decode(rq.compute_codes(x_ND.numpy()))
     faiss_error = (faiss_left**2).sum() / ((x_ND - x_ND.mean(0)) ** 2).sum().item()
-    dpca = DPCA(DPCAConfig(dim=12, stages=parse_stages("onehot:16*3")))
-    assert min(dpca.fit(x_ND)) < faiss_error
+    dpca = DPCA(DPCAConfig(dim=12, stages=parse_stages("onehot:16*3"), beam=4))
+    assert dpca.fit(x_ND)[-1] < faiss_error
 
 
 def test_one_ternary_digit_finds_three_points_on_a_line():
     direction_D = torch.tensor([3.0, 4.0])
     x_ND = torch.tensor([[-1.0], [0.0], [1.0]]).repeat(20, 1) * direction_D + 7
     dpca = DPCA(DPCAConfig(dim=2, stages=parse_stages("ternary")))
-    assert min(dpca.fit(x_ND)) < 1e-12
+    assert dpca.fit(x_ND)[-1] < 1e-12
     torch.testing.assert_close(dpca.mean_D, torch.tensor([7.0, 7.0]))
     torch.testing.assert_close(dpca.basis_RD.detach().abs(), direction_D.unsqueeze(0))
 
@@ -165,7 +166,6 @@ def test_gradient_steps_lower_the_error_of_a_bad_basis():
 @pytest.mark.parametrize(
     "x_ND",
     [
-        pytest.param(vectors(5, 6), id="fewer rows than codewords"),
         pytest.param(vectors(1, 6), id="one row"),
         pytest.param(torch.full((50, 6), 0.1), id="constant"),
         pytest.param(torch.zeros(50, 6), id="zero"),
@@ -179,18 +179,25 @@ def test_few_distinct_vectors_are_learned_exactly(x_ND):
     torch.testing.assert_close(dpca.decode(dpca.encode(x_ND)).detach(), x_ND, rtol=1e-5, atol=1e-6)
 
 
+def test_fewer_vectors_than_codewords_are_learned_but_not_believed():
+    """With a codeword each, nothing tells noise from signal: rows are shrunk, and their mean is still the best start."""
+    x_ND = vectors(5, 6)
+    errors = DPCA(DPCAConfig(dim=6, stages=parse_stages("onehot:16,ternary*4"))).fit(x_ND)
+    assert np.isfinite(errors).all() and errors[-1] < 0.5
+
+
 def test_a_codeword_nothing_uses_stays_finite():
     x_ND = vectors(300, 6)
     x_ND[:, 1:] = 0  # one direction of variance for six rows of the basis
     dpca = DPCA(DPCAConfig(dim=6, stages=parse_stages("onehot:2,ternary*6")))
     errors = dpca.fit(x_ND)
-    assert torch.isfinite(dpca.basis_RD).all() and min(errors) < 0.01
+    assert torch.isfinite(dpca.basis_RD).all() and errors[-1] < 0.01
 
 
 def test_a_large_mean_does_not_blur_small_differences():
     x_ND = vectors(400, 6).double()
     near, far = (DPCA(DPCAConfig(dim=6, stages=parse_stages("ternary*10"))) for _ in range(2))
-    assert min(far.fit(x_ND + 2.0**20)) == pytest.approx(min(near.fit(x_ND)), rel=0.2)
+    assert far.fit(x_ND + 2.0**20)[-1] == pytest.approx(near.fit(x_ND)[-1], rel=0.2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -200,7 +207,7 @@ def test_any_float_type_is_encoded_as_its_float32_values(dtype):
     if dtype is not torch.float64:
         assert torch.equal(dpca.encode(x_ND), dpca.encode(x_ND.float()))
     assert torch.isfinite(dpca(x_ND).loss)
-    assert min(DPCA(dpca.config).fit(x_ND)) < 1
+    assert DPCA(dpca.config).fit(x_ND)[-1] < 1
 
 
 def test_no_rows():
@@ -256,7 +263,7 @@ def test_bad_vectors_are_refused(verb):
         act(x_ND[0])
 
 
-@pytest.mark.parametrize("wrong", [{"dim": 0}, {"stages": ()}, {"ridge": 0.0}, {"beam": 0}, {"iterations": -1}])
+@pytest.mark.parametrize("wrong", [{"dim": 0}, {"stages": ()}, {"beam": 0}, {"iterations": -1}])
 def test_impossible_configs_are_refused(wrong):
     with pytest.raises(ValueError, match="at least"):
         DPCAConfig(**{"dim": 3} | wrong)
