@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 
@@ -26,7 +28,9 @@ def test_dlrm_plugin():
     assert "learned     3,200 bytes" in lines[1]  # 25 digits to 32 numbers, for any number of items
 
 
-def test_code_in_side_page():
-    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "side.md").read_text(), re.DOTALL))
+@pytest.mark.parametrize("page", ["side.md", "code_attention.md"])
+def test_code_in_pages(page):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL))
+    assert code
     output = run("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}")
     assert output.splitlines() == re.findall(r"print\(.*# (.*)", code)

@@ -39,7 +39,8 @@ def code_attention(
     Args:
         words_NW: packed SIDs of all events, int64. Not checked: a word out of range is read as some other SID.
         begin_M, end_M: query m reads events begin_m .. end_m - 1, int64; queries may share events, or read none.
-        scores_MVH: per query, row and head: a row per digit and value, then, with times, one per time-gap bucket. Float.
+        scores_MVH: per query, row and head: a row per digit and value, then, with times, one per time-gap bucket;
+            float32 or float64.
         event_time_N, query_time_M: int64, or both None.
         radices, digit_words: the digits, as ``CodeLayout`` has them.
         softmax: weights are the softmax of a query's scores; else silu(score), not normalized (HSTU's pointwise
@@ -50,7 +51,7 @@ def code_attention(
         logarithm of the softmax's denominator, [M, H], -inf where a query reads nothing; zeros without softmax.
 
     Raises:
-        ValueError: if scores have another number of rows, or only one time is given.
+        ValueError: if scores have another number of rows or dtype, or only one time is given.
         RuntimeError: if a query reads events that are not there (on CUDA, a device assertion).
     """
     layout = _check(scores_MVH, event_time_N, query_time_M, radices, digit_words)
@@ -227,6 +228,8 @@ def _check(scores_MVH, event_time_N, query_time_M, radices, digit_words) -> Code
     expected = layout.num_values + (0 if event_time_N is None else GAP_BUCKETS)
     if scores_MVH.ndim != 3 or scores_MVH.shape[1] != expected:
         raise ValueError(f"scores have shape {tuple(scores_MVH.shape)}, expected [queries, {expected}, heads]")
+    if scores_MVH.dtype not in (torch.float32, torch.float64):  # thousands of weights are summed
+        raise ValueError(f"scores are {scores_MVH.dtype}; give them in float32, or float64")
     return layout
 
 

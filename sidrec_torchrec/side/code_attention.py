@@ -119,6 +119,9 @@ class CodeAttention(nn.Module):
         k_VHd = self.key(rows_VE).unflatten(1, (H, -1))
         scores_MVH = torch.einsum("mhd,vhd->mvh", q_MHd, k_VHd)
         scores_MVH = torch.cat([scores_MVH, self.bias_UH.expand(M, -1, -1)], dim=1)
+        scores_MVH = scores_MVH.to(
+            torch.promote_types(scores_MVH.dtype, torch.float32)
+        )  # in a half-precision model too
         mass_MVH, lse_MH = code_attention(
             words_NW,
             begin_M,
@@ -135,7 +138,8 @@ class CodeAttention(nn.Module):
         else:
             share_MH = (1.0 / (end_M - begin_M).clamp_min(1)).unsqueeze(1).expand(-1, H)
         v_VHd = torch.cat([self.value(rows_VE), self.bucket_value_UD]).unflatten(1, (H, -1))
-        pooled_MHd = torch.einsum("mvh,vhd->mhd", mass_MVH, v_VHd) * share_MH.unsqueeze(2)
+        mass_MVH = (mass_MVH * share_MH.unsqueeze(1)).to(v_VHd.dtype)
+        pooled_MHd = torch.einsum("mvh,vhd->mhd", mass_MVH, v_VHd)
         return self.output(pooled_MHd.flatten(1))
 
     def _check(self, buckets_NK: Tensor | None, event_time_N: Tensor | None, query_time_M: Tensor | None) -> None:

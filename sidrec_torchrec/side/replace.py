@@ -174,9 +174,7 @@ def _keep(collection: nn.Module, configs: list[EmbeddingBagConfig] | list[Embedd
     return kept
 
 
-def _side_config(
-    config: EmbeddingBagConfig | EmbeddingConfig, codec: Codec, mode: str, learned: bool
-) -> SIDEConfig:
+def _side_config(config: EmbeddingBagConfig | EmbeddingConfig, codec: Codec, mode: str, learned: bool) -> SIDEConfig:
     pooling = getattr(config, "pooling", PoolingType.SUM)  # a table of sequences has none, and SIDE does not ask then
     return SIDEConfig(
         name=config.name,

@@ -210,6 +210,8 @@ def test_bad_input_is_refused():
     words, begin, end, scores, *_ = case.tensors
     with pytest.raises(ValueError, match=r"scores have shape \(9, 74, 4\), expected \[queries, 75, heads\]"):
         code_attention(words, begin, end, scores[:, 1:], None, None, *layout, True)
+    with pytest.raises(ValueError, match="scores are torch.bfloat16; give them in float32"):
+        code_attention(words, begin, end, scores.bfloat16(), None, None, *layout, True)
     with pytest.raises(ValueError, match="times of both"):
         code_attention(words, begin, end, scores, words[:, 0], None, *layout, True)
     for end_ in (end + 1, begin - 1):

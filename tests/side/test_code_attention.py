@@ -131,6 +131,24 @@ def test_learned_rows_are_trained():
     assert float(loss[0] - loss[1]) / (2 * step) == pytest.approx(float(gradient.norm()), rel=1e-2)
 
 
+@pytest.mark.parametrize("how", ["module", "autocast"])
+def test_half_precision(how):
+    options = {"side_information": KINDS, "time_gaps": True}
+    attention, arguments = make(**options), inputs(make_codec(), options)
+    expected_MD = attention(*arguments).detach()
+    if how == "module":
+        attention = attention.bfloat16()
+        arguments[0] = arguments[0].bfloat16()
+        output_MD = attention(*arguments)
+    else:
+        with torch.autocast("cpu", torch.bfloat16):
+            output_MD = attention(*arguments)
+    assert output_MD.dtype == torch.bfloat16
+    output_MD.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in attention.parameters())
+    torch.testing.assert_close(output_MD.float(), expected_MD, rtol=0.1, atol=0.1 * float(expected_MD.abs().max()))
+
+
 def test_nothing_to_read_gives_the_bias():
     codec = make_codec()
     for pointwise in (False, True):
