@@ -12,6 +12,7 @@ from torch import nn
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.sequences import from_table
 from sidrec_torchrec.ranker.arms import Arm
+from sidrec_torchrec.side.expansion import OfCodec
 
 _SAMPLE_EVENTS = 16_384
 
@@ -36,10 +37,11 @@ def bytes_per_event(arm: Arm, prepared: Prepared) -> dict[str, float]:
 
 def table_bytes(model: nn.Module) -> int:
     """Bytes of the item arm's tables and constants in the whole model, over all its processes."""
-    items = model.module.items if hasattr(model, "module") else model.items
-    tensors = dict(items.named_buffers()) | items.state_dict()
+    ranker = model.module if hasattr(model, "module") else model
+    holders = [ranker.items, *(module for module in ranker.head.modules() if isinstance(module, OfCodec))]
+    tensors = [t for holder in holders for t in (dict(holder.named_buffers()) | holder.state_dict()).values()]
     # size() and dtype also work for a ShardedTensor, whose size is that of all shards together.
-    return sum(math.prod(value.size()) * value.dtype.itemsize for value in tensors.values() if hasattr(value, "dtype"))
+    return sum(math.prod(value.size()) * value.dtype.itemsize for value in tensors if hasattr(value, "dtype"))
 
 
 def _parquet_bytes(columns: dict[str, pa.Array]) -> int:
