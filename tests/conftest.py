@@ -14,6 +14,9 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: its kernels then run on the CPU
+
 from sidrec_torchrec.jobs.distributed import process_group
 
 torch.set_num_threads(1)

@@ -1,6 +1,7 @@
 """Which implementation of an operator runs: C++ on CPU, Triton on CUDA, or the reference in plain PyTorch.
 
-``SIDREC_OPS=reference`` in the environment keeps to the reference everywhere.
+``SIDREC_OPS=reference`` in the environment keeps to the reference everywhere. So do deterministic algorithms on CUDA
+(``torch.use_deterministic_algorithms``), since the Triton kernels add atomically.
 """
 
 import os
@@ -9,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.ops import cpu
+from sidrec_torchrec.ops import cpu, cuda
 
 _KERNEL_DTYPES = {
     "side_decode": (torch.float32, torch.bfloat16, torch.float16),
@@ -23,4 +24,6 @@ def kernels(operator: str, values: Tensor) -> ModuleType | None:
         return None
     if values.device.type == "cpu":
         return cpu if cpu.is_available() else None
+    if values.device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        return cuda if cuda.is_available() else None
     return None

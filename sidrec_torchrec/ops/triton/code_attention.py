@@ -1,0 +1,237 @@
+"""``code_attention`` in Triton: events are read twice, for the softmax's denominator and for the masses.
+
+Scores of digits are first summed into a table per query with a row per field, small enough for L1: an event costs one
+gather per field in either pass, and one vector addition in L2 per field in the second. Rows have as many heads as the
+next power of two, so that they are read and added to whole.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sidrec_torchrec.ops.code_attention import GAP_BUCKETS
+from sidrec_torchrec.ops.layout import CodeLayout, Joined
+from sidrec_torchrec.ops.triton.fields import fields_of, next_field, on_device_of, processors
+from sidrec_torchrec.ops.triton.row_sums import plans, sum_rows
+
+_FIELD_LIMITS = (256, 128, 32)  # values of a field, the best first
+_TABLE_BYTES = 24 << 10  # of a query's table: those of the queries a multiprocessor works on share its L1
+_TABLES_BYTES = 256 << 20  # of all of them
+_TILE = 1024  # scores held by a program
+_PROGRAMS = 16  # per multiprocessor
+_WARPS = 8
+_GAP_BUCKETS = tl.constexpr(GAP_BUCKETS)
+
+
+def code_attention(
+    words_NW: Tensor,
+    begin_M: Tensor,
+    end_M: Tensor,
+    scores_MVH: Tensor,
+    event_time_N: Tensor | None,
+    query_time_M: Tensor | None,
+    radices: Sequence[int],
+    digit_words: Sequence[int],
+    softmax: bool,
+) -> tuple[Tensor, Tensor]:
+    """See ``ops.code_attention``. Sums by atomic additions: the last bits differ from run to run."""
+    there = (begin_M >= 0) & (begin_M <= end_M) & (end_M <= len(words_NW))
+    torch._assert_async(there.all(), f"a query reads events that are not there: there are {len(words_NW)}")
+    read = _Read(words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, radices, digit_words)
+    M, _, H = scores_MVH.shape
+    with on_device_of(scores_MVH):
+        table_MRH = read.expand(scores_MVH)
+        lse_MH = read.log_sum_exp(table_MRH) if softmax else scores_MVH.new_zeros(M, H)
+        return read.spread(table_MRH, lse_MH, softmax), lse_MH
+
+
+def code_attention_backward(
+    words_NW: Tensor,
+    begin_M: Tensor,
+    end_M: Tensor,
+    scores_MVH: Tensor,
+    event_time_N: Tensor | None,
+    query_time_M: Tensor | None,
+    grad_mass_MVH: Tensor,
+    lse_MH: Tensor,
+    shift_MH: Tensor,
+    radices: Sequence[int],
+    digit_words: Sequence[int],
+    softmax: bool,
+) -> Tensor:
+    """See ``ops.code_attention``. Sums by atomic additions: the last bits differ from run to run."""
+    read = _Read(words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, radices, digit_words)
+    with on_device_of(scores_MVH):
+        table_MRH, grad_MRH = read.expand(scores_MVH), read.expand(grad_mass_MVH)
+        return read.spread(table_MRH, lse_MH, softmax, grad_MRH, shift_MH)
+
+
+class _Read:
+    """What a call reads, and how its work is cut into programs: some for each query, an equal share of its events each."""
+
+    def __init__(self, words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, radices, digit_words) -> None:
+        self.tensors = words_NW, begin_M, end_M, event_time_N, query_time_M
+        (N, W), (M, _, self.heads) = words_NW.shape, scores_MVH.shape
+        self.table_heads = triton.next_power_of_2(self.heads)
+        self.has_times = event_time_N is not None
+        digits = CodeLayout(tuple(radices), tuple(digit_words))
+        joined = _join(digits, M, self.table_heads)
+        self.expansion, self.marginals = plans(joined, GAP_BUCKETS * self.has_times, scores_MVH.device)
+        block = max(16, _TILE // self.table_heads)
+        programs = _PROGRAMS * processors(scores_MVH.device)
+        self.shares = max(1, min(triton.cdiv(programs, max(1, M)), triton.cdiv(N, block)))
+        self.grid = (M * self.shares,)
+        self.constants = {
+            "FIELDS": fields_of(joined.fields),
+            "NUM_WORDS": W,
+            "HAS_TIMES": self.has_times,
+            "HEADS": self.table_heads,
+            "BLOCK": block,
+            "num_warps": _WARPS,
+        }
+
+    def expand(self, values_MVH: Tensor) -> Tensor:
+        """A row per field and value of rows per digit and value."""
+        return sum_rows(values_MVH, self.expansion, self.table_heads)
+
+    def log_sum_exp(self, table_MRH: Tensor) -> Tensor:
+        """The logarithm of the softmax's denominator, [M, H]."""
+        M, R, _ = table_MRH.shape
+        lse_MSH = table_MRH.new_empty(M, self.shares, self.heads)
+        if lse_MSH.numel():
+            _log_sum_exp[self.grid](
+                *self.tensors, table_MRH, lse_MSH, len(self.tensors[0]), R, self.shares, self.heads, **self.constants
+            )
+        return lse_MSH.logsumexp(1)
+
+    def spread(
+        self,
+        table_MRH: Tensor,
+        lse_MH: Tensor,
+        softmax: bool,
+        grad_MRH: Tensor | None = None,
+        shift_MH: Tensor | None = None,
+    ) -> Tensor:
+        """Sums of weights, or with gradients of the weights those of the scores, by digit and value, [M, V, H]."""
+        R = table_MRH.shape[1]
+        sums_MRH = torch.zeros_like(table_MRH)
+        if sums_MRH.numel():
+            _spread[self.grid](
+                *self.tensors, table_MRH, lse_MH, grad_MRH, shift_MH, sums_MRH,
+                len(self.tensors[0]), R, self.shares, self.heads, SOFTMAX=softmax, **self.constants,
+            )  # fmt: skip
+        return sum_rows(sums_MRH, self.marginals, self.heads)
+
+
+def _join(digits: CodeLayout, queries: int, heads: int) -> Joined:
+    """Fields as large as the tables' memory allows."""
+    for limit in _FIELD_LIMITS:
+        joined = digits.join(limit)
+        size = joined.fields.num_values * heads * 4
+        if size <= _TABLE_BYTES and queries * size <= _TABLES_BYTES:
+            break
+    return joined
+
+
+@triton.jit
+def _share(begins, ends, N, shares, BLOCK: tl.constexpr):
+    """This program's query, and which of its events to read: whole blocks, and never events that are not there."""
+    query = (tl.program_id(0) // shares).to(tl.int64)
+    begin = tl.maximum(tl.load(begins + query), 0)
+    end = tl.minimum(tl.load(ends + query), N)
+    size = tl.cdiv(tl.cdiv(tl.maximum(end - begin, 0), BLOCK), shares) * BLOCK
+    first = begin + tl.program_id(0) % shares * size
+    return query, first, tl.minimum(first + size, end)
+
+
+@triton.jit
+def _gap_row(event_time, query_time, query, event, valid, R):
+    """The row of the time gap's bucket, floor(log2(gap + 1)), which is the exponent of a double."""
+    gap = tl.load(query_time + query) - tl.load(event_time + event, mask=valid, other=0)
+    gap = tl.minimum(tl.maximum(gap, 0), 0xFFFFFFFF) + 1
+    exponent = (gap.to(tl.float64).to(tl.int64, bitcast=True) >> 52) - 1023
+    return tl.minimum(exponent, _GAP_BUCKETS - 1).to(tl.int32) + R - _GAP_BUCKETS
+
+
+@triton.jit
+def _sum_of_rows(
+    table, words, event, valid, gap_row,
+    FIELDS: tl.constexpr, NUM_WORDS: tl.constexpr, HAS_TIMES: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    head = tl.arange(0, HEADS)[None, :]
+    sum_TH = tl.zeros([BLOCK, HEADS], tl.float32)
+    rest = event
+    for f in tl.static_range(len(FIELDS)):
+        row, rest = next_field(rest, words, event, valid, f, FIELDS, NUM_WORDS)
+        sum_TH += tl.load(table + row[:, None] * HEADS + head)
+    if HAS_TIMES:
+        sum_TH += tl.load(table + gap_row[:, None] * HEADS + head)
+    return sum_TH
+
+
+@triton.jit
+def _log_sum_exp(
+    words, begins, ends, event_time, query_time, tables, lse, N, R, shares, heads,
+    FIELDS: tl.constexpr, NUM_WORDS: tl.constexpr, HAS_TIMES: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    query, first, last = _share(begins, ends, N, shares, BLOCK)
+    table = tables + query * R * HEADS
+    most_TH = tl.full([BLOCK, HEADS], -3.4e38, tl.float32)  # finite: infinities have no difference
+    sum_TH = tl.zeros([BLOCK, HEADS], tl.float32)
+    for t in range(first, last, BLOCK):
+        event = t + tl.arange(0, BLOCK)
+        valid = event < last
+        gap_row = event
+        if HAS_TIMES:
+            gap_row = _gap_row(event_time, query_time, query, event, valid, R)
+        score_TH = _sum_of_rows(table, words, event, valid, gap_row, FIELDS, NUM_WORDS, HAS_TIMES, HEADS, BLOCK)
+        score_TH = tl.where(valid[:, None], score_TH, float("-inf"))
+        larger_TH = tl.maximum(most_TH, score_TH)
+        sum_TH = sum_TH * tl.exp(most_TH - larger_TH) + tl.exp(score_TH - larger_TH)
+        most_TH = larger_TH
+    most_H = tl.max(most_TH, 0)
+    sum_H = tl.sum(sum_TH * tl.exp(most_TH - most_H[None, :]), 0)
+    head = tl.arange(0, HEADS)
+    tl.store(lse + tl.program_id(0).to(tl.int64) * heads + head, most_H + tl.log(sum_H), mask=head < heads)
+
+
+@triton.jit
+def _spread(
+    words, begins, ends, event_time, query_time, tables, lse, grads, shift, sums, N, R, shares, heads,
+    SOFTMAX: tl.constexpr,
+    FIELDS: tl.constexpr, NUM_WORDS: tl.constexpr, HAS_TIMES: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    query, first, last = _share(begins, ends, N, shares, BLOCK)
+    table = tables + query * R * HEADS
+    sums += query * R * HEADS
+    head = tl.arange(0, HEADS)[None, :]
+    lse_1H = tl.load(lse + query * heads + head, mask=head < heads, other=0)
+    if grads is not None:
+        shift_1H = tl.load(shift + query * heads + head, mask=(head < heads) & SOFTMAX, other=0)
+    for t in range(first, last, BLOCK):
+        event = t + tl.arange(0, BLOCK)
+        valid = event < last
+        gap_row = event
+        if HAS_TIMES:
+            gap_row = _gap_row(event_time, query_time, query, event, valid, R)
+        score_TH = _sum_of_rows(table, words, event, valid, gap_row, FIELDS, NUM_WORDS, HAS_TIMES, HEADS, BLOCK)
+        if SOFTMAX:
+            out_TH = tl.exp(score_TH - lse_1H)
+            slope_TH = out_TH
+        else:
+            sigmoid_TH = 1 / (1 + tl.exp(-score_TH))
+            out_TH = score_TH * sigmoid_TH
+            slope_TH = sigmoid_TH * (1 + score_TH * (1 - sigmoid_TH))
+        if grads is not None:
+            grad = grads + query * R * HEADS
+            grad_TH = _sum_of_rows(grad, words, event, valid, gap_row, FIELDS, NUM_WORDS, HAS_TIMES, HEADS, BLOCK)
+            out_TH = slope_TH * (grad_TH + shift_1H)
+        rest = event
+        for f in tl.static_range(len(FIELDS)):
+            row, rest = next_field(rest, words, event, valid, f, FIELDS, NUM_WORDS)
+            tl.atomic_add(sums + row[:, None] * HEADS + head, out_TH, mask=valid[:, None], sem="relaxed")
+        if HAS_TIMES:
+            tl.atomic_add(sums + gap_row[:, None] * HEADS + head, out_TH, mask=valid[:, None], sem="relaxed")

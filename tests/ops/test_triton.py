@@ -1,0 +1,218 @@
+"""The CUDA operators against the reference: on a GPU where there is one, else interpreted on the CPU."""
+
+import importlib.util
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sidrec_torchrec.codec.alphabet import parse_stages
+from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.ops import backends, code_attention, cuda, side_decode
+from sidrec_torchrec.ops.layout import CodeLayout
+from tests.ops.test_code_attention import SOFTMAX, TIMES, Case, assert_equal
+from tests.ops.test_side_decode import arguments, make_inputs
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+STAGES = ["ternary*14", "onehot:300,ternary*36", "onehot:4*7"]
+
+
+@pytest.fixture
+def triton():
+    """Triton; tests are skipped where there is none, or where it cannot interpret."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    import triton
+
+    version = tuple(map(int, triton.__version__.split(".")[:2]))
+    if DEVICE == "cpu" and version < (3, 7) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        pytest.skip(f"without a GPU: the interpreter of triton {triton.__version__} needs numpy below 2.4")
+    return triton
+
+
+class TestSideDecode:
+    @pytest.mark.parametrize("stages", STAGES)
+    @pytest.mark.parametrize("rows", [0, 1, 130])
+    @pytest.mark.parametrize("dim", [25, 64])
+    def test_equals_the_reference(self, triton, stages, rows, dim):
+        words_NW, table_RD, layout = decode_inputs(stages, rows, dim)
+        assert_equal([run_decode(words_NW, table_RD, layout)], [side_decode.reference(words_NW, table_RD, layout)])
+        grad_ND = torch.randn(rows, dim)
+        actual_RD = run_decode_backward(words_NW, grad_ND, layout)
+        assert_equal([actual_RD], [side_decode.reference_backward(words_NW, grad_ND.double(), layout)])
+
+    @pytest.mark.parametrize("limit", [3, 100])
+    def test_any_fields(self, triton, limit):
+        words_NW, table_RD, layout = decode_inputs("onehot:5,ternary*30", 70, 9, limit)
+        assert_equal([run_decode(words_NW, table_RD, layout)], [side_decode.reference(words_NW, table_RD, layout)])
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_low_precision_is_summed_in_float32(self, triton, dtype):
+        words_NW, table_RD, layout = decode_inputs("ternary*25", 200, 40)
+        table_RD, grad_ND = table_RD.to(dtype), torch.randn(200, 40).to(dtype)
+        decoded_ND = run_decode(words_NW, table_RD, layout)
+        grad_RD = run_decode_backward(words_NW, grad_ND, layout)
+        assert decoded_ND.dtype == grad_RD.dtype == dtype
+        tolerance = {"rtol": torch.finfo(dtype).eps, "atol": 1e-5}
+        expected_ND = side_decode.reference(words_NW, table_RD.double(), layout)
+        torch.testing.assert_close(decoded_ND.double(), expected_ND, **tolerance)
+        expected_RD = side_decode.reference_backward(words_NW, grad_ND.double(), layout)
+        torch.testing.assert_close(grad_RD.double(), expected_RD, **tolerance)
+
+    def test_words_out_of_range_read_rows_of_the_right_fields(self, triton):
+        radices = [100, 243, 7, 300, 9]
+        layout = CodeLayout(tuple(radices), (0, 0, 0, 1, 1))
+        numbers = [-1, 1 << 62, torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max, 1 << 31]
+        words_NW = torch.tensor([[a, b] for a in numbers for b in numbers])
+        # one column per field: a row of another field, or of none, would not give a one in each
+        table_RF = torch.repeat_interleave(torch.eye(5), torch.tensor(radices), dim=0)
+        assert run_decode(words_NW, table_RF, layout).eq(1).all()
+
+
+class TestCodeAttention:
+    @pytest.mark.parametrize(
+        ("stages", "times", "softmax"),
+        [
+            *[("ternary*14", times, softmax) for times in (False, True) for softmax in (True, False)],
+            ("onehot:300,ternary*36", True, True),
+            ("onehot:4*7", False, False),
+        ],
+    )
+    def test_equals_the_reference(self, triton, stages, times, softmax):
+        check_attention(Case(stages, heads=4, events=300, queries=4, times=times), softmax)
+
+    @pytest.mark.parametrize("heads", [1, 3, 13])
+    def test_any_number_of_heads(self, triton, heads):
+        check_attention(Case("ternary*6", heads=heads, events=150, queries=4), True)
+
+    def test_large_scores_do_not_overflow(self, triton):
+        case = Case("ternary*25", heads=2, scale=60.0, events=600, queries=1)
+        mass, lse = run_attention(case, True)
+        assert mass.isfinite().all()
+        assert_equal((mass, lse), case.reference(True), 1e-4)  # scores of 1,000 have no more digits in float32
+
+    def test_events_may_be_masked_by_minus_infinity(self, triton):
+        case = Case("onehot:4*3", heads=1, events=300, queries=1)
+        case.scores_MVH[0, 1] = -torch.inf
+        mass, lse = run_attention(case, True)
+        assert mass[0, 1] == 0
+        assert_equal((mass, lse), case.reference(True))
+
+    def test_time_gaps_are_exact(self, triton):
+        gaps = [-5, 0, 1, 2, 3, 6, 7, 2**25 - 2, 2**25 - 1, 2**31 - 2, 2**31 - 1, 2**32 - 2, 2**32 - 1, 2**62]
+        case = Case("ternary", heads=1, events=len(gaps), queries=1, times=True)
+        case.query_time_M, case.event_time_N = torch.tensor([2**62]), 2**62 - torch.tensor(gaps)
+        case.scores_MVH[:] = 0.0
+        mass, _ = run_attention(case, True)
+        buckets = torch.bincount(code_attention.gap_bucket(torch.tensor(gaps)), minlength=code_attention.GAP_BUCKETS)
+        torch.testing.assert_close(mass[0, 3:, 0] * len(gaps), buckets.float())
+
+    def test_no_queries_and_no_events(self, triton):
+        case = Case("ternary*25", queries=3)
+        words, begin, end, scores, *_ = move(case.tensors)
+        layout = [3] * 25, [0] * 25
+        none = cuda.code_attention(words, begin[:0], end[:0], scores[:0], None, None, *layout, True)
+        assert [tuple(x.shape) for x in none] == [(0, 75, 4), (0, 4)]
+        zero = torch.zeros_like(begin)
+        mass, lse = cuda.code_attention(words[:0], zero, zero, scores, None, None, *layout, True)
+        assert not mass.any() and (lse == -torch.inf).all()
+
+    @pytest.mark.skipif(DEVICE == "cuda", reason="a device assertion would end the process's use of the GPU")
+    def test_events_that_are_not_there_are_refused(self, triton):
+        case = Case("ternary*25", queries=3)
+        case.end_M = case.end_M + 1
+        with pytest.raises(RuntimeError, match="reads events that are not there"):
+            run_attention(case, True)
+
+
+class TestChoice:
+    def test_without_triton_the_reference_runs_after_one_warning(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "triton", None)
+        cuda.problem.cache_clear()
+        try:
+            with pytest.warns(UserWarning, match="Triton cannot be imported") as warnings:
+                chosen = [backends.kernels(name, on_cuda()) for name in ("side_decode", "code_attention")]
+            assert chosen == [None, None] and len(warnings) == 1
+        finally:
+            cuda.problem.cache_clear()
+
+    def test_on_cuda_triton_runs_unless_results_must_be_deterministic(self, triton):
+        assert backends.kernels("code_attention", on_cuda()) is cuda
+        assert backends.kernels("code_attention", on_cuda(torch.float64)) is None
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert backends.kernels("code_attention", on_cuda()) is None
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
+class TestOnGPU:
+    """The operators themselves, gradients included: which needs a GPU."""
+
+    def test_side_decode(self, triton):
+        words_NW, table_RD, layout = decode_inputs("onehot:300,ternary*50", 5000, 128)
+        actual, expected = table_RD.cuda().requires_grad_(), table_RD.double().requires_grad_()
+        grad_ND = torch.randn(5000, 128)
+        for table, words, grad in ((actual, words_NW.cuda(), grad_ND.cuda()), (expected, words_NW, grad_ND.double())):
+            side_decode.side_decode(words, table, list(layout.radices), list(layout.words)).backward(grad)
+        assert_equal([actual.grad.cpu()], [expected.grad])
+
+    @TIMES
+    @SOFTMAX
+    def test_code_attention(self, triton, times, softmax):
+        case = Case("onehot:256,ternary*20", heads=4, events=20_000, queries=40, times=times)
+        grad_mass = torch.randn(case.scores_MVH.shape)
+        gradients = []
+        for device, dtype in (("cuda", torch.float32), ("cpu", torch.float64)):
+            words, begin, end, scores, *moments = move(case.tensors, device)
+            scores = scores.to(dtype).requires_grad_()
+            layout = list(case.layout.radices), list(case.layout.words)
+            mass, _ = code_attention.code_attention(words, begin, end, scores, *moments, *layout, softmax)
+            mass.backward(grad_mass.to(device, dtype))
+            gradients.append(scores.grad.cpu())
+        assert_equal(gradients[:1], gradients[1:])
+
+
+def decode_inputs(stages, rows, dim, limit=256):
+    spec = SIDSpec(parse_stages(stages), "test")
+    words_NW, table_RD, *fields = arguments(spec, *make_inputs(spec, dim, rows)[1:], limit)
+    return words_NW, table_RD, CodeLayout(*map(tuple, fields))
+
+
+def run_decode(words_NW, table_RD, layout):
+    return cuda.side_decode(*move((words_NW, table_RD)), layout.radices, layout.words).cpu()
+
+
+def run_decode_backward(words_NW, grad_ND, layout):
+    return cuda.side_decode_backward(*move((words_NW, grad_ND)), layout.radices, layout.words).cpu()
+
+
+def run_attention(case, softmax):
+    layout = list(case.layout.radices), list(case.layout.words)
+    return [x.cpu() for x in cuda.code_attention(*move(case.tensors), *layout, softmax)]
+
+
+def check_attention(case, softmax):
+    mass, lse = case.reference(softmax)
+    assert_equal(run_attention(case, softmax), (mass, lse))
+    generator = torch.Generator().manual_seed(1)
+    grad_mass, shift = (torch.randn(x.shape, generator=generator) for x in (mass, lse))
+    layout = list(case.layout.radices), list(case.layout.words)
+    given = move((*case.tensors, grad_mass, lse.float(), shift))
+    actual = cuda.code_attention_backward(*given, *layout, softmax).cpu()
+    words, begin, end, scores, *moments = case.tensors
+    doubles = (scores.double(), *moments, grad_mass.double(), lse, shift.double())
+    expected = code_attention.reference_backward(words, begin, end, *doubles, case.layout, softmax)
+    assert_equal([actual], [expected])
+
+
+def move(tensors, device=DEVICE):
+    return [tensor if tensor is None else tensor.to(device) for tensor in tensors]
+
+
+def on_cuda(dtype=torch.float32):
+    """As much of a CUDA tensor as the choice looks at."""
+    return SimpleNamespace(dtype=dtype, device=torch.device("cuda"))
