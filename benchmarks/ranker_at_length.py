@@ -1,0 +1,148 @@
+"""The whole ranker at length: training steps that attend to codes against steps that attend to vectors.
+
+    python benchmarks/ranker_at_length.py [--threads 2] [--json FILE] [--plot FILE]
+
+A step is forward, backward and AdamW, on B rows of T events whose last 32 are targets; SIDs of 25 trits, mode digits. Both
+readers are the ranker's own (``RankerConfig.attention``), so the peer is the dense path with tables that fit cache: SIDE's.
+Every configuration runs in a process of its own, whose peak memory is above what an empty ranker takes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from comparison import Comparisons
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from sidrec_torchrec.codec.alphabet import Ternary
+from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.data.batches import RankBatch
+from sidrec_torchrec.ranker.arms import PackedSIDs
+from sidrec_torchrec.ranker.model import ATTENTIONS, Ranker, RankerConfig
+from sidrec_torchrec.side.collection import SIDECollection
+from sidrec_torchrec.side.expansion import SIDEConfig
+
+TARGETS = 32
+STEPS = 5
+SHAPES = [(1_000, 8, 64), (4_000, 8, 64), (10_000, 8, 64), (10_000, 2, 64), (10_000, 32, 64), (10_000, 8, 256)]
+
+
+class Vectors(torch.nn.Module):
+    """SIDE's vectors of the batch's events."""
+
+    def __init__(self, events: SIDEConfig) -> None:
+        super().__init__()
+        self.side = SIDECollection([events])
+
+    def forward(self, items: KeyedJaggedTensor) -> torch.Tensor:
+        return self.side(items)["sid"].values()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.one is not None:
+        print(json.dumps(measure(*arguments.one)))
+        return
+    comparisons = Comparisons("training steps of the ranker, attention to codes against attention to vectors")
+    measured = {}
+    for T, B, D in SHAPES:
+        for attention in ATTENTIONS:
+            command = [sys.executable, __file__, "--one", json.dumps([attention, T, B, D])]
+            command += ["--threads", str(arguments.threads)]
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            measured[T, B, D, attention] = json.loads(output.splitlines()[-1])
+        ours, peer = measured[T, B, D, "codes"], measured[T, B, D, "vectors"]
+        case = f"T={T}/B={B}/D={D}"
+        comparisons.add(case, "events/s", ours["events_per_s"], "vectors", peer["events_per_s"])
+        comparisons.add(case, "MiB", ours["mib"], "vectors", peer["mib"], lower_is_better=True)
+    comparisons.finish(arguments.json)
+    if arguments.plot is not None:
+        plot(measured, arguments.plot)
+
+
+def measure(attention: str, T: int, B: int, D: int) -> dict[str, float]:
+    """Median speed of a step, and the memory the steps added to the process's peak."""
+    torch.manual_seed(0)
+    spec = SIDSpec((Ternary(),) * 25, "")
+    codec = Codec(spec, torch.zeros(D), tuple(torch.randn(3, D) for _ in spec.stages))
+    events = SIDEConfig(name="item", feature_names=["sid"], codec=codec)
+    cpu = torch.device("cpu")
+    config = RankerConfig(dim=D, attention=attention)
+    items = PackedSIDs(events, cpu) if attention == "codes" else Vectors(events)
+    model = Ranker(config, items, events.embedding_dim, events if attention == "codes" else None, {}, cpu)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    step(model, optimizer, make_batch(100, 1))  # builds operators, allocates optimizer state
+    batch, before, times = make_batch(T, B), peak_mib(), []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        step(model, optimizer, batch)
+        times.append(time.perf_counter() - start)
+    return {"events_per_s": T * B / median(times), "mib": max(peak_mib() - before, 0.1)}
+
+
+def step(model: Ranker, optimizer: torch.optim.Optimizer, batch: RankBatch) -> None:
+    optimizer.zero_grad()
+    loss, _ = model(batch)
+    loss.backward()
+    optimizer.step()
+
+
+def make_batch(T: int, B: int) -> RankBatch:
+    """B rows of T events, all visible, one a minute."""
+    N = B * T
+    place_N = torch.arange(T).repeat(B)
+    return RankBatch(
+        items=KeyedJaggedTensor(keys=["sid"], values=torch.randint(3**25, (N,)), lengths=torch.full((B,), T), stride=B),
+        users=KeyedJaggedTensor(keys=[], values=torch.zeros(0), lengths=torch.zeros(0, dtype=torch.int64), stride=B),
+        lengths_B=torch.full((B,), T),
+        num_targets_B=torch.full((B,), TARGETS),
+        weight_B=torch.ones(B),
+        action_N=torch.randint(2, (N,)),
+        timestamp_N=place_N * 60,
+        order_N=place_N,
+        visible_N=torch.ones(N, dtype=torch.bool),
+        seen_N=torch.ones(N, dtype=torch.bool),
+        global_targets=torch.tensor(float(B * TARGETS)),
+    )
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def plot(measured: dict[tuple, dict[str, float]], path: Path) -> None:
+    """Speed and memory against the length of histories, at B = 8 and D = 64."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axes, name, label in zip(
+        figure.subplots(1, 2), ("events_per_s", "mib"), ("events a second", "MiB above an empty ranker"), strict=True
+    ):
+        for attention in ATTENTIONS:
+            lengths = [T for T, B, D in SHAPES if (B, D) == (8, 64)]
+            axes.plot(lengths, [measured[T, 8, 64, attention][name] for T in lengths], marker="o", label=attention)
+        axes.set(xscale="log", yscale="log", xlabel="events in a history", ylabel=label)
+        axes.set_xticks(lengths, [f"{T:,}" for T in lengths])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(title="attention to")
+    figure.suptitle(f"Training the ranker: 8 histories a step, {TARGETS} targets each, D = 64")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
