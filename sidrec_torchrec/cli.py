@@ -43,6 +43,7 @@ COMMANDS = {
     "train-ranker": Command(f"{_JOBS}.train_ranker:main", "train the long-sequence ranker with one arm"),
     "evaluate": Command(f"{_JOBS}.evaluate:main", "test a trained ranker on warm and on cold items"),
     "codec collisions": Command(f"{_JOBS}.codec_collisions:main", "say which items share a SID"),
+    "codec design": Command(f"{_JOBS}.codec_design:main", "weigh lists of DPCA stages on a source, and name one"),
     "codec disambiguate": Command(
         f"{_JOBS}.codec_disambiguate:main", "add a digit that makes every item's SID its own"
     ),
