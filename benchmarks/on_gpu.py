@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/on_gpu.py [--requests 512] [--json FILE]
 
-25 trits in one int64, D = 128, H = 4; torch with CUDA and Triton are all it needs. The peers look up rows of bfloat16 in a
-table of a million items, in favour of theirs: ours computes in float32.
+25 trits in one int64, D = 128, H = 4. In attention the peers look up and attend to bfloat16 rows, half the bytes of ours,
+which computes in float32.
 
 - ``Tensor.copy_``: bytes read and written a second, the bandwidth of memory that a program can have;
 - nn.EmbeddingBag: the sum of 3 prefix n-grams' rows;

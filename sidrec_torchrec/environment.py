@@ -71,18 +71,29 @@ def doctor() -> int:
 
 
 def _operators() -> str:
-    """Which implementation of the CPU operators runs; builds them if need be."""
-    from sidrec_torchrec.ops import cpu  # torch can be imported by now
+    """Which implementation of the operators runs, a sentence per kind of device that is there; builds them if need be."""
+    import torch  # by now it can be imported
+
+    from sidrec_torchrec.ops import cpu, cuda
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it would say is said here
         problem = cpu.problem()
+        cuda_problem = cuda.problem() if torch.cuda.is_available() else None
     if problem is None:
-        return f"The CPU operators run in C++: {cpu.library_path()}"
-    return (
-        f"The CPU operators run in plain PyTorch, many times slower, for they could not be built: {problem}\n"
-        "Install a C++20 compiler (g++ or clang++), or name one: CXX=g++-12 sidrec doctor"
-    )
+        said = [f"The CPU operators run in C++: {cpu.library_path()}"]
+    else:
+        said = [
+            f"The CPU operators run in plain PyTorch, many times slower, for they could not be built: {problem}",
+            "Install a C++20 compiler (g++ or clang++), or name one: CXX=g++-12 sidrec doctor",
+        ]
+    if cuda_problem is not None:
+        said.append(
+            f"The CUDA operators run in plain PyTorch, many times slower: {cuda_problem}. Install torch's triton."
+        )
+    elif torch.cuda.is_available():
+        said.append(f"The CUDA operators run in Triton {_version('triton')}.")
+    return "\n".join(said)
 
 
 def versions_and_hardware() -> dict[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ from sidrec_torchrec.environment import (
     repair_commands,
     versions_and_hardware,
 )
+from sidrec_torchrec.ops import cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "sidrec_torchrec" / "requirements"
@@ -111,6 +112,14 @@ def test_this_environment_matches(capsys):
     check_environment()
     assert doctor() == 0
     assert installed_versions()["torch"] in capsys.readouterr().out
+
+
+def test_doctor_says_what_computes_on_cuda(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for problem, said in ((None, "CUDA operators run in Triton"), ("No module named 'triton'", "in plain PyTorch")):
+        monkeypatch.setattr(cuda, "problem", lambda problem=problem: problem)
+        doctor()
+        assert said in capsys.readouterr().out
 
 
 def test_versions_and_hardware_are_true_and_fit_into_json():
