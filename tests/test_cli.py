@@ -166,8 +166,15 @@ def test_every_command_has_help(name, capsys):
     assert f"sidrec {name}" in capsys.readouterr().out
 
 
-def test_help_and_doctor_start_without_torch():
-    code = "import sys; from sidrec_torchrec import cli; cli.main(['--help']); cli.main(['doctor']); assert 'torch' not in sys.modules"
+def test_help_and_a_doctor_who_finds_a_mismatch_do_without_torch():
+    code = """
+import sys
+from sidrec_torchrec import cli, environment
+cli.main(["--help"])
+environment.installed_versions = lambda: {"torch": "2.11.0", "torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"}
+assert cli.main(["doctor"]) == 1
+assert "torch" not in sys.modules
+"""
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 

@@ -1,0 +1,132 @@
+"""NE per byte: every way of feeding items, tuned alike, over several seeds.
+
+    python benchmarks/ne_per_byte/run.py --data DATA --out OUT --source A --source B --target C [--seeds 5] [--epochs 5]
+
+Tokenizers are trained on the items that are not cold, each variant is tuned on validation NE over the same number of
+settings (with a seed of its own), and trained with every seed at the best. Writes ``OUT/results.json`` and
+``OUT/ne_per_byte.png`` and prints the table. What is finished is not done again: call it again to go on, or with other
+``--only`` variants to add them.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from analysis import plot, print_table, summarize
+from study import SETTINGS, TokenizerPlan, Variant, variants
+
+from sidrec_torchrec.data.prepare import PrepareConfig
+from sidrec_torchrec.environment import versions_and_hardware
+from sidrec_torchrec.files import write_json
+from sidrec_torchrec.fusion.config import QuantizerConfig
+from sidrec_torchrec.jobs import encode_corpus, prepare, train_ranker, train_tokenizer
+from sidrec_torchrec.ranker.arms import ArmConfig
+from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.sharding import OptimizerConfig
+
+TUNING_SEED = 1_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--source", action="append", required=True)
+    parser.add_argument("--target", action="append", default=[])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--tokenizer-epochs", type=int, default=40)
+    parser.add_argument("--only", action="append", help="a variant's name; none named means all")
+    arguments = parser.parse_args()
+    study = Study(arguments)
+    for variant in variants(tuple(arguments.source)):
+        if arguments.only is None or variant.name in arguments.only:
+            study.run(variant)
+            study.write()
+    summary = summarize(study.results)
+    print_table(summary)
+    plot(summary, arguments.out / "ne_per_byte.png")
+
+
+class Study:
+    """One data set's results, on disk after every variant."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.data: Path = arguments.data
+        self.out: Path = arguments.out
+        self.path = self.out / "results.json"
+        self.results: dict[str, Any] = json.loads(self.path.read_text())["variants"] if self.path.exists() else {}
+        self.sequences = self.out / "prepared" / "sequences"
+        prepare.main(prepare.PrepareJobConfig(data=self.data, out=self.out / "prepared", protocol=PrepareConfig()))
+
+    def run(self, variant: Variant) -> None:
+        """Tunes and trains a variant; what is finished is read back."""
+        sids = tuple(self._sids(plan) for plan in variant.tokenizers)
+        tuned = [
+            self._rank(variant, sids, f"setting-{i}", TUNING_SEED, setting)["validation"]
+            for i, setting in enumerate(SETTINGS)
+        ]
+        scores = [min(epoch["ne_all"] for epoch in validation) for validation in tuned]
+        best = scores.index(min(scores))
+        seeds = range(self.arguments.seeds)
+        runs = [self._rank(variant, sids, f"seed-{seed}", seed, SETTINGS[best]) for seed in seeds]
+        self.results[variant.name] = {
+            "family": variant.family,
+            "setting": SETTINGS[best],
+            "tuning": scores,
+            **{f"ne_{part}": [run["test"][f"ne_{part}"] for run in runs] for part in ("warm", "cold", "all")},
+            **{name: runs[0][name] for name in ("bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes")},
+            "validation": [[epoch["ne_all"] for epoch in run["validation"]] for run in runs],
+            "train_events_per_s": [run["train_events_per_s"] for run in runs],
+        }
+
+    def write(self) -> None:
+        """Writes what there is."""
+        arguments = {
+            name: str(value) if isinstance(value, Path) else value for name, value in vars(self.arguments).items()
+        }
+        write_json(self.path, {"arguments": arguments, "variants": self.results, **versions_and_hardware()})
+
+    def _sids(self, plan: TokenizerPlan) -> Path:
+        """The SIDs of every item by a tokenizer."""
+        train = train_tokenizer.TrainTokenizerConfig(
+            data=self.data,
+            out=self.out / "tokenizers" / plan.name,
+            source=tuple(self.arguments.source) if plan.source is None else (plan.source,),
+            target=tuple(self.arguments.target) if plan.with_targets else (),
+            epochs=self.arguments.tokenizer_epochs,
+            quantizer=QuantizerConfig(kind=plan.kind, stages=plan.stages),
+            exclude=self.sequences / "cold_items.parquet",
+        )
+        train_tokenizer.main(train)
+        out = self.out / "sids" / plan.name
+        encode_corpus.main(encode_corpus.EncodeCorpusConfig(data=self.data, tokenizer=train.out, out=out))
+        return out
+
+    def _rank(
+        self, variant: Variant, sids: tuple[Path, ...], name: str, seed: int, setting: dict[str, float]
+    ) -> dict[str, Any]:
+        """A trained ranker's metrics."""
+        traditional = variant.arm == "prefix-ngram"
+        return train_ranker.main(
+            train_ranker.TrainRankerConfig(
+                data=self.data,
+                prepared=self.sequences,
+                out=self.out / "rankers" / variant.name.replace(" ", "-").replace(",", "") / name,
+                arm=variant.arm,
+                source=tuple(self.arguments.source) if variant.arm == "raw" else (),
+                sids=sids[0] if sids and not traditional else None,
+                source_sids=sids if traditional else (),
+                epochs=self.arguments.epochs,
+                seed=seed,
+                model=RankerConfig(dropout=setting["dropout"], **variant.model_options),
+                arms=ArmConfig(table_dropout=setting["table_dropout"], **variant.arm_options),
+                optimizer=OptimizerConfig(learning_rate=setting["learning_rate"]),
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
