@@ -1,11 +1,19 @@
-"""Alphabets: the values a digit can take, and the vectors they stand for."""
+"""Alphabets: the values a digit can take, and the vectors they stand for.
+
+There are two kinds. A one-hot digit is one of K free codewords. Every other digit is a point of a grid: ``power``
+coordinates, each at one of a few equally spaced levels around 0, which a search settles one after another. The digit of
+several coordinates counts them in mixed radix, the first coordinate most significant.
+"""
 
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from sidrec_torchrec.codec.choices import Choice, Codewords, Coordinate
 
 MAX_RADIX = 1 << 15  # digits travel as int16
 
@@ -14,8 +22,8 @@ class Alphabet(ABC):
     """What one digit of a SID can be.
 
     Attributes:
-        radix: number of values; a digit lies in [0, radix).
-        width: floats one digit expands to.
+        radix: number of values; a digit lies in [0, radix). 0 for a real stage, which has no digits.
+        width: floats one digit expands to, and rows of the basis it weighs.
     """
 
     radix: int
@@ -26,22 +34,12 @@ class Alphabet(ABC):
         """float32 [radix, width]; row v is the vector digit v stands for."""
 
     @abstractmethod
+    def choices(self) -> tuple[Choice, ...]:
+        """What a search decides for one digit, in order; most significant first."""
+
+    @abstractmethod
     def __str__(self) -> str:
         """Text form, as in ``parse_stages``."""
-
-
-@dataclass(frozen=True)
-class Ternary(Alphabet):
-    """-1, 0 or 1, as digits 0, 1, 2: how much of one basis vector an item has."""
-
-    radix = 3
-    width = 1
-
-    def values(self) -> Tensor:
-        return torch.tensor([[-1.0], [0.0], [1.0]])
-
-    def __str__(self) -> str:
-        return "ternary"
 
 
 @dataclass(frozen=True)
@@ -72,28 +70,161 @@ class OneHot(Alphabet):
     def values(self) -> Tensor:
         return torch.eye(self.size)
 
+    def choices(self) -> tuple[Choice, ...]:
+        return (Codewords(self.size),)
+
     def __str__(self) -> str:
         return f"onehot:{self.size}"
+
+
+class Grid(Alphabet):
+    """``power`` coordinates, each one of ``count`` levels, ``step`` apart and centred at 0.
+
+    Attributes:
+        count: levels of a coordinate; 0 if it can be any number.
+        step: distance between neighbouring levels.
+        power: number of coordinates.
+    """
+
+    name: ClassVar[str]
+    count: int
+    step: float
+    power: int
+
+    def __post_init__(self) -> None:
+        if self.power < 1:
+            raise ValueError(f"a {self.name} alphabet has at least 1 coordinate, got {self.power}")
+        if self.count and (self.power > 15 or self.radix > MAX_RADIX):
+            raise ValueError(f"a digit has at most {MAX_RADIX} values, {self} has more")
+
+    @property
+    def radix(self) -> int:  # type: ignore[override]
+        return self.count**self.power
+
+    @property
+    def width(self) -> int:  # type: ignore[override]
+        return self.power
+
+    @property
+    def lowest(self) -> float:
+        """The least level of a coordinate."""
+        return -self.step * (self.count - 1) / 2 if self.count else 0.0
+
+    def values(self) -> Tensor:
+        if not self.count:
+            raise ValueError(f"a '{self}' stage has no digits: its coordinates are numbers")
+        level_K = self.lowest + self.step * torch.arange(self.count, dtype=torch.float32)
+        return torch.cartesian_prod(*[level_K] * self.power).view(self.radix, self.power)
+
+    def choices(self) -> tuple[Choice, ...]:
+        return (Coordinate(self.count, self.step, self.lowest),) * self.power
+
+    def __str__(self) -> str:
+        return self.name if self.power == 1 else f"{self.name}^{self.power}"
+
+
+@dataclass(frozen=True)
+class Ternary(Grid):
+    """-1, 0 or 1, as digits 0, 1, 2: how much of one basis row an item has. ``Ternary(m)``: m rows under one digit.
+
+    Args:
+        power: number of coordinates, 1 to 9.
+
+    Raises:
+        ValueError: on another number.
+    """
+
+    power: int = 1
+    name = "ternary"
+    count = 3
+    step = 1.0
+
+
+@dataclass(frozen=True)
+class Signs(Grid):
+    """-1 or 1, as digits 0 and 1: binary codes, as lookup-free quantization has them (Yu et al. 2023).
+
+    Args:
+        power: number of coordinates, 1 to 15.
+
+    Raises:
+        ValueError: on another number.
+    """
+
+    power: int = 1
+    name = "signs"
+    count = 2
+    step = 2.0
+
+
+@dataclass(frozen=True)
+class Levels(Grid):
+    """``count`` levels 1 apart around 0, e.g. -1.5, -0.5, 0.5, 1.5: the rounding of FSQ (Mentzer et al. 2023).
+
+    Args:
+        count: levels of a coordinate, at least 2.
+        power: number of coordinates; ``count ** power`` is at most 32,768.
+
+    Raises:
+        ValueError: on values out of range.
+    """
+
+    count: int
+    power: int = 1
+    step = 1.0
+
+    def __post_init__(self) -> None:
+        if self.count < 2:
+            raise ValueError(f"a coordinate has at least 2 levels, got {self.count}")
+        super().__post_init__()
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"levels:{self.count}"
+
+
+@dataclass(frozen=True)
+class Real(Grid):
+    """Any numbers: a stage of principal component analysis. It has codes (``DPCA.codes``) but no digits, so no SID.
+
+    Args:
+        power: number of coordinates, at least 1.
+
+    Raises:
+        ValueError: on another number.
+    """
+
+    power: int = 1
+    name = "real"
+    count = 0
+    step = 1.0
+
+
+_NAMES = {"ternary": Ternary, "signs": Signs, "real": Real, "levels": Levels, "onehot": OneHot}
+_FORMS = "'ternary', 'signs', 'levels:K', 'real', each also '^m' for m coordinates, or 'onehot:K'; then '*n' to repeat"
+_PATTERN = re.compile(r"(?:(ternary|signs|real)|(levels|onehot):([0-9]+))(?:\^([1-9][0-9]*))?(?:\*([1-9][0-9]*))?")
 
 
 def parse_stages(text: str) -> tuple[Alphabet, ...]:
     """Alphabets from text: ``"onehot:256,ternary*20"`` is one one-hot digit of 256 values, then twenty ternary ones.
 
     Raises:
-        ValueError: on anything else; shows the part and the form expected.
+        ValueError: on anything else; shows the part and the forms expected.
     """
     stages: list[Alphabet] = []
     for part in map(str.strip, text.split(",")):
-        match = re.fullmatch(r"(ternary|onehot:([0-9]+))(?:\*([1-9][0-9]*))?", part)
-        if match is None:
+        match = _PATTERN.fullmatch(part)
+        if match is None or (match[2] == "onehot" and match[4]):
             raise ValueError(
-                f"stages '{text}': cannot read '{part}'; write like 'ternary*25' or 'onehot:256,ternary*20'"
+                f"stages '{text}': cannot read '{part}'; write like 'ternary*25' or 'onehot:256,ternary*20'. "
+                f"A part is {_FORMS}"
             )
+        numbers = [int(number) for number in (match[3], match[4]) if number]
         try:
-            alphabet = OneHot(int(match[2])) if match[2] else Ternary()
+            alphabet = _NAMES[match[1] or match[2]](*numbers)
         except ValueError as error:
             raise ValueError(f"stages '{text}': '{part}': {error}") from None
-        stages += [alphabet] * int(match[3] or 1)
+        stages += [alphabet] * int(match[5] or 1)
     return tuple(stages)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sidrec_torchrec.codec.alphabet import Alphabet, Ternary
+from sidrec_torchrec.codec.alphabet import Alphabet, OneHot, Ternary
 from sidrec_torchrec.codec.dpca_fit import FitOptions, fit
 from sidrec_torchrec.codec.processes import is_first_process
 from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, add_tables, check_vectors, squared_distance
@@ -80,7 +80,7 @@ class DPCA(Quantizer):
     def digit_tables(self) -> list[Tensor]:
         tables = []
         for stage, rows in zip(self.stages, self.basis_RD.split(self._widths), strict=True):
-            tables.append(stage.values().to(rows) @ rows if isinstance(stage, Ternary) else rows)
+            tables.append(rows if isinstance(stage, OneHot) else stage.values().to(rows) @ rows)
         return tables
 
     @torch.no_grad()

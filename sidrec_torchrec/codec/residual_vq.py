@@ -9,9 +9,7 @@ from sidrec_torchrec.codec.alphabet import OneHot
 from sidrec_torchrec.codec.kmeans import kmeans
 from sidrec_torchrec.codec.processes import copy_from_first_process, is_first_process, sum_over_processes
 from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, add_tables, check_vectors, squared_distance
-from sidrec_torchrec.codec.search import nearest
-
-_BLOCK_ROWS = 1 << 13
+from sidrec_torchrec.codec.search import encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,7 @@ class ResidualVQ(Quantizer):
         for stage in range(len(self.stages)):
             codebook_KD = kmeans(residual_ND, self.config.codebook_size, seed=self.config.seed + stage)
             self.codebook_LKD[stage] = codebook_KD
-            digit_N = _encode_stage(residual_ND, codebook_KD)
+            digit_N = encode(residual_ND, codebook_KD, self.stages[:1])[:, 0].long()
             counts_K = torch.bincount(digit_N, minlength=self.config.codebook_size)
             # as if the sample were one batch of average size: counts of 1 on average
             self.count_LK[stage] = counts_K * (self.config.codebook_size / len(z_ND))
@@ -89,16 +87,9 @@ class ResidualVQ(Quantizer):
 
     @torch.no_grad()
     def encode(self, z_ND: Tensor) -> Tensor:
-        """Nearest codeword of each stage's residual, in float64, so that rows do not depend on their batch."""
+        """Nearest codeword of each stage's residual."""
         check_vectors(z_ND, self.dim)
-        codebook_LKD = self.codebook_LKD.double()
-        digits = []
-        for residual_ND in z_ND.double().split(_BLOCK_ROWS):
-            digits.append([])
-            for codebook_KD in codebook_LKD:
-                digits[-1].append(_encode_stage(residual_ND, codebook_KD))
-                residual_ND = residual_ND - codebook_KD[digits[-1][-1]]
-        return torch.cat([torch.stack(block, dim=1) for block in digits]).to(torch.int16)
+        return encode(z_ND, self.codebook_LKD.flatten(0, 1), self.stages)
 
     def forward(self, z_ND: Tensor) -> QuantizerOutput:
         """Straight-through, with commitment loss; in training the codewords move after they were used."""
@@ -141,7 +132,3 @@ class ResidualVQ(Quantizer):
         self.codebook_LKD[stage, dead_K] = fresh_ED
         self.count_LK[stage, dead_K] = 1.0
         self.sum_LKD[stage, dead_K] = fresh_ED
-
-
-def _encode_stage(residual_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-    return nearest(residual_ND @ codebook_KD.T, codebook_KD.square().sum(1))

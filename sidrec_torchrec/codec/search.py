@@ -1,19 +1,28 @@
 """Encoding against a basis: from products with the basis and its Gram matrix alone, never from decoded vectors.
 
 A vector is near the sum of the basis rows its digits choose. With Z = z U^T and G = U U^T, choosing row r with weight a
-changes the squared error by a^2 G_rr - 2 a Z_r, and leaves the residual's products Z - a G_r. So a stage costs O(R) per
-row whatever the width of the vectors, and the whole encoding O(N R (D + L)).
+changes the squared error by a^2 G_rr - 2 a Z_r, and leaves the residual's products Z - a G_r. So a choice costs O(R) per
+row whatever the width of the vectors, and the whole encoding O(N R (D + L)). Products lie in memory row of the basis by row
+of the basis, [R, N], so that a choice runs over contiguous numbers.
 
-Everything is computed in float64. In float32 the products depend on how rows are batched in their last bits, and some
-digit of a large corpus turns with them; in float64 this takes a tie to 16 digits.
+An item's digits must not depend on its batch, process or device. In float32 they would: some product of a large corpus
+always lies at a threshold, and how rows are batched moves its last bits. In float64 only true ties do, and those go to the
+lower digit. So float64 decides, but float32 filters: on CPU, greedy search runs in float32 with a bound on all rounding
+errors, and only vectors with a decision within the bound, about one in a hundred, are encoded again in float64. The digits
+are those of float64 throughout. A beam compares sums over all choices, and few of those differ by more than the bound: it
+runs in float64.
 """
 
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.codec.alphabet import Alphabet, Ternary
+from sidrec_torchrec.codec.alphabet import Alphabet
+from sidrec_torchrec.codec.choices import TIE
+from sidrec_torchrec.codec.plan import Choices, Float32Plan, Plan, float32_is_ieee
 
-_BLOCK_NUMBERS = 1 << 22  # products held at a time: 32 MiB
+_BLOCK_NUMBERS = 1 << 23  # held at a time, per array
+_THREAD_ROWS = 1 << 15  # below, PyTorch leaves a choice to a single thread
+_EXACT_ROWS = 1 << 13  # of float64 copies
 
 
 def encode(
@@ -27,89 +36,127 @@ def encode(
     """Digits of vectors, in bounded memory.
 
     Args:
-        z_ND: float [N, D].
-        basis_RD: float [R, D], stage after stage: the one row of a ternary stage, the codewords of a one-hot one.
+        z_ND: float [N, D], finite.
+        basis_RD: float [R, D], stage after stage: the codewords of a one-hot stage, one row a coordinate of any other.
         stages: alphabet of each digit.
         offset_D: float [D], what every vector begins with.
-        beam: candidates kept after each stage; 1 is greedy. Cost grows linearly.
+        beam: candidates kept after each choice; 1 is greedy. Cost grows linearly.
 
     Returns:
         int16 [N, L].
 
+    Raises:
+        ValueError: on a real stage, which has no digits.
+
     Source: greedy coding as in residual quantization; beam search as in Babenko & Lempitsky 2014, section 3.
     """
-    basis_RD = basis_RD.double()
-    gram_RR = basis_RD @ basis_RD.T
-    block = max(1, _BLOCK_NUMBERS // (beam * len(basis_RD)))
-    digits = []
-    for block_ND in z_ND.split(block):
-        z_NR = (block_ND.double() - offset_D) @ basis_RD.T
-        digits.append(_greedy(z_NR, gram_RR, stages) if beam == 1 else _beam(z_NR, gram_RR, stages, beam))
-    return torch.cat(digits)
+    for stage in stages:
+        if not stage.radix:
+            raise ValueError(f"a '{stage}' stage has no digits: ask for codes, or name another alphabet")
+    plan = Plan(basis_RD, stages, offset_D)
+    rows = _rows_at_once(plan.choices, beam)
+    digits_NL = torch.empty(len(z_ND), len(stages), dtype=torch.int16, device=z_ND.device)
+    fast = Float32Plan(plan)
+    use_fast = beam == 1 and z_ND.device.type == "cpu" and float32_is_ieee() and fast.is_usable
+    for block_ND, out_NL in zip(z_ND.split(rows), digits_NL.split(rows), strict=True):
+        if not use_fast:
+            _encode_exactly(plan, block_ND, beam, out_NL)
+            continue
+        digits_SN, sure_N = _search_in_float32(fast, block_ND)
+        out_NL.copy_(plan.choices.join(digits_SN).to(torch.int16).T)
+        unsure_M = (~sure_N).nonzero().squeeze(1)
+        exact_ML = torch.empty(len(unsure_M), len(stages), dtype=torch.int16)
+        _encode_exactly(plan, block_ND[unsure_M], beam, exact_ML)
+        out_NL[unsure_M] = exact_ML
+    return digits_NL
 
 
-def nearest(product_NK: Tensor, norm_K: Tensor) -> Tensor:
-    """The codeword nearest to each row, the first of those equally near.
+def codes(
+    z_ND: Tensor,
+    basis_RD: Tensor,
+    stages: tuple[Alphabet, ...],
+    *,
+    offset_D: Tensor | float = 0.0,
+    beam: int = 1,
+) -> Tensor:
+    """What vectors weigh the basis rows with: float64 [N, R]. Arguments as ``encode``; a real stage's weights are numbers.
 
-    Codewords can repeat (there were fewer distinct vectors than codewords). Their distances then differ by rounding
-    alone, which changes with the batch and the device: a plain argmin would make the digit depend on them.
-
-    Args:
-        product_NK: float64, rows times codewords.
-        norm_K: float64, squared norms of the codewords.
-
-    Returns:
-        int64 [N].
+    Raises:
+        ValueError: on a beam over a real stage.
     """
-    distance_NK = norm_K - 2 * product_NK  # less the row's own norm
-    least_N1 = distance_NK.amin(1, keepdim=True)
-    slack_N1 = 1e-12 * (norm_K.amax() + least_N1.abs())
-    return (distance_NK <= least_N1 + slack_N1).byte().argmax(1)
+    if beam > 1 and not all(stage.radix for stage in stages):
+        raise ValueError("a beam keeps several digits of each stage, and a real stage has none")
+    plan = Plan(basis_RD, stages, offset_D)
+    blocks = z_ND.split(min(_EXACT_ROWS, _rows_at_once(plan.choices, beam)))
+    parts = [plan.choices.weights(_search(plan.choices, plan.levels(block_ND), beam)).T for block_ND in blocks]
+    return torch.cat(parts)
 
 
-def _greedy(z_NR: Tensor, gram_RR: Tensor, stages: tuple[Alphabet, ...]) -> Tensor:
-    """Each stage takes what lowers the error most. Uses up z_NR."""
-    digits, first = [], 0
-    norm_R = gram_RR.diagonal()
-    for stage in stages:
-        last = first + stage.width
-        if isinstance(stage, Ternary):
-            # round(z / |u|^2) to -1, 0, 1; written as comparisons, so that a zero row gives 0
-            twice_N = 2 * z_NR[:, first]
-            code_N = (twice_N > norm_R[first]).to(z_NR) - (twice_N < -norm_R[first]).to(z_NR)
-            z_NR[:, last:].addr_(code_N, gram_RR[first, last:], alpha=-1)
-            digits.append(code_N + 1)
-        else:
-            digit_N = nearest(z_NR[:, first:last], norm_R[first:last])
-            z_NR[:, last:] -= gram_RR[first:last, last:][digit_N]
-            digits.append(digit_N)
-        first = last
-    return torch.stack([digit_N.to(torch.int16) for digit_N in digits], dim=1)
+def _rows_at_once(choices: Choices, beam: int) -> int:
+    largest = max(choice.count for choice in choices.choices)
+    numbers = len(choices.pull_RR) if beam == 1 else beam * (len(choices.choices) + 2 * largest)
+    return max(1, min(_THREAD_ROWS * torch.get_num_threads(), _BLOCK_NUMBERS // numbers))
 
 
-def _beam(z_NR: Tensor, gram_RR: Tensor, stages: tuple[Alphabet, ...], beam: int) -> Tensor:
-    """Each stage extends every kept candidate by every value, and keeps the ``beam`` of least error."""
-    z_NBR = z_NR.unsqueeze(1)
-    cost_NB = z_NR.new_zeros(len(z_NR), 1)
-    digits_NBL = torch.empty(len(z_NR), 1, 0, dtype=torch.int16, device=z_NR.device)
-    first = 0
-    for stage in stages:
-        values_KW = stage.values().to(z_NR)
-        last = first + stage.width
-        own_NBW, z_NBR = z_NBR.split([stage.width, z_NBR.shape[2] - stage.width], dim=2)
-        if isinstance(stage, Ternary):
-            step_NBK = gram_RR[first, first] * values_KW[:, 0].square() - 2 * own_NBW * values_KW[:, 0]
-        else:
-            step_NBK = gram_RR.diagonal()[first:last] - 2 * own_NBW
-        total_NC = (cost_NB.unsqueeze(2) + step_NBK).flatten(1)
-        cost_NB, choice_NB = total_NC.topk(min(beam, total_NC.shape[1]), dim=1, largest=False)
-        parent_NB, digit_NB = choice_NB // stage.radix, choice_NB % stage.radix
-        taken_KR = values_KW @ gram_RR[first:last, last:]
-        z_NBR = _pick(z_NBR, parent_NB) - taken_KR[digit_NB]
-        digits_NBL = torch.cat([_pick(digits_NBL, parent_NB), digit_NB.unsqueeze(2).to(torch.int16)], dim=2)
-        first = last
-    return digits_NBL[:, 0]  # topk sorts: the first is the best
+def _encode_exactly(plan: Plan, z_ND: Tensor, beam: int, out_NL: Tensor) -> None:
+    for block_ND, block_NL in zip(z_ND.split(_EXACT_ROWS), out_NL.split(_EXACT_ROWS), strict=True):
+        digits_SN = _search(plan.choices, plan.levels(block_ND), beam)
+        block_NL.copy_(plan.choices.join(digits_SN).T)
 
 
-def _pick(x_NBR: Tensor, parent_NB: Tensor) -> Tensor:
-    return x_NBR.gather(1, parent_NB.unsqueeze(2).expand(-1, -1, x_NBR.shape[2]))
+def _search(choices: Choices, y_RN: Tensor, beam: int) -> Tensor:
+    """Digits of choices, [S, N], as y's type. Uses up y_RN."""
+    return _greedy(choices, y_RN)[0] if beam == 1 else _beam(choices, y_RN, beam)
+
+
+def _search_in_float32(fast: Float32Plan, z_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Digits of choices by greedy search, float32 [S, N]; and whether they are surely those of float64, bool [N]."""
+    y_RN, error_N = fast.levels(z_ND)
+    digits_SN, sure_N = _greedy(fast.choices, y_RN, error_N)
+    return digits_SN, sure_N & fast.coordinates_are_sure(y_RN, error_N)
+
+
+def _greedy(choices: Choices, y_RN: Tensor, error_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Each choice takes what lowers the error most; also, where the errors change no codeword, bool [N]."""
+    digits_SN = y_RN.new_empty(len(choices.choices), y_RN.shape[1])
+    sure_N = torch.ones(y_RN.shape[1], dtype=torch.bool, device=y_RN.device)
+    for number, (choice, rows) in enumerate(zip(choices.choices, choices.rows, strict=True)):
+        own_WN = choices.subtract(number, y_RN[rows], digits_SN[:number])
+        sure_N &= choice.choose(own_WN, digits_SN[number], error_N, choices.reach_S[number])
+    return digits_SN, sure_N
+
+
+def _beam(choices: Choices, y_RN: Tensor, beam: int) -> Tensor:
+    """Each choice extends every kept candidate by every digit, and keeps the ``beam`` of least error."""
+    count = y_RN.shape[1]
+    first_N1 = torch.arange(count, device=y_RN.device).unsqueeze(1)
+    cost_NB = y_RN.new_zeros(count, 1)
+    digits_SC = y_RN.new_empty(0, count)  # columns: the candidates of the first vector, of the second, ...
+    tie = TIE * choices.cost_S.amax()
+    for number, (choice, rows) in enumerate(zip(choices.choices, choices.rows, strict=True)):
+        kept = cost_NB.shape[1]
+        own_WC = choices.subtract(number, y_RN[rows].repeat_interleave(kept, dim=1), digits_SC)
+        step_KNB = (choice.costs(own_WC) * choices.cost_S[number]).unflatten(1, (count, kept))
+        total_NX = (cost_NB + step_KNB).permute(1, 2, 0).flatten(1)
+        index_NB = _least(total_NX, beam, tie)
+        cost_NB = total_NX.gather(1, index_NB)
+        parent_C = (first_N1 * kept + index_NB // choice.count).flatten()
+        digit_C = (index_NB % choice.count).flatten().to(y_RN)
+        digits_SC = torch.cat([digits_SC.index_select(1, parent_C), digit_C.unsqueeze(0)])
+    best_N1 = _least(cost_NB, 1, tie)
+    return digits_SC.index_select(1, (first_N1 * cost_NB.shape[1] + best_N1).squeeze(1))
+
+
+def _least(total_NX: Tensor, count: int, tie: Tensor) -> Tensor:
+    """The ``count`` least of each row, the first of those that tie, as indices [N, count] in order.
+
+    Candidates stand in the order of their digits and stay so: whole SIDs that tie, too, go to the lower digits.
+    """
+    if total_NX.shape[1] <= count:
+        return torch.arange(total_NX.shape[1], device=total_NX.device).expand(len(total_NX), -1)
+    bar_N1 = total_NX.topk(count, largest=False, sorted=False).values.amax(1, keepdim=True)
+    slack_N1 = tie + TIE * bar_N1.abs()
+    below_NX = total_NX < bar_N1 - slack_N1
+    tied_NX = (total_NX <= bar_N1 + slack_N1) ^ below_NX
+    chosen_NX = below_NX | (tied_NX & (tied_NX.cumsum(1) <= count - below_NX.sum(1, keepdim=True)))
+    return chosen_NX.nonzero()[:, 1].view(len(total_NX), count)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from sidrec_torchrec.codec.alphabet import Ternary, parse_stages
+from sidrec_torchrec.codec.alphabet import OneHot, parse_stages
 from sidrec_torchrec.codec.dpca import DPCA, DPCAConfig
 from sidrec_torchrec.codec.quantizer import Quantizer
 from sidrec_torchrec.codec.residual_vq import ResidualVQ, ResidualVQConfig
@@ -35,7 +35,7 @@ class QuantizerConfig:
         stages = parse_stages(self.stages)
         if self.kind not in QUANTIZERS:
             raise ValueError(f"quantizer kind must be one of {', '.join(QUANTIZERS)}; got '{self.kind}'")
-        if self.kind == "rq" and (len(set(stages)) > 1 or isinstance(stages[0], Ternary)):
+        if self.kind == "rq" and (len(set(stages)) > 1 or not isinstance(stages[0], OneHot)):
             raise ValueError(f"residual VQ takes one-hot digits of one size, like 'onehot:256*3'; got '{self.stages}'")
 
     def build(self, dim: int) -> Quantizer:

@@ -1,0 +1,132 @@
+"""The decisions a search takes: the level of one coordinate, or one of K codewords.
+
+Each works on *levels* y, an affine map of the products of its basis rows with what the vector has left, scaled so that
+rounding is all that remains to do: a coordinate of levels 0 .. K - 1 takes ceil(y), codewords compete for the least y. Digits are
+those of exact arithmetic with one rule for ties, which are nothing rare (codewords repeat, data are integers) and would
+else be broken by rounding, differently for each batch and device: what lies within ``TIE`` of a tie is one, and goes to the
+lower digit.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TIE = 1e-9  # in y: of a level's distance to the next, of the largest squared codeword
+
+
+class Choice(ABC):
+    """One decision.
+
+    Attributes:
+        count: digits to choose from; 0: any number.
+        width: basis rows it weighs.
+        unit: weight of a row per digit, if ``width`` is 1.
+        lowest: weight of the row at digit 0, if ``width`` is 1.
+    """
+
+    count: int
+    width: int
+    unit: float
+    lowest: float
+
+    @abstractmethod
+    def affine(self, norm_W: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift [W] that make y of products, given the rows' squared norms."""
+
+    @abstractmethod
+    def choose(self, y_WN: Tensor, digit_N: Tensor, error_N: Tensor | None, reach: float) -> Tensor | bool:
+        """Writes the best digit of each column to ``digit_N``, of y's type. May change y.
+
+        Given that each y may be off by ``reach * error_N``, also says where that can change no digit, bool [N]; True from
+        a ``Coordinate``, whose y, as left, tells.
+        """
+
+    @abstractmethod
+    def weights(self, digit_N: Tensor) -> Tensor:
+        """Weights of the basis rows, [W, N]."""
+
+    @abstractmethod
+    def costs(self, y_WN: Tensor) -> Tensor:
+        """What each digit adds to the squared error, [count, N], in units of ``cost_unit``."""
+
+    @abstractmethod
+    def cost_unit(self, norm_W: Tensor) -> Tensor:
+        """What 1 of ``costs`` is in squared error."""
+
+
+@dataclass(frozen=True)
+class Coordinate(Choice):
+    """The weight of one basis row: ``lowest + unit * digit``, nearest to z / |u|^2 for the product z."""
+
+    count: int
+    unit: float
+    lowest: float
+    width = 1
+
+    def affine(self, norm_W: Tensor) -> tuple[Tensor, Tensor]:
+        # a row of zeros has nothing to weigh: y is the middle
+        scale_W = torch.where(norm_W > 0, 1 / (self.unit * norm_W), 0.0)
+        shift = self.count / 2 - 1 - TIE if self.count else 0.0
+        return scale_W, torch.full_like(scale_W, shift)
+
+    def choose(self, y_WN: Tensor, digit_N: Tensor, error_N: Tensor | None, reach: float) -> bool:
+        """See ``Choice``. Leaves y where only another digit's threshold is a whole number within 1/2."""
+        if self.count:
+            torch.ceil(y_WN[0].clamp_(-0.5, self.count - 1.5), out=digit_N)
+        else:
+            digit_N.copy_(y_WN[0])
+        return True
+
+    def weights(self, digit_N: Tensor) -> Tensor:
+        return (self.lowest + self.unit * digit_N).unsqueeze(0)
+
+    def costs(self, y_WN: Tensor) -> Tensor:
+        # of digit j where f = y + 1/2 were best: (j - f)^2, less that of no weight at all
+        j_K1 = torch.arange(self.count).to(y_WN).unsqueeze(1)
+        middle = (self.count - 1) / 2
+        return (j_K1 - middle) * (j_K1 + (middle - 1) - 2 * y_WN)
+
+    def cost_unit(self, norm_W: Tensor) -> Tensor:
+        return self.unit**2 * norm_W[0]
+
+
+@dataclass(frozen=True)
+class Codewords(Choice):
+    """One of ``count`` basis rows: the nearest, whose |u|^2 - 2 z is least."""
+
+    count: int
+    unit = 1.0
+    lowest = 0.0
+
+    @property
+    def width(self) -> int:  # type: ignore[override]
+        return self.count
+
+    def affine(self, norm_W: Tensor) -> tuple[Tensor, Tensor]:
+        largest = norm_W.amax()
+        inverse = torch.where(largest > 0, 1 / largest, 0.0)
+        return (-2 * inverse).expand_as(norm_W), norm_W * inverse
+
+    def choose(self, y_WN: Tensor, digit_N: Tensor, error_N: Tensor | None, reach: float) -> Tensor | bool:
+        least_N = y_WN.amin(0)
+        if error_N is None:
+            digit_N.copy_((y_WN <= least_N + TIE).byte().argmax(0))
+            return True
+        near_WN = y_WN.le_(least_N + (2 * reach * error_N + TIE))  # 0 or 1
+        # where one is near, its number is the sum of numbers: a product, many times faster than argmax along columns
+        weights_2W = torch.stack([y_WN.new_ones(self.count), torch.arange(self.count).to(y_WN)])
+        near_N, sum_N = weights_2W @ near_WN
+        torch.clamp(sum_N, max=self.count - 1, out=digit_N)
+        return near_N == 1
+
+    def weights(self, digit_N: Tensor) -> Tensor:
+        rows_K1 = torch.arange(self.count, device=digit_N.device).unsqueeze(1)
+        return (rows_K1 == digit_N).to(digit_N)
+
+    def costs(self, y_WN: Tensor) -> Tensor:
+        return y_WN
+
+    def cost_unit(self, norm_W: Tensor) -> Tensor:
+        return norm_W.amax()

@@ -1,0 +1,160 @@
+"""What encoding needs of a basis, computed once: the affine map from vectors to levels, and what each digit changes."""
+
+from itertools import accumulate, chain, groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sidrec_torchrec.codec.alphabet import Alphabet
+from sidrec_torchrec.codec.choices import TIE, Choice
+
+_UNIT_ROUNDOFF = 2.0**-24  # of float32
+_LARGEST = 1e9  # in float32: sums of products of three such numbers stay finite
+
+
+class Choices(NamedTuple):
+    """The choices of a list of stages, and how their digits change the levels y [R, N].
+
+    Args:
+        stages: alphabet of each digit.
+        choices: what the stages decide, S choices.
+        rows: of each choice, in R.
+        pull_RR: what a digit 1 (of a coordinate), or the choice (of a codeword) of column k adds to the y of later choices.
+        pull_RS: the columns of coordinates, by choice; 0 for codewords.
+        cost_S: squared error per unit of each choice's costs.
+        reach_S: how far a vector of length 1 can move each choice's y.
+    """
+
+    stages: tuple[Alphabet, ...]
+    choices: tuple[Choice, ...]
+    rows: tuple[slice, ...]
+    pull_RR: Tensor
+    pull_RS: Tensor
+    cost_S: Tensor
+    reach_S: list[float]
+
+    def subtract(self, number: int, own_WN: Tensor, digits_SN: Tensor) -> Tensor:
+        """Adjusts, in place, the y of choice ``number``, [W, N], to the digits of the choices before."""
+        rows = self.rows[number]
+        if any(choice.width == 1 for choice in self.choices[:number]):
+            own_WN.addmm_(self.pull_RS[rows, :number], digits_SN)
+        for choice, columns, digit_N in zip(self.choices, self.rows, digits_SN, strict=False):
+            if choice.width > 1:
+                own_WN += self.pull_RR[rows, columns].index_select(1, digit_N.long())
+        return own_WN
+
+    def join(self, digits_SN: Tensor) -> Tensor:
+        """Digits of choices as digits of stages, [L, N]."""
+        if len(self.choices) == len(self.stages):
+            return digits_SN
+        joined, digits = [], iter(digits_SN)
+        for stage in self.stages:
+            digit_N = torch.zeros_like(digits_SN[0])
+            for choice in stage.choices():
+                digit_N = digit_N * choice.count + next(digits)
+            joined.append(digit_N)
+        return torch.stack(joined)
+
+    def weights(self, digits_SN: Tensor) -> Tensor:
+        """Digits of choices as weights of the basis rows, [R, N]."""
+        return torch.cat([choice.weights(digit_N) for choice, digit_N in zip(self.choices, digits_SN, strict=True)])
+
+
+class Plan:
+    """Levels in float64: ``y = weight (z - offset) + bias``, before any digit.
+
+    Arguments as ``search.encode``.
+    """
+
+    def __init__(self, basis_RD: Tensor, stages: tuple[Alphabet, ...], offset_D: Tensor | float) -> None:
+        basis_RD = basis_RD.double()
+        choices = tuple(chain.from_iterable(stage.choices() for stage in stages))
+        ends = accumulate(choice.width for choice in choices)
+        rows = tuple(slice(end - choice.width, end) for end, choice in zip(ends, choices, strict=True))
+        norms = [basis_RD[slice_].square().sum(1) for slice_ in rows]
+        affine = [choice.affine(norm_W) for choice, norm_W in zip(choices, norms, strict=True)]
+        scale_R, shift_R = (torch.cat(parts) for parts in zip(*affine, strict=True))
+
+        def by_row(values: list[float]) -> Tensor:
+            repeated = [value for value, choice in zip(values, choices, strict=True) for _ in range(choice.width)]
+            return torch.tensor(repeated, dtype=torch.float64, device=basis_RD.device)
+
+        number_R = by_row(list(range(len(choices))))
+        change_RR = -scale_R.unsqueeze(1) * (basis_RD @ basis_RD.T) * (number_R < number_R.unsqueeze(1))
+        self.weight_RD = scale_R.unsqueeze(1) * basis_RD
+        self.bias_R = shift_R + change_RR @ by_row([choice.lowest for choice in choices])
+        self.offset_D = torch.as_tensor(offset_D, dtype=torch.float64, device=basis_RD.device).expand(basis_RD.shape[1])
+        pull_RR = change_RR * by_row([choice.unit for choice in choices])
+        columns = [pull_RR[:, r.start] * (choice.width == 1) for r, choice in zip(rows, choices, strict=True)]
+        costs = [choice.cost_unit(norm_W) for choice, norm_W in zip(choices, norms, strict=True)]
+        reach_R = self.weight_RD.norm(dim=1)
+        reach_S = [float(reach_R[slice_].amax()) for slice_ in rows]
+        self.choices = Choices(stages, choices, rows, pull_RR, torch.stack(columns, dim=1), torch.stack(costs), reach_S)
+
+    def levels(self, z_ND: Tensor) -> Tensor:
+        """y of float vectors [N, D]: float64 [R, N]."""
+        # the offset's own products could cancel with those of the vectors: subtract it first
+        return torch.addmm(self.bias_R.unsqueeze(1), self.weight_RD, (z_ND.double() - self.offset_D).T)
+
+
+class Float32Plan:
+    """The same levels in float32, and a bound on how far rounding, of any order of summation, can have moved them.
+
+    A sum of m products is off by at most m u / (1 - m u) times the sum of their sizes, u being the unit roundoff (Higham
+    2002, section 3.1). The products of a vector with row r have, by Cauchy-Schwarz, a sum of sizes of at most |z| |weight_r|;
+    the sizes of all else are known beforehand. So y of choice s is off by at most ``reach_s error_n``.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        exact = plan.choices
+        bias_R = plan.bias_R - plan.weight_RD @ plan.offset_D
+        self.weight_RD, self.bias_R = plan.weight_RD.float(), bias_R.float()
+        self.choices = exact._replace(pull_RR=exact.pull_RR.float(), pull_RS=exact.pull_RS.float())
+        tensors = (self.weight_RD, self.bias_R, self.choices.pull_RR)
+        self.is_usable = all(bool((tensor.abs() < _LARGEST).all()) for tensor in tensors)
+
+        size_R = bias_R.abs() + TIE
+        for choice, rows in zip(exact.choices, exact.rows, strict=True):
+            pull_RW = exact.pull_RR[:, rows].abs()
+            size_R = size_R + (pull_RW[:, 0] * (choice.count - 1) if choice.width == 1 else pull_RW.amax(1))
+        sizes = [float(size_R[rows].amax()) for rows in exact.rows]
+        self._size = max((size / reach for size, reach in zip(sizes, exact.reach_S, strict=True) if reach), default=0.0)
+        # and as many again for the roundings to float32 and those of the comparisons
+        terms = plan.weight_RD.shape[1] + len(exact.choices) + 64
+        self._unit_error = 1.01 * terms * _UNIT_ROUNDOFF / (1 - terms * _UNIT_ROUNDOFF)
+        # runs of rows that are coordinates, with their reaches
+        self._coordinates: list[tuple[slice, Tensor]] = []
+        for is_coordinate, run in groupby(range(len(exact.choices)), key=lambda s: exact.choices[s].width == 1):
+            if is_coordinate:
+                numbers = list(run)
+                rows = slice(exact.rows[numbers[0]].start, exact.rows[numbers[-1]].stop)
+                reach_W1 = torch.tensor([exact.reach_S[s] for s in numbers]).unsqueeze(1)
+                self._coordinates.append((rows, reach_W1.reciprocal()))
+
+    def levels(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """y of float vectors [N, D], float32 [R, N], and ``error`` [N]; infinite where float32 could overflow."""
+        z_ND = z_ND.float()
+        y_RN = torch.addmm(self.bias_R.unsqueeze(1), self.weight_RD, z_ND.T)
+        norm_N = torch.linalg.vector_norm(z_ND, dim=1)
+        error_N = self._unit_error * (norm_N + self._size)
+        too_large_N = ~(norm_N < _LARGEST)
+        if too_large_N.any():
+            y_RN[:, too_large_N] = 0
+            error_N[too_large_N] = torch.inf
+        return y_RN, error_N
+
+    def coordinates_are_sure(self, y_RN: Tensor, error_N: Tensor) -> Tensor:
+        """Whether the errors can change the digit of no ``Coordinate``, bool [N], from y as ``choose`` left it."""
+        sure_N = torch.ones_like(error_N, dtype=torch.bool)
+        for rows, inverse_reach_W1 in self._coordinates:
+            own_WN = y_RN[rows]
+            # the nearest threshold is a whole number
+            sure_N &= own_WN.round().sub_(own_WN).abs_().mul_(inverse_reach_W1).amin(0) > error_N
+        return sure_N
+
+
+def float32_is_ieee() -> bool:
+    """Whether matrix products of float32 on CPU are in float32: PyTorch can be told to use fewer bits."""
+    settings = (torch.backends.mkldnn.matmul.fp32_precision, torch.backends.mkldnn.fp32_precision)
+    return all(setting in ("none", "ieee") for setting in settings)
