@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sidrec_torchrec.environment import check_environment
 
 if TYPE_CHECKING:  # for editors and type checkers; the same names as below
-    from sidrec_torchrec.codec.alphabet import OneHot, Ternary, format_stages, parse_stages
+    from sidrec_torchrec.codec.alphabet import Levels, OneHot, Real, Signs, Ternary, format_stages, parse_stages
     from sidrec_torchrec.codec.codec import Codec
     from sidrec_torchrec.codec.dpca import DPCA, DPCAConfig
     from sidrec_torchrec.codec.packing import SIDSpec
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as below
     from sidrec_torchrec.side.replace import replace_tables
 
 _PUBLIC = {
-    "codec.alphabet": ["OneHot", "Ternary", "format_stages", "parse_stages"],
+    "codec.alphabet": ["Levels", "OneHot", "Real", "Signs", "Ternary", "format_stages", "parse_stages"],
     "codec.codec": ["Codec"],
     "codec.dpca": ["DPCA", "DPCAConfig"],
     "codec.packing": ["SIDSpec"],

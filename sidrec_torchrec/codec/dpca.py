@@ -1,7 +1,8 @@
 """DPCA: a vector as a sum of basis rows weighted by a few discrete codes.
 
 A stage with a ternary alphabet adds -u, 0 or u; one with a one-hot alphabet adds one of its K codewords. With ternary
-stages alone this is a semi-discrete decomposition (Kolda & O'Leary 1998), with one-hot stages alone residual quantization.
+stages alone this is a semi-discrete decomposition (Kolda & O'Leary 1998), with one-hot stages alone residual quantization,
+with levels on the identity FSQ's rounding, with real stages principal component analysis (``alphabet.py``).
 """
 
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from sidrec_torchrec.codec.alphabet import Alphabet, OneHot, Ternary
 from sidrec_torchrec.codec.dpca_fit import FitOptions, fit
 from sidrec_torchrec.codec.processes import is_first_process
 from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, add_tables, check_vectors, squared_distance
-from sidrec_torchrec.codec.search import encode
+from sidrec_torchrec.codec.search import codes, encode
 from sidrec_torchrec.errors import check_at_least
 
 
@@ -89,20 +90,40 @@ class DPCA(Quantizer):
 
     @torch.no_grad()
     def encode(self, z_ND: Tensor, *, beam: int | None = None) -> Tensor:
-        """Digits of each row, coarse to fine, in float64 and bounded memory; see ``search.encode``.
+        """Digits of each row, coarse to fine, in bounded memory; they depend on nothing but the row. See ``search.encode``.
 
         Args:
             z_ND: float [N, dim].
-            beam: candidates kept after each stage; None for the config's.
+            beam: candidates kept after each choice; None for the config's.
 
         Returns:
             int16 [N, L].
+
+        Raises:
+            ValueError: as every quantizer, on a beam below 1, and on real stages, which have no digits.
         """
+        return encode(z_ND, self.basis_RD, self.stages, offset_D=self.mean_D, beam=self._checked(z_ND, beam))
+
+    @torch.no_grad()
+    def codes(self, z_ND: Tensor, *, beam: int | None = None) -> Tensor:
+        """What each row weighs the basis with: its vector is near ``offset + codes @ basis_RD``.
+
+        These are ``encode``'s digits in other words, and numbers where a stage is real; arguments and errors as there,
+        but a real stage takes no beam.
+
+        Returns:
+            Float [N, R], as the basis.
+        """
+        beam = self._checked(z_ND, beam)
+        return codes(z_ND, self.basis_RD, self.stages, offset_D=self.mean_D, beam=beam).to(self.basis_RD)
+
+    def _checked(self, z_ND: Tensor, beam: int | None) -> int:
+        """The beam, after a look at the arguments."""
         beam = self.config.beam if beam is None else beam
         if beam < 1:
             raise ValueError(f"beam must be at least 1, got {beam}")
         check_vectors(z_ND, self.dim)
-        return encode(z_ND, self.basis_RD, self.stages, offset_D=self.mean_D, beam=beam)
+        return beam
 
     def forward(self, z_ND: Tensor) -> QuantizerOutput:
         """Straight through: the input gets the gradient of its decoded digits, and so does the basis."""

@@ -26,7 +26,7 @@ from sidrec_torchrec.codec.processes import (
     sum_over_processes,
 )
 from sidrec_torchrec.codec.quantizer import check_vectors
-from sidrec_torchrec.codec.search import encode
+from sidrec_torchrec.codec.search import codes, encode, weights
 from sidrec_torchrec.codec.shrinkage import bands, shrunk_rows
 from sidrec_torchrec.errors import DataError, RunMismatchError
 from sidrec_torchrec.files import atomic_path
@@ -172,17 +172,16 @@ def _sums(
     cross_RD = torch.zeros_like(basis_RD)
     for block_ND in _blocks(chunks, basis_RD.device):
         x_ND = block_ND - mean_D
-        digits_NL = encode(x_ND, basis_RD, stages, beam=beam).long()
-        gram_RR += _codes_times(digits_NL, stages, _codes(digits_NL, stages))
-        cross_RD += _codes_times(digits_NL, stages, x_ND)
+        if all(stage.radix for stage in stages):
+            digits_NL = encode(x_ND, basis_RD, stages, beam=beam).long()
+            gram_RR += _codes_times(digits_NL, stages, weights(digits_NL, stages))
+            cross_RD += _codes_times(digits_NL, stages, x_ND)
+        else:
+            codes_NR = codes(x_ND, basis_RD, stages, beam=beam)
+            gram_RR += codes_NR.T @ codes_NR
+            cross_RD += codes_NR.T @ x_ND
     sum_over_processes(gram_RR, cross_RD)
     return gram_RR, cross_RD
-
-
-def _codes(digits_NL: Tensor, stages: tuple[Alphabet, ...]) -> Tensor:
-    """A: digits as the weights of the basis rows, float64 [N, R]."""
-    values = [stage.values().to(digits_NL.device, torch.float64) for stage in stages]
-    return torch.cat([value[digits_NL[:, j]] for j, value in enumerate(values)], dim=1)
 
 
 def _codes_times(digits_NL: Tensor, stages: tuple[Alphabet, ...], y_NM: Tensor) -> Tensor:
@@ -197,7 +196,7 @@ def _codes_times(digits_NL: Tensor, stages: tuple[Alphabet, ...], y_NM: Tensor) 
                 y_NM.new_zeros(K, y_NM.shape[1]).index_add_(0, d, y_NM) for K, d in zip(sizes, digits_NJ.T, strict=True)
             ]
         else:
-            parts.append(_codes(digits_NJ, alphabets).T @ y_NM)
+            parts.append(weights(digits_NJ, alphabets).T @ y_NM)
         first += len(alphabets)
     return torch.cat(parts)
 

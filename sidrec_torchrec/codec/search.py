@@ -84,12 +84,19 @@ def codes(
     Raises:
         ValueError: on a beam over a real stage.
     """
-    if beam > 1 and not all(stage.radix for stage in stages):
+    if all(stage.radix for stage in stages):
+        return weights(encode(z_ND, basis_RD, stages, offset_D=offset_D, beam=beam), stages)
+    if beam > 1:
         raise ValueError("a beam keeps several digits of each stage, and a real stage has none")
     plan = Plan(basis_RD, stages, offset_D)
-    blocks = z_ND.split(min(_EXACT_ROWS, _rows_at_once(plan.choices, beam)))
-    parts = [plan.choices.weights(_search(plan.choices, plan.levels(block_ND), beam)).T for block_ND in blocks]
-    return torch.cat(parts)
+    rows = min(_EXACT_ROWS, _rows_at_once(plan.choices, beam))
+    return torch.cat([plan.choices.weights(_search(plan.choices, plan.levels(x), beam)).T for x in z_ND.split(rows)])
+
+
+def weights(digits_NL: Tensor, stages: tuple[Alphabet, ...]) -> Tensor:
+    """Digits as weights of the basis rows, float64 [N, R]."""
+    values = [stage.values().to(digits_NL.device, torch.float64) for stage in stages]
+    return torch.cat([value[digits_NL[:, j].long()] for j, value in enumerate(values)], dim=1)
 
 
 def _rows_at_once(choices: Choices, beam: int) -> int:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from sidrec_torchrec.codec import search
 from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.dpca import DPCA, DPCAConfig
+from sidrec_torchrec.codec.plan import float32_is_ieee
 from sidrec_torchrec.codec.search import encode
 from tests.codec.reference import vectors
 
@@ -51,6 +53,122 @@ def test_codes_of_faiss_residual_quantizer_with_a_beam():
     digits = encode(x_ND, basis_RD, parse_stages("onehot:32*3"), beam=5).numpy()
     # faiss computes in float32: candidates that tie to its rounding may fall out of one beam and not of the other
     assert (codes == digits).all(1).mean() > 0.99
+
+
+GRIDS = "onehot:9,ternary*6,levels:6^2,signs*2,onehot:7,ternary^3"
+
+
+def exact_digits(basis_RD, stages, x_ND, offset_D):
+    """The same greedy search, but in float64 throughout, of the residual itself, one vector and value at a time."""
+    basis, residual_ND = basis_RD.double().numpy(), x_ND.double().numpy() - offset_D.double().numpy()
+    digits, first = [], 0
+    for stage in stages:
+        rows = basis[first : first + stage.width]
+        first += stage.width
+        if stage.width == stage.radix:  # one-hot
+            chosen = ((residual_ND[:, None] - rows) ** 2).sum(2).argmin(1)
+            residual_ND = residual_ND - rows[chosen]
+            digits.append(chosen)
+            continue
+        levels, digit = np.unique(stage.values().double().numpy()), np.zeros(len(residual_ND), dtype=np.int64)
+        for row in rows:
+            wanted = residual_ND @ row / (row @ row)
+            chosen = np.abs(wanted[:, None] - levels).argmin(1)
+            residual_ND = residual_ND - levels[chosen][:, None] * row
+            digit = digit * len(levels) + chosen
+        digits.append(digit)
+    return np.stack(digits, axis=1)
+
+
+@pytest.mark.parametrize("far", [0.0, 1e3, 1e12, 1e25])
+def test_the_float32_filter_changes_no_digit(far):
+    """Also where it can decide nothing: next to a large offset, or beyond float32."""
+    stages = parse_stages(GRIDS)
+    rng = np.random.default_rng(5)
+    basis_RD = torch.from_numpy(rng.standard_normal((sum(stage.width for stage in stages), 24)))
+    offset_D = torch.from_numpy(rng.standard_normal(24)) + far
+    x_ND = torch.from_numpy(rng.standard_normal((20_000, 24)) * 4) + offset_D
+    digits = encode(x_ND, basis_RD, stages, offset_D=offset_D).numpy()
+    expected = exact_digits(basis_RD, stages, x_ND, offset_D)
+    assert digits.tolist() == expected.tolist() if far < 1e12 else (digits == expected).mean() > 0.999
+
+
+def test_most_vectors_need_no_float64(monkeypatch):
+    stages = parse_stages("ternary*12")
+    basis_RD, x_ND = torch.from_numpy(np.random.default_rng(6).standard_normal((12, 24))), vectors(5000, 24) - 3
+    again = []
+    exactly = search._encode_exactly
+    monkeypatch.setattr(search, "_encode_exactly", lambda p, x, *rest: (again.append(len(x)), exactly(p, x, *rest)))
+    encode(x_ND, basis_RD, stages)
+    assert 0 < sum(again) < 250
+
+
+@pytest.mark.parametrize("setting", ["mkldnn", "generic"])
+def test_a_reduced_float32_precision_is_not_relied_on(setting, monkeypatch):
+    assert float32_is_ieee()
+    backend = torch.backends.mkldnn.matmul if setting == "mkldnn" else torch.backends
+    before = backend.fp32_precision
+    try:
+        backend.fp32_precision = "tf32"
+        assert not float32_is_ieee()
+    finally:
+        backend.fp32_precision = before
+
+
+@pytest.mark.parametrize("stages", ["ternary*5", "levels:4*5", "signs^5", "onehot:4,ternary"])
+def test_a_tie_goes_to_the_lower_digit_whatever_the_batch(stages):
+    """Small integers tie all the time; a large irrational turn of all vectors makes their rounding errors differ."""
+    stages = parse_stages(stages)
+    rng = np.random.default_rng(7)
+    turn = np.linalg.qr(rng.standard_normal((5, 5)))[0]
+    x = rng.integers(-3, 4, (4000, 5)) / 2
+    turned_ND, basis_RD = torch.from_numpy(x @ turn), torch.from_numpy(np.eye(5) @ turn)
+    digits_NL = encode(turned_ND, basis_RD, stages)
+    np.testing.assert_array_equal(digits_NL.numpy(), encode(torch.from_numpy(x), torch.eye(5), stages).numpy())
+    for size in (1, 3, 100):
+        assert torch.equal(
+            torch.cat([encode(part, basis_RD, stages) for part in turned_ND[:300].split(size)]), digits_NL[:300]
+        )
+
+
+@pytest.mark.parametrize("beam", [2, 5, 30])
+def test_a_beam_over_repeated_codewords_gives_the_lowest_digits(beam):
+    """Every codeword three times: candidates tie in threes, and rounding must not choose among them."""
+    x_ND = vectors(200, 6, seed=1)
+    basis_RD = vectors(12, 6, seed=2).repeat_interleave(3, dim=0)
+    stages = parse_stages("onehot:18*2")
+    digits_NL = encode(x_ND, basis_RD, stages, beam=beam)
+    assert not (digits_NL % 3).any()
+    turn_DD = torch.from_numpy(np.linalg.qr(np.random.default_rng(3).standard_normal((6, 6)))[0])
+    turned_NL = encode(x_ND.double() @ turn_DD, basis_RD.double() @ turn_DD, stages, beam=beam)
+    assert torch.equal(turned_NL, digits_NL)
+    assert torch.equal(torch.cat([encode(part, basis_RD, stages, beam=beam) for part in x_ND.split(7)]), digits_NL)
+
+
+def test_rows_of_zeros_weigh_nothing():
+    basis_RD = torch.zeros(6, 4)
+    basis_RD[0] = 1
+    digits_NL = encode(vectors(50, 4), basis_RD, parse_stages("ternary*2,signs,onehot:3"))
+    assert digits_NL[:, 1:].unique(dim=0).tolist() == [[1, 0, 0]]
+
+
+def encode_share(x_ND, basis_RD):
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return encode(x_ND.chunk(size)[rank], basis_RD, parse_stages(GRIDS))
+
+
+def test_two_processes_encode_as_one(run_distributed):
+    x_ND, basis_RD = vectors(3001, 12), vectors(sum(stage.width for stage in parse_stages(GRIDS)), 12, seed=9)
+    shares = run_distributed(encode_share, 2, x_ND, basis_RD)
+    assert torch.equal(torch.cat(list(shares)), encode(x_ND, basis_RD, parse_stages(GRIDS)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("beam", [1, 4])
+def test_cuda_encodes_as_cpu(beam):
+    x_ND, basis_RD = vectors(3001, 12), vectors(sum(stage.width for stage in parse_stages(GRIDS)), 12, seed=9)
+    on_cpu_NL = encode(x_ND, basis_RD, parse_stages(GRIDS), beam=beam)
+    assert torch.equal(encode(x_ND.cuda(), basis_RD.cuda(), parse_stages(GRIDS), beam=beam).cpu(), on_cpu_NL)
 
 
 @pytest.mark.parametrize("beam", [1, 3])
