@@ -142,7 +142,8 @@ def _look(chunks: Iterable[Tensor], dim: int, device: torch.device) -> tuple[_Su
     rows, sample = 0, []
     for block_ND in _blocks(chunks, device):
         check_vectors(block_ND, dim, first_row=rows)
-        sample.append(block_ND[: max(0, _SAMPLE_ROWS - rows)])
+        if rows < _SAMPLE_ROWS:
+            sample.append(block_ND[: _SAMPLE_ROWS - rows].clone())  # a view would keep its whole chunk
         rows += len(block_ND)
         sum_D += block_ND.sum(0)
     first_rows = torch.tensor([rows], device=device)

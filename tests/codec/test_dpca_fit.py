@@ -155,15 +155,15 @@ def test_a_checkpoint_of_another_fit_or_a_broken_one_is_refused(tmp_path):
 def test_chunks_are_held_one_block_at_a_time(monkeypatch):
     """What fit keeps of a chunk is its sums and the sample, or memory would grow with the corpus."""
     monkeypatch.setattr(dpca_fit, "_SAMPLE_ROWS", 64)
-    alive = weakref.WeakSet()
+    shards = []
 
     class Shards:
         def __iter__(self):
             for seed in range(6):
-                chunk_ND = vectors(64, 8, seed=seed)
-                alive.add(chunk_ND)
-                yield chunk_ND
-                assert len(alive) <= 2
+                shard = vectors(64, 8, seed=seed).double().numpy()  # float64 is not copied: a view of it would keep it
+                shards.append(weakref.ref(shard))
+                yield torch.from_numpy(shard)
+                assert sum(shard() is not None for shard in shards) <= 2
 
     assert len(untrained(iterations=2).fit(Shards())) == 3
 
