@@ -61,12 +61,12 @@ def compare_decode(comparisons: Comparisons, N: int, dtype: torch.dtype) -> None
     """Adds ``side_decode`` at N events."""
     joined = DIGITS.join()
     table_RD = joined.expand(torch.randn(DIGITS.num_values, DIM)).to(dtype)
-    fields = list(joined.fields.radices), list(joined.fields.words)
+    chunks = list(joined.chunks.radices), list(joined.chunks.words)
     words_NW = torch.randint(3**25, (N, 1))
     source_ND, target_ND = torch.randn(2, N, DIM, dtype=dtype)
     ids_N3, rows = torch.randint(ROWS, (N, NGRAMS)), torch.randn(ROWS, DIM, dtype=dtype)
     ours, copying, by_bag = gpu_seconds(
-        lambda: side_decode(words_NW, table_RD, *fields),
+        lambda: side_decode(words_NW, table_RD, *chunks),
         lambda: target_ND.copy_(source_ND),
         lambda: embedding_bag(ids_N3, rows, mode="sum"),
     )

@@ -47,7 +47,7 @@ def compare(comparisons: Comparisons, N: int) -> None:
     """Adds the comparisons at N events a call."""
     joined = CodeLayout.of(SPEC).join()
     table_RD = joined.expand(torch.randn(joined.digits.num_values, DIM))
-    fields = list(joined.fields.radices), list(joined.fields.words)
+    chunks = list(joined.chunks.radices), list(joined.chunks.words)
     words_NW = torch.randint(3**25, (N, 1))
     ids_N3 = torch.randint(ROWS, (N, NGRAMS))
     bag = torch.nn.EmbeddingBag(ROWS, DIM, mode="sum")
@@ -56,7 +56,7 @@ def compare(comparisons: Comparisons, N: int) -> None:
     )
     offsets_N1 = torch.arange(N + 1) * NGRAMS
     ours, by_torch, by_fbgemm, writing = seconds(
-        lambda: side_decode(words_NW, table_RD, *fields),
+        lambda: side_decode(words_NW, table_RD, *chunks),
         lambda: bag(ids_N3),
         lambda: fbgemm(ids_N3.reshape(-1), offsets_N1),
         lambda: torch.ones(N, DIM),

@@ -142,17 +142,17 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     """``code_attention`` in plain PyTorch; memory for a score per pair of query and event."""
     joined = layout.join()
-    query_P, rows_PF = _pairs(words_NW, begin_M, end_M, event_time_N, query_time_M, joined)
-    score_PH = _add_rows(_expand(scores_MVH, joined), query_P, rows_PF)
+    query_P, rows_PC = _pairs(words_NW, begin_M, end_M, event_time_N, query_time_M, joined)
+    score_PH = _add_rows(_expand(scores_MVH, joined), query_P, rows_PC)
     M, _, H = scores_MVH.shape
     if not softmax:
         weight_PH = torch.nn.functional.silu(score_PH)
-        return _masses(weight_PH, query_P, rows_PF, M, joined), scores_MVH.new_zeros(M, H)
+        return _masses(weight_PH, query_P, rows_PC, M, joined), scores_MVH.new_zeros(M, H)
     index_PH = query_P.unsqueeze(1).expand(-1, H)
     most_MH = scores_MVH.new_full((M, H), -torch.inf).scatter_reduce(0, index_PH, score_PH, "amax")
     weight_PH = (score_PH - most_MH[query_P]).exp()
     sum_MH = scores_MVH.new_zeros(M, H).index_add(0, query_P, weight_PH)
-    mass_MVH = _masses(weight_PH / sum_MH[query_P], query_P, rows_PF, M, joined)
+    mass_MVH = _masses(weight_PH / sum_MH[query_P], query_P, rows_PC, M, joined)
     return mass_MVH, most_MH + sum_MH.log()
 
 
@@ -171,51 +171,51 @@ def reference_backward(
 ) -> Tensor:
     """``code_attention_backward`` in plain PyTorch."""
     joined = layout.join()
-    query_P, rows_PF = _pairs(words_NW, begin_M, end_M, event_time_N, query_time_M, joined)
-    score_PH = _add_rows(_expand(scores_MVH, joined), query_P, rows_PF)
-    grad_PH = _add_rows(_expand(grad_mass_MVH, joined), query_P, rows_PF)
+    query_P, rows_PC = _pairs(words_NW, begin_M, end_M, event_time_N, query_time_M, joined)
+    score_PH = _add_rows(_expand(scores_MVH, joined), query_P, rows_PC)
+    grad_PH = _add_rows(_expand(grad_mass_MVH, joined), query_P, rows_PC)
     if softmax:
         grad_PH = (score_PH - lse_MH[query_P]).exp() * (grad_PH + shift_MH[query_P])
     else:
         sigmoid_PH = score_PH.sigmoid()
         grad_PH = grad_PH * sigmoid_PH * (1 + score_PH * (1 - sigmoid_PH))
-    return _masses(grad_PH, query_P, rows_PF, len(scores_MVH), joined)
+    return _masses(grad_PH, query_P, rows_PC, len(scores_MVH), joined)
 
 
 def _pairs(words_NW, begin_M, end_M, event_time_N, query_time_M, joined: Joined) -> tuple[Tensor, Tensor]:
-    """Every pair of a query and an event it reads: int64 [P] of queries, [P, F] of the rows the event's fields choose."""
+    """Every pair of a query and an event it reads: int64 [P] of queries, [P, C] of the rows the event's chunks choose."""
     if len(begin_M) and not bool(((0 <= begin_M) & (begin_M <= end_M) & (end_M <= len(words_NW))).all()):
         raise RuntimeError(f"a query reads events that are not there: there are {len(words_NW)}")
     length_M = end_M - begin_M
     query_P = torch.repeat_interleave(length_M)
     before_M = length_M.cumsum(0) - length_M
     event_P = torch.arange(len(query_P), device=query_P.device) + (begin_M - before_M)[query_P]
-    first_F = torch.tensor([0, *joined.fields.radices], device=words_NW.device).cumsum(0)
-    rows_PF = (joined.fields.values(words_NW) + first_F[:-1])[event_P]
+    first_C = torch.tensor([0, *joined.chunks.radices], device=words_NW.device).cumsum(0)
+    rows_PC = (joined.chunks.values(words_NW) + first_C[:-1])[event_P]
     if event_time_N is not None:
         gap_P = gap_bucket(query_time_M[query_P] - event_time_N[event_P])
-        rows_PF = torch.cat([rows_PF, (first_F[-1] + gap_P).unsqueeze(1)], dim=1)
-    return query_P, rows_PF
+        rows_PC = torch.cat([rows_PC, (first_C[-1] + gap_P).unsqueeze(1)], dim=1)
+    return query_P, rows_PC
 
 
 def _expand(scores_MVH: Tensor, joined: Joined) -> Tensor:
-    """[M, R, H]: a row per field and value; the rows of time gaps stay as they are."""
+    """[M, R, H]: a row per chunk and value; the rows of time gaps stay as they are."""
     V = joined.digits.num_values
     return torch.cat([joined.expand(scores_MVH[:, :V]), scores_MVH[:, V:]], dim=1)
 
 
-def _add_rows(table_MRH: Tensor, query_P: Tensor, rows_PF: Tensor) -> Tensor:
+def _add_rows(table_MRH: Tensor, query_P: Tensor, rows_PC: Tensor) -> Tensor:
     """[P, H]: the sum of the rows each pair chooses of its query's table."""
     flat = table_MRH.flatten(0, 1)
-    return sum(flat[query_P * table_MRH.shape[1] + rows_P] for rows_P in rows_PF.T)
+    return sum(flat[query_P * table_MRH.shape[1] + rows_P] for rows_P in rows_PC.T)
 
 
-def _masses(weight_PH: Tensor, query_P: Tensor, rows_PF: Tensor, M: int, joined: Joined) -> Tensor:
+def _masses(weight_PH: Tensor, query_P: Tensor, rows_PC: Tensor, M: int, joined: Joined) -> Tensor:
     """[M, V, H]: the adjoint of ``_expand`` and ``_add_rows``."""
-    R = joined.fields.num_values
-    rows = R + (GAP_BUCKETS if rows_PF.shape[1] > len(joined.counts) else 0)
+    R = joined.chunks.num_values
+    rows = R + (GAP_BUCKETS if rows_PC.shape[1] > len(joined.counts) else 0)
     flat = weight_PH.new_zeros(M * rows, weight_PH.shape[1])
-    for rows_P in rows_PF.T:
+    for rows_P in rows_PC.T:
         flat.index_add_(0, query_P * rows + rows_P, weight_PH)
     mass_MRH = flat.unflatten(0, (M, rows))
     return torch.cat([joined.sum_out(mass_MRH[:, :R]), mass_MRH[:, R:]], dim=1)

@@ -95,16 +95,16 @@ def _processor() -> str:
         return platform.processor() + platform.machine()
 
 
-def side_decode(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], field_words: Sequence[int]) -> Tensor:
+def side_decode(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_words: Sequence[int]) -> Tensor:
     """See ``ops.side_decode``."""
-    return torch.ops.sidrec_cpu.side_decode(words_NW, table_RD.float(), radices, field_words, table_RD.dtype)
+    return torch.ops.sidrec_cpu.side_decode(words_NW, table_RD.float(), radices, chunk_words, table_RD.dtype)
 
 
 def side_decode_backward(
-    words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int], field_words: Sequence[int]
+    words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int], chunk_words: Sequence[int]
 ) -> Tensor:
     """See ``ops.side_decode``."""
-    grad_RD = torch.ops.sidrec_cpu.side_decode_backward(words_NW, grad_ND.float(), radices, field_words)
+    grad_RD = torch.ops.sidrec_cpu.side_decode_backward(words_NW, grad_ND.float(), radices, chunk_words)
     return grad_RD.to(grad_ND.dtype)
 
 

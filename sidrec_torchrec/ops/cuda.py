@@ -31,20 +31,20 @@ def problem() -> str | None:
 # The kernels import Triton, so they are imported late.
 
 
-def side_decode(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], field_words: Sequence[int]) -> Tensor:
+def side_decode(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_words: Sequence[int]) -> Tensor:
     """See ``ops.side_decode``."""
     from sidrec_torchrec.ops.triton import side_decode as kernels
 
-    return kernels.side_decode(words_NW, table_RD, radices, field_words)
+    return kernels.side_decode(words_NW, table_RD, radices, chunk_words)
 
 
 def side_decode_backward(
-    words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int], field_words: Sequence[int]
+    words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int], chunk_words: Sequence[int]
 ) -> Tensor:
     """See ``ops.side_decode``."""
     from sidrec_torchrec.ops.triton import side_decode as kernels
 
-    return kernels.side_decode_backward(words_NW, grad_ND, radices, field_words)
+    return kernels.side_decode_backward(words_NW, grad_ND, radices, chunk_words)
 
 
 def code_attention(*inputs) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""How operators read packed SIDs: digits of int64 words, and neighbouring digits joined into fields.
+"""How operators read packed SIDs: digits of int64 words, and neighbouring digits joined into chunks.
 
 A linear map of a SID's digits is a sum of one row per digit; joined digits (5 trits have 243 values, one byte) index one
 table of all their combinations, so that it is a sum of far fewer rows, of a table small enough for cache.
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from sidrec_torchrec.codec.packing import SIDSpec
 
-FIELD_LIMIT = 256  # values of a joined field; a digit of more is a field of its own
+CHUNK_LIMIT = 256  # values of a joined chunk; a digit of more is a chunk of its own
 
 
 @dataclass(frozen=True)
 class CodeLayout:
-    """Digits, or joined fields of them, and the words they stand in, most significant first.
+    """Digits, or joined chunks of them, and the words they stand in, most significant first.
 
     Args:
         radices: number of values of each.
@@ -45,7 +45,7 @@ class CodeLayout:
 
     @cached_property
     def divisors(self) -> tuple[int, ...]:
-        """A field's value in its word is ``word // divisor % radix``."""
+        """A chunk's value in its word is ``word // divisor % radix``."""
         divisors, product, word = [], 1, -1
         for own_radix, own_word in zip(reversed(self.radices), reversed(self.words), strict=True):
             product = product if own_word == word else 1
@@ -53,8 +53,8 @@ class CodeLayout:
             product, word = product * own_radix, own_word
         return tuple(reversed(divisors))
 
-    def join(self, limit: int = FIELD_LIMIT) -> "Joined":
-        """Neighbouring digits of a word as one field, as long as it has at most ``limit`` values."""
+    def join(self, limit: int = CHUNK_LIMIT) -> "Joined":
+        """Neighbouring digits of a word as one chunk, as long as it has at most ``limit`` values."""
         radices: list[int] = []
         words: list[int] = []
         counts: list[int] = []
@@ -69,37 +69,37 @@ class CodeLayout:
         return Joined(self, CodeLayout(tuple(radices), tuple(words)), tuple(counts))
 
     def values(self, words_NW: Tensor) -> Tensor:
-        """Value of each field, int64 [N, F], of packed SIDs int64 [N, W].
+        """Value of each chunk, int64 [N, C], of packed SIDs int64 [N, W].
 
         Not checked: a word out of range gives the values of some other SID.
         """
-        divisor_F = torch.tensor(self.divisors, device=words_NW.device)
-        radix_F = torch.tensor(self.radices, device=words_NW.device)
-        return words_NW[:, list(self.words)].div(divisor_F, rounding_mode="floor") % radix_F
+        divisor_C = torch.tensor(self.divisors, device=words_NW.device)
+        radix_C = torch.tensor(self.radices, device=words_NW.device)
+        return words_NW[:, list(self.words)].div(divisor_C, rounding_mode="floor") % radix_C
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Digits joined into fields.
+    """Digits joined into chunks.
 
     Args:
         digits: before.
-        fields: after.
-        counts: digits of each field.
+        chunks: after.
+        counts: digits of each chunk.
     """
 
     digits: CodeLayout
-    fields: CodeLayout
+    chunks: CodeLayout
     counts: tuple[int, ...]
 
     def expand(self, values_VH: Tensor) -> Tensor:
-        """Rows of fields from rows of digits: a field's row is the sum of its digits'.
+        """Rows of chunks from rows of digits: a chunk's row is the sum of its digits'.
 
         Args:
             values_VH: [..., V, H], a row per digit and value.
 
         Returns:
-            [..., R, H], a row per field and value.
+            [..., R, H], a row per chunk and value.
         """
         tables, first = iter(values_VH.split(list(self.digits.radices), dim=-2)), []
         for count in self.counts:
@@ -111,9 +111,9 @@ class Joined:
         return torch.cat(first, dim=-2)
 
     def sum_out(self, rows_RH: Tensor) -> Tensor:
-        """The adjoint of ``expand``: sums by digit and value [..., V, H] of sums by field and value [..., R, H]."""
+        """The adjoint of ``expand``: sums by digit and value [..., V, H] of sums by chunk and value [..., R, H]."""
         radices, sums = iter(self.digits.radices), []
-        for rows, count in zip(rows_RH.split(list(self.fields.radices), dim=-2), self.counts, strict=True):
+        for rows, count in zip(rows_RH.split(list(self.chunks.radices), dim=-2), self.counts, strict=True):
             own = [next(radices) for _ in range(count)]
             rows = rows.unflatten(-2, own)
             for j in range(count):
@@ -123,13 +123,13 @@ class Joined:
 
 
 def check_rows(table: Tensor, layout: CodeLayout, dim: int) -> None:
-    """Refuses a table that has not one row per field and value in dimension ``dim``.
+    """Refuses a table that has not one row per chunk and value in dimension ``dim``.
 
     Raises:
         ValueError: names both numbers.
     """
     if table.shape[dim] != layout.num_values:
-        raise ValueError(f"a table of {table.shape[dim]} rows, expected {layout.num_values}, one per field and value")
+        raise ValueError(f"a table of {table.shape[dim]} rows, expected {layout.num_values}, one per chunk and value")
 
 
 def digit_rows(tables: Sequence[Tensor], layout: CodeLayout) -> Tensor:

@@ -10,57 +10,57 @@ from sidrec_torchrec.ops.layout import CodeLayout, check_rows
 
 
 @torch.library.custom_op("sidrec::side_decode", mutates_args=())
-def side_decode(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], field_words: Sequence[int]) -> Tensor:
-    """Sum of one table row per field of each SID.
+def side_decode(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_words: Sequence[int]) -> Tensor:
+    """Sum of one table row per chunk of each SID.
 
     Args:
         words_NW: packed SIDs, int64. Not checked: a word out of range gives the rows of some other SID.
-        table_RD: a row per field and value, float; sums are in float32 at least.
-        radices, field_words: the fields, as ``CodeLayout`` has them.
+        table_RD: a row per chunk and value, float; sums are in float32 at least.
+        radices, chunk_words: the chunks, as ``CodeLayout`` has them.
 
     Returns:
         [N, D] in the table's dtype.
 
     Raises:
-        ValueError: if the table has another number of rows than the fields have values.
+        ValueError: if the table has another number of rows than the chunks have values.
     """
-    layout = CodeLayout(tuple(radices), tuple(field_words))
+    layout = CodeLayout(tuple(radices), tuple(chunk_words))
     check_rows(table_RD, layout, 0)
     kernels = backends.kernels("side_decode", table_RD)
     if kernels is not None:
-        return kernels.side_decode(words_NW.contiguous(), table_RD.contiguous(), radices, field_words)
+        return kernels.side_decode(words_NW.contiguous(), table_RD.contiguous(), radices, chunk_words)
     return reference(words_NW, table_RD, layout)
 
 
 @side_decode.register_fake
-def _(words_NW, table_RD, radices, field_words):
+def _(words_NW, table_RD, radices, chunk_words):
     return table_RD.new_empty(words_NW.shape[0], table_RD.shape[1])
 
 
 @torch.library.custom_op("sidrec::side_decode_backward", mutates_args=())
 def side_decode_backward(
-    words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int], field_words: Sequence[int]
+    words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int], chunk_words: Sequence[int]
 ) -> Tensor:
     """The gradient of ``side_decode``'s table, [R, D] in the dtype of ``grad_ND``; sums are in float32 at least."""
     kernels = backends.kernels("side_decode", grad_ND)
     if kernels is not None:
-        return kernels.side_decode_backward(words_NW.contiguous(), grad_ND.contiguous(), radices, field_words)
-    return reference_backward(words_NW, grad_ND, CodeLayout(tuple(radices), tuple(field_words)))
+        return kernels.side_decode_backward(words_NW.contiguous(), grad_ND.contiguous(), radices, chunk_words)
+    return reference_backward(words_NW, grad_ND, CodeLayout(tuple(radices), tuple(chunk_words)))
 
 
 @side_decode_backward.register_fake
-def _(words_NW, grad_ND, radices, field_words):
+def _(words_NW, grad_ND, radices, chunk_words):
     return grad_ND.new_empty(sum(radices), grad_ND.shape[1])
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    words_NW, _, ctx.radices, ctx.field_words = inputs
+    words_NW, _, ctx.radices, ctx.chunk_words = inputs
     ctx.save_for_backward(words_NW)
 
 
 def _backward(ctx, grad_ND: Tensor) -> tuple:
     (words_NW,) = ctx.saved_tensors
-    return None, side_decode_backward(words_NW, grad_ND, ctx.radices, ctx.field_words), None, None
+    return None, side_decode_backward(words_NW, grad_ND, ctx.radices, ctx.chunk_words), None, None
 
 
 side_decode.register_autograd(_backward, setup_context=_setup_context)

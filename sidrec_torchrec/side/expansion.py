@@ -1,4 +1,4 @@
-"""SIDE: packed SIDs to vectors, as sums of one row per field of digits; frozen, or learned from there on.
+"""SIDE: packed SIDs to vectors, as sums of one row per chunk of digits; frozen, or learned from there on.
 
 Frozen, the only tensors are constants that follow from the codec, kept out of checkpoints and gradients.
 """
@@ -142,17 +142,17 @@ class FrozenSIDE(OfCodec):
         rows_VE, joined = _rows(table)
         super().__init__(table, {"rows_VE": rows_VE, "table_RE": joined.expand(rows_VE)}, device)
         self.layout = joined.digits
-        self._fields = joined.fields
+        self._chunks = joined.chunks
 
     def forward(self, words_NW: Tensor) -> Tensor:
         """float [N, embedding_dim] of packed SIDs, int64 [N, W], as ``read`` has checked them."""
-        return side_decode(words_NW, self.table_RE, list(self._fields.radices), list(self._fields.words))
+        return side_decode(words_NW, self.table_RE, list(self._chunks.radices), list(self._chunks.words))
 
 
 class LearnedSIDE(OfCodec):
-    """The same sum of rows, with rows that training changes: one per field of up to 256 values, started frozen.
+    """The same sum of rows, with rows that training changes: one per chunk of up to 256 values, started frozen.
 
-    A field (5 trits: 243 rows) has a row of its own for every combination of its digits, so that training can give
+    A chunk (5 trits: 243 rows) has a row of its own for every combination of its digits, so that training can give
     items what no linear map of the digits can, in a table whose size does not depend on the number of items.
 
     Args:
@@ -160,13 +160,13 @@ class LearnedSIDE(OfCodec):
         device: a real device.
 
     Attributes:
-        layout: the fields, and ``rows_VE`` a row of each of their values: what a SID's vector is the sum of.
+        layout: the chunks, and ``rows_VE`` a row of each of their values: what a SID's vector is the sum of.
     """
 
     def __init__(self, table: SIDEConfig, device: torch.device | None = None) -> None:
         super().__init__(table, {}, device)
         rows_VE, joined = _rows(table)
-        self.layout = joined.fields
+        self.layout = joined.chunks
         self.rows_VE = nn.Parameter(joined.expand(rows_VE).to(self.last_W.device))
 
     def forward(self, words_NW: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def make_inputs(spec: SIDSpec, dim: int, rows: int, seed: int = 0):
 def arguments(spec, words_NW, tables, limit=256):
     joined = CodeLayout.of(spec).join(limit)
     table_RD = joined.expand(digit_rows(tables, joined.digits))
-    return words_NW, table_RD, list(joined.fields.radices), list(joined.fields.words)
+    return words_NW, table_RD, list(joined.chunks.radices), list(joined.chunks.words)
 
 
 def sum_by_digit(digits_NL, tables):
@@ -60,7 +60,7 @@ def test_any_stages(stages, seed):
 
 @pytest.mark.parametrize("limit", [3, 27, 100, 256])
 @pytest.mark.parametrize("dim", [1, 8, 25, 64, 129])
-def test_any_fields_and_widths(limit, dim):
+def test_any_chunks_and_widths(limit, dim):
     spec = SIDSpec(parse_stages("onehot:300,ternary*50"), "test")
     digits_NL, words_NW, tables = make_inputs(spec, dim, 300)
     decoded_ND = side_decode(*arguments(spec, words_NW, tables, limit))
@@ -71,31 +71,31 @@ def test_any_fields_and_widths(limit, dim):
 def test_low_precision_tables_are_summed_in_float32(dtype):
     spec = SIDSpec(parse_stages("ternary*25"), "test")
     _, words_NW, tables = make_inputs(spec, 12, 200)
-    words_NW, table_RD, *fields = arguments(spec, words_NW, tables)
+    words_NW, table_RD, *chunks = arguments(spec, words_NW, tables)
     table_RD = table_RD.to(dtype)
-    decoded_ND = side_decode(words_NW, table_RD, *fields)
+    decoded_ND = side_decode(words_NW, table_RD, *chunks)
     assert decoded_ND.dtype == dtype
     # the sum of the rounded rows, itself rounded once; the last bit may turn with the order of the sum
-    sum_ND = side_decode(words_NW, table_RD.double(), *fields)
+    sum_ND = side_decode(words_NW, table_RD.double(), *chunks)
     torch.testing.assert_close(decoded_ND.double(), sum_ND, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_not_a_number_stays_so_in_low_precision():
     spec = SIDSpec(parse_stages("ternary*3"), "test")
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        words_NW, table_RD, *fields = arguments(spec, *make_inputs(spec, 9, 5)[1:])
+        words_NW, table_RD, *chunks = arguments(spec, *make_inputs(spec, 9, 5)[1:])
         table_RD[:] = torch.nan
-        assert side_decode(words_NW, table_RD.to(dtype), *fields).isnan().all()
+        assert side_decode(words_NW, table_RD.to(dtype), *chunks).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradient_in_kernels_equals_the_reference(dtype):
     spec = SIDSpec(parse_stages("onehot:300,ternary*50"), "test")
-    words_NW, table_RD, *fields = arguments(spec, *make_inputs(spec, 21, 700)[1:])
+    words_NW, table_RD, *chunks = arguments(spec, *make_inputs(spec, 21, 700)[1:])
     table_RD = table_RD.to(dtype).requires_grad_()
     grad_ND = torch.randn(700, 21).to(dtype)
-    side_decode(words_NW, table_RD, *fields).backward(grad_ND)
-    expected_RD = reference_backward(words_NW, grad_ND.double(), CodeLayout(*map(tuple, fields)))
+    side_decode(words_NW, table_RD, *chunks).backward(grad_ND)
+    expected_RD = reference_backward(words_NW, grad_ND.double(), CodeLayout(*map(tuple, chunks)))
     tolerance = 1e-4 if dtype == torch.float32 else torch.finfo(dtype).eps
     torch.testing.assert_close(table_RD.grad.double(), expected_RD, rtol=tolerance, atol=1e-4)
 
@@ -103,34 +103,34 @@ def test_gradient_in_kernels_equals_the_reference(dtype):
 def test_gradient_of_the_table():
     spec = SIDSpec(parse_stages("onehot:5,ternary*7"), "test")
     _, words_NW, tables = make_inputs(spec, 3, 6)
-    words_NW, table_RD, *fields = arguments(spec, words_NW, [t.double() for t in tables])
+    words_NW, table_RD, *chunks = arguments(spec, words_NW, [t.double() for t in tables])
     table_RD.requires_grad_()
-    assert torch.autograd.gradcheck(lambda table: side_decode(words_NW, table, *fields), (table_RD,))
+    assert torch.autograd.gradcheck(lambda table: side_decode(words_NW, table, *chunks), (table_RD,))
 
 
 def test_words_out_of_range_never_read_outside_the_table():
     spec = SIDSpec(parse_stages("ternary*25"), "test")
-    _, table_RD, *fields = arguments(spec, *make_inputs(spec, 8, 1)[1:])
+    _, table_RD, *chunks = arguments(spec, *make_inputs(spec, 8, 1)[1:])
     words_NW = torch.tensor([[-1], [1 << 62], [torch.iinfo(torch.int64).min], [torch.iinfo(torch.int64).max]])
-    decoded_ND = side_decode(words_NW, table_RD, *fields)
-    assert (decoded_ND.abs() <= sum(t.abs().amax() for t in table_RD.split(fields[0]))).all()
+    decoded_ND = side_decode(words_NW, table_RD, *chunks)
+    assert (decoded_ND.abs() <= sum(t.abs().amax() for t in table_RD.split(chunks[0]))).all()
 
 
 def test_is_a_proper_operator():
     spec = SIDSpec(parse_stages("ternary*25"), "test")
     _, words_NW, tables = make_inputs(spec, 4, 6)
-    words_NW, table_RD, *fields = arguments(spec, words_NW, tables)
-    torch.library.opcheck(side_decode, (words_NW, table_RD.requires_grad_(), *fields))
+    words_NW, table_RD, *chunks = arguments(spec, words_NW, tables)
+    torch.library.opcheck(side_decode, (words_NW, table_RD.requires_grad_(), *chunks))
 
 
 def test_compiles_in_one_graph():
     spec = SIDSpec(parse_stages("onehot:5,ternary*50"), "test")
     _, words_NW, tables = make_inputs(spec, 4, 6)
-    words_NW, table_RD, *fields = arguments(spec, words_NW, tables)
+    words_NW, table_RD, *chunks = arguments(spec, words_NW, tables)
     gradients = []
     for decode in (side_decode, torch.compile(side_decode, backend="aot_eager", fullgraph=True)):
         table_RD = table_RD.detach().requires_grad_()
-        decode(words_NW, table_RD, *fields).square().sum().backward()
+        decode(words_NW, table_RD, *chunks).square().sum().backward()
         gradients.append(table_RD.grad)
     torch.testing.assert_close(*gradients)
 
@@ -139,11 +139,11 @@ def test_exports_with_any_number_of_rows():
     spec = SIDSpec(parse_stages("ternary*25"), "test")
     digits_NL, words_NW, tables = make_inputs(spec, 4, 6)
 
-    _, table_RD, *fields = arguments(spec, words_NW, tables)
+    _, table_RD, *chunks = arguments(spec, words_NW, tables)
 
     class Decode(torch.nn.Module):
         def forward(self, words):
-            return side_decode(words, table_RD, *fields)
+            return side_decode(words, table_RD, *chunks)
 
     program = torch.export.export(Decode(), (words_NW,), dynamic_shapes=({0: torch.export.Dim("N")},))
     many = spec.pack(digits_NL.repeat(5, 1))
@@ -156,6 +156,6 @@ def test_wrong_tables_are_refused():
     spec = SIDSpec(parse_stages("onehot:5,ternary"), "test")
     with pytest.raises(ValueError, match=r"digit tables have \[3, 5\] rows, expected \[5, 3\]"):
         digit_rows([torch.zeros(3, 2), torch.zeros(5, 2)], CodeLayout.of(spec))
-    words_NW, table_RD, *fields = arguments(spec, *make_inputs(spec, 4, 6)[1:])
+    words_NW, table_RD, *chunks = arguments(spec, *make_inputs(spec, 4, 6)[1:])
     with pytest.raises(ValueError, match="a table of 14 rows, expected 15"):
-        side_decode(words_NW, table_RD[1:], *fields)
+        side_decode(words_NW, table_RD[1:], *chunks)

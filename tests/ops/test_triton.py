@@ -44,7 +44,7 @@ class TestSideDecode:
         assert_equal([actual_RD], [side_decode.reference_backward(words_NW, grad_ND.double(), layout)])
 
     @pytest.mark.parametrize("limit", [3, 100])
-    def test_any_fields(self, triton, limit):
+    def test_any_chunks(self, triton, limit):
         words_NW, table_RD, layout = decode_inputs("onehot:5,ternary*30", 70, 9, limit)
         assert_equal([run_decode(words_NW, table_RD, layout)], [side_decode.reference(words_NW, table_RD, layout)])
 
@@ -61,12 +61,12 @@ class TestSideDecode:
         expected_RD = side_decode.reference_backward(words_NW, grad_ND.double(), layout)
         torch.testing.assert_close(grad_RD.double(), expected_RD, **tolerance)
 
-    def test_words_out_of_range_read_rows_of_the_right_fields(self, triton):
+    def test_words_out_of_range_read_rows_of_the_right_chunks(self, triton):
         radices = [100, 243, 7, 300, 9]
         layout = CodeLayout(tuple(radices), (0, 0, 0, 1, 1))
         numbers = [-1, 1 << 62, torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max, 1 << 31]
         words_NW = torch.tensor([[a, b] for a in numbers for b in numbers])
-        # one column per field: a row of another field, or of none, would not give a one in each
+        # one column per chunk: a row of another chunk, or of none, would not give a one in each
         table_RF = torch.repeat_interleave(torch.eye(5), torch.tensor(radices), dim=0)
         assert run_decode(words_NW, table_RF, layout).eq(1).all()
 
@@ -178,8 +178,8 @@ class TestOnGPU:
 
 def decode_inputs(stages, rows, dim, limit=256):
     spec = SIDSpec(parse_stages(stages), "test")
-    words_NW, table_RD, *fields = arguments(spec, *make_inputs(spec, dim, rows)[1:], limit)
-    return words_NW, table_RD, CodeLayout(*map(tuple, fields))
+    words_NW, table_RD, *chunks = arguments(spec, *make_inputs(spec, dim, rows)[1:], limit)
+    return words_NW, table_RD, CodeLayout(*map(tuple, chunks))
 
 
 def run_decode(words_NW, table_RD, layout):

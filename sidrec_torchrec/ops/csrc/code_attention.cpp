@@ -1,7 +1,7 @@
 // Attention over packed SIDs on CPU; code_attention.py says what it computes.
 //
-// Per query, the scores of digit values are summed into one small table per field of a few digits (243 rows for 5 trits),
-// which stays in L1; an event's score is a sum of one row per field, and its weight is added to one row per field of a
+// Per query, the scores of digit values are summed into one small table per chunk of a few digits (243 rows for 5 trits),
+// which stays in L1; an event's score is a sum of one row per chunk, and its weight is added to one row per chunk of a
 // histogram of the same shape. Heads are the vector dimension.
 
 #include <ATen/Parallel.h>
@@ -44,9 +44,9 @@ struct Events {
   int64_t rows() const { return layout.num_rows() + (event_time ? kGapBuckets : 0); }
 };
 
-// Summing digits into fields costs up to 2 * 256 additions per field and query, and saves most of an event's: short
-// histories do better with fields of 27 values.
-int64_t field_limit(const at::Tensor& begin, const at::Tensor& end) {
+// Summing digits into chunks costs up to 2 * 256 additions per chunk and query, and saves most of an event's: short
+// histories do better with chunks of 27 values.
+int64_t chunk_limit(const at::Tensor& begin, const at::Tensor& end) {
   const int64_t queries = begin.size(0);
   int64_t events = 0;
   for (int64_t m = 0; m < queries; ++m) events += end.const_data_ptr<int64_t>()[m] - begin.const_data_ptr<int64_t>()[m];
@@ -57,7 +57,7 @@ Events check(const at::Tensor& words, const at::Tensor& begin, const at::Tensor&
              const std::optional<at::Tensor>& event_time, const std::optional<at::Tensor>& query_time,
              at::IntArrayRef radices, at::IntArrayRef digit_words, bool softmax) {
   const auto pointer = [](const std::optional<at::Tensor>& x) { return x ? x->const_data_ptr<int64_t>() : nullptr; };
-  Events events{Layout(radices, digit_words, field_limit(begin, end)),
+  Events events{Layout(radices, digit_words, chunk_limit(begin, end)),
                 words.const_data_ptr<int64_t>(),
                 words.size(1),
                 begin.const_data_ptr<int64_t>(),
@@ -76,7 +76,7 @@ Events check(const at::Tensor& words, const at::Tensor& begin, const at::Tensor&
   return events;
 }
 
-// The table of one group of heads from scores of digit values [V, H]: a field's value scores the sum of its digits.
+// The table of one group of heads from scores of digit values [V, H]: a chunk's value scores the sum of its digits.
 template <typename Float>
 void expand(const Events& e, const float* values_VH, int64_t first_head, int64_t heads, Float* table, int64_t stride) {
   const auto load = [&](int64_t v) {
@@ -85,12 +85,12 @@ void expand(const Events& e, const float* values_VH, int64_t first_head, int64_t
     return x;
   };
   int64_t value = 0; // the first of the next digit
-  for (const Field& field : e.layout.fields()) {
-    Float* rows = table + field.first_row * stride;
+  for (const Chunk& chunk : e.layout.chunks()) {
+    Float* rows = table + chunk.first_row * stride;
     rows[0] = Float{};
     int64_t n = 1;
-    for (int64_t j = 0; j < field.num_digits; ++j) {
-      const int64_t radix = e.layout.radix(field.first_digit + j);
+    for (int64_t j = 0; j < chunk.num_digits; ++j) {
+      const int64_t radix = e.layout.radix(chunk.first_digit + j);
       for (int64_t k = n - 1; k >= 0; --k) { // from the back: in place
         const Float base = rows[k * stride];
         for (int64_t v = radix - 1; v >= 0; --v) rows[(k * radix + v) * stride] = base + load(value + v);
@@ -102,7 +102,7 @@ void expand(const Events& e, const float* values_VH, int64_t first_head, int64_t
   for (int64_t i = 0; value + i < e.values(); ++i) table[(e.layout.num_rows() + i) * stride] = load(value + i);
 }
 
-// The reverse: sums by digit value [V, H] of a histogram by field value, which is used up.
+// The reverse: sums by digit value [V, H] of a histogram by chunk value, which is used up.
 template <typename Float>
 void marginals(const Events& e, Float* histogram, int64_t first_head, int64_t heads, float* values_VH) {
   const auto store = [&](int64_t v, Float x) {
@@ -110,12 +110,12 @@ void marginals(const Events& e, Float* histogram, int64_t first_head, int64_t he
   };
   int64_t value = e.layout.num_values();
   for (int64_t i = 0; value + i < e.values(); ++i) store(value + i, histogram[e.layout.num_rows() + i]);
-  for (int64_t f = e.layout.num_fields() - 1; f >= 0; --f) {
-    const Field& field = e.layout.fields()[f];
-    Float* rows = histogram + field.first_row;
-    int64_t n = field.radix;
-    for (int64_t j = field.num_digits - 1; j >= 0; --j) {
-      const int64_t radix = e.layout.radix(field.first_digit + j);
+  for (int64_t f = e.layout.num_chunks() - 1; f >= 0; --f) {
+    const Chunk& chunk = e.layout.chunks()[f];
+    Float* rows = histogram + chunk.first_row;
+    int64_t n = chunk.radix;
+    for (int64_t j = chunk.num_digits - 1; j >= 0; --j) {
+      const int64_t radix = e.layout.radix(chunk.first_digit + j);
       n /= radix;
       value -= radix;
       for (int64_t v = 0; v < radix; ++v) {
@@ -132,7 +132,7 @@ void marginals(const Events& e, Float* histogram, int64_t first_head, int64_t he
   }
 }
 
-// The field values of the events some queries read, unpacked once for all of them.
+// The chunk values of the events some queries read, unpacked once for all of them.
 class Window {
  public:
   explicit Window(const Events& e) : e_(e) {}
@@ -143,15 +143,15 @@ class Window {
     begin_ = e_.begin[m];
     end_ = e_.end[m];
     for (int64_t i = m + 1; i < last && e_.begin[i] >= begin_ && e_.begin[i] < end_; ++i) end_ = std::max(end_, e_.end[i]);
-    values_.resize(e_.layout.num_fields() * (end_ - begin_));
+    values_.resize(e_.layout.num_chunks() * (end_ - begin_));
     e_.layout.unpack(e_.words, e_.num_words, begin_, end_, values_.data(), end_ - begin_);
   }
 
-  // Calls f(first_row, values) for each field of events t .. t + n, and for their time gaps to query m; n <= kBlock.
+  // Calls f(first_row, values) for each chunk of events t .. t + n, and for their time gaps to query m; n <= kBlock.
   template <typename F>
   inline void columns(int64_t m, int64_t t, int64_t n, F f) const {
-    for (int64_t i = 0; i < e_.layout.num_fields(); ++i) {
-      f(e_.layout.fields()[i].first_row, values_.data() + i * (end_ - begin_) + (t - begin_));
+    for (int64_t i = 0; i < e_.layout.num_chunks(); ++i) {
+      f(e_.layout.chunks()[i].first_row, values_.data() + i * (end_ - begin_) + (t - begin_));
     }
     if (e_.event_time) {
       uint16_t gaps[kBlock];

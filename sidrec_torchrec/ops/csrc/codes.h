@@ -1,4 +1,4 @@
-// Packed SIDs and the fields in them, for all operators.
+// Packed SIDs and the chunks in them, for all operators.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -28,64 +28,64 @@ class Divider {
 };
 
 // One or more neighbouring digits of a word, read as one number.
-struct Field {
+struct Chunk {
   int64_t radix = 1;
   int64_t word = 0;
   int64_t first_digit = 0;
   int64_t num_digits = 0;
-  int64_t first_row = 0; // where its values begin among those of all fields
+  int64_t first_row = 0; // where its values begin among those of all chunks
 };
 
-// How SIDs are cut into fields; the C++ side of layout.py.
+// How SIDs are cut into chunks; the C++ side of layout.py.
 class Layout {
  public:
-  // Digits as they come, neighbours of one word joined while a field has at most ``limit`` values.
+  // Digits as they come, neighbours of one word joined while a chunk has at most ``limit`` values.
   Layout(at::IntArrayRef radices, at::IntArrayRef digit_words, int64_t limit) : radices_(radices.vec()) {
     TORCH_CHECK(radices.size() == digit_words.size(), "radices and words of different lengths");
     for (int64_t j = 0; j < num_digits(); ++j) {
       const int64_t radix = radices[j];
       TORCH_CHECK(radix >= 1 && radix <= 1 << 15, "radix ", radix, ", expected 1 to 32768");
-      const bool joins = j && digit_words[j] == fields_.back().word && fields_.back().radix * radix <= limit;
-      if (!joins) fields_.push_back({1, digit_words[j], j, 0, 0});
-      fields_.back().radix *= radix;
-      ++fields_.back().num_digits;
+      const bool joins = j && digit_words[j] == chunks_.back().word && chunks_.back().radix * radix <= limit;
+      if (!joins) chunks_.push_back({1, digit_words[j], j, 0, 0});
+      chunks_.back().radix *= radix;
+      ++chunks_.back().num_digits;
       num_values_ += radix;
     }
-    for (size_t f = 0; f < fields_.size(); ++f) {
-      uint64_t divisor = 1; // of the fields behind it in its word
-      for (size_t i = f + 1; i < fields_.size() && fields_[i].word == fields_[f].word; ++i) divisor *= fields_[i].radix;
+    for (size_t f = 0; f < chunks_.size(); ++f) {
+      uint64_t divisor = 1; // of the chunks behind it in its word
+      for (size_t i = f + 1; i < chunks_.size() && chunks_[i].word == chunks_[f].word; ++i) divisor *= chunks_[i].radix;
       dividers_.emplace_back(divisor);
-      fields_[f].first_row = num_rows_;
-      num_rows_ += fields_[f].radix;
+      chunks_[f].first_row = num_rows_;
+      num_rows_ += chunks_[f].radix;
     }
   }
 
-  const std::vector<Field>& fields() const { return fields_; }
+  const std::vector<Chunk>& chunks() const { return chunks_; }
   int64_t radix(int64_t digit) const { return radices_[digit]; }
   int64_t num_digits() const { return radices_.size(); }
-  int64_t num_fields() const { return fields_.size(); }
+  int64_t num_chunks() const { return chunks_.size(); }
   int64_t num_values() const { return num_values_; } // sum of the digits' radices
-  int64_t num_rows() const { return num_rows_; }     // sum of the fields' radices
+  int64_t num_rows() const { return num_rows_; }     // sum of the chunks' radices
 
   void check_words(const at::Tensor& words) const {
-    for (const Field& field : fields_) {
-      TORCH_CHECK(field.word < words.size(1), "a field of word ", field.word, ", but there are ", words.size(1));
+    for (const Chunk& chunk : chunks_) {
+      TORCH_CHECK(chunk.word < words.size(1), "a chunk of word ", chunk.word, ", but there are ", words.size(1));
     }
   }
 
-  // Values of events begin .. end of each field, fields ``stride`` numbers apart: [F, stride].
-  void unpack(const int64_t* words, int64_t num_words, int64_t begin, int64_t end, uint16_t* values_FT,
+  // Values of events begin .. end of each chunk, chunks ``stride`` numbers apart: [C, stride].
+  void unpack(const int64_t* words, int64_t num_words, int64_t begin, int64_t end, uint16_t* values_CT,
               int64_t stride) const {
     constexpr int64_t kBlock = 256;
-    uint64_t before[kBlock]; // the word up to and with the field before
+    uint64_t before[kBlock]; // the word up to and with the chunk before
     for (int64_t t0 = begin; t0 < end; t0 += kBlock) {
       const int64_t n = std::min(kBlock, end - t0);
-      for (int64_t f = 0; f < num_fields(); ++f) {
-        const int64_t* word = words + t0 * num_words + fields_[f].word;
-        uint16_t* out = values_FT + f * stride + (t0 - begin);
+      for (int64_t f = 0; f < num_chunks(); ++f) {
+        const int64_t* word = words + t0 * num_words + chunks_[f].word;
+        uint16_t* out = values_CT + f * stride + (t0 - begin);
         const Divider divide = dividers_[f];
-        const uint64_t radix = fields_[f].radix;
-        if (f == 0 || fields_[f].word != fields_[f - 1].word) {
+        const uint64_t radix = chunks_[f].radix;
+        if (f == 0 || chunks_[f].word != chunks_[f - 1].word) {
           const Divider wrap(radix); // a word out of range must not reach past the tables
           for (int64_t t = 0; t < n; ++t) {
             const uint64_t q = divide(static_cast<uint64_t>(word[t * num_words]) & ~(uint64_t{1} << 63));
@@ -105,7 +105,7 @@ class Layout {
 
  private:
   std::vector<int64_t> radices_;
-  std::vector<Field> fields_;
+  std::vector<Chunk> chunks_;
   std::vector<Divider> dividers_;
   int64_t num_values_ = 0, num_rows_ = 0;
 };

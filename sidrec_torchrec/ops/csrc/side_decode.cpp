@@ -19,7 +19,7 @@ namespace sidrec {
 namespace {
 
 constexpr int64_t kLanes = 8;
-constexpr int64_t kEvents = 256;          // events at a time, whose field values stay in L1
+constexpr int64_t kEvents = 256;          // events at a time, whose chunk values stay in L1
 constexpr int64_t kLargeOutput = 1 << 20; // bytes; what would not stay in cache anyhow
 
 using Float = Vec<kLanes>::Float;
@@ -80,14 +80,14 @@ template <bool stream, typename Out>
 void decode(const Layout& layout, const int64_t* words, int64_t num_words, int64_t N, const float* table, int64_t D,
             Out* out) {
   at::parallel_for(0, N, 4 * kEvents, [&](int64_t from, int64_t to) {
-    const int64_t F = layout.num_fields();
+    const int64_t F = layout.num_chunks();
     std::vector<uint16_t> values(F * kEvents);
     std::vector<const float*> rows(F);
     for (int64_t begin = from; begin < to; begin += kEvents) {
       const int64_t n = std::min(kEvents, to - begin);
       layout.unpack(words, num_words, begin, begin + n, values.data(), kEvents);
       for (int64_t t = 0; t < n; ++t) {
-        for (int64_t f = 0; f < F; ++f) rows[f] = table + (layout.fields()[f].first_row + values[f * kEvents + t]) * D;
+        for (int64_t f = 0; f < F; ++f) rows[f] = table + (layout.chunks()[f].first_row + values[f * kEvents + t]) * D;
         Out* row = out + (begin + t) * D;
         int64_t d = 0;
         for (; d + 8 * kLanes <= D; d += 8 * kLanes) add_rows<8, stream>(rows.data(), F, d, row);
@@ -116,8 +116,8 @@ void ask_for_huge_pages(const at::Tensor& tensor) {
 }
 
 at::Tensor side_decode(const at::Tensor& words, const at::Tensor& table, at::IntArrayRef radices,
-                       at::IntArrayRef field_words, at::ScalarType dtype) {
-  const Layout layout(radices, field_words, 0);
+                       at::IntArrayRef chunk_words, at::ScalarType dtype) {
+  const Layout layout(radices, chunk_words, 0);
   layout.check_words(words);
   TORCH_CHECK(table.size(0) == layout.num_rows(), "a table of ", table.size(0), " rows, expected ", layout.num_rows());
   at::Tensor out = at::empty({words.size(0), table.size(1)}, table.options().dtype(dtype));
@@ -141,10 +141,10 @@ at::Tensor side_decode(const at::Tensor& words, const at::Tensor& table, at::Int
 
 // The gradient of the table, float32 [R, D]. Threads share out the columns, so that no two add to one number.
 at::Tensor side_decode_backward(const at::Tensor& words, const at::Tensor& grad, at::IntArrayRef radices,
-                                at::IntArrayRef field_words) {
-  const Layout layout(radices, field_words, 0);
+                                at::IntArrayRef chunk_words) {
+  const Layout layout(radices, chunk_words, 0);
   layout.check_words(words);
-  const int64_t N = words.size(0), D = grad.size(1), F = layout.num_fields();
+  const int64_t N = words.size(0), D = grad.size(1), F = layout.num_chunks();
   at::Tensor table = at::zeros({layout.num_rows(), D}, grad.options());
   const int64_t* word = words.const_data_ptr<int64_t>();
   const float* in = grad.const_data_ptr<float>();
@@ -158,7 +158,7 @@ at::Tensor side_decode_backward(const at::Tensor& words, const at::Tensor& grad,
       for (int64_t t = 0; t < n; ++t) {
         const float* row = in + (begin + t) * D + first;
         for (int64_t f = 0; f < F; ++f) {
-          float* sum = out + (layout.fields()[f].first_row + values[f * kEvents + t]) * D + first;
+          float* sum = out + (layout.chunks()[f].first_row + values[f * kEvents + t]) * D + first;
           for (int64_t d = 0; d < width; ++d) sum[d] += row[d];
         }
       }
@@ -170,9 +170,9 @@ at::Tensor side_decode_backward(const at::Tensor& words, const at::Tensor& grad,
 } // namespace
 
 TORCH_LIBRARY_FRAGMENT(sidrec_cpu, m) {
-  m.def("side_decode(Tensor words, Tensor table, int[] radices, int[] field_words, ScalarType dtype) -> Tensor",
+  m.def("side_decode(Tensor words, Tensor table, int[] radices, int[] chunk_words, ScalarType dtype) -> Tensor",
         side_decode);
-  m.def("side_decode_backward(Tensor words, Tensor grad, int[] radices, int[] field_words) -> Tensor",
+  m.def("side_decode_backward(Tensor words, Tensor grad, int[] radices, int[] chunk_words) -> Tensor",
         side_decode_backward);
 }
 

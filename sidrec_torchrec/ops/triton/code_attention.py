@@ -1,7 +1,7 @@
 """``code_attention`` in Triton: events are read twice, for the softmax's denominator and for the masses.
 
-Scores of digits are first summed into a table per query with a row per field, small enough for L1: an event costs one
-gather per field in either pass, and one vector addition in L2 per field in the second. Rows have as many heads as the
+Scores of digits are first summed into a table per query with a row per chunk, small enough for L1: an event costs one
+gather per chunk in either pass, and one vector addition in L2 per chunk in the second. Rows have as many heads as the
 next power of two, so that they are read and added to whole.
 """
 
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS
 from sidrec_torchrec.ops.layout import CodeLayout, Joined
-from sidrec_torchrec.ops.triton.fields import fields_of, next_field, on_device_of, processors
+from sidrec_torchrec.ops.triton.chunks import chunks_of, next_chunk, on_device_of, processors
 from sidrec_torchrec.ops.triton.row_sums import plans, sum_rows
 
-_FIELD_LIMITS = (256, 128, 32)  # values of a field, the best first
+_CHUNK_LIMITS = (256, 128, 32)  # values of a chunk, the best first
 _TABLE_BYTES = 24 << 10  # of a query's table: those of the queries a multiprocessor works on share its L1
 _TABLES_BYTES = 256 << 20  # of all of them
 _TILE = 1024  # scores held by a program
@@ -85,7 +85,7 @@ class _Read:
         self.shares = max(1, min(triton.cdiv(programs, max(1, M)), triton.cdiv(N, block)))
         self.grid = (M * self.shares,)
         self.constants = {
-            "FIELDS": fields_of(joined.fields),
+            "CHUNKS": chunks_of(joined.chunks),
             "NUM_WORDS": W,
             "HAS_TIMES": self.has_times,
             "HEADS": self.table_heads,
@@ -94,7 +94,7 @@ class _Read:
         }
 
     def expand(self, values_MVH: Tensor) -> Tensor:
-        """A row per field and value of rows per digit and value."""
+        """A row per chunk and value of rows per digit and value."""
         return sum_rows(values_MVH, self.expansion, self.table_heads)
 
     def log_sum_exp(self, table_MRH: Tensor) -> Tensor:
@@ -127,10 +127,10 @@ class _Read:
 
 
 def _join(digits: CodeLayout, queries: int, heads: int) -> Joined:
-    """Fields as large as the tables' memory allows."""
-    for limit in _FIELD_LIMITS:
+    """Chunks as large as the tables' memory allows."""
+    for limit in _CHUNK_LIMITS:
         joined = digits.join(limit)
-        size = joined.fields.num_values * heads * 4
+        size = joined.chunks.num_values * heads * 4
         if size <= _TABLE_BYTES and queries * size <= _TABLES_BYTES:
             break
     return joined
@@ -159,13 +159,13 @@ def _gap_row(event_time, query_time, query, event, valid, R):
 @triton.jit
 def _sum_of_rows(
     table, words, event, valid, gap_row,
-    FIELDS: tl.constexpr, NUM_WORDS: tl.constexpr, HAS_TIMES: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr, NUM_WORDS: tl.constexpr, HAS_TIMES: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     head = tl.arange(0, HEADS)[None, :]
     sum_TH = tl.zeros([BLOCK, HEADS], tl.float32)
     rest = event
-    for f in tl.static_range(len(FIELDS)):
-        row, rest = next_field(rest, words, event, valid, f, FIELDS, NUM_WORDS)
+    for f in tl.static_range(len(CHUNKS)):
+        row, rest = next_chunk(rest, words, event, valid, f, CHUNKS, NUM_WORDS)
         sum_TH += tl.load(table + row[:, None] * HEADS + head)
     if HAS_TIMES:
         sum_TH += tl.load(table + gap_row[:, None] * HEADS + head)
@@ -175,7 +175,7 @@ def _sum_of_rows(
 @triton.jit
 def _log_sum_exp(
     words, begins, ends, event_time, query_time, tables, lse, N, R, shares, heads,
-    FIELDS: tl.constexpr, NUM_WORDS: tl.constexpr, HAS_TIMES: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr, NUM_WORDS: tl.constexpr, HAS_TIMES: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     query, first, last = _share(begins, ends, N, shares, BLOCK)
     table = tables + query * R * HEADS
@@ -187,7 +187,7 @@ def _log_sum_exp(
         gap_row = event
         if HAS_TIMES:
             gap_row = _gap_row(event_time, query_time, query, event, valid, R)
-        score_TH = _sum_of_rows(table, words, event, valid, gap_row, FIELDS, NUM_WORDS, HAS_TIMES, HEADS, BLOCK)
+        score_TH = _sum_of_rows(table, words, event, valid, gap_row, CHUNKS, NUM_WORDS, HAS_TIMES, HEADS, BLOCK)
         score_TH = tl.where(valid[:, None], score_TH, float("-inf"))
         larger_TH = tl.maximum(most_TH, score_TH)
         sum_TH = sum_TH * tl.exp(most_TH - larger_TH) + tl.exp(score_TH - larger_TH)
@@ -202,7 +202,7 @@ def _log_sum_exp(
 def _spread(
     words, begins, ends, event_time, query_time, tables, lse, grads, shift, sums, N, R, shares, heads,
     SOFTMAX: tl.constexpr,
-    FIELDS: tl.constexpr, NUM_WORDS: tl.constexpr, HAS_TIMES: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr, NUM_WORDS: tl.constexpr, HAS_TIMES: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     query, first, last = _share(begins, ends, N, shares, BLOCK)
     table = tables + query * R * HEADS
@@ -217,7 +217,7 @@ def _spread(
         gap_row = event
         if HAS_TIMES:
             gap_row = _gap_row(event_time, query_time, query, event, valid, R)
-        score_TH = _sum_of_rows(table, words, event, valid, gap_row, FIELDS, NUM_WORDS, HAS_TIMES, HEADS, BLOCK)
+        score_TH = _sum_of_rows(table, words, event, valid, gap_row, CHUNKS, NUM_WORDS, HAS_TIMES, HEADS, BLOCK)
         if SOFTMAX:
             out_TH = tl.exp(score_TH - lse_1H)
             slope_TH = out_TH
@@ -227,11 +227,11 @@ def _spread(
             slope_TH = sigmoid_TH * (1 + score_TH * (1 - sigmoid_TH))
         if grads is not None:
             grad = grads + query * R * HEADS
-            grad_TH = _sum_of_rows(grad, words, event, valid, gap_row, FIELDS, NUM_WORDS, HAS_TIMES, HEADS, BLOCK)
+            grad_TH = _sum_of_rows(grad, words, event, valid, gap_row, CHUNKS, NUM_WORDS, HAS_TIMES, HEADS, BLOCK)
             out_TH = slope_TH * (grad_TH + shift_1H)
         rest = event
-        for f in tl.static_range(len(FIELDS)):
-            row, rest = next_field(rest, words, event, valid, f, FIELDS, NUM_WORDS)
+        for f in tl.static_range(len(CHUNKS)):
+            row, rest = next_chunk(rest, words, event, valid, f, CHUNKS, NUM_WORDS)
             tl.atomic_add(sums + row[:, None] * HEADS + head, out_TH, mask=valid[:, None], sem="relaxed")
         if HAS_TIMES:
             tl.atomic_add(sums + gap_row[:, None] * HEADS + head, out_TH, mask=valid[:, None], sem="relaxed")

@@ -1,4 +1,4 @@
-"""Sums of rows by a constant plan: from digits to fields, and from fields back to digits, in one launch each."""
+"""Sums of rows by a constant plan: from digits to chunks, and from chunks back to digits, in one launch each."""
 
 from functools import lru_cache
 
@@ -16,19 +16,19 @@ Plan = tuple[Tensor, Tensor]  # sum i is of the rows row[first[i]] .. row[first[
 @lru_cache(maxsize=64)
 def plans(joined: Joined, kept_rows: int, device: torch.device) -> tuple[Plan, Plan]:
     """``Joined.expand`` and ``Joined.sum_out`` as plans, each with ``kept_rows`` more rows, which stay as they are."""
-    fields, digits, row, digit_row, first_digit = [], [], 0, 0, 0
-    for radix, count in zip(joined.fields.radices, joined.counts, strict=True):
+    chunks, digits, row, digit_row, first_digit = [], [], 0, 0, 0
+    for radix, count in zip(joined.chunks.radices, joined.counts, strict=True):
         value, divisor = torch.arange(radix), radix
         for own in joined.digits.radices[first_digit : first_digit + count]:
             divisor //= own
-            fields.append(row + value)
+            chunks.append(row + value)
             digits.append(digit_row + value // divisor % own)
             digit_row += own
         row, first_digit = row + radix, first_digit + count
-    fields.append(row + torch.arange(kept_rows))
+    chunks.append(row + torch.arange(kept_rows))
     digits.append(digit_row + torch.arange(kept_rows))
-    field_P, digit_P = torch.cat(fields), torch.cat(digits)
-    return _plan(field_P, digit_P, device), _plan(digit_P, field_P, device)
+    chunk_P, digit_P = torch.cat(chunks), torch.cat(digits)
+    return _plan(chunk_P, digit_P, device), _plan(digit_P, chunk_P, device)
 
 
 def _plan(sum_P: Tensor, row_P: Tensor, device: torch.device) -> Plan:

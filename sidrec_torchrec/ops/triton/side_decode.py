@@ -8,14 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from sidrec_torchrec.ops.layout import CodeLayout
-from sidrec_torchrec.ops.triton.fields import fields_of, next_field, on_device_of
+from sidrec_torchrec.ops.triton.chunks import chunks_of, next_chunk, on_device_of
 
 _L1_BYTES = 160 << 10  # of the 256 KiB an H100's multiprocessor has, for the table's columns in use
 _TILE = 4096  # numbers summed by a program, 32 a thread
 _COPIES_BYTES = 16 << 20  # of partial sums in the backward pass; they stay in L2
 
 
-def side_decode(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], field_words: Sequence[int]) -> Tensor:
+def side_decode(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_words: Sequence[int]) -> Tensor:
     """See ``ops.side_decode``."""
     (N, W), (R, D) = words_NW.shape, table_RD.shape
     _check_size(R, D)
@@ -24,16 +24,16 @@ def side_decode(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], fiel
         return out_ND
     block_D = _columns(R, D, table_RD.element_size())
     block_N = _TILE // block_D
-    fields = fields_of(CodeLayout(tuple(radices), tuple(field_words)))
+    chunks = chunks_of(CodeLayout(tuple(radices), tuple(chunk_words)))
     with on_device_of(words_NW):
         # the events vary fastest: at any time all programs use the same columns of the table, and keep them in L1
         grid = (triton.cdiv(N, block_N), triton.cdiv(D, block_D))
-        _decode[grid](words_NW, table_RD, out_ND, N, D, fields, W, block_N, block_D)
+        _decode[grid](words_NW, table_RD, out_ND, N, D, chunks, W, block_N, block_D)
     return out_ND
 
 
 def side_decode_backward(
-    words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int], field_words: Sequence[int]
+    words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int], chunk_words: Sequence[int]
 ) -> Tensor:
     """See ``ops.side_decode``. Sums by atomic additions: the last bits differ from run to run."""
     (N, W), D, R = words_NW.shape, grad_ND.shape[1], sum(radices)
@@ -43,10 +43,10 @@ def side_decode_backward(
     if grad_ND.numel():
         block_D = _columns(R, D, 4)
         block_N = _TILE // block_D
-        fields = fields_of(CodeLayout(tuple(radices), tuple(field_words)))
+        chunks = chunks_of(CodeLayout(tuple(radices), tuple(chunk_words)))
         with on_device_of(words_NW):
             grid = (triton.cdiv(N, block_N), triton.cdiv(D, block_D))
-            _decode_backward[grid](words_NW, grad_ND, sums_CRD, N, D, R, copies, fields, W, block_N, block_D)
+            _decode_backward[grid](words_NW, grad_ND, sums_CRD, N, D, R, copies, chunks, W, block_N, block_D)
     return sums_CRD.sum(0).to(grad_ND.dtype)
 
 
@@ -64,15 +64,15 @@ def _columns(rows: int, dim: int, itemsize: int) -> int:
 @triton.jit
 def _decode(
     words, table, out, N, D,
-    FIELDS: tl.constexpr, NUM_WORDS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    CHUNKS: tl.constexpr, NUM_WORDS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     event = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     in_row = (column < D)[None, :]
     sum_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     rest = event
-    for f in tl.static_range(len(FIELDS)):
-        row, rest = next_field(rest, words, event, event < N, f, FIELDS, NUM_WORDS)
+    for f in tl.static_range(len(CHUNKS)):
+        row, rest = next_chunk(rest, words, event, event < N, f, CHUNKS, NUM_WORDS)
         place = row[:, None] * D + column[None, :]
         sum_ND += tl.load(table + place, mask=in_row, other=0, eviction_policy="evict_last").to(tl.float32)
     place = event[:, None] * D + column[None, :]
@@ -82,7 +82,7 @@ def _decode(
 @triton.jit
 def _decode_backward(
     words, grad, sums, N, D, R, copies,
-    FIELDS: tl.constexpr, NUM_WORDS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    CHUNKS: tl.constexpr, NUM_WORDS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     event = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -90,7 +90,7 @@ def _decode_backward(
     grad_ND = tl.load(grad + event[:, None] * D + column[None, :], mask=valid, other=0).to(tl.float32)
     sums += (tl.program_id(0) % copies).to(tl.int64) * R * D
     rest = event
-    for f in tl.static_range(len(FIELDS)):
-        row, rest = next_field(rest, words, event, event < N, f, FIELDS, NUM_WORDS)
+    for f in tl.static_range(len(CHUNKS)):
+        row, rest = next_chunk(rest, words, event, event < N, f, CHUNKS, NUM_WORDS)
         place = row[:, None] * D + column[None, :]
         tl.atomic_add(sums + place, grad_ND, mask=valid, sem="relaxed")
