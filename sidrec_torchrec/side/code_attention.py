@@ -113,7 +113,7 @@ class CodeAttention(nn.Module):
         self._check(buckets_NK, event_time_N, query_time_M)
         if buckets_NK is not None:
             words_NW = torch.cat([words_NW, self._side_words(buckets_NK)], dim=1)
-        M, H = len(query_MD), self.num_heads
+        M, H = query_MD.shape[0], self.num_heads  # not len(), which an export would take for a constant
         rows_VE = self.events.rows_VE
         q_MHd = self.query(query_MD).unflatten(1, (H, -1)) * (query_MD.shape[1] // H) ** -0.5
         k_VHd = self.key(rows_VE).unflatten(1, (H, -1))

@@ -125,14 +125,17 @@ def test_large_scores_do_not_overflow():
     assert_equal((mass, lse), case.reference(True), 1e-4)  # scores of 1,000 have no more digits in float32
 
 
-def test_no_queries_and_no_events():
-    case = Case("ternary*25")
-    none = code_attention(
-        case.words_NW, case.begin_M[:0], case.end_M[:0], case.scores_MVH[:0], None, None, [3] * 25, [0] * 25, True
-    )
-    assert [tuple(x.shape) for x in none] == [(0, 75, 4), (0, 4)]
+@TIMES
+def test_no_queries_and_no_events(times):
+    case = Case("ternary*25", times=times)
+    words, begin, end, scores, event_time, query_time = case.tensors
+    layout = [3] * 25, [0] * 25, True
+    of_queries = None if query_time is None else query_time[:0]
+    none = code_attention(words, begin[:0], end[:0], scores[:0], event_time, of_queries, *layout)
+    assert [tuple(x.shape) for x in none] == [(0, *scores.shape[1:]), (0, 4)]
     zero = torch.zeros(9, dtype=torch.int64)
-    mass, lse = code_attention(case.words_NW[:0], zero, zero, case.scores_MVH, None, None, [3] * 25, [0] * 25, True)
+    of_events = None if event_time is None else event_time[:0]
+    mass, lse = code_attention(words[:0], zero, zero, scores, of_events, query_time, *layout)
     assert not mass.any() and (lse == -torch.inf).all()
 
 

@@ -34,14 +34,15 @@ struct Events {
   int64_t num_words;
   const int64_t* begin;
   const int64_t* end;
-  const int64_t* event_time; // null without gaps
+  bool has_times;
+  const int64_t* event_time; // null without times, or without events
   const int64_t* query_time;
   int64_t queries;
   int64_t heads;
   bool softmax;
 
-  int64_t values() const { return layout.num_values() + (event_time ? kGapBuckets : 0); }
-  int64_t rows() const { return layout.num_rows() + (event_time ? kGapBuckets : 0); }
+  int64_t values() const { return layout.num_values() + (has_times ? kGapBuckets : 0); }
+  int64_t rows() const { return layout.num_rows() + (has_times ? kGapBuckets : 0); }
 };
 
 // Summing digits into chunks costs up to 2 * 256 additions per chunk and query, and saves most of an event's: short
@@ -62,6 +63,7 @@ Events check(const at::Tensor& words, const at::Tensor& begin, const at::Tensor&
                 words.size(1),
                 begin.const_data_ptr<int64_t>(),
                 end.const_data_ptr<int64_t>(),
+                event_time.has_value(),
                 pointer(event_time),
                 pointer(query_time),
                 scores.size(0),
@@ -153,7 +155,7 @@ class Window {
     for (int64_t i = 0; i < e_.layout.num_chunks(); ++i) {
       f(e_.layout.chunks()[i].first_row, values_.data() + i * (end_ - begin_) + (t - begin_));
     }
-    if (e_.event_time) {
+    if (e_.has_times) {
       uint16_t gaps[kBlock];
       for (int64_t i = 0; i < n; ++i) gaps[i] = gap_bucket(e_.query_time[m] - e_.event_time[t + i]);
       f(e_.layout.num_rows(), gaps);
