@@ -33,7 +33,8 @@ def kmeans(x_ND: Tensor, k: int, *, seed: int, iterations: int = 20) -> Tensor:
 
 def _plus_plus(x_ND: Tensor, k: int, generator: torch.Generator) -> Tensor:
     chosen = [int(torch.randint(len(x_ND), (), generator=generator))]
-    distance_N = (x_ND - x_ND[chosen[0]]).square().sum(1)
+    norm_N = x_ND.square().sum(1)
+    distance_N = _distance(x_ND, norm_N, chosen[0])
     for _ in range(1, k):
         weight_N = distance_N.double().cpu()
         total = float(weight_N.sum())
@@ -43,5 +44,12 @@ def _plus_plus(x_ND: Tensor, k: int, generator: torch.Generator) -> Tensor:
         else:
             row = int(torch.randint(len(x_ND), (), generator=generator))
         chosen.append(row)
-        distance_N = torch.minimum(distance_N, (x_ND - x_ND[row]).square().sum(1))
+        distance_N = torch.minimum(distance_N, _distance(x_ND, norm_N, row))
     return x_ND[chosen].clone()
+
+
+def _distance(x_ND: Tensor, norm_N: Tensor, row: int) -> Tensor:
+    """Squared distances to a row, [N], from one product; exactly 0 for its repetitions, which rounding must not draw."""
+    sum_N = norm_N + norm_N[row]
+    distance_N = sum_N - 2 * (x_ND @ x_ND[row])
+    return torch.where(distance_N > 8 * torch.finfo(x_ND.dtype).eps * sum_N, distance_N, 0)
