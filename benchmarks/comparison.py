@@ -1,6 +1,7 @@
 """What every benchmark prints and writes: our figure, a named peer's in the same run, and the ratio of the two."""
 
 import json
+import math
 import os
 import platform
 import sys
@@ -29,7 +30,8 @@ class Comparisons:
         self, case: str, metric: str, ours: float, peer: str, peer_value: float, *, lower_is_better: bool = False
     ) -> None:
         """Adds our figure beside a peer's; the ratio is above 1 where ours is better."""
-        ratio = peer_value / ours if lower_is_better else ours / peer_value
+        over, under = (peer_value, ours) if lower_is_better else (ours, peer_value)
+        ratio = over / under if under else math.inf
         self.rows.append(
             {"case": case, "metric": metric, "ours": ours, "peer": peer, "peer_value": peer_value, "ratio": ratio}
         )
