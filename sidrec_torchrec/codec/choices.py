@@ -32,15 +32,15 @@ class Choice(ABC):
     lowest: float
 
     @abstractmethod
-    def affine(self, norm_W: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift [W] that make y of products, given the rows' squared norms."""
+    def affine(self, norm_SW: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift [S, W] that make y of products, given the squared norms of the rows of S such choices."""
 
     @abstractmethod
-    def choose(self, y_WN: Tensor, digit_N: Tensor, error_N: Tensor | None, reach: float) -> Tensor | bool:
+    def choose(self, y_WN: Tensor, digit_N: Tensor, error_N: Tensor | None, reach: float) -> Tensor | None:
         """Writes the best digit of each column to ``digit_N``, of y's type. May change y.
 
-        Given that each y may be off by ``reach * error_N``, also says where that can change no digit, bool [N]; True from
-        a ``Coordinate``, whose y, as left, tells.
+        Given that each y may be off by ``reach * error_N``, also says where that can change no digit, bool [N]; not of a
+        ``Coordinate``, whose y, as left, tells.
         """
 
     @abstractmethod
@@ -52,8 +52,8 @@ class Choice(ABC):
         """What each digit adds to the squared error, [count, N], in units of ``cost_unit``."""
 
     @abstractmethod
-    def cost_unit(self, norm_W: Tensor) -> Tensor:
-        """What 1 of ``costs`` is in squared error."""
+    def cost_unit(self, norm_SW: Tensor) -> Tensor:
+        """What 1 of ``costs`` is in squared error, [S]."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,18 @@ class Coordinate(Choice):
     lowest: float
     width = 1
 
-    def affine(self, norm_W: Tensor) -> tuple[Tensor, Tensor]:
+    def affine(self, norm_SW: Tensor) -> tuple[Tensor, Tensor]:
         # a row of zeros has nothing to weigh: y is the middle
-        scale_W = torch.where(norm_W > 0, 1 / (self.unit * norm_W), 0.0)
+        scale_SW = torch.where(norm_SW > 0, 1 / (self.unit * norm_SW), 0.0)
         shift = self.count / 2 - 1 - TIE if self.count else 0.0
-        return scale_W, torch.full_like(scale_W, shift)
+        return scale_SW, torch.full_like(scale_SW, shift)
 
-    def choose(self, y_WN: Tensor, digit_N: Tensor, error_N: Tensor | None, reach: float) -> bool:
+    def choose(self, y_WN: Tensor, digit_N: Tensor, error_N: Tensor | None, reach: float) -> None:
         """See ``Choice``. Leaves y where only another digit's threshold is a whole number within 1/2."""
         if self.count:
             torch.ceil(y_WN[0].clamp_(-0.5, self.count - 1.5), out=digit_N)
         else:
             digit_N.copy_(y_WN[0])
-        return True
 
     def weights(self, digit_N: Tensor) -> Tensor:
         return (self.lowest + self.unit * digit_N).unsqueeze(0)
@@ -88,8 +87,8 @@ class Coordinate(Choice):
         middle = (self.count - 1) / 2
         return (j_K1 - middle) * (j_K1 + (middle - 1) - 2 * y_WN)
 
-    def cost_unit(self, norm_W: Tensor) -> Tensor:
-        return self.unit**2 * norm_W[0]
+    def cost_unit(self, norm_SW: Tensor) -> Tensor:
+        return self.unit**2 * norm_SW[:, 0]
 
 
 @dataclass(frozen=True)
@@ -104,16 +103,16 @@ class Codewords(Choice):
     def width(self) -> int:  # type: ignore[override]
         return self.count
 
-    def affine(self, norm_W: Tensor) -> tuple[Tensor, Tensor]:
-        largest = norm_W.amax()
-        inverse = torch.where(largest > 0, 1 / largest, 0.0)
-        return (-2 * inverse).expand_as(norm_W), norm_W * inverse
+    def affine(self, norm_SW: Tensor) -> tuple[Tensor, Tensor]:
+        largest_S1 = norm_SW.amax(1, keepdim=True)
+        inverse_S1 = torch.where(largest_S1 > 0, 1 / largest_S1, 0.0)
+        return (-2 * inverse_S1).expand_as(norm_SW), norm_SW * inverse_S1
 
-    def choose(self, y_WN: Tensor, digit_N: Tensor, error_N: Tensor | None, reach: float) -> Tensor | bool:
+    def choose(self, y_WN: Tensor, digit_N: Tensor, error_N: Tensor | None, reach: float) -> Tensor | None:
         least_N = y_WN.amin(0)
         if error_N is None:
             digit_N.copy_((y_WN <= least_N + TIE).byte().argmax(0))
-            return True
+            return None
         near_WN = y_WN.le_(least_N + (2 * reach * error_N + TIE))  # 0 or 1
         # where one is near, its number is the sum of numbers: a product, many times faster than argmax along columns
         weights_2W = torch.stack([y_WN.new_ones(self.count), torch.arange(self.count).to(y_WN)])
@@ -128,5 +127,5 @@ class Codewords(Choice):
     def costs(self, y_WN: Tensor) -> Tensor:
         return y_WN
 
-    def cost_unit(self, norm_W: Tensor) -> Tensor:
-        return norm_W.amax()
+    def cost_unit(self, norm_SW: Tensor) -> Tensor:
+        return norm_SW.amax(1)

@@ -20,7 +20,8 @@ class Choices(NamedTuple):
         stages: alphabet of each digit.
         choices: what the stages decide, S choices.
         rows: of each choice, in R.
-        pull_RR: what a digit 1 (of a coordinate), or the choice (of a codeword) of column k adds to the y of later choices.
+        pull_RR: what a digit 1 (of a coordinate), or the choice (of a codeword) of column k adds to the y of rows of later
+            choices.
         pull_RS: the columns of coordinates, by choice; 0 for codewords.
         cost_S: squared error per unit of each choice's costs.
         reach_S: how far a vector of length 1 can move each choice's y.
@@ -70,27 +71,35 @@ class Plan:
     def __init__(self, basis_RD: Tensor, stages: tuple[Alphabet, ...], offset_D: Tensor | float) -> None:
         basis_RD = basis_RD.double()
         choices = tuple(chain.from_iterable(stage.choices() for stage in stages))
-        ends = accumulate(choice.width for choice in choices)
+        ends = list(accumulate(choice.width for choice in choices))
         rows = tuple(slice(end - choice.width, end) for end, choice in zip(ends, choices, strict=True))
-        norms = [basis_RD[slice_].square().sum(1) for slice_ in rows]
-        affine = [choice.affine(norm_W) for choice, norm_W in zip(choices, norms, strict=True)]
-        scale_R, shift_R = (torch.cat(parts) for parts in zip(*affine, strict=True))
-
-        def by_row(values: list[float]) -> Tensor:
-            repeated = [value for value, choice in zip(values, choices, strict=True) for _ in range(choice.width)]
-            return torch.tensor(repeated, dtype=torch.float64, device=basis_RD.device)
-
-        number_R = by_row(list(range(len(choices))))
-        change_RR = -scale_R.unsqueeze(1) * (basis_RD @ basis_RD.T) * (number_R < number_R.unsqueeze(1))
-        self.weight_RD = scale_R.unsqueeze(1) * basis_RD
-        self.bias_R = shift_R + change_RR @ by_row([choice.lowest for choice in choices])
+        norm_R = basis_RD.square().sum(1)
+        scales, shifts, costs, reaches, first = [], [], [], [], 0
+        for choice, run in groupby(choices):
+            count = len(list(run))
+            last = first + count * choice.width
+            norm_SW = norm_R[first:last].view(count, choice.width)
+            scale_SW, shift_SW = choice.affine(norm_SW)
+            scales.append(scale_SW.flatten())
+            shifts.append(shift_SW.flatten())
+            costs.append(choice.cost_unit(norm_SW))
+            reaches.append((scale_SW.abs() * norm_SW.sqrt()).amax(1))
+            first = last
+        self.weight_RD = torch.cat(scales).unsqueeze(1) * basis_RD
         self.offset_D = torch.as_tensor(offset_D, dtype=torch.float64, device=basis_RD.device).expand(basis_RD.shape[1])
-        pull_RR = change_RR * by_row([choice.unit for choice in choices])
-        columns = [pull_RR[:, r.start] * (choice.width == 1) for r, choice in zip(rows, choices, strict=True)]
-        costs = [choice.cost_unit(norm_W) for choice, norm_W in zip(choices, norms, strict=True)]
-        reach_R = self.weight_RD.norm(dim=1)
-        reach_S = [float(reach_R[slice_].amax()) for slice_ in rows]
-        self.choices = Choices(stages, choices, rows, pull_RR, torch.stack(columns, dim=1), torch.stack(costs), reach_S)
+
+        def tensor(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float64, device=basis_RD.device)
+
+        is_coordinate = [choice.width == 1 for choice in choices]
+        by_row = [number for number, choice in enumerate(choices) for _ in range(choice.width)]
+        unit_R1 = tensor([choices[number].unit for number in by_row]).unsqueeze(1)
+        pull_RR = -(self.weight_RD @ (unit_R1 * basis_RD).T)
+        pull_RS = pull_RR[:, [slice_.start for slice_ in rows]] * tensor(is_coordinate)
+        earlier_RS = tensor(range(len(choices))) < tensor(by_row).unsqueeze(1)
+        lowest_S = tensor([choice.lowest / choice.unit for choice in choices])
+        self.bias_R = torch.cat(shifts) + (pull_RS * earlier_RS) @ lowest_S
+        self.choices = Choices(stages, choices, rows, pull_RR, pull_RS, torch.cat(costs), torch.cat(reaches).tolist())
 
     def levels(self, z_ND: Tensor) -> Tensor:
         """y of float vectors [N, D]: float64 [R, N]."""
@@ -116,8 +125,8 @@ class Float32Plan:
 
         size_R = bias_R.abs() + TIE
         for choice, rows in zip(exact.choices, exact.rows, strict=True):
-            pull_RW = exact.pull_RR[:, rows].abs()
-            size_R = size_R + (pull_RW[:, 0] * (choice.count - 1) if choice.width == 1 else pull_RW.amax(1))
+            pull_RW = exact.pull_RR[rows.stop :, rows].abs()
+            size_R[rows.stop :] += pull_RW[:, 0] * (choice.count - 1) if choice.width == 1 else pull_RW.amax(1)
         sizes = [float(size_R[rows].amax()) for rows in exact.rows]
         self._size = max((size / reach for size, reach in zip(sizes, exact.reach_S, strict=True) if reach), default=0.0)
         # and as many again for the roundings to float32 and those of the comparisons

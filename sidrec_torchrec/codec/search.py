@@ -23,6 +23,7 @@ from sidrec_torchrec.codec.plan import Choices, Float32Plan, Plan, float32_is_ie
 _BLOCK_NUMBERS = 1 << 23  # held at a time, per array
 _THREAD_ROWS = 1 << 15  # below, PyTorch leaves a choice to a single thread
 _EXACT_ROWS = 1 << 13  # of float64 copies
+_FILTER_ROWS = 1 << 10  # for fewer, a plan in float32 costs more than it saves
 
 
 def encode(
@@ -56,10 +57,10 @@ def encode(
     plan = Plan(basis_RD, stages, offset_D)
     rows = _rows_at_once(plan.choices, beam)
     digits_NL = torch.empty(len(z_ND), len(stages), dtype=torch.int16, device=z_ND.device)
-    fast = Float32Plan(plan)
-    use_fast = beam == 1 and z_ND.device.type == "cpu" and float32_is_ieee() and fast.is_usable
+    may_filter = beam == 1 and len(z_ND) >= _FILTER_ROWS and z_ND.device.type == "cpu" and float32_is_ieee()
+    fast = Float32Plan(plan) if may_filter else None
     for block_ND, out_NL in zip(z_ND.split(rows), digits_NL.split(rows), strict=True):
-        if not use_fast:
+        if fast is None or not fast.is_usable:
             _encode_exactly(plan, block_ND, beam, out_NL)
             continue
         digits_SN, sure_N = _search_in_float32(fast, block_ND)
@@ -129,7 +130,9 @@ def _greedy(choices: Choices, y_RN: Tensor, error_N: Tensor | None = None) -> tu
     sure_N = torch.ones(y_RN.shape[1], dtype=torch.bool, device=y_RN.device)
     for number, (choice, rows) in enumerate(zip(choices.choices, choices.rows, strict=True)):
         own_WN = choices.subtract(number, y_RN[rows], digits_SN[:number])
-        sure_N &= choice.choose(own_WN, digits_SN[number], error_N, choices.reach_S[number])
+        own_sure_N = choice.choose(own_WN, digits_SN[number], error_N, choices.reach_S[number])
+        if own_sure_N is not None:
+            sure_N &= own_sure_N
     return digits_SN, sure_N
 
 
