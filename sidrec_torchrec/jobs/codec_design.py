@@ -75,7 +75,7 @@ def main(config: CodecDesignConfig) -> Design:
         result = design(x_ND[held_out:], x_ND[:held_out], config.design_config(), report=report)
     console = Console()
     console.print(_table(config, result, len(x_ND) - held_out, held_out))
-    console.print(f"Take {result.reason}.", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Chosen: {result.reason}.", highlight=False, markup=False, soft_wrap=True)
     return result
 
 
