@@ -22,7 +22,7 @@ def test_the_command_prints_candidates_and_a_choice(corpus, capsys):
     assert "fitted on 87 items, measured on 29" in " ".join(printed.split())
     for stages in ("ternary*3", "onehot:64", "onehot:16,onehot:4"):
         assert stages in printed
-    assert "\nTake " in printed
+    assert "\nChosen: " in printed
 
 
 def test_items_without_the_source_are_left_out(tmp_path):
