@@ -222,3 +222,36 @@ def test_bad_input_is_refused():
             code_attention(words, begin, end_, scores, None, None, *layout, True)
         with pytest.raises(RuntimeError, match="reads events"):
             code_attention(words, begin, end_, scores.double(), None, None, *layout, True)
+
+
+def test_queries_that_read_the_same_are_as_others():
+    """Whichever of them share events and times, and however many heads there are: each as if it were alone."""
+    case = Case("onehot:300,ternary*50", events=700, queries=40, heads=3, times=True)
+    words, _, _, scores, event_time, query_time = case.tensors
+    run_M = torch.arange(40) // 7
+    begin_M, end_M = run_M * 20, 650 - run_M * 30
+    query_time = query_time[run_M]
+    layout = list(case.layout.radices), list(case.layout.words), True
+    together = code_attention(words, begin_M, end_M, scores, event_time, query_time, *layout)
+    for m in range(0, 40, 3):
+        one = slice(m, m + 1)
+        alone = code_attention(words, begin_M[one], end_M[one], scores[one], event_time, query_time[one], *layout)
+        for actual, expected in zip(together, alone, strict=True):
+            torch.testing.assert_close(actual[one], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_bits_do_not_depend_on_the_number_of_threads():
+    case = Case("ternary*25", events=700, queries=40, times=True)
+    words, _, _, scores, event_time, query_time = case.tensors
+    begin_M = torch.arange(40) // 7 * 20
+    arguments = words, begin_M, begin_M + 500, scores, event_time, query_time[begin_M // 20], [3] * 25, [0] * 25, True
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(code_attention(*arguments))
+    finally:
+        torch.set_num_threads(threads)
+    for mass, lse in results[1:]:
+        assert mass.equal(results[0][0]) and lse.equal(results[0][1])

@@ -2,7 +2,8 @@
 //
 // Per query, the scores of digit values are summed into one small table per chunk of a few digits (243 rows for 5 trits),
 // which stays in L1; an event's score is a sum of one row per chunk, and its weight is added to one row per chunk of a
-// histogram of the same shape. Heads are the vector dimension.
+// histogram of the same shape. Heads are the vector dimension, and forward also the queries that read the same events at
+// the same time, such as the candidates of a request.
 
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -46,19 +47,24 @@ struct Events {
 };
 
 // Summing digits into chunks costs up to 2 * 256 additions per chunk and query, and saves most of an event's: short
-// histories do better with chunks of 27 values.
-int64_t chunk_limit(const at::Tensor& begin, const at::Tensor& end) {
+// histories do better with chunks of 27 values; so that tables stay in L1, vectors of 8 lanes with chunks of 81.
+int64_t chunk_limit(const at::Tensor& begin, const at::Tensor& end, int64_t heads) {
   const int64_t queries = begin.size(0);
-  int64_t events = 0;
-  for (int64_t m = 0; m < queries; ++m) events += end.const_data_ptr<int64_t>()[m] - begin.const_data_ptr<int64_t>()[m];
-  return events < 300 * queries ? 32 : 256;
+  const int64_t *from = begin.const_data_ptr<int64_t>(), *to = end.const_data_ptr<int64_t>();
+  int64_t events = 0, joined = 0;
+  for (int64_t m = 0; m < queries; ++m) {
+    events += to[m] - from[m];
+    joined += m > 0 && from[m] == from[m - 1] && to[m] == to[m - 1];
+  }
+  if (events < 300 * queries) return 32;
+  return heads > 4 || 2 * joined > queries ? 81 : 256;
 }
 
 Events check(const at::Tensor& words, const at::Tensor& begin, const at::Tensor& end, const at::Tensor& scores,
              const std::optional<at::Tensor>& event_time, const std::optional<at::Tensor>& query_time,
              at::IntArrayRef radices, at::IntArrayRef digit_words, bool softmax) {
   const auto pointer = [](const std::optional<at::Tensor>& x) { return x ? x->const_data_ptr<int64_t>() : nullptr; };
-  Events events{Layout(radices, digit_words, chunk_limit(begin, end)),
+  Events events{Layout(radices, digit_words, chunk_limit(begin, end, scores.size(2))),
                 words.const_data_ptr<int64_t>(),
                 words.size(1),
                 begin.const_data_ptr<int64_t>(),
@@ -78,12 +84,30 @@ Events check(const at::Tensor& words, const at::Tensor& begin, const at::Tensor&
   return events;
 }
 
-// The table of one group of heads from scores of digit values [V, H]: a chunk's value scores the sum of its digits.
+// What is computed as one vector: some heads of one query, or all heads of some queries that read the same.
+struct Lanes {
+  int64_t query, queries;
+  int64_t first_head, heads;
+
+  int64_t count() const { return queries * heads; }
+
+  // Moves row v of values [M, V, H] to a vector or back: copy(float of the vector, float of the row, how many).
+  template <typename Values, typename Copy>
+  void row(const Events& e, Values* values_MVH, int64_t v, Copy copy) const {
+    for (int64_t i = 0; i < queries; ++i) {
+      copy(i * heads, values_MVH + ((query + i) * e.values() + v) * e.heads + first_head, heads);
+    }
+  }
+};
+
+// The table of some lanes from scores of digit values [M, V, H]: a chunk's value scores the sum of its digits.
 template <typename Float>
-void expand(const Events& e, const float* values_VH, int64_t first_head, int64_t heads, Float* table, int64_t stride) {
+void expand(const Events& e, const float* values_MVH, const Lanes& lanes, Float* table, int64_t stride) {
   const auto load = [&](int64_t v) {
     Float x{};
-    std::memcpy(&x, values_VH + v * e.heads + first_head, heads * sizeof(float));
+    lanes.row(e, values_MVH, v, [&](int64_t lane, const float* row, int64_t heads) {
+      std::memcpy(reinterpret_cast<float*>(&x) + lane, row, heads * sizeof(float));
+    });
     return x;
   };
   int64_t value = 0; // the first of the next digit
@@ -104,11 +128,13 @@ void expand(const Events& e, const float* values_VH, int64_t first_head, int64_t
   for (int64_t i = 0; value + i < e.values(); ++i) table[(e.layout.num_rows() + i) * stride] = load(value + i);
 }
 
-// The reverse: sums by digit value [V, H] of a histogram by chunk value, which is used up.
+// The reverse: sums by digit value [M, V, H] of a histogram by chunk value, which is used up.
 template <typename Float>
-void marginals(const Events& e, Float* histogram, int64_t first_head, int64_t heads, float* values_VH) {
+void marginals(const Events& e, Float* histogram, const Lanes& lanes, float* values_MVH) {
   const auto store = [&](int64_t v, Float x) {
-    std::memcpy(values_VH + v * e.heads + first_head, &x, heads * sizeof(float));
+    lanes.row(e, values_MVH, v, [&](int64_t lane, float* row, int64_t heads) {
+      std::memcpy(row, reinterpret_cast<float*>(&x) + lane, heads * sizeof(float));
+    });
   };
   int64_t value = e.layout.num_values();
   for (int64_t i = 0; value + i < e.values(); ++i) store(value + i, histogram[e.layout.num_rows() + i]);
@@ -168,133 +194,144 @@ class Window {
   std::vector<uint16_t> values_;
 };
 
-// Calls work(first, last) for shares of the queries of about equally many events, in parallel.
+// Cuts the work into vectors of at most ``width`` lanes; the same whatever the number of threads, so that results are too.
+std::vector<Lanes> cut(const Events& e, int64_t width, bool join_queries) {
+  std::vector<Lanes> cuts;
+  const auto same = [&](int64_t a, int64_t b) {
+    return e.begin[a] == e.begin[b] && e.end[a] == e.end[b] && (!e.has_times || e.query_time[a] == e.query_time[b]);
+  };
+  for (int64_t m = 0, queries; m < e.queries; m += queries) {
+    const int64_t most = join_queries ? std::max<int64_t>(1, width / std::max<int64_t>(1, e.heads)) : 1;
+    for (queries = 1; queries < most && m + queries < e.queries && same(m, m + queries);) ++queries;
+    for (int64_t head = 0; head < e.heads; head += width) {
+      cuts.push_back({m, queries, head, std::min(width, e.heads - head)});
+    }
+  }
+  return cuts;
+}
+
+// Calls work(first, last) for shares of the cuts of about equally many events, in parallel.
 template <typename Work>
-void for_shares(const Events& e, Work work) {
-  std::vector<int64_t> cost(e.queries + 1, 0);
-  for (int64_t m = 0; m < e.queries; ++m) cost[m + 1] = cost[m] + e.end[m] - e.begin[m] + 64;
-  const int64_t shares = std::min<int64_t>(at::get_num_threads(), e.queries);
+void for_shares(const Events& e, const std::vector<Lanes>& cuts, Work work) {
+  const int64_t n = cuts.size();
+  std::vector<int64_t> cost(n + 1, 0);
+  for (int64_t i = 0; i < n; ++i) cost[i + 1] = cost[i] + e.end[cuts[i].query] - e.begin[cuts[i].query] + 64;
+  const int64_t shares = std::min<int64_t>(at::get_num_threads(), n);
   at::parallel_for(0, shares, 1, [&](int64_t first, int64_t last) {
     for (int64_t share = first; share < last; ++share) {
       const auto border = [&](int64_t i) {
         return std::lower_bound(cost.begin(), cost.end(), cost.back() * i / shares) - cost.begin();
       };
-      const int64_t from = border(share), to = share + 1 == shares ? e.queries : border(share + 1);
-      if (from < to) work(from, to);
+      const int64_t from = border(share), to = share + 1 == shares ? n : border(share + 1);
+      if (from < to) work(cuts.data() + from, cuts.data() + to);
     }
   });
 }
 
 template <int HP>
-void forward(const Events& e, const float* scores, int64_t first_head, int64_t heads, float* mass, float* lse) {
+void forward(const Events& e, const Lanes& lanes, const Window& window, const float* scores, float* mass, float* lse) {
   using Float = typename Vec<HP>::Float;
-  for_shares(e, [&](int64_t from, int64_t to) {
-    Window window(e);
-    std::vector<Float> table(e.rows()), histogram(e.rows());
-    Float block[kBlock];
-    for (int64_t m = from; m < to; ++m) {
-      window.show(m, to);
-      expand(e, scores + m * e.values() * e.heads, first_head, heads, table.data(), 1);
-      std::fill(histogram.begin(), histogram.end(), Float{});
-      Float most = Float{} - std::numeric_limits<float>::max(), sum{};
-      for (int64_t begin = e.begin[m]; begin < e.end[m]; begin += kBlock) {
-        const int64_t n = std::min(kBlock, e.end[m] - begin);
-        std::fill(block, block + n, Float{});
-        window.columns(m, begin, n, [&](int64_t first, const uint16_t* value) {
-          for (int64_t t = 0; t < n; ++t) block[t] += table[first + value[t]];
-        });
-        Float block_most = most;
-        for (int64_t t = 0; t < n; ++t) block_most = max(block_most, block[t]);
-        if (e.softmax) {
-          bool grew = false;
-          for (int h = 0; h < HP; ++h) grew |= block_most[h] > most[h];
-          if (grew) { // what is summed so far was relative to a smaller maximum
-            const Float scale = exp<HP>(most - block_most);
-            for (Float& row : histogram) row *= scale;
-            sum *= scale;
-            most = block_most;
-          }
-        }
-        for (int64_t t = 0; t < n; ++t) {
-          block[t] = e.softmax ? exp<HP>(block[t] - most) : block[t] / (1.0f + exp<HP>(-block[t]));
-          sum += block[t];
-        }
-        window.columns(m, begin, n, [&](int64_t first, const uint16_t* value) {
-          for (int64_t t = 0; t < n; ++t) histogram[first + value[t]] += block[t];
-        });
-      }
-      const bool empty = e.begin[m] == e.end[m];
-      if (e.softmax && !empty) {
-        for (Float& row : histogram) row /= sum;
-      }
-      marginals(e, histogram.data(), first_head, heads, mass + m * e.values() * e.heads);
-      for (int64_t h = 0; h < heads; ++h) {
-        float& out = lse[m * e.heads + first_head + h];
-        out = !e.softmax ? 0.0f : empty ? -std::numeric_limits<float>::infinity() : most[h] + std::log(sum[h]);
+  static thread_local std::vector<Float> table, histogram;
+  table.resize(e.rows());
+  histogram.assign(e.rows(), Float{});
+  expand(e, scores, lanes, table.data(), 1);
+  Float block[kBlock], most = Float{} - std::numeric_limits<float>::max(), sum{};
+  const int64_t m = lanes.query;
+  for (int64_t begin = e.begin[m]; begin < e.end[m]; begin += kBlock) {
+    const int64_t n = std::min(kBlock, e.end[m] - begin);
+    std::fill(block, block + n, Float{});
+    window.columns(m, begin, n, [&](int64_t first, const uint16_t* value) {
+      for (int64_t t = 0; t < n; ++t) block[t] += table[first + value[t]];
+    });
+    if (e.softmax) {
+      Float block_most = most;
+      for (int64_t t = 0; t < n; ++t) block_most = max(block_most, block[t]);
+      bool grew = false;
+      for (int h = 0; h < HP; ++h) grew |= block_most[h] > most[h];
+      if (grew) { // what is summed so far was relative to a smaller maximum
+        const Float scale = exp<HP>(most - block_most);
+        for (Float& row : histogram) row *= scale;
+        sum *= scale;
+        most = block_most;
       }
     }
-  });
+    for (int64_t t = 0; t < n; ++t) {
+      block[t] = e.softmax ? exp<HP>(block[t] - most) : block[t] / (1.0f + exp<HP>(-block[t]));
+      sum += block[t];
+    }
+    window.columns(m, begin, n, [&](int64_t first, const uint16_t* value) {
+      for (int64_t t = 0; t < n; ++t) histogram[first + value[t]] += block[t];
+    });
+  }
+  const bool empty = e.begin[m] == e.end[m];
+  if (e.softmax && !empty) {
+    for (Float& row : histogram) row /= sum;
+  }
+  marginals(e, histogram.data(), lanes, mass);
+  for (int64_t i = 0; i < lanes.count(); ++i) {
+    const int64_t query = m + i / lanes.heads, head = lanes.first_head + i % lanes.heads;
+    lse[query * e.heads + head] =
+        !e.softmax ? 0.0f : empty ? -std::numeric_limits<float>::infinity() : most[i] + std::log(sum[i]);
+  }
 }
 
 template <int HP>
-void backward(const Events& e, const float* scores, const float* grad_mass, const float* lse, const float* shift,
-              int64_t first_head, int64_t heads, float* grad_scores) {
+void backward(const Events& e, const Lanes& lanes, const Window& window, const float* scores, const float* grad_mass,
+              const float* lse, const float* shift, float* grad_scores) {
   using Float = typename Vec<HP>::Float;
   struct Row {
     Float score, grad;
   };
-  for_shares(e, [&](int64_t from, int64_t to) {
-    Window window(e);
-    std::vector<Row> table(e.rows());
-    std::vector<Float> histogram(e.rows());
-    Row block[kBlock];
-    const auto load = [&](const float* values, int64_t m) {
-      Float x{};
-      std::memcpy(&x, values + m * e.heads + first_head, heads * sizeof(float));
-      return x;
-    };
-    for (int64_t m = from; m < to; ++m) {
-      window.show(m, to);
-      const int64_t offset = m * e.values() * e.heads;
-      expand(e, scores + offset, first_head, heads, &table.data()->score, 2);
-      expand(e, grad_mass + offset, first_head, heads, &table.data()->grad, 2);
-      std::fill(histogram.begin(), histogram.end(), Float{});
-      const Float lse_h = load(lse, m), shift_h = load(shift, m);
-      for (int64_t begin = e.begin[m]; begin < e.end[m]; begin += kBlock) {
-        const int64_t n = std::min(kBlock, e.end[m] - begin);
-        std::fill(block, block + n, Row{});
-        window.columns(m, begin, n, [&](int64_t first, const uint16_t* value) {
-          for (int64_t t = 0; t < n; ++t) {
-            const Row& row = table[first + value[t]];
-            block[t].score += row.score;
-            block[t].grad += row.grad;
-          }
-        });
-        for (int64_t t = 0; t < n; ++t) {
-          const Float score = block[t].score, grad = block[t].grad;
-          if (e.softmax) {
-            block[t].grad = exp<HP>(score - lse_h) * (grad + shift_h);
-          } else {
-            const Float sigmoid = 1.0f / (1.0f + exp<HP>(-score));
-            block[t].grad = grad * sigmoid * (1.0f + score * (1.0f - sigmoid));
-          }
-        }
-        window.columns(m, begin, n, [&](int64_t first, const uint16_t* value) {
-          for (int64_t t = 0; t < n; ++t) histogram[first + value[t]] += block[t].grad;
-        });
+  static thread_local std::vector<Row> table;
+  static thread_local std::vector<Float> histogram;
+  table.resize(e.rows());
+  histogram.assign(e.rows(), Float{});
+  expand(e, scores, lanes, &table.data()->score, 2);
+  expand(e, grad_mass, lanes, &table.data()->grad, 2);
+  const int64_t m = lanes.query; // the only one
+  const auto load = [&](const float* values_MH) {
+    Float x{};
+    std::memcpy(&x, values_MH + m * e.heads + lanes.first_head, lanes.heads * sizeof(float));
+    return x;
+  };
+  const Float lse_h = load(lse), shift_h = load(shift);
+  Row block[kBlock];
+  for (int64_t begin = e.begin[m]; begin < e.end[m]; begin += kBlock) {
+    const int64_t n = std::min(kBlock, e.end[m] - begin);
+    std::fill(block, block + n, Row{});
+    window.columns(m, begin, n, [&](int64_t first, const uint16_t* value) {
+      for (int64_t t = 0; t < n; ++t) {
+        const Row& row = table[first + value[t]];
+        block[t].score += row.score;
+        block[t].grad += row.grad;
       }
-      marginals(e, histogram.data(), first_head, heads, grad_scores + offset);
+    });
+    for (int64_t t = 0; t < n; ++t) {
+      const Float score = block[t].score, grad = block[t].grad;
+      if (e.softmax) {
+        block[t].grad = exp<HP>(score - lse_h) * (grad + shift_h);
+      } else {
+        const Float sigmoid = 1.0f / (1.0f + exp<HP>(-score));
+        block[t].grad = grad * sigmoid * (1.0f + score * (1.0f - sigmoid));
+      }
     }
-  });
+    window.columns(m, begin, n, [&](int64_t first, const uint16_t* value) {
+      for (int64_t t = 0; t < n; ++t) histogram[first + value[t]] += block[t].grad;
+    });
+  }
+  marginals(e, histogram.data(), lanes, grad_scores);
 }
 
-// Calls f<HP>(first_head, heads) for groups of up to 8 heads.
-template <typename F4, typename F8>
-void for_head_groups(int64_t heads, F4 four, F8 eight) {
-  for (int64_t first = 0; first < heads; first += 8) {
-    const int64_t count = std::min<int64_t>(8, heads - first);
-    count <= 4 ? four(first, count) : eight(first, count);
-  }
+// Calls narrow or wide for each cut of up to 4 and up to 8 lanes, in parallel.
+template <typename Narrow, typename Wide>
+void for_lanes(const Events& e, bool join_queries, Narrow narrow, Wide wide) {
+  for_shares(e, cut(e, 8, join_queries), [&](const Lanes* first, const Lanes* last) {
+    Window window(e);
+    for (const Lanes* lanes = first; lanes < last; ++lanes) {
+      window.show(lanes->query, (last - 1)->query + 1);
+      lanes->count() <= 4 ? narrow(*lanes, window) : wide(*lanes, window);
+    }
+  });
 }
 
 std::tuple<at::Tensor, at::Tensor> code_attention(
@@ -305,9 +342,9 @@ std::tuple<at::Tensor, at::Tensor> code_attention(
   at::Tensor mass = at::empty_like(scores), lse = at::empty({e.queries, e.heads}, scores.options());
   const float* s = scores.const_data_ptr<float>();
   float *m = mass.mutable_data_ptr<float>(), *l = lse.mutable_data_ptr<float>();
-  for_head_groups(
-      e.heads, [&](int64_t first, int64_t count) { forward<4>(e, s, first, count, m, l); },
-      [&](int64_t first, int64_t count) { forward<8>(e, s, first, count, m, l); });
+  for_lanes(
+      e, true, [&](const Lanes& lanes, const Window& window) { forward<4>(e, lanes, window, s, m, l); },
+      [&](const Lanes& lanes, const Window& window) { forward<8>(e, lanes, window, s, m, l); });
   return {mass, lse};
 }
 
@@ -321,9 +358,9 @@ at::Tensor code_attention_backward(
   const float *s = scores.const_data_ptr<float>(), *g = grad_mass.const_data_ptr<float>();
   const float *l = lse.const_data_ptr<float>(), *d = shift.const_data_ptr<float>();
   float* out = grad.mutable_data_ptr<float>();
-  for_head_groups(
-      e.heads, [&](int64_t first, int64_t count) { backward<4>(e, s, g, l, d, first, count, out); },
-      [&](int64_t first, int64_t count) { backward<8>(e, s, g, l, d, first, count, out); });
+  for_lanes(
+      e, false, [&](const Lanes& lanes, const Window& window) { backward<4>(e, lanes, window, s, g, l, d, out); },
+      [&](const Lanes& lanes, const Window& window) { backward<8>(e, lanes, window, s, g, l, d, out); });
   return grad;
 }
 
