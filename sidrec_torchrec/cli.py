@@ -42,6 +42,7 @@ COMMANDS = {
     "decode-sids": Command(f"{_JOBS}.decode_sids:main", "write what SIDs keep of each item"),
     "train-ranker": Command(f"{_JOBS}.train_ranker:main", "train the long-sequence ranker with one arm"),
     "evaluate": Command(f"{_JOBS}.evaluate:main", "test a trained ranker on warm and on cold items"),
+    "export": Command(f"{_JOBS}.export_ranker:main", "write a trained ranker as one file that a server loads"),
     "codec collisions": Command(f"{_JOBS}.codec_collisions:main", "say which items share a SID"),
     "codec design": Command(f"{_JOBS}.codec_design:main", "weigh lists of DPCA stages on a source, and name one"),
     "codec disambiguate": Command(

@@ -30,6 +30,7 @@ from sidrec_torchrec.data.buckets import EventBuckets, UserEvents
 from sidrec_torchrec.data.fingerprint import data_fingerprint, file_fingerprint
 from sidrec_torchrec.data.format import (
     ITEMS_FILE,
+    USERS_FILE,
     Users,
     Vocabulary,
     open_events,
@@ -111,6 +112,19 @@ class Prepared:
         path = Path(data) / ITEMS_FILE
         if not path.exists() or file_fingerprint(path) != self.data[ITEMS_FILE]:
             raise DataError(f"{path}: not the items that {self.folder} was prepared from; prepare this data again")
+
+    def user_values(self, data: Path) -> dict[str, list]:
+        """By user feature, the values whose codes are 1, 2, ...; code 0 stands for a missing or unknown value.
+
+        Raises:
+            DataError: if ``data``'s users changed since ``prepare``.
+        """
+        if not self.user_features:
+            return {}
+        path = Path(data) / USERS_FILE
+        if not path.exists() or file_fingerprint(path) != self.data[USERS_FILE]:
+            raise DataError(f"{path}: not the users that {self.folder} was prepared from; prepare this data again")
+        return {name: list(vocabulary.values) for name, vocabulary in _user_vocabularies(open_users(data)).items()}
 
     def path(self, split: str) -> Path:
         """The sequences file of ``train``, ``validation`` or ``test``."""

@@ -6,18 +6,10 @@ from pathlib import Path
 
 from sidrec_torchrec.data.prepare import SPLITS, open_prepared
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.files import read_json, write_json
-from sidrec_torchrec.jobs.checkpoints import BEST, Checkpoints
+from sidrec_torchrec.files import write_json
+from sidrec_torchrec.jobs.checkpoints import BEST
 from sidrec_torchrec.jobs.distributed import process_group
-from sidrec_torchrec.jobs.runs import CONFIG_FILE, config_from_json
-from sidrec_torchrec.jobs.train_ranker import (
-    CHECKPOINTS,
-    TrainRankerConfig,
-    batches,
-    build_ranker,
-    evaluate,
-    load_arm,
-)
+from sidrec_torchrec.jobs.train_ranker import batches, build_ranker, evaluate, load_arm, open_trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +37,8 @@ def main(config: EvaluateConfig) -> dict[str, float | None]:
     """
     if config.split not in SPLITS:
         raise SidrecError(f"unknown split '{config.split}'; there are {', '.join(SPLITS)}")
-    path = config.ranker / CONFIG_FILE
-    if not path.exists():
-        raise SidrecError(f"{path}: not found; name a folder train-ranker wrote")
-    trained = config_from_json(TrainRankerConfig, read_json(path) | {"out": str(config.ranker)})
     with process_group() as processes:
-        checkpoints = Checkpoints(config.ranker / CHECKPOINTS)
-        if not checkpoints.has(BEST):
-            raise SidrecError(f"{config.ranker}: no trained epoch yet; run train-ranker to its end")
+        trained, checkpoints = open_trained(config.ranker)
         prepared = open_prepared(config.prepared or trained.prepared)
         arm = load_arm(trained, prepared)
         model = build_ranker(trained, prepared, arm, processes)

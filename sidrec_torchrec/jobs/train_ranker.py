@@ -19,11 +19,12 @@ from torchrec.distributed.types import ShardedModule
 from sidrec_torchrec.data.batches import RankBatch, SequenceBatches
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.errors import SidrecError, check_at_least
+from sidrec_torchrec.files import read_json
 from sidrec_torchrec.jobs.arm_inputs import load_arm_inputs
 from sidrec_torchrec.jobs.checkpoints import BEST, LAST, Checkpoints
 from sidrec_torchrec.jobs.distributed import Processes, process_group
 from sidrec_torchrec.jobs.progress import stage
-from sidrec_torchrec.jobs.runs import open_run
+from sidrec_torchrec.jobs.runs import CONFIG_FILE, config_from_json, open_run
 from sidrec_torchrec.ranker.arms import Arm, ArmConfig, PackedSIDs, build_arm
 from sidrec_torchrec.ranker.bytes import bytes_per_event, table_bytes
 from sidrec_torchrec.ranker.metrics import RankingMetrics
@@ -91,6 +92,21 @@ def main(config: TrainRankerConfig) -> dict[str, Any]:
         return open_run(config.out, config).result
 
 
+def open_trained(folder: Path) -> tuple[TrainRankerConfig, Checkpoints]:
+    """A run with its best epoch; call on every process of the group.
+
+    Raises:
+        SidrecError: if ``folder`` has none.
+    """
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise SidrecError(f"{path}: not found; name a folder train-ranker wrote")
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    if not checkpoints.has(BEST):
+        raise SidrecError(f"{folder}: no trained epoch yet; run train-ranker to its end")
+    return config_from_json(TrainRankerConfig, read_json(path) | {"out": str(folder)}), checkpoints
+
+
 def load_arm(config: TrainRankerConfig, prepared: Prepared) -> Arm:
     """The run's arm; lays out its inputs where they are not yet."""
     inputs = load_arm_inputs(
@@ -107,15 +123,18 @@ def load_arm(config: TrainRankerConfig, prepared: Prepared) -> Arm:
 def build_ranker(config: TrainRankerConfig, prepared: Prepared, arm: Arm, processes: Processes) -> nn.Module:
     """The run's ranker with fresh weights, sharded over the processes."""
     torch.manual_seed(config.seed)
-    # Tables are made shard by shard from meta tensors; SIDE's constants are made on the device.
+    return shard(unsharded_ranker(config, prepared, arm, processes.device), config.optimizer, processes.device)
+
+
+def unsharded_ranker(config: TrainRankerConfig, prepared: Prepared, arm: Arm, device: torch.device) -> Ranker:
+    """The run's ranker, whole."""
     if config.model.attention == "codes":
         if arm.events is None:
             raise SidrecError(f"attention to codes needs an arm whose SIDs travel, such as 'side'; got '{config.arm}'")
-        items, events = PackedSIDs(arm.events, processes.device), arm.events
+        items, events = PackedSIDs(arm.events, device), arm.events
     else:
-        items, events = arm.module(processes.device), None
-    ranker = Ranker(config.model, items, arm.dim, events, prepared.user_features, processes.device)
-    return shard(ranker, config.optimizer, processes.device)
+        items, events = arm.module(device), None
+    return Ranker(config.model, items, arm.dim, events, prepared.user_features, device)
 
 
 def batches(

@@ -2,9 +2,26 @@
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
 
+from sidrec_torchrec.data.batches import RankBatch
+from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.model import Context, Ranker
 from sidrec_torchrec.ranker.readers import CodeReader
+from sidrec_torchrec.ranker.targets import Targets
+
+INPUTS: dict[str, tuple[str, ...]] = {
+    "history_NW": ("events", "words"),
+    "action_N": ("events",),
+    "time_N": ("events",),
+    "offsets_B1": ("requests + 1",),
+    "candidate_MW": ("candidates", "words"),
+    "request_M": ("candidates",),
+    "request_time_B": ("requests",),
+    "num_events_B": ("requests",),
+    "user_BF": ("requests", "user features"),
+}
+"""What ``ServingRanker`` takes, in this order, and the sizes of each; all int64."""
 
 
 class ServingRanker(nn.Module):
@@ -17,14 +34,17 @@ class ServingRanker(nn.Module):
         ranker: the trained ranker.
 
     Raises:
-        ValueError: if the ranker attends to vectors.
+        SidrecError: if the ranker attends to vectors.
     """
 
     def __init__(self, ranker: Ranker) -> None:
         super().__init__()
         reader = ranker.head.reader
         if not isinstance(reader, CodeReader):
-            raise ValueError("the ranker attends to vectors; train one with attention to codes to serve it")
+            raise SidrecError(
+                "this ranker attends to vectors, which a server would have to look up for every event; train one with "
+                "--arm side --model.attention codes"
+            )
         self.attention = reader.attention
         self.vectors = reader.vectors
         self.interaction = ranker.head.interaction
@@ -76,3 +96,50 @@ class ServingRanker(nn.Module):
         )
         users_MD = [table(user_BF[:, f])[request_M] for f, table in enumerate(self.user_tables)]
         return self.interaction(q_MD, pooled_MD, context, users_MD).sigmoid()
+
+
+def export(model: ServingRanker) -> ExportedProgram:
+    """The module as a program for any number of requests, events and candidates, none included."""
+    requests = Dim("requests", min=0)
+    dims = {"requests": requests, "requests + 1": requests + 1}
+    dims |= {name: Dim(name, min=0) for name in ("events", "candidates")}
+    sizes = {
+        "requests": 3,
+        "requests + 1": 4,
+        "events": 5,
+        "candidates": 6,
+    }  # of the example; 0 and 1 would be constants
+    sizes |= {"words": len(model.attention.events.last_W), "user features": len(model.user_tables)}
+    example = [torch.zeros([sizes[size] for size in shape], dtype=torch.int64) for shape in INPUTS.values()]
+    dynamic = [{i: dims[size] for i, size in enumerate(shape) if size in dims} for shape in INPUTS.values()]
+    return torch.export.export(model, tuple(example), dynamic_shapes=tuple(dynamic))
+
+
+def requests_of(batch: RankBatch, words_NW: Tensor) -> dict[str, Tensor]:
+    """What a server is asked for each target of a batch: a request with the events it may read, and itself as candidate.
+
+    Args:
+        batch: of sequences.
+        words_NW: packed SIDs of its events, int64.
+
+    Returns:
+        ``ServingRanker``'s inputs.
+    """
+    targets = Targets.of(batch)
+    lengths_S = targets.end_S - targets.begin_S
+    offsets_S1 = nn.functional.pad(lengths_S.cumsum(0), (1, 0))
+    request_P = torch.repeat_interleave(lengths_S)  # P: events of all requests
+    read_P = torch.arange(len(request_P), device=request_P.device) + (targets.begin_S - offsets_S1[:-1])[request_P]
+    event_P = targets.visible_V[read_P]
+    user_BF = batch.users.values().view(len(batch.users.keys()), len(batch.lengths_B)).T
+    return {
+        "history_NW": words_NW[event_P],
+        "action_N": batch.action_N[event_P],
+        "time_N": batch.timestamp_N[event_P],
+        "offsets_B1": offsets_S1,
+        "candidate_MW": words_NW[targets.event_S],
+        "request_M": torch.arange(len(lengths_S), device=lengths_S.device),
+        "request_time_B": batch.timestamp_N[targets.event_S],
+        "num_events_B": batch.order_N[targets.event_S],
+        "user_BF": user_BF[targets.row_S],
+    }

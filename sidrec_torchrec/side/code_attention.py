@@ -77,7 +77,8 @@ class CodeAttention(nn.Module):
         buckets = sum(self.side_information.values()) + GAP_BUCKETS * time_gaps
         self.bias_UH = nn.Parameter(torch.zeros(buckets, num_heads, device=device))  # U: all kinds' buckets
         self.bucket_value_UD = nn.Parameter(torch.zeros(buckets, dim, device=device))
-        self._side_layout = CodeLayout(tuple(sizes), (0,) * len(sizes))
+        self._sizes = sizes
+        self._divisors = list(CodeLayout(tuple(sizes), (0,) * len(sizes)).divisors)
         # side information travels as one more word of digits, behind the SID's
         side_word = events.codec.spec.num_words
         self._radices = [*self.events.layout.radices, *sizes]
@@ -152,7 +153,7 @@ class CodeAttention(nn.Module):
 
     def _side_words(self, buckets_NK: Tensor) -> Tensor:
         """Side information as one packed word, int64 [N, 1]."""
-        wrong_NK = (buckets_NK < 0) | (buckets_NK >= torch.tensor(self._side_layout.radices, device=buckets_NK.device))
+        wrong_NK = (buckets_NK < 0) | (buckets_NK >= torch.tensor(self._sizes, device=buckets_NK.device))
         if can_look_at(wrong_NK):
             if wrong_NK.any():
                 event, kind = wrong_NK.nonzero()[0].tolist()
@@ -160,7 +161,7 @@ class CodeAttention(nn.Module):
                 raise DataError(f"{name} of event {event} is {int(buckets_NK[event, kind])}, expected 0 to {size - 1}")
         else:
             torch._assert_async(~wrong_NK.any(), f"side information {self.side_information}: a bucket is out of range")
-        return (buckets_NK * torch.tensor(self._side_layout.divisors, device=buckets_NK.device)).sum(1, keepdim=True)
+        return (buckets_NK * torch.tensor(self._divisors, device=buckets_NK.device)).sum(1, keepdim=True)
 
 
 def request_ranges(offsets_B1: Tensor, candidates_B: Tensor) -> tuple[Tensor, Tensor]:

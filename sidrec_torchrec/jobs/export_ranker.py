@@ -1,0 +1,130 @@
+"""Exports a trained ranker that attends to codes, as one file that a server loads without TorchRec."""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.data.batches import RankBatch
+from sidrec_torchrec.data.prepare import open_prepared
+from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.jobs.checkpoints import BEST
+from sidrec_torchrec.jobs.distributed import process_group
+from sidrec_torchrec.jobs.progress import stage
+from sidrec_torchrec.jobs.train_ranker import batches, load_arm, open_trained, unsharded_ranker
+from sidrec_torchrec.ranker.model import Ranker
+from sidrec_torchrec.ranker.scorer import FORMAT, METADATA, Scorer
+from sidrec_torchrec.ranker.serving import INPUTS, ServingRanker, export, requests_of
+
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRankerConfig:
+    """Which ranker to export, and where to.
+
+    Args:
+        ranker: folder train-ranker wrote, with ``--arm side --model.attention codes``.
+        out: file to write, ``.pt2``.
+        compiled: whether to compile it for this processor (AOTInductor; about a minute, and a C++ compiler is needed);
+            else the file is a program that torch interprets on any machine.
+    """
+
+    ranker: Path
+    out: Path
+    compiled: bool = True
+
+
+def main(config: ExportRankerConfig) -> dict[str, Any]:
+    """Exports the best epoch, checks that it predicts what the trained ranker does, and only then writes the file.
+
+    Returns:
+        The package's metadata; see ``Scorer``.
+
+    Raises:
+        SidrecError: on a folder without a trained ranker, one that cannot be served, a missing compiler, or predictions
+            that differ.
+    """
+    _check(config)
+    cpu = torch.device("cpu")
+    with process_group() as processes:
+        trained, checkpoints = open_trained(config.ranker)
+        prepared = open_prepared(trained.prepared)
+        arm = load_arm(trained, prepared)
+        ranker = unsharded_ranker(trained, prepared, arm, cpu).eval()
+        model = ServingRanker(ranker)
+        state = ranker.state_dict()
+        checkpoints.load(BEST, {"model": state})
+        ranker.load_state_dict(state)
+        metadata = describe(arm.events.codec.spec, prepared.user_values(trained.data))
+        batch = next(iter(batches(trained, prepared, arm, "test", processes)))
+        if processes.is_main:
+            with stage("export", 2, show=True) as progress, tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "ranker.pt2"
+                program = export(model)
+                progress.advance(1)
+                write(program, metadata, file, compiled=config.compiled)
+                check_predictions(ranker, batch, Scorer(file))
+                with atomic_path(config.out) as temporary:
+                    shutil.copyfile(file, temporary)
+                progress.advance(1)
+            print(f"{config.out}: reads SIDs of {metadata['stages']}, fingerprint {metadata['fingerprint']}")
+    return metadata
+
+
+def describe(spec: SIDSpec, user_values: dict[str, list]) -> dict[str, Any]:
+    """What a server must know of a package; see ``Scorer``."""
+    fixed = {"words": spec.num_words, "user features": len(user_values)}
+    return {
+        "format": FORMAT,
+        **spec.to_json(),
+        "last_words": [limit - 1 for limit in spec.word_limits],
+        "inputs": {name: [fixed.get(size, size) for size in shape] for name, shape in INPUTS.items()},
+        "user_features": user_values,
+        "torch": torch.__version__,
+    }
+
+
+def write(program: ExportedProgram, metadata: dict[str, Any], file: Path, *, compiled: bool) -> None:
+    """Writes a package that ``Scorer`` loads."""
+    text = json.dumps(metadata)
+    if not compiled:
+        torch.export.save(program, file, extra_files={METADATA: text})
+        return
+    options = {
+        "aot_inductor.metadata": {METADATA: text},
+        "cpp.dynamic_threads": True,  # as many as the server has, not as many as there are here
+    }
+    torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+
+
+@torch.no_grad()
+def check_predictions(ranker: Ranker, batch: RankBatch, scorer: Scorer) -> None:
+    """Refuses a package that does not predict what the ranker does.
+
+    Raises:
+        SidrecError: says by how much they differ.
+    """
+    _, expected = ranker(batch)
+    actual_S = scorer(**requests_of(batch, ranker.items(batch.items)))
+    difference = float((actual_S - expected.prediction).abs().max())
+    if not difference <= _TOLERANCE:
+        raise SidrecError(f"the exported ranker's predictions differ by {difference:.1e} from the trained one's")
+
+
+def _check(config: ExportRankerConfig) -> None:
+    if config.out.suffix != ".pt2":
+        raise SidrecError(f"{config.out}: torch wants a name that ends in .pt2")
+    compiler = os.environ.get("CXX", "g++")  # the one torch takes
+    if config.compiled and shutil.which(compiler) is None:
+        raise SidrecError(
+            f"no C++ compiler '{compiler}': install one, name one in CXX, or export with --compiled false"
+        )

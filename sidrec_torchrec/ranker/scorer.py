@@ -1,0 +1,125 @@
+"""What a server loads: a ranker that ``sidrec export`` wrote. Needs torch and our operators, not TorchRec."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sidrec_torchrec.ops.code_attention
+import sidrec_torchrec.ops.side_decode  # noqa: F401  both register the operators a package calls
+from sidrec_torchrec.errors import DataError, SidrecError
+
+METADATA = "sidrec.json"
+FORMAT = 1
+_NUM_ACTIONS = 2
+
+
+class Scorer:
+    """An exported ranker: scores the candidates of any number of requests.
+
+    Args:
+        path: a package that ``sidrec export`` wrote. It holds code that is run: load only what you trust.
+
+    Attributes:
+        metadata: ``fingerprint`` and ``stages`` of the SIDs it reads; ``inputs``, the shape of each, where a name stands
+            for a size that may differ from call to call; ``user_features``, by name the values whose codes are 1, 2, ...
+            (0 stands for any other), in the order of ``user_BF``'s columns; ``torch``, the version that wrote it.
+
+    Raises:
+        SidrecError: if it is no such package, or one of a later format.
+
+    Example::
+
+        scorer = Scorer("ranker.pt2")
+        probability_M = scorer(history_NW=..., action_N=..., ...)
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._program, metadata = _load(Path(path))
+        if metadata is None:
+            raise SidrecError(f"{path}: not a ranker that `sidrec export` wrote")
+        self.metadata: dict[str, Any] = json.loads(metadata)
+        if self.metadata["format"] != FORMAT:
+            raise SidrecError(
+                f"{path}: of format {self.metadata['format']}, this version reads {FORMAT}; export it again"
+            )
+        self._last_word_W = torch.tensor(self.metadata["last_words"])
+        self._last_code_F = torch.tensor([len(values) for values in self.metadata["user_features"].values()])
+
+    def __call__(self, **inputs: Tensor) -> Tensor:
+        """Probability of a positive for each candidate, float32 [M].
+
+        Args:
+            inputs: those of ``ServingRanker.forward``, by name; int64, on the CPU.
+
+        Raises:
+            DataError: on a missing or unknown input, another dtype or shape, a word that is no SID, a code or place out of
+                range; names the input, and the entry.
+        """
+        self._check_shapes(inputs)
+        self._check_values(**inputs)
+        with torch.inference_mode():
+            return self._program(*[inputs[name].contiguous() for name in self.metadata["inputs"]])
+
+    def _check_shapes(self, inputs: dict[str, Tensor]) -> None:
+        shapes = self.metadata["inputs"]
+        if inputs.keys() != shapes.keys():
+            wrong = sorted(inputs.keys() ^ shapes.keys())
+            raise DataError(f"missing or unknown inputs: {', '.join(wrong)}; the inputs are {', '.join(shapes)}")
+        sizes = {
+            "events": _length(inputs["action_N"]),
+            "requests": _length(inputs["request_time_B"]),
+            "candidates": _length(inputs["request_M"]),
+        }
+        sizes["requests + 1"] = sizes["requests"] + 1
+        for name, shape in shapes.items():
+            expected = tuple(sizes.get(size, size) for size in shape)
+            value = inputs[name]
+            if value.dtype != torch.int64 or tuple(value.shape) != expected:
+                raise DataError(
+                    f"{name} is {value.dtype} of shape {tuple(value.shape)}, expected int64 of shape {expected}: {shape}"
+                )
+
+    def _check_values(
+        self, *, history_NW: Tensor, action_N: Tensor, offsets_B1: Tensor, candidate_MW: Tensor, request_M: Tensor,
+        user_BF: Tensor, **others: Tensor,
+    ) -> None:  # fmt: skip
+        N, B = len(action_N), len(user_BF)
+        if offsets_B1[0] != 0 or offsets_B1[-1] != N or (offsets_B1.diff() < 0).any():
+            raise DataError(f"offsets_B1 must rise from 0 to the number of events, {N}; got {offsets_B1.tolist()}")
+        _check_range("history_NW", history_NW, self._last_word_W)
+        _check_range("candidate_MW", candidate_MW, self._last_word_W)
+        _check_range("action_N", action_N, torch.tensor(_NUM_ACTIONS - 1))
+        _check_range("request_M", request_M, torch.tensor(B - 1))
+        _check_range("user_BF", user_BF, self._last_code_F)
+
+
+def _load(path: Path) -> tuple[Callable[..., Tensor], str | None]:
+    """The program, and our metadata if it has some."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compiled = any("/aotinductor/" in name for name in archive.namelist())
+    except zipfile.BadZipFile:
+        raise SidrecError(f"{path}: not a ranker that `sidrec export` wrote, or cut short") from None
+    if compiled:
+        model = torch._inductor.aoti_load_package(str(path))
+        return model, model.get_metadata().get(METADATA)
+    extra = {METADATA: ""}
+    program = torch.export.load(path, extra_files=extra)
+    return program.module(), extra[METADATA] or None
+
+
+def _length(values: Tensor) -> int:
+    return values.shape[0] if values.ndim else 0
+
+
+def _check_range(name: str, values: Tensor, last: Tensor) -> None:
+    wrong = (values < 0) | (values > last)
+    if wrong.any():
+        place = wrong.nonzero()[0]
+        most = last.expand_as(values)[tuple(place)]
+        raise DataError(f"{name}{place.tolist()} is {int(values[tuple(place)])}, expected 0 to {int(most)}")

@@ -1,0 +1,118 @@
+"""The export job: what a fresh process loads, without TorchRec, predicts what the trained ranker did."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sidrec_torchrec.data.batches import SequenceBatches
+from sidrec_torchrec.data.prepare import open_prepared
+from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.jobs import export_ranker, train_ranker
+from sidrec_torchrec.jobs.checkpoints import BEST
+from sidrec_torchrec.jobs.distributed import process_group
+from sidrec_torchrec.jobs.export_ranker import ExportRankerConfig, check_predictions
+from sidrec_torchrec.ranker.arms import ArmConfig
+from sidrec_torchrec.ranker.scorer import Scorer
+from sidrec_torchrec.ranker.serving import requests_of
+from tests.jobs.test_train_ranker import SMALL, make_config
+
+CODES = dataclasses.replace(SMALL, attention="codes")
+
+LOAD = """
+import sys, torch
+from sidrec_torchrec.ranker.scorer import Scorer
+inputs = torch.load(sys.argv[2])
+torch.save(Scorer(sys.argv[1])(**inputs), sys.argv[3])
+assert "torchrec" not in sys.modules and "fbgemm_gpu" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, prepared, sids, tmp_path_factory):
+    """A ranker, and its test batches with what it predicts of them."""
+    out = tmp_path_factory.mktemp("ranker") / "codes"
+    arms = ArmConfig(side_mode="decoded", side_learned=True)
+    config = make_config(corpus, prepared, sids, out, "side", model=CODES, arms=arms)
+    train_ranker.main(config)
+    sequences = open_prepared(prepared)
+    with process_group() as processes:
+        arm = train_ranker.load_arm(config, sequences)
+        model = train_ranker.build_ranker(config, sequences, arm, processes)
+        _, checkpoints = train_ranker.open_trained(out)
+        checkpoints.load(BEST, {"model": model.state_dict()})
+        model.eval()
+        pairs = []
+        for batch in SequenceBatches(sequences, "test", arm, batch_events=1024):
+            words_NW = batch.items["sid"].values().unsqueeze(1)
+            with torch.no_grad():
+                pairs.append((requests_of(batch, words_NW), model(batch)[1].prediction))
+    return config, pairs
+
+
+def test_a_program_predicts_what_the_sharded_ranker_does(trained, tmp_path):
+    config, pairs = trained
+    file = tmp_path / "ranker.pt2"
+    metadata = export_ranker.main(ExportRankerConfig(ranker=config.out, out=file, compiled=False))
+    scorer = Scorer(file)
+    assert scorer.metadata == metadata
+    assert len(pairs) > 1
+    for inputs, expected in pairs:
+        torch.testing.assert_close(scorer(**inputs), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+@pytest.mark.timeout(900)  # a minute of compiling, where nothing else runs
+def test_a_compiled_package_loads_without_torchrec(trained, tmp_path):
+    config, pairs = trained
+    file = tmp_path / "ranker.pt2"
+    export_ranker.main(ExportRankerConfig(ranker=config.out, out=file))
+    inputs, expected = pairs[0]
+    torch.save(inputs, tmp_path / "inputs.pt")
+    command = [sys.executable, "-c", LOAD, file, tmp_path / "inputs.pt", tmp_path / "output.pt"]
+    subprocess.run(command, check=True)
+    torch.testing.assert_close(torch.load(tmp_path / "output.pt"), expected, rtol=0, atol=1e-5)
+    scorer = Scorer(file)
+    none = {name: value[:0] for name, value in inputs.items()} | {"offsets_B1": torch.zeros(1, dtype=torch.int64)}
+    assert scorer(**none).shape == (0,)
+    no_candidates = inputs | {name: inputs[name][:0] for name in ("candidate_MW", "request_M")}
+    assert scorer(**no_candidates).shape == (0,)
+    one = torch.tensor([int(inputs["offsets_B1"].diff().argmin())])  # the shortest history, without its events
+    no_events = {name: inputs[name][:0] for name in ("history_NW", "action_N", "time_N")}
+    no_events |= {name: inputs[name][one] for name in ("candidate_MW", "request_time_B", "num_events_B", "user_BF")}
+    probability = scorer(**no_events, offsets_B1=torch.tensor([0, 0]), request_M=torch.tensor([0]))
+    assert probability.shape == (1,) and 0 < float(probability) < 1
+
+
+def test_other_predictions_are_refused(trained):
+    config, _ = trained
+    prepared = open_prepared(config.prepared)
+    with process_group():
+        arm = train_ranker.load_arm(config, prepared)
+    ranker = train_ranker.unsharded_ranker(config, prepared, arm, torch.device("cpu")).eval()
+    batch = next(iter(SequenceBatches(prepared, "test", arm, batch_events=512)))
+    with pytest.raises(SidrecError, match="predictions differ by .* from the trained one's"):
+        check_predictions(ranker, batch, lambda **inputs: torch.zeros(len(inputs["request_M"])))
+
+
+def test_what_cannot_be_exported_is_refused(corpus, prepared, sids, tmp_path, monkeypatch):
+    out = tmp_path / "ranker.pt2"
+    with pytest.raises(SidrecError, match="ends in .pt2"):
+        export_ranker.main(ExportRankerConfig(ranker=tmp_path, out=tmp_path / "ranker.bin"))
+    with pytest.raises(SidrecError, match="not found; name a folder train-ranker wrote"):
+        export_ranker.main(ExportRankerConfig(ranker=tmp_path, out=out))
+    config = make_config(corpus, prepared, sids, tmp_path / "raw", "raw", epochs=1)
+    train_ranker.main(config)
+    with pytest.raises(SidrecError, match="train one with --arm side --model.attention codes"):
+        export_ranker.main(ExportRankerConfig(ranker=config.out, out=out))
+    shutil.rmtree(config.out / "checkpoints" / BEST)
+    with pytest.raises(SidrecError, match="no trained epoch yet"):
+        export_ranker.main(ExportRankerConfig(ranker=config.out, out=out))
+    monkeypatch.setenv("CXX", "/no/compiler")
+    with pytest.raises(SidrecError, match="no C\\+\\+ compiler '/no/compiler'.* --compiled false"):
+        export_ranker.main(ExportRankerConfig(ranker=config.out, out=out))
+    assert not out.exists()
