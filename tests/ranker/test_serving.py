@@ -13,6 +13,7 @@ from sidrec_torchrec.ranker.arms import PackedSIDs
 from sidrec_torchrec.ranker.model import Ranker, RankerConfig
 from sidrec_torchrec.ranker.scorer import METADATA, Scorer
 from sidrec_torchrec.ranker.serving import ServingRanker, export
+from sidrec_torchrec.side.code_attention import CodeAttention
 from sidrec_torchrec.side.collection import SIDECollection
 from sidrec_torchrec.side.expansion import SIDEConfig
 
@@ -110,6 +111,35 @@ def test_compiles_in_one_graph(learned):
     for sizes in (SIZES["many"], ([20, 30], [4, 5])):
         inputs = make_inputs(model, *sizes).values()
         torch.testing.assert_close(compiled(*inputs), model(*inputs), rtol=0, atol=1e-6)
+
+
+def test_traces_with_jit(model, tmp_path):
+    file = str(tmp_path / "traced.pt")
+    torch.jit.trace(model, tuple(make_inputs(model, [20, 30], [4, 5]).values())).save(file)
+    inputs = make_inputs(model, *SIZES["many"]).values()
+    torch.testing.assert_close(torch.jit.load(file)(*inputs), model(*inputs), rtol=0, atol=1e-6)
+
+
+def test_fx_takes_attention_for_a_leaf(model):
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module, name):
+            return isinstance(module, CodeAttention) or super().is_leaf_module(module, name)
+
+    class Reader(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = model.attention
+
+        def forward(self, query_MD, words_NW, begin_M, end_M, buckets_NK, event_time_N, query_time_M):
+            return self.attention(query_MD, words_NW, begin_M, end_M, buckets_NK, event_time_N, query_time_M) * 2
+
+    reader = Reader()
+    traced = torch.fx.GraphModule(reader, Tracer().trace(reader))
+    inputs = make_inputs(model, [20], [1])
+    times = inputs["time_N"], inputs["request_time_B"]
+    ends = inputs["offsets_B1"][:1], inputs["offsets_B1"][1:]
+    arguments = torch.randn(1, 16), inputs["history_NW"], *ends, inputs["action_N"].unsqueeze(1), *times
+    torch.testing.assert_close(traced(*arguments), reader(*arguments))
 
 
 def test_metadata_say_what_the_server_must_know(scorer):
