@@ -1,6 +1,5 @@
 """Errors a user can act on. The command line prints their message alone, without a traceback."""
 
-
 from typing import Any
 
 
