@@ -38,6 +38,7 @@ LATENT = 64
 QUANTIZERS: dict[str, Callable[[], nn.Module | None]] = {
     "DPCA ternary*25": lambda: QuantizerConfig(stages="ternary*25").build(LATENT),
     "DPCA onehot:256,ternary*20": lambda: QuantizerConfig(stages="onehot:256,ternary*20").build(LATENT),
+    "DPCA onehot:256*5": lambda: QuantizerConfig(stages="onehot:256*5").build(LATENT),
     "residual VQ 5x256": lambda: QuantizerConfig(kind="rq", stages="onehot:256*5").build(LATENT),
     "FSQ 3*25": lambda: FSQ3(LATENT, 25),
     "LFQ 4x10 signs": lambda: LFQ4(LATENT, 4, 10),
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--items", type=Path, required=True, help="data folder with items.parquet")
     parser.add_argument("--source", action="append", required=True)
     parser.add_argument("--target", action="append", default=[])
+    parser.add_argument("--only", action="append", choices=list(QUANTIZERS), help="none named means all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
@@ -83,7 +85,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     parts = read(arguments.items, tuple(arguments.source), tuple(arguments.target))
     results: dict[str, list[Result]] = {}
-    for name, build in QUANTIZERS.items():
+    for name in arguments.only or QUANTIZERS:
+        build = QUANTIZERS[name]
         tuned = [train(parts, build, rate, TUNING_SEED, arguments.epochs).validation_loss for rate in RATES]
         rate = RATES[tuned.index(min(tuned))]
         results[name] = [train(parts, build, rate, seed, arguments.epochs) for seed in range(arguments.seeds)]
