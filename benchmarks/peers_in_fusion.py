@@ -22,13 +22,7 @@ class FSQ3(nn.Module):
 
     @torch.no_grad()
     def initialize(self, z_ND: Tensor) -> None:
-        _, values_D, axes_DD = torch.linalg.svd(z_ND - z_ND.mean(0), full_matrices=False)
-        axes_LD = axes_DD[: len(self.radices)]
-        scale_L = values_D[: len(self.radices)] / len(z_ND) ** 0.5
-        self.fsq.project_in.weight.copy_(axes_LD / scale_L.unsqueeze(1))
-        self.fsq.project_in.bias.copy_(-(z_ND.mean(0) @ axes_LD.T) / scale_L)
-        self.fsq.project_out.weight.copy_((axes_LD * scale_L.unsqueeze(1)).T)
-        self.fsq.project_out.bias.copy_(z_ND.mean(0))
+        _start_at_principal_axes(self.fsq.project_in, self.fsq.project_out, z_ND, 1.0)
 
     def forward(self, z_ND: Tensor) -> QuantizerOutput:
         out_ND, _ = self.fsq(z_ND.unsqueeze(0))
@@ -48,16 +42,23 @@ class LFQ4(nn.Module):
 
     @torch.no_grad()
     def initialize(self, z_ND: Tensor) -> None:
-        _, values_D, axes_DD = torch.linalg.svd(z_ND - z_ND.mean(0), full_matrices=False)
-        axes_LD = axes_DD[: len(self.radices)]
-        scale_L = values_D[: len(self.radices)] / len(z_ND) ** 0.5
-        self.lfq.project_in.weight.copy_(axes_LD / scale_L.unsqueeze(1))
-        self.lfq.project_in.bias.copy_(-(z_ND.mean(0) @ axes_LD.T) / scale_L)
-        self.lfq.project_out.weight.copy_((axes_LD * scale_L.unsqueeze(1)).T * (2 / torch.pi) ** 0.5)
-        self.lfq.project_out.bias.copy_(z_ND.mean(0))
+        # a sign stands for the mean size of a normal number
+        _start_at_principal_axes(self.lfq.project_in, self.lfq.project_out, z_ND, (2 / torch.pi) ** 0.5)
 
     def forward(self, z_ND: Tensor) -> QuantizerOutput:
         out_1ND, indices_1NC, loss = self.lfq(z_ND.unsqueeze(0))
         shifts = torch.arange(self.bits_each)
         digits_NL = (indices_1NC[0].unsqueeze(2) >> shifts & 1).flatten(1)
         return QuantizerOutput(out_1ND[0], digits_NL.to(torch.int16), loss)
+
+
+def _start_at_principal_axes(project_in: nn.Linear, project_out: nn.Linear, z_ND: Tensor, size: float) -> None:
+    """To the latent's first principal coordinates at standard deviation 1, and back from levels of ``size``."""
+    mean_D = z_ND.mean(0)
+    _, values_D, axes_DD = torch.linalg.svd(z_ND - mean_D, full_matrices=False)
+    axes_LD = axes_DD[: project_in.out_features]
+    scale_L = values_D[: project_in.out_features] / len(z_ND) ** 0.5
+    project_in.weight.copy_(axes_LD / scale_L.unsqueeze(1))
+    project_in.bias.copy_(-(mean_D @ axes_LD.T) / scale_L)
+    project_out.weight.copy_((axes_LD * scale_L.unsqueeze(1)).T * size)
+    project_out.bias.copy_(mean_D)
