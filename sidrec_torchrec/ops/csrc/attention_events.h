@@ -1,0 +1,128 @@
+// What a call of code-space attention reads: events, who reads them, and the rows they choose of a query's table.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "codes.h"
+
+namespace sidrec {
+namespace {
+
+constexpr int64_t kGapBuckets = 32;
+
+// floor(log2(gap + 1)), at most kGapBuckets - 1; negative gaps count as 0.
+inline int64_t gap_bucket(int64_t gap) {
+  if (gap <= 0) return 0;
+  return std::min<int64_t>(63 - __builtin_clzll(static_cast<uint64_t>(gap) + 1), kGapBuckets - 1);
+}
+
+// What a call reads, as pointers.
+struct Events {
+  Layout layout;
+  const int64_t* words;
+  int64_t num_words;
+  const int64_t* begin;
+  const int64_t* end;
+  bool has_times;
+  const int64_t* event_time; // null without times, or without events
+  const int64_t* query_time;
+  int64_t queries;
+  int64_t heads;
+  bool softmax;
+
+  int64_t values() const { return layout.num_values() + (has_times ? kGapBuckets : 0); }
+  int64_t rows() const { return layout.num_rows() + (has_times ? kGapBuckets : 0); }
+};
+
+// Summing digits into chunks costs up to 2 * 256 additions per chunk and query, and saves most of an event's: short
+// histories do better with chunks of 27 values; so that tables stay in L1, vectors of 8 lanes with chunks of 81.
+int64_t chunk_limit(const at::Tensor& begin, const at::Tensor& end, int64_t heads) {
+  const int64_t queries = begin.size(0);
+  const int64_t *from = begin.const_data_ptr<int64_t>(), *to = end.const_data_ptr<int64_t>();
+  int64_t events = 0, joined = 0;
+  for (int64_t m = 0; m < queries; ++m) {
+    events += to[m] - from[m];
+    joined += m > 0 && from[m] == from[m - 1] && to[m] == to[m - 1];
+  }
+  if (events < 300 * queries) return 32;
+  return heads > 4 || 2 * joined > queries ? 81 : 256;
+}
+
+Events check(const at::Tensor& words, const at::Tensor& begin, const at::Tensor& end, const at::Tensor& scores,
+             const std::optional<at::Tensor>& event_time, const std::optional<at::Tensor>& query_time,
+             at::IntArrayRef radices, at::IntArrayRef digit_words, bool softmax) {
+  const auto pointer = [](const std::optional<at::Tensor>& x) { return x ? x->const_data_ptr<int64_t>() : nullptr; };
+  Events events{Layout(radices, digit_words, chunk_limit(begin, end, scores.size(2))),
+                words.const_data_ptr<int64_t>(),
+                words.size(1),
+                begin.const_data_ptr<int64_t>(),
+                end.const_data_ptr<int64_t>(),
+                event_time.has_value(),
+                pointer(event_time),
+                pointer(query_time),
+                scores.size(0),
+                scores.size(2),
+                softmax};
+  events.layout.check_words(words);
+  TORCH_CHECK(scores.size(1) == events.values(), "scores of ", scores.size(1), " values, expected ", events.values());
+  for (int64_t m = 0; m < events.queries; ++m) {
+    TORCH_CHECK(0 <= events.begin[m] && events.begin[m] <= events.end[m] && events.end[m] <= words.size(0), "query ", m,
+                " reads events ", events.begin[m], " to ", events.end[m], " of ", words.size(0));
+  }
+  return events;
+}
+
+// The rows that the events some queries read choose of a table: a column per chunk, unpacked once for all of the queries,
+// and one of time gaps.
+class Window {
+ public:
+  explicit Window(const Events& e) : e_(e) {}
+
+  // Makes the events of query m available, and those of the queries up to ``last`` that begin among them.
+  void show(int64_t m, int64_t last) {
+    if (e_.begin[m] < begin_ || e_.end[m] > end_) unpack(m, last);
+    if (e_.has_times) find_gaps(m);
+  }
+
+  // Calls f(first_row, num_rows, values) for each column, with values from event t on.
+  template <typename F>
+  inline void columns(int64_t t, F f) const {
+    for (int64_t i = 0; i < e_.layout.num_chunks(); ++i) {
+      const Chunk& chunk = e_.layout.chunks()[i];
+      f(chunk.first_row, chunk.radix, values_.data() + i * (end_ - begin_) + (t - begin_));
+    }
+    if (e_.has_times) f(e_.layout.num_rows(), kGapBuckets, gaps_.data() + (t - gaps_begin_));
+  }
+
+ private:
+  void unpack(int64_t m, int64_t last) {
+    begin_ = e_.begin[m];
+    end_ = e_.end[m];
+    for (int64_t i = m + 1; i < last && e_.begin[i] >= begin_ && e_.begin[i] < end_; ++i) end_ = std::max(end_, e_.end[i]);
+    values_.resize(e_.layout.num_chunks() * (end_ - begin_));
+    e_.layout.unpack(e_.words, e_.num_words, begin_, end_, values_.data(), end_ - begin_);
+  }
+
+  // The gaps of the events of query m, where they are not those of the query before.
+  void find_gaps(int64_t m) {
+    const int64_t time = e_.query_time[m], n = e_.end[m] - e_.begin[m];
+    if (time == gaps_time_ && e_.begin[m] == gaps_begin_ && n == static_cast<int64_t>(gaps_.size())) return;
+    gaps_time_ = time;
+    gaps_begin_ = e_.begin[m];
+    gaps_.resize(n);
+    for (int64_t i = 0; i < n; ++i) gaps_[i] = gap_bucket(time - e_.event_time[gaps_begin_ + i]);
+  }
+
+  const Events& e_;
+  int64_t begin_ = 0, end_ = -1;
+  int64_t gaps_begin_ = -1, gaps_time_ = 0;
+  std::vector<uint16_t> values_, gaps_;
+};
+
+} // namespace
+} // namespace sidrec
