@@ -150,7 +150,7 @@ def loss_of(model: VQFusion, items: ItemTensors) -> float:
     """The tasks' weighted loss, without the quantizer's own."""
     model.eval()
     z_ND = model.quantizer(model.latent(items)).z_q_ND
-    means = [loss_N.sum() / has_N.sum().clamp_min(1) for loss_N, has_N in model.task_losses(z_ND, items)]
+    means = [loss_N.sum() / has_N.sum().clamp_min(1) for loss_N, has_N in model.task_losses(z_ND, items).values()]
     return float(sum(model.config.task_weights[t] * m for t, m in zip(model.config.tasks, means, strict=True)))
 
 
@@ -160,7 +160,9 @@ def measure(model: VQFusion, parts: Parts, validation_loss: float, seconds: floa
     model.eval()
     items, config = parts.held_out, model.config
     z_ND = model.quantizer(model.latent(items)).z_q_ND
-    means = [float(loss_N.sum() / has_N.sum().clamp_min(1)) for loss_N, has_N in model.task_losses(z_ND, items)]
+    means = [
+        float(loss_N.sum() / has_N.sum().clamp_min(1)) for loss_N, has_N in model.task_losses(z_ND, items).values()
+    ]
     accuracies = {}
     for target, settings in config.targets.items():
         hits = _hits(model.heads[target](z_ND), items.labels[target], items.labelled[target])

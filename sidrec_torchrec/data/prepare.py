@@ -4,7 +4,8 @@ Protocol, for every user in order of his events:
 
 - the last ``test_fraction`` of the events are test targets, which may read every earlier event of the user;
 - a random ``cold_fraction`` of the items is removed from training altogether, as targets and as history;
-- a random ``validation_fraction`` of the users is left out of training; their training events choose the best epoch.
+- a random ``validation_fraction`` of the users is left out of training; their training events choose the best epoch;
+- of the other users a random ``train_fraction`` is trained on; all users are tested.
 
 An item is *seen* if it occurs in a training sequence; test targets on other items are *cold*.
 
@@ -57,6 +58,7 @@ class PrepareConfig:
         test_fraction: share of each user's events, the last ones, that are tested on.
         cold_fraction: share of the items removed from training.
         validation_fraction: share of the users whose training events choose the best epoch instead.
+        train_fraction: share of the other users that is trained on, to see what less data does; above 0.
         negatives: sampled negatives per event, for logs without labels.
         max_history: most context events of a row.
         targets_per_row: most targets of a row.
@@ -66,6 +68,7 @@ class PrepareConfig:
     test_fraction: float = 0.2
     cold_fraction: float = 0.25
     validation_fraction: float = 0.05
+    train_fraction: float = 1.0
     negatives: int = 1
     max_history: int = 512
     targets_per_row: int = 256
@@ -76,6 +79,8 @@ class PrepareConfig:
         check_at_least(self, 1, "negatives", "max_history", "targets_per_row")
         if not self.test_fraction:
             raise ValueError("test_fraction must be above 0: nothing would be tested")
+        if not 0 < self.train_fraction <= 1:
+            raise ValueError(f"train_fraction must be above 0 and at most 1, got {self.train_fraction}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +223,10 @@ class _Splitter:
         num_events = len(user.item)
         first_test = num_events - round(self.config.test_fraction * num_events)
         kept = np.flatnonzero(~self.cold[user.item[:first_test]])
-        yield "validation" if self._is_validation(user.user_id) else "train", kept, 0
+        if self._draw(1, user.user_id) < self.config.validation_fraction:
+            yield "validation", kept, 0
+        elif self._draw(2, user.user_id) < self.config.train_fraction:
+            yield "train", kept, 0
         yield "test", np.arange(num_events), first_test
 
     def count_items(self, buckets: EventBuckets) -> tuple[np.ndarray, np.ndarray]:
@@ -229,9 +237,9 @@ class _Splitter:
                 np.add.at(counts[split], user.item[events[first_target:]], 1)
         return counts["train"], counts["test"]
 
-    def _is_validation(self, user_id: int) -> bool:
-        draw = np.random.default_rng([self.config.seed, 1, user_id % (1 << 63)]).random()
-        return draw < self.config.validation_fraction
+    def _draw(self, what: int, user_id: int) -> float:
+        """A number in [0, 1), the same for a user whatever the others."""
+        return np.random.default_rng([self.config.seed, what, user_id % (1 << 63)]).random()
 
 
 def _sequence(user: UserEvents, events: np.ndarray) -> Sequence:

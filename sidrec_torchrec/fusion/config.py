@@ -67,6 +67,8 @@ class VQFusionConfig:
 
     Args:
         sources: width by source.
+        predicted: sources that are decoded but not read, say co-visitation vectors: a SID learns to tell them from the
+            other sources, so that an item without them, such as a new one, is encoded like any other.
         targets: by target.
         latent_dim: width of the fused latent.
         hidden_dim: hidden width of the perceptrons of encoders and decoders; 0 leaves them linear.
@@ -77,10 +79,11 @@ class VQFusionConfig:
         quantizer: of the latent.
 
     Raises:
-        ValueError: without a source, or on an unknown weighting or task.
+        ValueError: without a source to read, or on an unknown weighting, task or predicted source.
     """
 
     sources: dict[str, int]
+    predicted: tuple[str, ...] = ()
     targets: dict[str, TargetConfig] = field(default_factory=dict)
     latent_dim: int = 64
     hidden_dim: int = 256
@@ -91,8 +94,11 @@ class VQFusionConfig:
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise ValueError("VQ Fusion needs at least one source")
+        for name in self.predicted:
+            if name not in self.sources:
+                raise ValueError(f"predicted source '{name}' is not a source; there are {', '.join(self.sources)}")
+        if not self.read_sources:
+            raise ValueError("VQ Fusion needs at least one source to read")
         for name in self.tasks:
             if "." in name or "/" in name or hasattr(nn.ModuleDict, name):
                 raise DataError(f"'{name}' cannot be the name of a source or target here; rename the column")
@@ -103,6 +109,11 @@ class VQFusionConfig:
                 raise ValueError(f"weight of unknown task '{name}'; there are {', '.join(self.tasks)}")
         if overlap := self.sources.keys() & self.targets:
             raise ValueError(f"{sorted(overlap)} are both sources and targets")
+
+    @property
+    def read_sources(self) -> dict[str, int]:
+        """Width by source that SIDs are made of."""
+        return {name: width for name, width in self.sources.items() if name not in self.predicted}
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -65,8 +65,8 @@ class VQFusion(nn.Module):
         self.config = config
         d = config.latent_dim
         self.standardize = nn.ModuleDict({name: Standardize(width) for name, width in config.sources.items()})
-        self.encoders = nn.ModuleDict({n: _Residual(w, d, config) for n, w in config.sources.items()})
-        self.absent = nn.ParameterDict({n: nn.Parameter(torch.zeros(d)) for n in config.sources})
+        self.encoders = nn.ModuleDict({n: _Residual(w, d, config) for n, w in config.read_sources.items()})
+        self.absent = nn.ParameterDict({n: nn.Parameter(torch.zeros(d)) for n in config.read_sources})
         self.fuse = _Perceptron(d, d, config) if config.hidden_dim else None
         self.quantizer = config.quantizer.build(d)
         self.decoders = nn.ModuleDict({n: _Residual(d, w, config) for n, w in config.sources.items()})
@@ -82,7 +82,7 @@ class VQFusion(nn.Module):
     def latent(self, items: ItemTensors) -> Tensor:
         """The fused latent before quantization, float32 [N, latent_dim]; missing sources count as learned vectors."""
         total_ND = 0
-        for name in self.config.sources:
+        for name in self.config.read_sources:
             z_ND = self.encoders[name](self._standardized(items, name))
             total_ND = total_ND + torch.where(items.present[name].unsqueeze(1), z_ND, self.absent[name])
         return total_ND if self.fuse is None else total_ND + self.fuse(total_ND)
@@ -97,36 +97,42 @@ class VQFusion(nn.Module):
         """
         quantized = self.quantizer(self.latent(items))
         z_ND = self._cut(quantized) if self.training and self.config.prefix_share else quantized.z_q_ND
-        rows = self.task_losses(z_ND, items)
+        rows = self.task_losses(z_ND, items).values()
         sums = [loss_N.sum() for loss_N, _ in rows] + [quantized.loss * len(items)]
         counts = [has_N.sum() for _, has_N in rows] + [torch.tensor(len(items), device=z_ND.device)]
         means = global_means(torch.stack(sums), torch.stack(counts).float())
         losses_K, quantizer_loss = means[:-1], means[-1]
         return self.weights(losses_K) + quantizer_loss, losses_K.detach(), quantized
 
-    def task_losses(self, z_ND: Tensor, items: ItemTensors) -> list[tuple[Tensor, Tensor]]:
-        """Per task, the loss by row (float [N], 0 where missing) and whether the row has the source or label."""
-        rows = []
+    def task_losses(self, z_ND: Tensor, items: ItemTensors) -> dict[str, tuple[Tensor, Tensor]]:
+        """By task the items hold values for: the loss by row (float [N], 0 where missing) and whether the row has one."""
+        losses = {}
         for name in self.config.sources:
-            loss_N = reconstruction_loss(self.decoders[name](z_ND), self._standardized(items, name))
-            rows.append((torch.where(items.present[name], loss_N, 0.0), items.present[name]))
+            if name in items.present:
+                loss_N = reconstruction_loss(self.decoders[name](z_ND), self._standardized(items, name))
+                losses[name] = torch.where(items.present[name], loss_N, 0.0), items.present[name]
         for name in self.config.targets:
-            loss_N = target_loss(self.heads[name](z_ND), items.labels[name])
-            rows.append((torch.where(items.labelled[name], loss_N, 0.0), items.labelled[name]))
-        return rows
+            if name in items.labelled:
+                loss_N = target_loss(self.heads[name](z_ND), items.labels[name])
+                losses[name] = torch.where(items.labelled[name], loss_N, 0.0), items.labelled[name]
+        return losses
 
     @torch.no_grad()
     def start(self, items: ItemTensors) -> None:
-        """Starts from a sample: linear maps at the principal components of all sources, then the quantizer.
+        """Starts from a sample: linear maps at the principal components of the sources read, then the quantizer.
+
+        Predicted sources and targets start at their means.
 
         ``standardize`` must be set before. Give every process the same sample.
         """
-        parts = [self._standardized(items, name) for name in self.config.sources]
+        names = self.config.read_sources
+        parts = [self._standardized(items, name) for name in names]
         x_NE = torch.cat(parts, dim=1).double()  # a missing source counts as its mean
         directions_ED = torch.linalg.eigh(x_NE.T @ x_NE).eigenvectors.flip(1)[:, : self.config.latent_dim]
-        for name, part_ED in zip(
-            self.config.sources, directions_ED.float().split([p.shape[1] for p in parts]), strict=True
-        ):
+        for name in self.config.predicted:
+            nn.init.zeros_(self.decoders[name].linear.weight)
+            nn.init.zeros_(self.decoders[name].linear.bias)
+        for name, part_ED in zip(names, directions_ED.float().split([p.shape[1] for p in parts]), strict=True):
             for linear, weight in ((self.encoders[name].linear, part_ED.T), (self.decoders[name].linear, part_ED)):
                 nn.init.zeros_(linear.weight)
                 nn.init.zeros_(linear.bias)

@@ -53,9 +53,9 @@ class TokenizerReport:
             self._counts[task] += int(has_N.sum())
         for place, depth in enumerate(self.depths):
             z_ND = codec.decode(words_NW, num_digits=depth).to(self.tokenizer.device)
-            for task, (loss_N, _) in zip(model.config.tasks, model.task_losses(z_ND, items), strict=True):
+            for task, (loss_N, _) in model.task_losses(z_ND, items).items():
                 self._errors[task][place] += float(loss_N.double().sum())
-            for target in self.tokenizer.vocabularies:
+            for target in items.labelled:
                 self._hits[target][place] += _hits(
                     model.heads[target](z_ND), items.labels[target], items.labelled[target]
                 )
@@ -67,19 +67,22 @@ class TokenizerReport:
         ``accuracy``: by target, top-1 accuracy, or micro-averaged F1 at probability 0.5 where multi-label, by depth.
         ``digits``: entropy in bits and unused values of each digit. ``prefixes``: entropy in bits and number of distinct
         prefixes by depth. ``collisions``: items that share their SID with another one, and the most that share one.
+        Sources and targets of which no item had a value are left out.
         """
         config, spec = self.tokenizer.model.config, self.tokenizer.codec.spec
         groups = PrefixGroups.of(spec, np.concatenate(self._words))
         prefixes, whole = [groups.use(depth) for depth in self.depths], groups.use(spec.num_digits)
-        mean = {task: (error / max(self._counts[task], 1)).tolist() for task, error in self._errors.items()}
+        mean = {task: (e / self._counts[task]).tolist() for task, e in self._errors.items() if self._counts[task]}
         return {
             "items": len(groups.order_N),
             "bits": spec.bits,
             "depths": list(self.depths),
-            "reconstruction": {source: mean[source] for source in config.sources},
-            "target_loss": {target: mean[target] for target in config.targets},
+            "reconstruction": {source: mean[source] for source in config.sources if source in mean},
+            "target_loss": {target: mean[target] for target in config.targets if target in mean},
             "accuracy": {
-                target: _score(hits, config.targets[target].multi_label) for target, hits in self._hits.items()
+                target: _score(hits, config.targets[target].multi_label)
+                for target, hits in self._hits.items()
+                if target in mean
             },
             "digits": {"entropy": self._use.entropy(), "unused": self._use.unused()},
             "prefixes": {"entropy": [p.entropy for p in prefixes], "distinct": [p.distinct for p in prefixes]},

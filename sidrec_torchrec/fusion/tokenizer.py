@@ -76,7 +76,7 @@ class Tokenizer:
         return self.codec.spec.pack(encoder.quantizer.encode(encoder.latent(items.to(self.device))).cpu())
 
     def _check(self, items: ItemTensors) -> None:
-        for name, dim in self.model.config.sources.items():
+        for name, dim in self.model.config.read_sources.items():
             if name not in items.sources or name not in items.present:
                 raise ValueError(f"source '{name}' is not given; where an item lacks it, say so in ``present``")
             if items.sources[name].shape != (len(items), dim):
@@ -146,11 +146,16 @@ class Tokenizer:
 
 
 def _fingerprint(model: VQFusion) -> str:
-    tensors = {name: t for name, t in model.state_dict().items() if name.startswith(_ENCODING)}
-    config = {"sources": model.config.sources, "quantizer": asdict(model.config.quantizer)}
+    state = {name: t for name, t in model.state_dict().items() if name.startswith(_ENCODING)}
+    only_decoding = tuple(f"standardize.{name}." for name in model.config.predicted)
+    tensors = {name: t for name, t in state.items() if not name.startswith(only_decoding)}
+    config = {"sources": model.config.read_sources, "quantizer": asdict(model.config.quantizer)}
     return fingerprint_of(tensors, json.dumps(config, sort_keys=True))
 
 
 def _config(value: dict) -> VQFusionConfig:
     targets = {name: TargetConfig(**target) for name, target in value["targets"].items()}
-    return VQFusionConfig(**value | {"targets": targets, "quantizer": QuantizerConfig(**value["quantizer"])})
+    predicted = tuple(value.get("predicted", ()))  # absent in folders of earlier versions
+    return VQFusionConfig(
+        **value | {"predicted": predicted, "targets": targets, "quantizer": QuantizerConfig(**value["quantizer"])}
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from sidrec_torchrec.data.format import open_items
 from sidrec_torchrec.data.sids import CODEC_FOLDER, SIDS_FILE, join_sids, write_sids
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.fusion.item_tensors import ItemStream
@@ -64,8 +65,7 @@ def tokenizer_folder(folder: Path) -> Path:
 
 
 def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Processes) -> dict[str, Any]:
-    stream = ItemStream.open(config.data, tuple(tokenizer.model.config.sources), tokenizer.vocabularies)
-    _check_widths(stream, tokenizer)
+    stream = _open_items(config.data, tokenizer)
     report = TokenizerReport(tokenizer)
     part = config.out / "parts" / f"{processes.rank}.parquet"
     with stage("encode corpus", stream.items.num_items, show=processes.is_main) as progress:
@@ -100,11 +100,20 @@ def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Process
     return result
 
 
-def _check_widths(stream: ItemStream, tokenizer: Tokenizer) -> None:
-    """Refuses items whose sources have other widths than the tokenizer was trained on."""
-    for name, dim in tokenizer.model.config.sources.items():
-        if stream.items.source_dims[name] != dim:
+def _open_items(data: Path, tokenizer: Tokenizer) -> ItemStream:
+    """What the tokenizer reads of the items, and, for the report, what it predicts and the file has.
+
+    Raises:
+        DataError: if a source is missing, or of another width than the tokenizer was trained on.
+    """
+    config = tokenizer.model.config
+    columns = open_items(data, sources=(), targets=()).table.schema.names
+    sources = (*config.read_sources, *(name for name in config.predicted if name in columns))
+    known = {name: vocabulary for name, vocabulary in tokenizer.vocabularies.items() if name in columns}
+    stream = ItemStream.open(data, sources, known)
+    for name, dim in stream.items.source_dims.items():
+        if dim != config.sources[name]:
             raise DataError(
-                f"{stream.items.path}: source '{name}' is {stream.items.source_dims[name]} wide, the tokenizer was "
-                f"trained on {dim}"
+                f"{stream.items.path}: source '{name}' is {dim} wide, the tokenizer was trained on {config.sources[name]}"
             )
+    return stream

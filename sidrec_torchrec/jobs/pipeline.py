@@ -45,6 +45,7 @@ class PipelineConfig:
         source: sources to use; none named means all.
         target: categorical columns the fused tokenizer predicts; none named means no target.
         cold_fraction: share of the items kept out of training (of tokenizers too), to test on unseen items.
+        train_fraction: share of the users that is trained on; all are tested.
         max_history: most events before a row's first target.
         stages: the fused tokenizer's digits.
         rq_stages: digits of the traditional tokenizers, one per source, that prefix-ngram reads.
@@ -64,6 +65,7 @@ class PipelineConfig:
     source: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
     cold_fraction: float = 0.25
+    train_fraction: float = 1.0
     max_history: int = 512
     stages: str = "ternary*25"
     rq_stages: str = "onehot:256*3"
@@ -86,11 +88,17 @@ class PipelineConfig:
         check_at_least(self, 1, "seeds", "epochs")
         check_at_least(self, 0, "tokenizer_epochs", "batch_events")
         # What the steps would refuse is refused before the first of them.
-        PrepareConfig(cold_fraction=self.cold_fraction, max_history=self.max_history)
+        self.protocol()
         QuantizerConfig(kind="dpca", stages=self.stages)
         quantizer = QuantizerConfig(kind="rq", stages=self.rq_stages)
         if self.arm.ngram_depth > len(parse_stages(quantizer.stages)):
             raise ValueError(f"ngram_depth {self.arm.ngram_depth} is more than the digits of {self.rq_stages}")
+
+    def protocol(self) -> PrepareConfig:
+        """How logs become sequences."""
+        return PrepareConfig(
+            cold_fraction=self.cold_fraction, train_fraction=self.train_fraction, max_history=self.max_history
+        )
 
 
 def main(config: PipelineConfig) -> dict[str, Any]:
@@ -140,8 +148,7 @@ class _Pipeline:
         return self._report(tokenizers, runs)
 
     def _prepare(self) -> None:
-        protocol = PrepareConfig(cold_fraction=self.config.cold_fraction, max_history=self.config.max_history)
-        job = prepare.PrepareJobConfig(data=self.data, out=self.out / "prepared", protocol=protocol)
+        job = prepare.PrepareJobConfig(data=self.data, out=self.out / "prepared", protocol=self.config.protocol())
         self._timed("prepare", lambda: prepare.main(job))
 
     def _tokenize(
@@ -245,6 +252,8 @@ def _protocol(config: PipelineConfig, sequences: dict[str, Any]) -> str:
         "Per user, the last 20% of events are the test targets and read every earlier event; "
         f"{config.cold_fraction:.0%} of the items, drawn at random, are kept out of training (cold)."
     )
+    if config.train_fraction < 1:
+        text += f" {config.train_fraction:.0%} of the users, drawn at random, are trained on; all are tested."
     if sequences["sampled_negatives"]:
         text += (
             " The log holds positives only: each target has one sampled negative, matched in popularity (drawn from the "

@@ -34,7 +34,9 @@ class TrainTokenizerConfig:
     Args:
         data: folder of ``items.parquet``.
         out: folder for the tokenizer, checkpoints, curves and ``metrics.json``.
-        source: sources to fuse; none named means all.
+        source: sources to fuse; none named means all that are not predicted.
+        predict: vector columns to predict as well, without reading them, say co-visitation vectors: items without them, such
+            as new ones, are encoded like any other.
         target: categorical columns to predict as well; none named means none.
         exclude: Parquet file with a column ``item_id`` of items to leave out, say those kept to test unseen items.
         epochs: passes over the training items.
@@ -53,13 +55,14 @@ class TrainTokenizerConfig:
         prefix_share: share of the items of a batch decoded from a random prefix of their digits, so that every prefix of
             a SID is a coarser SID.
         weighting: ``fixed`` weights of the tasks, or learned by ``uncertainty``.
-        weights: fixed weight by source or target; where not named, 1 for a source and 0.5 for a target.
+        weights: fixed weight by source or target, predicted ones too; where not named, 1 for a source and 0.5 for a target.
         quantizer: the digits and how they are learned.
     """
 
     data: Path
     out: Path
     source: tuple[str, ...] = ()
+    predict: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
     exclude: Path | None = None
     epochs: int = 40
@@ -81,6 +84,8 @@ class TrainTokenizerConfig:
     def __post_init__(self) -> None:
         check_at_least(self, 0, "epochs", "learning_rate", "weight_decay", "seed", "hidden_dim")
         check_at_least(self, 1, "checkpoint_epochs", "batch_size", "patience", "latent_dim")
+        if both := set(self.source) & set(self.predict):
+            raise ValueError(f"{sorted(both)} are both sources to fuse and to predict; name each once")
         check_share(self, "validation_fraction", *([] if self.dropout is None else ["dropout"]))
         if not 0 <= self.prefix_share <= 1:
             raise ValueError(f"prefix_share must lie in [0, 1], got {self.prefix_share}")
@@ -110,13 +115,13 @@ def main(config: TrainTokenizerConfig) -> dict[str, Any]:
 def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]:
     items = open_items(config.data, targets=config.target)
     vocabularies = scan_vocabularies(items, config.target)
-    sources = config.source or tuple(items.source_dims)
+    sources = config.source or tuple(name for name in items.source_dims if name not in config.predict)
     if not sources:
         raise DataError(f"{items.path}: no column of float lists to fuse; docs/data.md describes sources")
     train, validation = (
         ItemStream.open(
             config.data,
-            sources,
+            (*sources, *config.predict),
             vocabularies,
             exclude=config.exclude,
             validation_fraction=config.validation_fraction,
@@ -147,6 +152,7 @@ def _model_config(
     }
     return VQFusionConfig(
         sources=train.items.source_dims,
+        predicted=config.predict,
         targets=targets,
         latent_dim=config.latent_dim,
         hidden_dim=config.hidden_dim,
@@ -191,7 +197,7 @@ class _Training:
             self.model.start(self.train.sample(self.config.seed).to(self.processes.device))
             self._end_epoch(self._validate())  # what the closed-form start is worth: training must beat it
         parallel = DistributedDataParallel(self.model)
-        title = f"tokenizer {self.model.config.quantizer.stages} of {'+'.join(self.model.config.sources)}"
+        title = f"tokenizer {self.model.config.quantizer.stages} of {'+'.join(self.model.config.read_sources)}"
         with stage(title, self.config.epochs, show=self.processes.is_main) as progress:
             progress.advance(len(self.course) - 1)
             while not self._is_over():
@@ -250,7 +256,7 @@ class _Training:
         for block in (self.validation if self.has_validation else self.train).again():
             items = block.to(self.processes.device)
             z_ND = self.model.quantizer(self.model.latent(items)).z_q_ND
-            for k, (loss_N, has_N) in enumerate(self.model.task_losses(z_ND, items)):
+            for k, (loss_N, has_N) in enumerate(self.model.task_losses(z_ND, items).values()):
                 sums_K[k] += loss_N.double().sum().cpu()
                 counts_K[k] += has_N.sum().cpu()
         losses = dict(zip(tasks, (sums_K / counts_K.clamp_min(1)).tolist(), strict=True))

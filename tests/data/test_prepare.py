@@ -85,6 +85,19 @@ def test_validation_users_do_not_train(tmp_path):
     assert training and validating and not training & validating
 
 
+def test_a_share_of_the_users_trains_and_all_are_tested(tmp_path):
+    write_corpus(tmp_path / "data")
+    whole = prepare(tmp_path / "data", tmp_path / "whole", PrepareConfig())
+    half = prepare(tmp_path / "data", tmp_path / "half", PrepareConfig(train_fraction=0.5))
+    of_whole, of_half = (
+        {split: {row.user_id for row in rows_of(prepared, split)} for split in ("train", "validation", "test")}
+        for prepared in (whole, half)
+    )
+    assert of_half["test"] == of_whole["test"] and of_half["validation"] == of_whole["validation"]
+    assert of_half["train"] < of_whole["train"]
+    assert 0.25 < len(of_half["train"]) / len(of_whole["train"]) < 0.75
+
+
 def test_result_does_not_depend_on_buckets(tmp_path, monkeypatch):
     write_corpus(tmp_path / "data", labels=False)
     one = prepare(tmp_path / "data", tmp_path / "one", PrepareConfig())

@@ -112,7 +112,7 @@ def test_prefixes_are_decoded_in_training_alone(items):
     for depth in range(1, 7):
         z_ND = model.quantizer.decode(digits_NL, num_digits=depth).detach()
         losses = model.task_losses(z_ND, items)
-        by_depth.append([float((loss_N.sum() / has_N.sum()).detach()) for loss_N, has_N in losses])
+        by_depth.append([float((loss_N.sum() / has_N.sum()).detach()) for loss_N, has_N in losses.values()])
     _, whole_K, _ = model(items)
     assert whole_K.tolist() == pytest.approx(by_depth[-1], rel=1e-4)
     model.train()

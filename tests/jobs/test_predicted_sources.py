@@ -1,0 +1,55 @@
+"""Training with predicted sources, and encoding items that lack them."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.data.sids import read_sids
+from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.jobs import encode_corpus, train_tokenizer
+from sidrec_torchrec.jobs.encode_corpus import EncodeCorpusConfig
+from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
+
+
+def test_the_jobs_train_with_them_and_encode_without(corpus: Path, tmp_path):
+    """A new day's items lack the column: their SIDs are those of the same items with it."""
+    table = pq.read_table(corpus / "items.parquet")
+    text_ND = np.array(table["text_emb"].to_pylist(), dtype=object)
+    tastes = [None if row is None else row[:3] for row in text_ND]
+    with_tastes = tmp_path / "data"
+    with_tastes.mkdir()
+    column = pa.array(tastes, pa.list_(pa.float32(), 3))
+    pq.write_table(table.append_column("tastes", column), with_tastes / "items.parquet")
+    train = TrainTokenizerConfig(
+        data=with_tastes, out=tmp_path / "t", predict=("tastes",), target=("category",), epochs=6, latent_dim=8
+    )
+    result = train_tokenizer.main(train)
+    assert result["validation"]["reconstruction"]["tastes"][-1] < 0.9 * result["validation"]["reconstruction"]["tastes"][0]
+    words = {}
+    for data in (with_tastes, corpus):
+        out = tmp_path / f"sids-of-{data.name}"
+        report = encode_corpus.main(EncodeCorpusConfig(data=data, tokenizer=train.out, out=out))
+        assert ("tastes" in report["reconstruction"]) == (data == with_tastes)
+        words[data] = read_sids(out, Codec.load(out / "codec"))[1]
+    np.testing.assert_array_equal(words[with_tastes], words[corpus])
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    pq.write_table(table.drop_columns(["category"]), bare / "items.parquet")
+    report = encode_corpus.main(EncodeCorpusConfig(data=bare, tokenizer=train.out, out=tmp_path / "bare-sids"))
+    assert not report["accuracy"] and not report["target_loss"]
+    with pytest.raises(DataError, match="no source 'text_emb'|no source"):
+        pq.write_table(table.drop_columns(["text_emb"]), bare / "items.parquet")
+        encode_corpus.main(EncodeCorpusConfig(data=bare, tokenizer=train.out, out=tmp_path / "no-sids"))
+
+
+def test_mistakes_are_named(corpus: Path, tmp_path):
+    config = TrainTokenizerConfig(data=corpus, out=tmp_path / "t", predict=("tastes",))
+    with pytest.raises(DataError, match="no source 'tastes'; available"):
+        train_tokenizer.main(config)
+    with pytest.raises(ValueError, match="both sources to fuse and to predict"):
+        dataclasses.replace(config, source=("tastes",))
