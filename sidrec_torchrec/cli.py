@@ -37,6 +37,9 @@ _JOBS, _DATA = "sidrec_torchrec.jobs", "sidrec_torchrec.data"
 COMMANDS = {
     "pipeline": Command(f"{_JOBS}.pipeline:main", "everything: tokenizers, SIDs, a ranker per arm, and the report"),
     "prepare": Command(f"{_JOBS}.prepare:main", "cut event logs into training, validation and test sequences"),
+    "collaborative-vectors": Command(
+        f"{_JOBS}.collaborative_vectors:main", "add a vector of what users do with it to every item, for SIDs to tell"
+    ),
     "train-tokenizer": Command(f"{_JOBS}.train_tokenizer:main", "learn to fuse an item's content into one SID"),
     "encode-corpus": Command(f"{_JOBS}.encode_corpus:main", "write the SID of every item"),
     "decode-sids": Command(f"{_JOBS}.decode_sids:main", "write what SIDs keep of each item"),

@@ -9,9 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.data.collaborative import CollaborativeConfig
+from sidrec_torchrec.data.format import open_items
 from sidrec_torchrec.data.sids import read_sids
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.jobs import encode_corpus, train_tokenizer
+from sidrec_torchrec.jobs import collaborative_vectors, encode_corpus, train_tokenizer
+from sidrec_torchrec.jobs.collaborative_vectors import CollaborativeVectorsConfig
 from sidrec_torchrec.jobs.encode_corpus import EncodeCorpusConfig
 from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
 
@@ -29,7 +32,9 @@ def test_the_jobs_train_with_them_and_encode_without(corpus: Path, tmp_path):
         data=with_tastes, out=tmp_path / "t", predict=("tastes",), target=("category",), epochs=6, latent_dim=8
     )
     result = train_tokenizer.main(train)
-    assert result["validation"]["reconstruction"]["tastes"][-1] < 0.9 * result["validation"]["reconstruction"]["tastes"][0]
+    assert (
+        result["validation"]["reconstruction"]["tastes"][-1] < 0.9 * result["validation"]["reconstruction"]["tastes"][0]
+    )
     words = {}
     for data in (with_tastes, corpus):
         out = tmp_path / f"sids-of-{data.name}"
@@ -53,3 +58,28 @@ def test_mistakes_are_named(corpus: Path, tmp_path):
         train_tokenizer.main(config)
     with pytest.raises(ValueError, match="both sources to fuse and to predict"):
         dataclasses.replace(config, source=("tastes",))
+
+
+def test_collaborative_vectors_are_added_to_the_items(corpus: Path, prepared: Path, tmp_path):
+    config = CollaborativeVectorsConfig(
+        data=corpus, prepared=prepared, out=tmp_path / "out", vectors=CollaborativeConfig(dim=6, least_events=10)
+    )
+    result = collaborative_vectors.main(config)
+    before, after = (pq.read_table(folder / "items.parquet") for folder in (corpus, config.out))
+    assert after.drop_columns(["collaborative"]).equals(before)
+    cold = set(pq.read_table(prepared / "cold_items.parquet")["item_id"].to_pylist())
+    has_N = np.array(after["collaborative"].is_valid())
+    assert 0 < has_N.sum() == result["with_vector"] < result["items"] == len(before)
+    assert not any(
+        item_id in cold for item_id in after["item_id"].to_numpy()[has_N]
+    )  # what is tested was not looked at
+    assert open_items(config.out, sources=["collaborative"]).source_dims == {"collaborative": 6}
+    assert collaborative_vectors.main(config) == result
+    train = TrainTokenizerConfig(
+        data=config.out, out=tmp_path / "t", predict=("collaborative",), epochs=1, latent_dim=8
+    )
+    assert "collaborative" in train_tokenizer.main(train)["validation"]["reconstruction"]
+    with pytest.raises(DataError, match="there is a column 'text_emb' already; name another"):
+        collaborative_vectors.main(dataclasses.replace(config, out=tmp_path / "other", column="text_emb"))
+    with pytest.raises(DataError, match="not the items that .* was prepared from"):
+        collaborative_vectors.main(dataclasses.replace(config, data=config.out, out=tmp_path / "again", column="more"))
