@@ -1,11 +1,13 @@
 """NE per byte: every way of feeding items, tuned alike, over several seeds.
 
-    python benchmarks/ne_per_byte/run.py --data DATA --out OUT --source A --source B --target C [--seeds 5] [--epochs 5]
+    python benchmarks/ne_per_byte/run.py --data DATA --out OUT --source A --source B --target C \
+        [--seeds 5] [--epochs 5] [--train-fraction 0.3] [--only VARIANT]
 
-Tokenizers are trained on the items that are not cold, each variant is tuned on validation NE over the same number of
+Tokenizers are trained on the items that are not cold; *collaborative* ones also predict what users do with items, by
+``sidrec collaborative-vectors`` on the training sequences. Each variant is tuned on validation NE over the same number of
 settings (with a seed of its own), and trained with every seed at the best. Writes ``OUT/results.json`` and
-``OUT/ne_per_byte.png`` and prints the table. What is finished is not done again: call it again to go on, or with other
-``--only`` variants to add them.
+``OUT/ne_per_byte.png`` and prints the table. Variants in ``results.json`` are not run again: call it again to go on, or
+with other ``--only`` variants to add them.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.environment import versions_and_hardware
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
-from sidrec_torchrec.jobs import encode_corpus, prepare, train_ranker, train_tokenizer
+from sidrec_torchrec.jobs import collaborative_vectors, encode_corpus, prepare, train_ranker, train_tokenizer
 from sidrec_torchrec.ranker.arms import ArmConfig
 from sidrec_torchrec.ranker.model import RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig
@@ -37,11 +39,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--tokenizer-epochs", type=int, default=40)
+    parser.add_argument("--train-fraction", type=float, default=1.0)
+    parser.add_argument("--cold-fraction", type=float, default=0.25)
+    parser.add_argument("--max-history", type=int, default=512)
     parser.add_argument("--only", action="append", help="a variant's name; none named means all")
     arguments = parser.parse_args()
     study = Study(arguments)
     for variant in variants(tuple(arguments.source)):
-        if arguments.only is None or variant.name in arguments.only:
+        wanted = arguments.only is None or variant.name in arguments.only
+        if wanted and variant.name not in study.results:
             study.run(variant)
             study.write()
     summary = summarize(study.results)
@@ -59,10 +65,21 @@ class Study:
         self.path = self.out / "results.json"
         self.results: dict[str, Any] = json.loads(self.path.read_text())["variants"] if self.path.exists() else {}
         self.sequences = self.out / "prepared" / "sequences"
-        prepare.main(prepare.PrepareJobConfig(data=self.data, out=self.out / "prepared", protocol=PrepareConfig()))
+        protocol = PrepareConfig(
+            train_fraction=arguments.train_fraction,
+            cold_fraction=arguments.cold_fraction,
+            max_history=arguments.max_history,
+        )
+        prepare.main(prepare.PrepareJobConfig(data=self.data, out=self.out / "prepared", protocol=protocol))
+        self.with_vectors = self.out / "collaborative"
+        collaborative_vectors.main(
+            collaborative_vectors.CollaborativeVectorsConfig(
+                data=self.data, prepared=self.sequences, out=self.with_vectors
+            )
+        )
 
     def run(self, variant: Variant) -> None:
-        """Tunes and trains a variant; what is finished is read back."""
+        """Tunes and trains a variant; an interrupted run goes on."""
         sids = tuple(self._sids(plan) for plan in variant.tokenizers)
         tuned = [
             self._rank(variant, sids, f"setting-{i}", TUNING_SEED, setting)["validation"]
@@ -92,9 +109,10 @@ class Study:
     def _sids(self, plan: TokenizerPlan) -> Path:
         """The SIDs of every item by a tokenizer."""
         train = train_tokenizer.TrainTokenizerConfig(
-            data=self.data,
+            data=self.with_vectors if plan.collaborative else self.data,
             out=self.out / "tokenizers" / plan.name,
             source=tuple(self.arguments.source) if plan.source is None else (plan.source,),
+            predict=("collaborative",) if plan.collaborative else (),
             target=tuple(self.arguments.target) if plan.with_targets else (),
             epochs=self.arguments.tokenizer_epochs,
             quantizer=QuantizerConfig(kind=plan.kind, stages=plan.stages),

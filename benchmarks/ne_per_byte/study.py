@@ -7,6 +7,7 @@ from typing import Any
 BASE = "none"
 TRADITIONAL = "prefix-ngram"  # variants of this family are traditional SIDs
 OURS = "side"
+CROSS = "side on residual codes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class TokenizerPlan:
         stages: its digits.
         source: the one source it reads; None for all.
         with_targets: whether it also predicts the targets.
+        collaborative: whether it also predicts the collaborative vectors of its training items.
     """
 
     name: str
@@ -26,6 +28,7 @@ class TokenizerPlan:
     stages: str
     source: str | None = None
     with_targets: bool = True
+    collaborative: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class Variant:
 
     Args:
         name: in tables.
-        family: ``none``, ``raw``, ``id``, ``prefix-ngram`` (traditional) or ``side`` (ours).
+        family: ``none``, ``raw``, ``id``, ``prefix-ngram`` (traditional), ``side`` (ours), or SIDE on residual codes.
         arm: the ranker's arm.
         tokenizers: that make its SIDs: one for ``side`` and ``hybrid``, one or one per source for ``prefix-ngram``.
         arm_options: fields of ``ArmConfig``.
@@ -63,54 +66,79 @@ def variants(sources: tuple[str, ...]) -> Iterator[Variant]:
     yield Variant(name="none", family=BASE, arm="none")
     yield Variant(name="raw", family="raw", arm="raw")
     yield Variant(name="id", family="id", arm="id")
+    yield from _traditional(sources)
+    yield from _side()
 
+
+def _traditional(sources: tuple[str, ...]) -> Iterator[Variant]:
+    """Prefix n-grams of residual codes: per source as is usual, and of all we give our own tokenizers."""
     for codewords, depth in ((256, 3), (256, 6), (2048, 3)):
-        stages = f"onehot:{codewords}*{depth}"
-        per_source = tuple(
-            TokenizerPlan(name=f"rq-{codewords}x{depth}-{s}", kind="rq", stages=stages, source=s, with_targets=False)
-            for s in sources
+        plans = tuple(
+            TokenizerPlan(
+                name=f"rq-{codewords}x{depth}-{source}",
+                kind="rq",
+                stages=f"onehot:{codewords}*{depth}",
+                source=source,
+                with_targets=False,
+            )
+            for source in sources
         )
-        label = f"prefix n-grams, RQ {codewords}x{depth}"
-        yield Variant(
-            name=f"{label} per source",
-            family=TRADITIONAL,
-            arm="prefix-ngram",
-            tokenizers=per_source,
-            arm_options={"ngram_rows": 65_536},
-        )
-    fused_rq = TokenizerPlan(name="rq-256x5", kind="rq", stages="onehot:256*5")
-    yield Variant(
-        name="prefix n-grams, RQ 256x5 fused",
-        family=TRADITIONAL,
-        arm="prefix-ngram",
-        tokenizers=(fused_rq,),
-        arm_options={"ngram_rows": 65_536},
-    )
+        yield _ngrams(f"prefix n-grams, RQ {codewords}x{depth} per source", *plans)
+    for plan, what in ((_FUSED_RQ, "fused"), (_COLLABORATIVE_RQ, "fused, collaborative")):
+        yield _ngrams(f"prefix n-grams, RQ 256x5 {what}", plan)
 
-    trits = {
-        count: TokenizerPlan(name=f"dpca-{count}", kind="dpca", stages=f"ternary*{count}") for count in (10, 25, 60)
-    }
-    for count, plan in trits.items():
-        yield Variant(name=f"SIDE digits, {count} trits", family=OURS, arm="side", tokenizers=(plan,))
+
+def _ngrams(name: str, *tokenizers: TokenizerPlan) -> Variant:
+    options = {"ngram_rows": 65_536}
+    return Variant(name=name, family=TRADITIONAL, arm="prefix-ngram", tokenizers=tokenizers, arm_options=options)
+
+
+def _side() -> Iterator[Variant]:
+    """SIDE and what is made of it, first by what is learned, then by how the SIDs are made."""
+    plain, told = _trits(25), _trits(25, collaborative=True)
+    yield _ours("SIDE, 25 trits", plain)
+    yield _ours("SIDE, 25 trits, collaborative", told)
+    yield _ours("SIDE decoded, 25 trits, collaborative", told, side_mode="decoded")
+    yield _ours("LearnedSIDE, 25 trits", plain, side_learned=True)
+    yield _ours("LearnedSIDE, 25 trits, collaborative", told, side_learned=True)
+    for count in (10, 40, 60):
+        yield _ours(f"LearnedSIDE, {count} trits, collaborative", _trits(count, collaborative=True), side_learned=True)
+    yield _ours("hybrid, 25 trits + 2,187 rows, collaborative", told, arm="hybrid")
+    for learned in (False, True):
+        name = f"code-space attention, 25 trits, collaborative{', learned' if learned else ''}"
+        yield _ours(name, told, model_options={"attention": "codes"}, side_learned=learned)
     no_targets = TokenizerPlan(name="dpca-25-no-targets", kind="dpca", stages="ternary*25", with_targets=False)
     mixed = TokenizerPlan(name="dpca-mixed", kind="dpca", stages="onehot:256,ternary*20")
-    own = (trits[25],)
-    yield Variant(name="SIDE digits, 25 trits, no targets", family=OURS, arm="side", tokenizers=(no_targets,))
-    yield Variant(name="SIDE digits, one-hot 256 + 20 trits", family=OURS, arm="side", tokenizers=(mixed,))
-    yield Variant(
-        name="SIDE decoded, 25 trits", family=OURS, arm="side", tokenizers=own, arm_options={"side_mode": "decoded"}
+    yield _ours("SIDE, 25 trits, no targets", no_targets)
+    yield _ours("SIDE, one-hot 256 + 20 trits", mixed)
+    for plan, what in ((_FUSED_RQ, "fused"), (_COLLABORATIVE_RQ, "fused, collaborative")):
+        options = {"side_learned": True}
+        name = f"LearnedSIDE on RQ 256x5 {what}"
+        yield Variant(name=name, family=CROSS, arm="side", tokenizers=(plan,), arm_options=options)
+
+
+_FUSED_RQ = TokenizerPlan(name="rq-256x5", kind="rq", stages="onehot:256*5")
+_COLLABORATIVE_RQ = TokenizerPlan(name="rq-256x5-collaborative", kind="rq", stages="onehot:256*5", collaborative=True)
+
+
+def _trits(count: int, *, collaborative: bool = False) -> TokenizerPlan:
+    name = f"dpca-{count}{'-collaborative' if collaborative else ''}"
+    return TokenizerPlan(name=name, kind="dpca", stages=f"ternary*{count}", collaborative=collaborative)
+
+
+def _ours(
+    name: str,
+    tokenizer: TokenizerPlan,
+    *,
+    arm: str = "side",
+    model_options: dict[str, Any] | None = None,
+    **arm_options: Any,
+) -> Variant:
+    return Variant(
+        name=name,
+        family=OURS,
+        arm=arm,
+        tokenizers=(tokenizer,),
+        arm_options=arm_options,
+        model_options=model_options or {},
     )
-    yield Variant(
-        name="LearnedSIDE, 25 trits", family=OURS, arm="side", tokenizers=own, arm_options={"side_learned": True}
-    )
-    yield Variant(name="hybrid, 25 trits + 2,187 rows", family=OURS, arm="hybrid", tokenizers=own)
-    yield Variant(name="SIDE digits on RQ 256x5 fused", family="cross", arm="side", tokenizers=(fused_rq,))
-    for learned in (False, True):
-        yield Variant(
-            name=f"code-space attention, 25 trits{', learned' if learned else ''}",
-            family=OURS,
-            arm="side",
-            tokenizers=own,
-            arm_options={"side_learned": learned},
-            model_options={"attention": "codes"},
-        )

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from sidrec_torchrec.data.synthetic_items import FIRST_ITEM_ID, SyntheticConfig, World
+from sidrec_torchrec.data.synthetic_items import DAYS, FIRST_ITEM_ID, SyntheticConfig, World
 
 FIRST_USER_ID = 1
 
 EPOCH = 1_700_000_000
-SPAN = 365 * 86_400
+SPAN = DAYS * 86_400
 _SEGMENTS = 4
 _REGIONS = 8
 
@@ -72,7 +72,7 @@ def make_events(config: SyntheticConfig, world: World, users_U: np.ndarray, leng
     user_N = np.repeat(np.arange(len(users_U)), lengths_U)
     time_N, session_N = _times(draws, user_N, starts_U, lengths_U)
     focus_N = _interests(draws, user_N, starts_U, session_N)
-    item_N = _choose_items(world, draws, user_N, time_N, focus_N)
+    item_N = _choose_items(config, world, draws, user_N, time_N, focus_N)
     labels_N, probability_N = _label(config, world, draws, starts_U, lengths_U, item_N, focus_N)
     events = pa.table(
         [users_U[user_N] + FIRST_USER_ID, item_N + FIRST_ITEM_ID, time_N + EPOCH, labels_N], schema=EVENTS_SCHEMA
@@ -130,13 +130,16 @@ def _interests(draws: Draws, user_N: np.ndarray, starts_U: np.ndarray, session_N
 
 
 def _choose_items(
-    world: World, draws: Draws, user_N: np.ndarray, time_N: np.ndarray, focus_N: np.ndarray
+    config: SyntheticConfig, world: World, draws: Draws, user_N: np.ndarray, time_N: np.ndarray, focus_N: np.ndarray
 ) -> np.ndarray:
     """The item of each event: half of them of the present interest, the others by taste; popular ones first."""
     appeal_UC = np.exp(draws.taste_UC)
     cumulative_UC = np.cumsum(appeal_UC / appeal_UC.sum(1, keepdims=True), axis=1)
     by_taste_N = (draws.uniform_NK[:, 4, None] > cumulative_UC[user_N, :-1]).sum(1)
     category_N = np.where(draws.uniform_NK[:, 5] < 0.5, focus_N, by_taste_N)
+    if config.lifetime_days:
+        lifetime = config.lifetime_days / DAYS
+        return _sample_alive(world, category_N, time_N / SPAN, lifetime, draws.uniform_NK[:, 6])
     item_N = _sample(world, category_N, draws.uniform_NK[:, 6], world.popularity_I)
     # An item that is not out yet is replaced by one that always was.
     lasting_N = _sample(world, category_N, draws.uniform_NK[:, 7], world.popularity_I * (world.release_I == 0))
@@ -152,6 +155,28 @@ def _sample(world: World, category_N: np.ndarray, uniform_N: np.ndarray, weight_
     low_C = np.r_[0.0, high_C[:-1]]
     aim_N = low_C[category_N] + uniform_N * (high_C - low_C)[category_N]
     return order[np.searchsorted(cumulative_I, aim_N, side="right")]
+
+
+def _sample_alive(
+    world: World, category_N: np.ndarray, share_N: np.ndarray, lifetime: float, uniform_N: np.ndarray
+) -> np.ndarray:
+    """An item of each category that came out at most ``lifetime`` before, in proportion to popularity.
+
+    Where there is none, the category's last one before, or its first.
+    """
+    # by category and, within it, release: the items alive are neighbours
+    order = np.lexsort((world.release_I, world.category_I))
+    room = 2.0 + lifetime  # more than releases are apart
+    key_I = world.category_I[order] * room + world.release_I[order]
+    cumulative_I1 = np.r_[0.0, np.cumsum(world.popularity_I[order])]
+    now_N = category_N * room + share_N
+    first_N, end_N = (np.searchsorted(key_I, key_N, side="right") for key_N in (now_N - lifetime, now_N))
+    low_N, high_N = cumulative_I1[first_N], cumulative_I1[end_N]
+    place_N = np.searchsorted(cumulative_I1, low_N + uniform_N * (high_N - low_N), side="right") - 1
+    size_C = np.bincount(world.category_I)
+    begin_C = np.cumsum(size_C) - size_C
+    place_N = np.where(first_N < end_N, np.clip(place_N, first_N, end_N - 1), end_N - 1)
+    return order[np.clip(place_N, begin_C[category_N], (begin_C + size_C - 1)[category_N])]
 
 
 def _label(

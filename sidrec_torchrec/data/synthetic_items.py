@@ -9,6 +9,7 @@ from sidrec_torchrec.errors import DataError
 
 FIRST_ITEM_ID = 1_000
 
+DAYS = 365  # the corpus's time
 _LATENT_DIM = 16
 _PRIVATE = 4  # latent values only one of the two sources sees
 _NUM_TAGS = 24
@@ -30,7 +31,8 @@ class SyntheticConfig:
         categories: values of the target ``category``, at least 2.
         missing: share of items without one source (for each source).
         noise: standard deviation of what a source adds to its view of the latent vector.
-        cold: share of items that come out in the last fifth of the time.
+        cold: share of items that come out in the last fifth of the time; with ``lifetime_days`` all come out evenly instead.
+        lifetime_days: how long an item is met after it came out; 0 for ever. Each day of the year brings new items.
         recent_events: length of the recent pool.
         recent_weight: what a match with the recent pool adds to the logit.
         distant_weight: what a match with the distant pool adds to the logit.
@@ -52,6 +54,7 @@ class SyntheticConfig:
     missing: float = 0.03
     noise: float = 0.3
     cold: float = 0.15
+    lifetime_days: float = 0.0
     recent_events: int = 32
     recent_weight: float = 1.5
     distant_weight: float = 2.0
@@ -70,6 +73,8 @@ class SyntheticConfig:
             raise DataError("users, recent_events, text_dim and image_dim must be at least 1, categories at least 2")
         if not (0 <= self.missing < 1 and 0 <= self.cold <= 0.5):
             raise DataError(f"need 0 <= missing < 1 and 0 <= cold <= 0.5, got {self.missing} and {self.cold}")
+        if not 0 <= self.lifetime_days <= DAYS:
+            raise DataError(f"lifetime_days must be 0 to {DAYS}, got {self.lifetime_days}")
         if self.items < 4 * self.categories:
             raise DataError(f"need at least 4 items a category: {4 * self.categories}, got {self.items}")
         if self.prior <= 0:
@@ -78,7 +83,7 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class World:
-    """The items, by place (item_id - FIRST_ITEM_ID)."""
+    """The items, by place (item_id - FIRST_ITEM_ID); ``release_I`` is a share of the time, before 0 for the first items."""
 
     latent_ID: np.ndarray
     category_I: np.ndarray
@@ -101,6 +106,9 @@ def make_items(config: SyntheticConfig) -> World:
     quality_I = (quality_I - quality_I.mean()) / quality_I.std()
     cold_I = rng.permutation(config.items) < config.cold * config.items
     release_I = np.where(cold_I, rng.uniform(0.8, 0.98, size=config.items), 0.0)
+    if config.lifetime_days:
+        first = -config.lifetime_days / DAYS  # as many are about at the beginning as later
+        release_I = first + (1 - first) * rng.random(config.items)
     # One Zipf law over all items: rank r is seen in proportion to 1 / (r + 10).
     popularity_I = 1.0 / (rng.permutation(config.items) + 11.0)
     return World(latent_ID, category_I, membership_IC, quality_I, release_I, popularity_I)

@@ -11,7 +11,8 @@ import pytest
 from sidrec_torchrec.data import synthetic, synthetic_events
 from sidrec_torchrec.data.format import open_items, validate
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
-from sidrec_torchrec.data.synthetic_items import FIRST_ITEM_ID, make_items
+from sidrec_torchrec.data.synthetic_events import EPOCH, SPAN, _sample_alive
+from sidrec_torchrec.data.synthetic_items import FIRST_ITEM_ID, World, make_items
 from sidrec_torchrec.errors import DataError
 
 SMALL = SyntheticConfig(items=300, users=60, median_events=60, max_events=900)
@@ -272,3 +273,36 @@ def test_impossible_sizes_are_refused() -> None:
     ):
         with pytest.raises(DataError, match=words):
             SyntheticConfig(**changes)
+
+
+def test_every_day_brings_new_items(tmp_path: Path) -> None:
+    """Items are met only while they last, many at any time; so most of what is met late was never met early."""
+    config = SyntheticConfig(items=6_000, users=150, median_events=80, max_events=600, lifetime_days=30)
+    write_synthetic(config, tmp_path)
+    release_I = make_items(config).release_I
+    events = pq.read_table(tmp_path / "events.parquet")
+    age_N = (events["timestamp"].to_numpy() - EPOCH) / SPAN - release_I[events["item_id"].to_numpy() - FIRST_ITEM_ID]
+    assert age_N.min() >= 0 and age_N.max() <= 30 / 365
+    late_N = events["timestamp"].to_numpy() > EPOCH + 0.8 * SPAN
+    items_N = events["item_id"].to_numpy()
+    assert len(np.unique(items_N[late_N])) > 500
+    assert np.isin(items_N[late_N], items_N[~late_N]).mean() < 0.6
+    with pytest.raises(DataError, match="lifetime_days must be 0 to 365"):
+        SyntheticConfig(lifetime_days=400)
+
+
+def test_a_category_without_a_living_item_shows_its_last_one() -> None:
+    world = World(
+        latent_ID=np.zeros((4, 1)),
+        category_I=np.array([0, 1, 0, 1]),
+        membership_IC=np.zeros((4, 2)),
+        quality_I=np.zeros(4),
+        release_I=np.array([0.1, 0.5, 0.3, 0.6]),
+        popularity_I=np.ones(4),
+    )
+    category_N, share_N = np.array([0, 0, 0, 0, 1, 1]), np.array([0.05, 0.15, 0.35, 0.9, 0.2, 0.65])
+    drawn = [_sample_alive(world, category_N, share_N, 0.1, np.full(6, u)) for u in (0.0, 0.999)]
+    np.testing.assert_array_equal(drawn[0], [0, 0, 2, 2, 1, 3])
+    np.testing.assert_array_equal(drawn[1], [0, 0, 2, 2, 1, 3])
+    both = [_sample_alive(world, np.array([1]), np.array([0.61]), 0.2, np.array([u]))[0] for u in (0.1, 0.9)]
+    assert both == [1, 3]
