@@ -2,7 +2,8 @@
 
 A target's *residual* is its label less the item's mean and the user's mean deviation, both drawn towards the average of few
 events. An item's vector is its own mean deviation, and its row in the best approximation of rank ``dim - 1`` to users times
-items of residuals: items that the same users like more than others do, have like vectors.
+items of residuals: items that the same users like more than others do, have like vectors. Both
+parts are scaled to the same total variance, so that neither drowns the other.
 
 Source: latent semantic analysis (Deerwester et al. 1990) of centered ratings; subspace iteration as in Halko et al. 2011,
 algorithm 4.4.
@@ -35,7 +36,7 @@ class CollaborativeConfig:
         seed: of the iteration's start.
     """
 
-    dim: int = 64
+    dim: int = 16
     passes: int = 5
     prior_events: float = 5.0
     least_events: int = 5
@@ -99,8 +100,15 @@ def collaborative_vectors(
     energy_K, rotation_KK = energy_K.flip(0)[: config.dim - 1], rotation_KK.flip(1)[:, : config.dim - 1]
     factors_NK = (previous_NK @ rotation_KK) * energy_K.clamp_min(0).sqrt()
     deviation_N1 = (mean_N - average).unsqueeze(1)
-    values_ND = torch.cat([deviation_N1, factors_NK], dim=1) * present_N.unsqueeze(1)
+    parts = [_of_variance_1(part_NK, present_N) for part_NK in (deviation_N1, factors_NK)]
+    values_ND = torch.cat(parts, dim=1) * present_N.unsqueeze(1)
     return CollaborativeVectors(values_ND.float().numpy(), present_N.numpy())
+
+
+def _of_variance_1(x_NK: Tensor, present_N: Tensor) -> Tensor:
+    """Scaled so that the variances of the columns over items that are present sum to 1; as it is if they are 0."""
+    variance = x_NK[present_N].var(0, correction=0).sum()
+    return x_NK * torch.where(variance > 0, variance, 1.0).rsqrt()
 
 
 class _Targets:

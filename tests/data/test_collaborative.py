@@ -41,7 +41,7 @@ def prepared(tmp_path_factory) -> Prepared:
 
 
 def by_numpy(prepared: Prepared, config: CollaborativeConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts, mean deviations, and the Gram matrix of the best rank-3 approximation to the weighted residuals."""
+    """Counts, mean deviations, and the Gram matrix of the best rank-3 approximation to the weighted residuals; scaled."""
     rows = [
         (row.item[-row.num_targets :], row.action[-row.num_targets :].astype(float))
         for row in from_table(pq.read_table(prepared.path("train")))
@@ -60,7 +60,9 @@ def by_numpy(prepared: Prepared, config: CollaborativeConfig) -> tuple[np.ndarra
     residual_RN *= present_N / np.sqrt(count_N + 4 * prior)
     _, s_K, v_KN = np.linalg.svd(residual_RN, full_matrices=False)
     k = config.dim - 1
-    return count_N, (mean_N - average) * present_N, (v_KN[:k].T * s_K[:k] ** 2) @ v_KN[:k]
+    deviation_N, factors_NK = (mean_N - average) * present_N, v_KN[:k].T * s_K[:k]
+    factors_NK /= factors_NK[present_N].var(0).sum() ** 0.5
+    return count_N, deviation_N / deviation_N[present_N].std(), factors_NK @ factors_NK.T
 
 
 def test_vectors_are_those_of_the_decomposition(prepared):
@@ -68,7 +70,7 @@ def test_vectors_are_those_of_the_decomposition(prepared):
     count_N, deviation_N, gram_NN = by_numpy(prepared, CONFIG)
     np.testing.assert_array_equal(vectors.present_N, count_N >= 20)
     assert vectors.present_N.sum() == ITEMS - 1 and not vectors.values_ND[-1].any()
-    np.testing.assert_allclose(vectors.values_ND[:, 0], deviation_N, atol=1e-6)
+    np.testing.assert_allclose(vectors.values_ND[:, 0], deviation_N, atol=1e-5)
     factors_NK = vectors.values_ND[:, 1:].astype(float)
     np.testing.assert_allclose(factors_NK @ factors_NK.T, gram_NN, atol=1e-5 * np.abs(gram_NN).max())
 
