@@ -69,10 +69,7 @@ void forward(const Events& e, const Lanes& lanes, const Window& window, const fl
   const int64_t m = lanes.query;
   for (int64_t begin = e.begin[m]; begin < e.end[m]; begin += kBlock) {
     const int64_t n = std::min(kBlock, e.end[m] - begin);
-    std::fill(block, block + n, Float{});
-    window.columns(begin, [&](int64_t first, int64_t, const uint16_t* value) {
-      for (int64_t t = 0; t < n; ++t) block[t] += table[first + value[t]];
-    });
+    window.add_rows(table.data(), begin, n, block);
     if (e.softmax) {
       Float block_most = most;
       for (int64_t t = 0; t < n; ++t) block_most = max(block_most, block[t]);
@@ -107,6 +104,10 @@ void backward(const Events& e, const Lanes& lanes, const Window& window, const f
   using Float = typename Vec<HP>::Float;
   struct Row {
     Float score, grad;
+    void operator+=(const Row& row) {
+      score += row.score;
+      grad += row.grad;
+    }
   };
   static thread_local std::vector<Row> table;
   table.resize(e.rows());
@@ -123,14 +124,7 @@ void backward(const Events& e, const Lanes& lanes, const Window& window, const f
   Row block[kBlock];
   for (int64_t begin = e.begin[m]; begin < e.end[m]; begin += kBlock) {
     const int64_t n = std::min(kBlock, e.end[m] - begin);
-    std::fill(block, block + n, Row{});
-    window.columns(begin, [&](int64_t first, int64_t, const uint16_t* value) {
-      for (int64_t t = 0; t < n; ++t) {
-        const Row& row = table[first + value[t]];
-        block[t].score += row.score;
-        block[t].grad += row.grad;
-      }
-    });
+    window.add_rows(table.data(), begin, n, block);
     for (int64_t t = 0; t < n; ++t) {
       const Float score = block[t].score, grad = block[t].grad;
       if (e.softmax) {
