@@ -1,7 +1,7 @@
 """NE per byte: every way of feeding items, tuned alike, over several seeds.
 
     python benchmarks/ne_per_byte/run.py --data DATA --out OUT --source A --source B --target C \
-        [--seeds 5] [--epochs 5] [--train-fraction 0.3] [--only VARIANT]
+        [--seeds 5] [--settings 4] [--epochs 5] [--train-fraction 0.3] [--only VARIANT]
 
 Tokenizers are trained on the items that are not cold; *collaborative* ones also predict what users do with items, by
 ``sidrec collaborative-vectors`` on the training sequences. Each variant is tuned on validation NE over the same number of
@@ -37,6 +37,9 @@ def main() -> None:
     parser.add_argument("--source", action="append", required=True)
     parser.add_argument("--target", action="append", default=[])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--settings", type=int, default=len(SETTINGS), help="a variant is tuned over; 1: the first as it is"
+    )
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--tokenizer-epochs", type=int, default=40)
     parser.add_argument("--train-fraction", type=float, default=1.0)
@@ -81,12 +84,14 @@ class Study:
     def run(self, variant: Variant) -> None:
         """Tunes and trains a variant; an interrupted run goes on."""
         sids = tuple(self._sids(plan) for plan in variant.tokenizers)
+        settings = SETTINGS[: self.arguments.settings]
         tuned = [
             self._rank(variant, sids, f"setting-{i}", TUNING_SEED, setting)["validation"]
-            for i, setting in enumerate(SETTINGS)
+            for i, setting in enumerate(settings)
+            if len(settings) > 1
         ]
         scores = [min(epoch["ne_all"] for epoch in validation) for validation in tuned]
-        best = scores.index(min(scores))
+        best = scores.index(min(scores)) if scores else 0
         seeds = range(self.arguments.seeds)
         runs = [self._rank(variant, sids, f"seed-{seed}", seed, SETTINGS[best]) for seed in seeds]
         self.results[variant.name] = {
