@@ -99,22 +99,20 @@ def _side() -> Iterator[Variant]:
     yield _ours("SIDE, 25 trits", plain)
     yield _ours("SIDE, 25 trits, collaborative", told)
     yield _ours("SIDE decoded, 25 trits, collaborative", told, side_mode="decoded")
-    yield _ours("LearnedSIDE, 25 trits", plain, side_learned=True)
-    yield _ours("LearnedSIDE, 25 trits, collaborative", told, side_learned=True)
+    yield _ours("LearnedSIDE, 25 trits", plain, arm="learned-side")
+    yield _ours("LearnedSIDE, 25 trits, collaborative", told, arm="learned-side")
     for count in (10, 39, 60):  # 39: as many as one word holds
-        yield _ours(f"LearnedSIDE, {count} trits, collaborative", _trits(count, collaborative=True), side_learned=True)
+        yield _ours(f"LearnedSIDE, {count} trits, collaborative", _trits(count, collaborative=True), arm="learned-side")
     yield _ours("hybrid, 25 trits + 2,187 rows, collaborative", told, arm="hybrid")
-    for learned in (False, True):
-        name = f"code-space attention, 25 trits, collaborative{', learned' if learned else ''}"
-        yield _ours(name, told, model_options={"attention": "codes"}, side_learned=learned)
+    for arm in ("side", "learned-side"):
+        name = f"code-space attention, {arm}, 25 trits, collaborative"
+        yield _ours(name, told, arm=arm, model_options={"attention": "codes"})
     no_targets = TokenizerPlan(name="dpca-25-no-targets", kind="dpca", stages="ternary*25", with_targets=False)
     mixed = TokenizerPlan(name="dpca-mixed", kind="dpca", stages="onehot:256,ternary*20")
     yield _ours("SIDE, 25 trits, no targets", no_targets)
     yield _ours("SIDE, one-hot 256 + 20 trits", mixed)
     for plan, what in ((_FUSED_RQ, "fused"), (_COLLABORATIVE_RQ, "fused, collaborative")):
-        options = {"side_learned": True}
-        name = f"LearnedSIDE on RQ 256x5 {what}"
-        yield Variant(name=name, family=CROSS, arm="side", tokenizers=(plan,), arm_options=options)
+        yield Variant(name=f"LearnedSIDE on RQ 256x5 {what}", family=CROSS, arm="learned-side", tokenizers=(plan,))
 
 
 _FUSED_RQ = TokenizerPlan(name="rq-256x5", kind="rq", stages="onehot:256*5")

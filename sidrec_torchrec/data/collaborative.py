@@ -80,7 +80,9 @@ def collaborative_vectors(
     count_N, mean_N, average = targets.means(config.prior_events)
     present_N = count_N >= config.least_events
     if not present_N.any():
-        raise DataError(f"{prepared.path('train')}: no item has {config.least_events} targets; lower least_events")
+        raise DataError(
+            f"{prepared.path('train')}: no item has {config.least_events} training targets; lower least_events, or do without collaborative vectors"
+        )
     # columns of like weight: a popular item's many residuals are known better, but are no more than one item
     weight_N = torch.where(present_N, (count_N + 4 * config.prior_events).rsqrt(), 0.0)
     generator = torch.Generator().manual_seed(config.seed)

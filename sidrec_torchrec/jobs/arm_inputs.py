@@ -13,7 +13,7 @@ from sidrec_torchrec.data.item_arrays import write_rows, write_vectors
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.sids import CODEC_FOLDER, SIDS_FILE, read_sids
 from sidrec_torchrec.errors import DataError, SidrecError
-from sidrec_torchrec.ranker.arms import ArmInputs, SIDArray
+from sidrec_torchrec.ranker.arms import SID_ARMS, ArmInputs, SIDArray
 
 
 def load_arm_inputs(
@@ -46,7 +46,7 @@ def load_arm_inputs(
         for source in sources or tuple(open_items(data).source_dims):
             vectors[source] = folder / f"vectors-{source}.npy"
             _once(vectors[source], lambda path, source=source: write_vectors(data, source, path))
-    reads_sids = arm in ("side", "hybrid")
+    reads_sids = arm in SID_ARMS
     if reads_sids and sids is None:
         raise SidrecError(f"the arm '{arm}' needs SIDs; name the folder encode-corpus wrote with --sids")
     if arm == "prefix-ngram" and not source_sids:

@@ -19,13 +19,13 @@ from sidrec_torchrec.environment import versions_and_hardware
 from sidrec_torchrec.errors import RunMismatchError, SidrecError, check_at_least
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
-from sidrec_torchrec.jobs import encode_corpus, prepare, train_ranker, train_tokenizer
+from sidrec_torchrec.jobs import collaborative_vectors, encode_corpus, prepare, train_ranker, train_tokenizer
 from sidrec_torchrec.jobs.distributed import Processes, process_group
 from sidrec_torchrec.jobs.progress import stage
 from sidrec_torchrec.jobs.report import BASE_ARM, print_report, summarize_arm
 from sidrec_torchrec.jobs.report_html import write_html
 from sidrec_torchrec.jobs.runs import open_run
-from sidrec_torchrec.ranker.arms import ARMS, ArmConfig
+from sidrec_torchrec.ranker.arms import ARMS, SID_ARMS, ArmConfig
 from sidrec_torchrec.ranker.model import RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig
 
@@ -44,6 +44,7 @@ class PipelineConfig:
         seeds: rankers per arm, with seeds 0, 1, ...
         source: sources to use; none named means all.
         target: categorical columns the fused tokenizer predicts; none named means no target.
+        collaborative: whether the fused tokenizer also predicts what users did with its training items.
         cold_fraction: share of the items kept out of training (of tokenizers too), to test on unseen items.
         train_fraction: share of the users that is trained on; all are tested.
         max_history: most events before a row's first target.
@@ -60,10 +61,11 @@ class PipelineConfig:
 
     out: Path
     data: Path | None = None
-    arms: tuple[str, ...] = ("none", "raw", "prefix-ngram", "side", "id")
+    arms: tuple[str, ...] = ("none", "raw", "prefix-ngram", "side", "learned-side", "id")
     seeds: int = 1
     source: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
+    collaborative: bool = True
     cold_fraction: float = 0.25
     train_fraction: float = 1.0
     max_history: int = 512
@@ -139,8 +141,10 @@ class _Pipeline:
         open_items(self.data, sources=self.sources, targets=self.targets)  # refuses unknown columns
         self._prepare()
         tokenizers = {}
-        if {"side", "hybrid"} & set(self.config.arms):
-            tokenizers["side"] = self._tokenize("side", self.sources, self.targets, "dpca", self.config.stages)
+        if set(SID_ARMS) & set(self.config.arms):
+            tokenizers["side"] = self._tokenize(
+                "side", self.sources, self.targets, "dpca", self.config.stages, collaborative=self.config.collaborative
+            )
         if "prefix-ngram" in self.config.arms:
             for source in self.sources:
                 tokenizers[f"rq-{source}"] = self._tokenize(f"rq-{source}", (source,), (), "rq", self.config.rq_stages)
@@ -152,13 +156,21 @@ class _Pipeline:
         self._timed("prepare", lambda: prepare.main(job))
 
     def _tokenize(
-        self, name: str, sources: tuple[str, ...], targets: tuple[str, ...], kind: str, stages: str
+        self,
+        name: str,
+        sources: tuple[str, ...],
+        targets: tuple[str, ...],
+        kind: str,
+        stages: str,
+        *,
+        collaborative: bool = False,
     ) -> dict[str, Any]:
         """Trains a tokenizer and encodes the corpus with it; returns its metrics."""
         train = train_tokenizer.TrainTokenizerConfig(
-            data=self.data,
+            data=self._with_vectors() if collaborative else self.data,
             out=self.out / "tokenizers" / name,
             source=sources,
+            predict=("collaborative",) if collaborative else (),
             target=targets,
             epochs=self.config.tokenizer_epochs,
             quantizer=QuantizerConfig(kind=kind, stages=stages),
@@ -169,6 +181,14 @@ class _Pipeline:
         report = self._timed(f"encode {name}", lambda: encode_corpus.main(encode))
         return {"training": metrics, "corpus": report}
 
+    def _with_vectors(self) -> Path:
+        """A folder of the items with collaborative vectors."""
+        job = collaborative_vectors.CollaborativeVectorsConfig(
+            data=self.data, prepared=self.out / "prepared" / "sequences", out=self.out / "collaborative"
+        )
+        self._timed("collaborative vectors", lambda: collaborative_vectors.main(job))
+        return job.out
+
     def _rank(self, arm: str, seed: int) -> dict[str, Any]:
         job = train_ranker.TrainRankerConfig(
             data=self.data,
@@ -176,7 +196,7 @@ class _Pipeline:
             out=self.out / "rankers" / arm / f"seed-{seed}",
             arm=arm,
             source=self.sources if arm == "raw" else (),
-            sids=self.out / "sids" / "side" if arm in ("side", "hybrid") else None,
+            sids=self.out / "sids" / "side" if arm in SID_ARMS else None,
             source_sids=tuple(self.out / "sids" / f"rq-{s}" for s in self.sources) if arm == "prefix-ngram" else (),
             epochs=self.config.epochs,
             batch_events=self.config.batch_events,

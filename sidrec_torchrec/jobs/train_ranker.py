@@ -42,9 +42,9 @@ class TrainRankerConfig:
         data: folder of ``items.parquet``.
         prepared: folder the prepare job wrote.
         out: folder for checkpoints, curves and ``metrics.json``.
-        arm: ``none``, ``raw``, ``prefix-ngram``, ``side``, ``hybrid`` or ``id``.
+        arm: ``none``, ``raw``, ``prefix-ngram``, ``side``, ``learned-side``, ``hybrid`` or ``id``.
         source: sources the raw arm uses; none named means all.
-        sids: folder encode-corpus wrote with the fused tokenizer, for ``side`` and ``hybrid``.
+        sids: folder encode-corpus wrote with the fused tokenizer, for ``side``, ``learned-side`` and ``hybrid``.
         source_sids: folders encode-corpus wrote with each source's residual tokenizer, for ``prefix-ngram``.
         epochs: passes over the training sequences.
         batch_events: events in a batch over all processes, padding included; 0 for a fiftieth of the training events,

@@ -26,7 +26,8 @@ from sidrec_torchrec.side.expansion import MODES, OfCodec, SIDEConfig
 from sidrec_torchrec.side.hybrid import CoarseIds, HybridCollection
 from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
 
-ARMS = ("none", "raw", "prefix-ngram", "side", "hybrid", "id")
+ARMS = ("none", "raw", "prefix-ngram", "side", "learned-side", "hybrid", "id")
+SID_ARMS = ("side", "learned-side", "hybrid")  # whose events carry the fused tokenizer's SID
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,6 @@ class ArmConfig:
 
     Args:
         side_mode: what SIDE turns a SID into, ``digits`` or ``decoded``.
-        side_learned: whether training changes SIDE's rows; see ``LearnedSIDE``.
         table_dim: width of learned item tables (``id``, ``prefix-ngram``, ``hybrid``); a multiple of 4, as fbgemm needs.
         ngram_rows: rows of each source's prefix-n-gram table.
         ngram_depth: longest prefix, in digits; 0 for all.
@@ -45,7 +45,6 @@ class ArmConfig:
     """
 
     side_mode: str = "digits"
-    side_learned: bool = False
     table_dim: int = 64
     ngram_rows: int = 65_536
     ngram_depth: int = 0
@@ -130,7 +129,9 @@ def build_arm(name: str, config: ArmConfig, inputs: ArmInputs) -> Arm:
         case "id":
             return IdArm(inputs.num_items, config)
         case "side":
-            return SideArm(inputs.sid, config)
+            return SideArm(inputs.sid, config, learned=False)
+        case "learned-side":
+            return SideArm(inputs.sid, config, learned=True)
         case "hybrid":
             return HybridArm(inputs.sid, config)
         case "prefix-ngram":
@@ -196,16 +197,16 @@ class IdArm(Arm):
 
 
 class SideArm(Arm):
-    """SIDE: the packed SID travels, a parameter-free module expands it."""
+    """SIDE: the packed SID travels, and is expanded by a module without parameters, or with learned rows (``LearnedSIDE``)."""
 
-    def __init__(self, sid: SIDArray, config: ArmConfig) -> None:
+    def __init__(self, sid: SIDArray, config: ArmConfig, *, learned: bool) -> None:
         self._words = np.load(sid.path, mmap_mode="r")
         self._side = SIDEConfig(
             name="item",
             feature_names=["sid"],
             codec=sid.codec,
             mode=config.side_mode,
-            learned=config.side_learned,
+            learned=learned,
         )
         self.keys = self._word_keys = tuple(word_names("sid", sid.codec.spec.num_words))
         self.dim = self._side.embedding_dim
@@ -226,7 +227,7 @@ class HybridArm(SideArm):
     """SIDE, and a learned row per prefix of the SID; the id of the prefix is made when the batch is."""
 
     def __init__(self, sid: SIDArray, config: ArmConfig) -> None:
-        super().__init__(sid, config)
+        super().__init__(sid, config, learned=False)
         try:
             self._coarse = CoarseIds.at_most(sid.codec.spec, config.coarse_ids)
         except ValueError as error:

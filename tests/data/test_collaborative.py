@@ -100,7 +100,7 @@ def test_processes_share_the_work(prepared, run_distributed):
 
 
 def test_too_few_events(prepared: Prepared, tmp_path: Path):
-    with pytest.raises(DataError, match=r"train\.parquet: no item has 5000 targets; lower least_events"):
+    with pytest.raises(DataError, match=r"train\.parquet: no item has 5000 training targets; lower least_events"):
         collaborative_vectors(prepared, CollaborativeConfig(least_events=5000))
     with pytest.raises(ValueError, match="dim must be at least 2"):
         CollaborativeConfig(dim=1)

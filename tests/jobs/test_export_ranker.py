@@ -36,8 +36,8 @@ assert "torchrec" not in sys.modules and "fbgemm_gpu" not in sys.modules
 def trained(corpus, prepared, sids, tmp_path_factory):
     """A ranker, and its test batches with what it predicts of them."""
     out = tmp_path_factory.mktemp("ranker") / "codes"
-    arms = ArmConfig(side_mode="decoded", side_learned=True)
-    config = make_config(corpus, prepared, sids, out, "side", model=CODES, arms=arms)
+    arms = ArmConfig(side_mode="decoded")
+    config = make_config(corpus, prepared, sids, out, "learned-side", model=CODES, arms=arms)
     train_ranker.main(config)
     sequences = open_prepared(prepared)
     with process_group() as processes:

@@ -48,22 +48,23 @@ def test_every_arm_learns(arm, corpus, prepared, sids, tmp_path):
     counts = json.loads((prepared / "prepared.json").read_text())["counts"]
     assert result["test"]["targets_all"] == counts["test"]["targets"]
     assert result["test"]["targets_all"] == result["test"]["targets_warm"] + result["test"]["targets_cold"]
-    kjt = {"none": 0, "raw": 2 * (12 + 8), "prefix-ngram": 16, "side": 8, "hybrid": 16, "id": 8}
+    kjt = {"none": 0, "raw": 2 * (12 + 8), "prefix-ngram": 16, "side": 8, "learned-side": 8, "hybrid": 16, "id": 8}
     assert result["bytes_per_event_kjt"] == kjt[arm]
     # id: a row of 16 floats per item; prefix-ngram: 200 rows; side: two chunks of 243 values of ten floats at most
     tables = {"none": (0, 0), "raw": (0, 0), "id": (7680, 7680), "prefix-ngram": (12800, 12800), "side": (1, 25_000)}
+    tables["learned-side"] = tables["side"]
     tables["hybrid"] = (2187 * 16 * 4, 2187 * 16 * 4 + 25_000)  # 7 trits, and SIDE
     assert tables[arm][0] <= result["table_bytes"] <= tables[arm][1]
     assert train_ranker.main(config) == result  # read back
     assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / arm)) == result["test"]
 
 
-@pytest.mark.parametrize("learned", [False, True], ids=["frozen", "learned"])
-def test_attention_to_codes_learns(learned, corpus, prepared, sids, tmp_path):
+@pytest.mark.parametrize("arm", ["side", "learned-side"])
+def test_attention_to_codes_learns(arm, corpus, prepared, sids, tmp_path):
     model = dataclasses.replace(SMALL, attention="codes")
-    arms = ArmConfig(side_mode="decoded", side_learned=learned)
+    arms = ArmConfig(side_mode="decoded")
     changes = {"model": model, "arms": arms, "epochs": 4}
-    config = make_config(corpus, prepared, sids, tmp_path / "codes", "side", **changes)
+    config = make_config(corpus, prepared, sids, tmp_path / "codes", arm, **changes)
     result = train_ranker.main(config)
     assert result["train_loss"][-1] < result["train_loss"][0]
     assert 0.3 < result["test"]["ne_all"] < 1.02
