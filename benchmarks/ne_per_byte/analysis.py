@@ -1,9 +1,10 @@
-"""From runs to gains with confidence intervals, a table and a plot."""
+"""From runs to gains with confidence intervals, a table and two plots."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
@@ -47,50 +48,76 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), half
 
 
+_COLUMNS = ("NE warm", "NE cold", "gain warm", "x", "gain cold", "x", "B/event stored", "KJT", "table bytes")
+
+
 def print_table(summary: dict[str, Any]) -> None:
     """The table of variants."""
     table = Table(
         title="NE and gain over none, mean and 95% interval over seeds; x: multiple of the best traditional SID's gain"
     )
     table.add_column("variant")
-    for name in ("NE warm", "NE cold", "gain warm", "x", "gain cold", "x", "B/event stored", "KJT", "table bytes"):
+    for name in _COLUMNS:
         table.add_column(name, justify="right")
     for name, row in summary.items():
-        cells = [f"{row[f'ne_{part}'][0]:.4f} ±{row[f'ne_{part}'][1]:.4f}" for part in PARTS]
-        for part in PARTS:
-            gain = row.get(f"gain_{part}")
-            cells.append("-" if gain is None else f"{100 * gain[0]:+.2f}% ±{100 * gain[1]:.2f}")
-            cells.append(f"{row[f'multiple_{part}']:.2f}" if f"multiple_{part}" in row else "-")
-        table.add_row(
-            name,
-            *cells,
-            f"{row['bytes_per_event_stored']:.1f}",
-            f"{row['bytes_per_event_kjt']:.0f}",
-            f"{row['table_bytes']:,}",
-        )
+        table.add_row(name, *_cells(row))
     Console(width=200).print(table)
 
 
-def plot(summary: dict[str, Any], path: Path) -> None:
-    """Gain against bytes per event, one panel for warm items and one for cold."""
-    from matplotlib.figure import Figure
+def markdown(summary: dict[str, Any]) -> str:
+    """The same table, for a page."""
+    lines = [("variant", *_COLUMNS), ("---", *["---:"] * len(_COLUMNS))]
+    lines += [(name, *_cells(row)) for name, row in summary.items()]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    families = list(dict.fromkeys(row["family"] for row in summary.values()))
-    for axes, part in zip(figure.subplots(1, 2), PARTS, strict=True):
-        for i, family in enumerate(families):
-            rows = {
-                n: r for n, r in summary.items() if r["family"] == family and f"gain_{part}" in r and family != BASE
-            }
-            if rows:
-                x = [row["bytes_per_event_kjt"] for row in rows.values()]
-                y, error = zip(
-                    *[(100 * r[f"gain_{part}"][0], 100 * r[f"gain_{part}"][1]) for r in rows.values()], strict=True
-                )
-                axes.errorbar(x, y, yerr=np.nan_to_num(error), fmt="o", color=f"C{i}", label=family, capsize=3)
-        axes.axhline(0, color="#999", linewidth=0.8)
-        axes.set(
-            xscale="log", title=f"{part} items", xlabel="bytes per event in the batch", ylabel="NE gain over none, %"
-        )
-        axes.legend(frameon=False)
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    cells = [f"{row[f'ne_{part}'][0]:.4f} ±{row[f'ne_{part}'][1]:.4f}" for part in PARTS]
+    for part in PARTS:
+        gain = row.get(f"gain_{part}")
+        cells.append("-" if gain is None else f"{100 * gain[0]:+.2f}% ±{100 * gain[1]:.2f}")
+        cells.append(f"{row[f'multiple_{part}']:.2f}" if f"multiple_{part}" in row else "-")
+    size = (f"{row['bytes_per_event_stored']:.1f}", f"{row['bytes_per_event_kjt']:.0f}", f"{row['table_bytes']:,}")
+    return [*cells, *size]
+
+
+def plot_gains(summary: dict[str, Any], path: Path) -> None:
+    """A bar per variant, warm and cold side by side, the bytes of an event beside its name."""
+    rows = {n: r for n, r in summary.items() if "gain_warm" in r and r["family"] != BASE}
+    families = list(dict.fromkeys(row["family"] for row in rows.values()))
+    figure = Figure(figsize=(12, 1.5 + 0.33 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(rows))[::-1]
+    for axes, part in zip(panels, PARTS, strict=True):
+        for family in families:
+            own = [
+                (y, row[f"gain_{part}"])
+                for y, row in zip(places, rows.values(), strict=True)
+                if row["family"] == family
+            ]
+            y, gains = zip(*own, strict=True)
+            mean, half = 100 * np.array(gains).T
+            axes.barh(y, mean, xerr=np.nan_to_num(half), color=f"C{families.index(family)}", label=family, capsize=2)
+        axes.axvline(0, color="#999", linewidth=0.8)
+        axes.set(title=f"{part} items", xlabel="NE gain over none, %")
+    panels[0].set_yticks(places, [f"{n}  ({r['bytes_per_event_kjt']:.0f} B)" for n, r in rows.items()], fontsize=8)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(families), frameon=False
+    )
+    figure.savefig(path, dpi=120)
+
+
+def plot_curves(results: dict[str, Any], path: Path) -> None:
+    """Validation NE by epoch, the mean over seeds; a line per variant."""
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    axes = figure.subplots()
+    families = list(dict.fromkeys(result["family"] for result in results.values()))
+    styles = ["-", "--", ":", "-."]
+    for i, (name, result) in enumerate(results.items()):
+        curve = np.mean(result["validation"], axis=0)
+        color = f"C{families.index(result['family'])}"
+        axes.plot(range(1, len(curve) + 1), curve, color=color, linestyle=styles[i % 4], marker=".", label=name)
+    axes.set(xlabel="epoch", ylabel="validation NE, warm items")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)

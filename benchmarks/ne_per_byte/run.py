@@ -5,9 +5,9 @@
 
 Tokenizers are trained on the items that are not cold; *collaborative* ones also predict what users do with items, by
 ``sidrec collaborative-vectors`` on the training sequences. Each variant is tuned on validation NE over the same number of
-settings (with a seed of its own), and trained with every seed at the best. Writes ``OUT/results.json`` and
-``OUT/ne_per_byte.png`` and prints the table. Variants in ``results.json`` are not run again: call it again to go on, or
-with other ``--only`` variants to add them.
+settings (with a seed of its own), and trained with every seed at the best. Writes ``OUT/results.json``, ``OUT/table.md``,
+``OUT/gains.png`` and ``OUT/curves.png``, and prints the table. Variants in ``results.json`` are not run again: call it again
+to go on, or with other ``--only`` variants to add them.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from analysis import plot, print_table, summarize
+from analysis import markdown, plot_curves, plot_gains, print_table, summarize
 from study import SETTINGS, TokenizerPlan, Variant, variants
 
 from sidrec_torchrec.data.prepare import PrepareConfig
@@ -55,7 +55,9 @@ def main() -> None:
             study.write()
     summary = summarize(study.results)
     print_table(summary)
-    plot(summary, arguments.out / "ne_per_byte.png")
+    (arguments.out / "table.md").write_text(markdown(summary))
+    plot_gains(summary, arguments.out / "gains.png")
+    plot_curves(study.results, arguments.out / "curves.png")
 
 
 class Study:
