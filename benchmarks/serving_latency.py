@@ -40,7 +40,7 @@ class LookedUp(nn.Module):
     def __init__(self, ours: ServingRanker) -> None:
         super().__init__()
         self.ours = ours
-        attention = ours.attention
+        attention = ours.reader.attention
         self.heads, D = attention.num_heads, attention.query.in_features
         self.query, self.output = attention.query, attention.output
         self.key, self.value = nn.Linear(D, D), nn.Linear(D, D)
@@ -74,7 +74,7 @@ class LookedUp(nn.Module):
             action_V=action_N,
         )
         users_MD = [table(user_BF[:, f])[request_M] for f, table in enumerate(self.ours.user_tables)]
-        return self.ours.interaction(q_MD, pooled_MD, context, users_MD).sigmoid()
+        return self.ours.interaction(q_MD, pooled_MD.unsqueeze(1), context, users_MD).sigmoid()
 
 
 def main() -> None:

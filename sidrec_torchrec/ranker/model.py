@@ -32,6 +32,7 @@ class RankerConfig:
         num_heads: attention heads.
         attention: ``vectors`` attends to a vector per event; ``codes`` to packed SIDs, which are never decoded
             (the side arms alone have them): for long histories.
+        seeds: learned queries that read what each target reads, besides the target itself.
         item_hidden: hidden width of the map from an arm's item features to item vectors.
         cross_layers: layers of the low-rank cross network (DCN-v2).
         head_dims: hidden widths of the final perceptron.
@@ -41,6 +42,7 @@ class RankerConfig:
     dim: int = 64
     num_heads: int = 4
     attention: str = "vectors"
+    seeds: int = 0
     item_hidden: int = 128
     cross_layers: int = 1
     head_dims: tuple[int, ...] = (128, 64)
@@ -48,6 +50,7 @@ class RankerConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "dim", "num_heads", "item_hidden", "cross_layers")
+        check_at_least(self, 0, "seeds")
         check_share(self, "dropout")
         if self.dim % 4 or self.dim % self.num_heads:  # fbgemm wants table rows of whole 16 bytes
             raise ValueError(f"dim must be a multiple of 4 and of num_heads ({self.num_heads}), got {self.dim}")
@@ -148,19 +151,19 @@ class RankerHead(nn.Module):
         self.user_features = user_features
         vectors = ItemVectors(items_dim, config.item_hidden, config.dim, config.dropout).to(device)
         if config.attention == "codes":
-            self.reader = CodeReader(vectors, events, config.dim, config.num_heads, device)
+            self.reader = CodeReader(vectors, events, config.dim, config.num_heads, config.seeds, device)
         else:
-            self.reader = VectorReader(vectors, config.dim, config.num_heads).to(device)
+            self.reader = VectorReader(vectors, config.dim, config.num_heads, config.seeds).to(device)
         self.interaction = Interaction(config, len(user_features)).to(device)
 
     def forward(self, batch: RankBatch, items: Tensor | None, users: KeyedTensor | None) -> tuple[Tensor, RankerOutput]:
         """See ``Ranker``; ``items`` is what the arm's module gave."""
         targets = Targets.of(batch)
-        q_SD, pooled_SD = self.reader(batch, items, targets)
+        q_SD, pooled_SPD = self.reader(batch, items, targets)
         context = Context.of(batch, targets)
         # by name: the order of a KeyedTensor's values is that of the shards
         users_SD = [users[name][targets.row_S] for name in self.user_features] if users is not None else []
-        logit_S = self.interaction(q_SD, pooled_SD, context, users_SD)
+        logit_S = self.interaction(q_SD, pooled_SPD, context, users_SD)
 
         label_S = batch.action_N[targets.event_S].to(logit_S.dtype)
         weight_S = batch.weight_B[targets.row_S]
@@ -226,15 +229,16 @@ class Interaction(nn.Module):
         super().__init__()
         self.count = nn.Embedding(_COUNT_BUCKETS, _CONTEXT_DIM)
         self.gap = nn.Embedding(GAP_BUCKETS, _CONTEXT_DIM)
-        width = (3 + num_user_features) * config.dim + 2 * _CONTEXT_DIM + 1
+        pools = 1 + config.seeds
+        width = (1 + 2 * pools + num_user_features) * config.dim + 2 * _CONTEXT_DIM + 1
         self.cross = LowRankCrossNet(width, config.cross_layers, low_rank=config.dim)
         self.mlp = MLP(width, list(config.head_dims), activation="relu")
         self.logit = nn.Linear(config.head_dims[-1], 1)
 
-    def forward(self, q_SD: Tensor, pooled_SD: Tensor, context: Context, users_SD: list[Tensor]) -> Tensor:
-        """Logits, float [S], of targets with vectors ``q_SD`` that read ``pooled_SD``."""
-        features = [q_SD, pooled_SD, q_SD * pooled_SD, self.count(context.count_S), self.gap(context.gap_S)]
-        features += [context.log_odds_S.unsqueeze(1), *users_SD]
+    def forward(self, q_SD: Tensor, pooled_SPD: Tensor, context: Context, users_SD: list[Tensor]) -> Tensor:
+        """Logits, float [S], of targets with vectors ``q_SD`` whose queries pooled ``pooled_SPD``."""
+        features = [q_SD, pooled_SPD.flatten(1), (q_SD.unsqueeze(1) * pooled_SPD).flatten(1)]
+        features += [self.count(context.count_S), self.gap(context.gap_S), context.log_odds_S.unsqueeze(1), *users_SD]
         return self.logit(self.mlp(self.cross(torch.cat(features, dim=1)))).squeeze(1)
 
 

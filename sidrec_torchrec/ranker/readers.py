@@ -14,6 +14,30 @@ from sidrec_torchrec.side.expansion import SIDEConfig
 NUM_ACTIONS = 2
 
 
+class Queries(nn.Module):
+    """What each target asks of a history: its own vector, and learned seeds that are the same for all targets.
+
+    What the seeds pool says what the history is like whatever the target is. Source: pooling by multi-head attention,
+    Lee et al. 2019 (Set Transformer), section 3.2; the seeds share the maps of the target's own attention.
+
+    Args:
+        seeds: how many; P is one more.
+        dim: width D of queries.
+    """
+
+    def __init__(self, seeds: int, dim: int) -> None:
+        super().__init__()
+        # like item vectors, whose LayerNorm gives them this scale
+        self.seeds_KD = nn.Parameter(torch.randn(seeds, dim)) if seeds else None
+
+    def forward(self, q_SD: Tensor) -> Tensor:
+        """float [..., P, D] of the targets' own, [..., D]."""
+        own_S1D = q_SD.unsqueeze(-2)
+        if self.seeds_KD is None:
+            return own_S1D
+        return torch.cat([own_S1D, self.seeds_KD.expand(*q_SD.shape[:-1], -1, -1)], dim=-2)
+
+
 class ItemVectors(nn.Module):
     """An arm's item features to item vectors: a linear map plus a perceptron, normalized.
 
@@ -43,17 +67,19 @@ class VectorReader(nn.Module):
         vectors: item features to vectors.
         dim: width D of the vectors.
         num_heads: of the attention.
+        seeds: queries besides the target's own; see ``Queries``.
     """
 
-    def __init__(self, vectors: ItemVectors, dim: int, num_heads: int) -> None:
+    def __init__(self, vectors: ItemVectors, dim: int, num_heads: int, seeds: int) -> None:
         super().__init__()
         self.vectors = vectors
+        self.queries = Queries(seeds, dim)
         self.action = nn.Embedding(NUM_ACTIONS, dim)
         self.norm = nn.LayerNorm(dim)
         self.attention = TargetAttention(dim, num_heads, NUM_ACTIONS)
 
     def forward(self, batch: RankBatch, items_NE: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Vectors of the targets and what they read, float [S, D] each.
+        """Vectors of the targets, float [S, D], and what each of their queries pools, float [S, P, D].
 
         Args:
             batch: events.
@@ -71,8 +97,10 @@ class VectorReader(nn.Module):
         mask_BMT = visible_BT.unsqueeze(1) & (order_BT.unsqueeze(1) < order_BM.unsqueeze(2))
         gaps_BMT = gap_bucket(time_BM.unsqueeze(2) - time_BT.unsqueeze(1))
         events_BTD = self.norm(x_BTD + self.action(action_BT))
-        pooled_BMD = self.attention(q_BMD, x_BTD, events_BTD, action_BT, gaps_BMT, mask_BMT)
-        return q_BMD[layout.is_target_BM], pooled_BMD[layout.is_target_BM]
+        query_BMPD = self.queries(q_BMD)
+        gaps_BQT, mask_BQT = (x.repeat_interleave(query_BMPD.shape[2], dim=1) for x in (gaps_BMT, mask_BMT))
+        pooled_BQD = self.attention(query_BMPD.flatten(1, 2), x_BTD, events_BTD, action_BT, gaps_BQT, mask_BQT)
+        return q_BMD[layout.is_target_BM], pooled_BQD.view(query_BMPD.shape)[layout.is_target_BM]
 
 
 class CodeReader(nn.Module):
@@ -83,28 +111,59 @@ class CodeReader(nn.Module):
         events: codec and mode of the SIDs.
         dim: width D of the vectors.
         num_heads: of the attention.
+        seeds: queries besides the target's own; see ``Queries``.
         device: where to build it.
     """
 
     def __init__(
-        self, vectors: ItemVectors, events: SIDEConfig, dim: int, num_heads: int, device: torch.device
+        self, vectors: ItemVectors, events: SIDEConfig, dim: int, num_heads: int, seeds: int, device: torch.device
     ) -> None:
         super().__init__()
         self.vectors = vectors
+        self.queries = Queries(seeds, dim).to(device)
         self.attention = CodeAttention(
             events, dim, num_heads, side_information={"action": NUM_ACTIONS}, time_gaps=True, device=device
         )
 
     def forward(self, batch: RankBatch, words_NW: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Vectors of the targets and what they read, float [S, D] each; ``words_NW`` are packed SIDs, int64."""
+        """As ``VectorReader.forward``; ``words_NW`` are the events' packed SIDs, int64."""
         q_SD = self.vectors(self.attention.events(words_NW[targets.event_S]))
-        pooled_SD = self.attention(
-            q_SD,
-            words_NW[targets.visible_V],
+        pooled_SPD = self.pool(
+            self.queries(q_SD),
             targets.begin_S,
             targets.end_S,
-            batch.action_N[targets.visible_V].unsqueeze(1),
-            batch.timestamp_N[targets.visible_V],
             batch.timestamp_N[targets.event_S],
+            words_NW[targets.visible_V],
+            batch.action_N[targets.visible_V],
+            batch.timestamp_N[targets.visible_V],
         )
-        return q_SD, pooled_SD
+        return q_SD, pooled_SPD
+
+    def pool(
+        self,
+        query_RPD: Tensor,
+        begin_R: Tensor,
+        end_R: Tensor,
+        time_R: Tensor,
+        words_VW: Tensor,
+        action_V: Tensor,
+        time_V: Tensor,
+    ) -> Tensor:
+        """What queries pool of the events they read.
+
+        Args:
+            query_RPD: P queries each of R readers, float. Those of a reader read the same events, which are then read
+                from memory once.
+            begin_R, end_R: reader r reads events begin_r .. end_r - 1, int64.
+            time_R: when it reads, int64.
+            words_VW, action_V, time_V: the events, int64.
+
+        Returns:
+            float [R, P, D].
+        """
+        R, P, _ = query_RPD.shape
+        begin_Q, end_Q, time_Q = (x_R.repeat_interleave(P) for x_R in (begin_R, end_R, time_R))
+        pooled_QD = self.attention(
+            query_RPD.flatten(0, 1), words_VW, begin_Q, end_Q, action_V.unsqueeze(1), time_V, time_Q
+        )
+        return pooled_QD.view(R, P, pooled_QD.shape[1])

@@ -28,7 +28,7 @@ class ServingRanker(nn.Module):
     """Scores candidates of B requests, each against the history of its user, in code space.
 
     Made of a trained ``Ranker`` that attends to codes, unsharded; shares its parameters. The candidates of a request share
-    its history, which is never decoded.
+    its history, which is never decoded; learned seeds, which do not depend on the candidate, read it once per request.
 
     Args:
         ranker: the trained ranker.
@@ -45,8 +45,7 @@ class ServingRanker(nn.Module):
                 "this ranker attends to vectors, which a server would have to look up for every event; train one with "
                 "--arm side --model.attention codes"
             )
-        self.attention = reader.attention
-        self.vectors = reader.vectors
+        self.reader = reader
         self.interaction = ranker.head.interaction
         bags = ranker.users.embedding_bags if ranker.users is not None else {}
         self.user_tables = nn.ModuleList(
@@ -82,10 +81,17 @@ class ServingRanker(nn.Module):
         Returns:
             float [M].
         """
-        begin_M, end_M = offsets_B1[request_M], offsets_B1[request_M + 1]
-        time_M = request_time_B[request_M]
-        q_MD = self.vectors(self.attention.events(candidate_MW))
-        pooled_MD = self.attention(q_MD, history_NW, begin_M, end_M, action_N.unsqueeze(1), time_N, time_M)
+        begin_M, end_M, time_M = offsets_B1[request_M], offsets_B1[request_M + 1], request_time_B[request_M]
+        events = history_NW, action_N, time_N
+        q_MD = self.reader.vectors(self.reader.attention.events(candidate_MW))
+        pooled_MPD = self.reader.pool(q_MD.unsqueeze(1), begin_M, end_M, time_M, *events)
+        seeds_KD = self.reader.queries.seeds_KD
+        if seeds_KD is not None:
+            request_B = torch.arange(request_time_B.shape[0], device=q_MD.device)
+            begin_B, end_B = offsets_B1[request_B], offsets_B1[request_B + 1]  # slices would make export refuse B = 1
+            seeds_BKD = seeds_KD.expand(request_B.shape[0], -1, -1)
+            pooled_BKD = self.reader.pool(seeds_BKD, begin_B, end_B, request_time_B, *events)
+            pooled_MPD = torch.cat([pooled_MPD, pooled_BKD[request_M]], dim=1)
         context = Context.of_ranges(
             order_S=num_events_B[request_M],
             time_S=time_M,
@@ -95,7 +101,7 @@ class ServingRanker(nn.Module):
             action_V=action_N,
         )
         users_MD = [table(user_BF[:, f])[request_M] for f, table in enumerate(self.user_tables)]
-        return self.interaction(q_MD, pooled_MD, context, users_MD).sigmoid()
+        return self.interaction(q_MD, pooled_MPD, context, users_MD).sigmoid()
 
 
 def export(model: ServingRanker) -> ExportedProgram:
@@ -109,7 +115,7 @@ def export(model: ServingRanker) -> ExportedProgram:
         "events": 5,
         "candidates": 6,
     }  # of the example; 0 and 1 would be constants
-    sizes |= {"words": len(model.attention.events.last_W), "user features": len(model.user_tables)}
+    sizes |= {"words": len(model.reader.attention.events.last_W), "user features": len(model.user_tables)}
     example = [torch.zeros([sizes[size] for size in shape], dtype=torch.int64) for shape in INPUTS.values()]
     dynamic = [{i: dims[size] for i, size in enumerate(shape) if size in dims} for shape in INPUTS.values()]
     return torch.export.export(model, tuple(example), dynamic_shapes=tuple(dynamic))

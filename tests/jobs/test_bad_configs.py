@@ -23,6 +23,7 @@ NAN = float("nan")
         (RankerConfig, {"dim": 66}, "dim must be a multiple of 4 and of num_heads .4., got 66"),
         (RankerConfig, {"num_heads": 0}, "num_heads must be at least 1"),
         (RankerConfig, {"head_dims": ()}, "head_dims must be one or more widths"),
+        (RankerConfig, {"seeds": -1}, "seeds must be at least 0, got -1"),
         (RankerConfig, {"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
         (ArmConfig, {"table_dim": 6}, "table_dim must be a multiple of 4, got 6"),
         (ArmConfig, {"table_dim": 0}, "table_dim must be a multiple of 4, got 0"),

@@ -21,7 +21,7 @@ from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.serving import requests_of
 from tests.jobs.test_train_ranker import SMALL, make_config
 
-CODES = dataclasses.replace(SMALL, attention="codes")
+CODES = dataclasses.replace(SMALL, attention="codes", seeds=2)
 
 LOAD = """
 import sys, torch

@@ -16,7 +16,7 @@ from sidrec_torchrec.jobs.distributed import process_group
 from sidrec_torchrec.jobs.runs import config_from_json, config_json
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig
-from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.model import ATTENTIONS, RankerConfig
 
 SMALL = RankerConfig(dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), dropout=0.0)
 
@@ -70,6 +70,16 @@ def test_attention_to_codes_learns(arm, corpus, prepared, sids, tmp_path):
     assert 0.3 < result["test"]["ne_all"] < 1.02
     assert result["bytes_per_event_kjt"] == 8
     assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "codes")) == result["test"]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_seeds_learn(attention, corpus, prepared, sids, tmp_path):
+    model = dataclasses.replace(SMALL, attention=attention, seeds=2)
+    config = make_config(corpus, prepared, sids, tmp_path / "seeds", "side", model=model, epochs=4)
+    result = train_ranker.main(config)
+    assert result["train_loss"][-1] < result["train_loss"][0]
+    assert 0.3 < result["test"]["ne_all"] < 1.02
+    assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "seeds")) == result["test"]
 
 
 def test_attention_to_codes_needs_codes(corpus, prepared, sids, tmp_path):

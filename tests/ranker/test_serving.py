@@ -29,12 +29,14 @@ SIZES = {  # events and candidates of each request
 }
 
 
-def make_model(stages: str = "onehot:40,ternary*50", learned: bool = False, users: dict = USERS) -> ServingRanker:
+def make_model(
+    stages: str = "onehot:40,ternary*50", learned: bool = False, users: dict = USERS, seeds: int = 0
+) -> ServingRanker:
     torch.manual_seed(0)
     spec = SIDSpec(parse_stages(stages), "some-codec")
     codec = Codec(spec, torch.randn(9), tuple(torch.randn(radix, 9) for radix in spec.radices))
     events = SIDEConfig(name="item", feature_names=["sid"], codec=codec, mode="decoded", learned=learned)
-    config = RankerConfig(dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), attention="codes")
+    config = RankerConfig(dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), attention="codes", seeds=seeds)
     sizes = {name: len(values) + 1 for name, values in users.items()}
     ranker = Ranker(config, PackedSIDs(events, CPU), events.embedding_dim, events, sizes, CPU)
     with torch.no_grad():  # tables, biases and terms start at zero
@@ -47,7 +49,7 @@ def make_model(stages: str = "onehot:40,ternary*50", learned: bool = False, user
 def make_inputs(model: ServingRanker, lengths: list[int], candidates: list[int]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     N, B, M = sum(lengths), len(lengths), sum(candidates)
-    spec = model.attention.events._codec.spec
+    spec = model.reader.attention.events._codec.spec
 
     def below(limits, rows: int) -> Tensor:
         columns = [torch.randint(limit, (rows,), generator=generator) for limit in limits]
@@ -66,15 +68,15 @@ def make_inputs(model: ServingRanker, lengths: list[int], candidates: list[int])
     }
 
 
-@pytest.fixture(scope="module")
-def model() -> ServingRanker:
-    return make_model()
+@pytest.fixture(scope="module", params=[0, 3], ids=["", "seeds"])
+def model(request) -> ServingRanker:
+    return make_model(seeds=request.param)
 
 
 @pytest.fixture(scope="module")
 def scorer(model, tmp_path_factory) -> Scorer:
     file = tmp_path_factory.mktemp("package") / "ranker.pt2"
-    write(export(model), describe(model.attention.events._codec.spec, USERS), file, compiled=False)
+    write(export(model), describe(model.reader.attention.events._codec.spec, USERS), file, compiled=False)
     return Scorer(file)
 
 
@@ -128,7 +130,7 @@ def test_fx_takes_attention_for_a_leaf(model):
     class Reader(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.attention = model.attention
+            self.attention = model.reader.attention
 
         def forward(self, query_MD, words_NW, begin_M, end_M, buckets_NK, event_time_N, query_time_M):
             return self.attention(query_MD, words_NW, begin_M, end_M, buckets_NK, event_time_N, query_time_M) * 2

@@ -45,6 +45,27 @@ def make_batch() -> RankBatch:
     )
 
 
+def make_events() -> SIDEConfig:
+    generator = torch.Generator().manual_seed(1)
+    spec = SIDSpec(parse_stages("onehot:6,ternary*12"), "test")
+    codec = Codec(spec, torch.zeros(DIM), tuple(torch.randn(r, DIM, generator=generator) for r in spec.radices))
+    return SIDEConfig(name="item", feature_names=["sid"], codec=codec)
+
+
+def make_code_reader(seeds: int) -> tuple[CodeReader, torch.Tensor]:
+    """With random weights, and the batch's packed SIDs."""
+    events, generator = make_events(), torch.Generator().manual_seed(2)
+    spec = events.codec.spec
+    words_NW = spec.pack(torch.stack([torch.randint(r, (sum(LENGTHS),), generator=generator) for r in spec.radices], 1))
+    torch.manual_seed(2)
+    vectors = ItemVectors(events.embedding_dim, 16, DIM, 0.0)
+    reader = CodeReader(vectors, events, DIM, 2, seeds, torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in (reader.attention.bias_UH, reader.attention.bucket_value_UD):
+            parameter.normal_()
+    return reader, words_NW
+
+
 def by_definition(batch):
     """(row, event, events it may read) of each target."""
     first = 0
@@ -84,26 +105,17 @@ def test_context_of_a_target():
 
 
 def test_a_target_in_code_space_depends_on_exactly_what_it_reads():
-    batch = make_batch()
-    generator = torch.Generator().manual_seed(1)
-    spec = SIDSpec(parse_stages("onehot:6,ternary*12"), "test")
-    codec = Codec(spec, torch.zeros(DIM), tuple(torch.randn(r, DIM, generator=generator) for r in spec.radices))
-    words_NW = spec.pack(torch.stack([torch.randint(r, (sum(LENGTHS),), generator=generator) for r in spec.radices], 1))
-    torch.manual_seed(2)
-    events = SIDEConfig(name="item", feature_names=["sid"], codec=codec)
-    vectors = ItemVectors(events.embedding_dim, 16, DIM, 0.0)
-    reader = CodeReader(vectors, events, DIM, 2, torch.device("cpu"))
+    batch, (reader, words_NW) = make_batch(), make_code_reader(seeds=0)
+    spec = make_events().codec.spec
     targets = Targets.of(batch)
     with torch.no_grad():
-        for parameter in (reader.attention.bias_UH, reader.attention.bucket_value_UD):
-            parameter.normal_()
-        q_SD, pooled_SD = reader(batch, words_NW, targets)
-        torch.testing.assert_close(q_SD, vectors(reader.attention.events(words_NW))[targets.event_S])
+        q_SD, pooled_S1D = reader(batch, words_NW, targets)
+        torch.testing.assert_close(q_SD, reader.vectors(reader.attention.events(words_NW))[targets.event_S])
         expected = list(by_definition(batch))
         for event in range(0, sum(LENGTHS), 3):
             changed_NW = words_NW.clone()
             changed_NW[event] = (changed_NW[event] + 12345) % spec.word_limits[0]
-            _, changed_SD = reader(batch, changed_NW, targets)
-            differs = ((changed_SD - pooled_SD).abs() > 1e-6).any(1)
+            _, changed_S1D = reader(batch, changed_NW, targets)
+            differs = ((changed_S1D - pooled_S1D).abs() > 1e-6).flatten(1).any(1)
             for s, (_, own, reads) in enumerate(expected):
                 assert bool(differs[s]) == (event in reads or event == own and bool(reads)), (event, s)
