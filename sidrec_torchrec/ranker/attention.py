@@ -41,7 +41,7 @@ class TargetAttention(nn.Module):
 
     def forward(
         self,
-        candidates_BMD: Tensor,
+        query_BMPD: Tensor,
         items_BTD: Tensor,
         events_BTD: Tensor,
         actions_BT: Tensor,
@@ -51,7 +51,7 @@ class TargetAttention(nn.Module):
         """Pools each candidate's earlier events.
 
         Args:
-            candidates_BMD: candidate vectors, float.
+            query_BMPD: P queries of each candidate, float; they read the same events.
             items_BTD: item vectors of the events, float: what a candidate is compared with.
             events_BTD: vectors of item and action together, float: what is pooled.
             actions_BT: action of each event, int64 in [0, num_actions).
@@ -59,19 +59,21 @@ class TargetAttention(nn.Module):
             mask_BMT: True where the candidate may read the event.
 
         Returns:
-            float tensor [B, M, D].
+            float tensor [B, M, P, D].
         """
-        q_BHMd = self._heads(self.query(candidates_BMD))
+        M, P = query_BMPD.shape[1:3]
+        q_BHQd = self._heads(self.query(query_BMPD.flatten(1, 2)))
         k_BHTd = self._heads(self.key(items_BTD))
         v_BHTd = self._heads(self.value(events_BTD))
-        scores_BHMT = (q_BHMd * q_BHMd.shape[-1] ** -0.5) @ k_BHTd.transpose(-1, -2)
-        scores_BHMT = scores_BHMT + self.gap_bias(gaps_BMT).permute(0, 3, 1, 2)
-        scores_BHMT = scores_BHMT + self.action_bias(actions_BT).permute(0, 2, 1).unsqueeze(2)
-        scores_BHMT = scores_BHMT.masked_fill(~mask_BMT.unsqueeze(1), _MASKED)
-        sink_BHM1 = self.sink.view(1, -1, 1, 1).expand(*scores_BHMT.shape[:3], 1)
-        weights_BHMT = torch.cat([scores_BHMT, sink_BHM1], dim=-1).softmax(-1)[..., :-1]
-        pooled_BHMd = weights_BHMT @ v_BHTd
-        return self.output(pooled_BHMd.transpose(1, 2).flatten(2))
+        bias_BHMT = self.gap_bias(gaps_BMT).permute(0, 3, 1, 2)
+        bias_BHMT = bias_BHMT + self.action_bias(actions_BT).permute(0, 2, 1).unsqueeze(2)
+        bias_BHMT = bias_BHMT.masked_fill(~mask_BMT.unsqueeze(1), _MASKED)
+        scores_BHQT = (q_BHQd * q_BHQd.shape[-1] ** -0.5) @ k_BHTd.transpose(-1, -2)
+        scores_BHMPT = scores_BHQT.unflatten(2, (M, P)) + bias_BHMT.unsqueeze(3)
+        sink_BHMP1 = self.sink.view(1, -1, 1, 1, 1).expand(*scores_BHMPT.shape[:4], 1)
+        weights_BHMPT = torch.cat([scores_BHMPT, sink_BHMP1], dim=-1).softmax(-1)[..., :-1]
+        pooled_BHQd = weights_BHMPT.flatten(2, 3) @ v_BHTd
+        return self.output(pooled_BHQd.transpose(1, 2).flatten(2)).view_as(query_BMPD)
 
     def _heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

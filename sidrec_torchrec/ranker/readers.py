@@ -97,10 +97,8 @@ class VectorReader(nn.Module):
         mask_BMT = visible_BT.unsqueeze(1) & (order_BT.unsqueeze(1) < order_BM.unsqueeze(2))
         gaps_BMT = gap_bucket(time_BM.unsqueeze(2) - time_BT.unsqueeze(1))
         events_BTD = self.norm(x_BTD + self.action(action_BT))
-        query_BMPD = self.queries(q_BMD)
-        gaps_BQT, mask_BQT = (x.repeat_interleave(query_BMPD.shape[2], dim=1) for x in (gaps_BMT, mask_BMT))
-        pooled_BQD = self.attention(query_BMPD.flatten(1, 2), x_BTD, events_BTD, action_BT, gaps_BQT, mask_BQT)
-        return q_BMD[layout.is_target_BM], pooled_BQD.view(query_BMPD.shape)[layout.is_target_BM]
+        pooled_BMPD = self.attention(self.queries(q_BMD), x_BTD, events_BTD, action_BT, gaps_BMT, mask_BMT)
+        return q_BMD[layout.is_target_BM], pooled_BMPD[layout.is_target_BM]
 
 
 class CodeReader(nn.Module):
@@ -128,42 +126,13 @@ class CodeReader(nn.Module):
     def forward(self, batch: RankBatch, words_NW: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """As ``VectorReader.forward``; ``words_NW`` are the events' packed SIDs, int64."""
         q_SD = self.vectors(self.attention.events(words_NW[targets.event_S]))
-        pooled_SPD = self.pool(
+        pooled_SPD = self.attention(
             self.queries(q_SD),
+            words_NW[targets.visible_V],
             targets.begin_S,
             targets.end_S,
-            batch.timestamp_N[targets.event_S],
-            words_NW[targets.visible_V],
-            batch.action_N[targets.visible_V],
+            batch.action_N[targets.visible_V].unsqueeze(1),
             batch.timestamp_N[targets.visible_V],
+            batch.timestamp_N[targets.event_S],
         )
         return q_SD, pooled_SPD
-
-    def pool(
-        self,
-        query_RPD: Tensor,
-        begin_R: Tensor,
-        end_R: Tensor,
-        time_R: Tensor,
-        words_VW: Tensor,
-        action_V: Tensor,
-        time_V: Tensor,
-    ) -> Tensor:
-        """What queries pool of the events they read.
-
-        Args:
-            query_RPD: P queries each of R readers, float. Those of a reader read the same events, which are then read
-                from memory once.
-            begin_R, end_R: reader r reads events begin_r .. end_r - 1, int64.
-            time_R: when it reads, int64.
-            words_VW, action_V, time_V: the events, int64.
-
-        Returns:
-            float [R, P, D].
-        """
-        R, P, _ = query_RPD.shape
-        begin_Q, end_Q, time_Q = (x_R.repeat_interleave(P) for x_R in (begin_R, end_R, time_R))
-        pooled_QD = self.attention(
-            query_RPD.flatten(0, 1), words_VW, begin_Q, end_Q, action_V.unsqueeze(1), time_V, time_Q
-        )
-        return pooled_QD.view(R, P, pooled_QD.shape[1])

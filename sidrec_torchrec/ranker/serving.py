@@ -81,16 +81,17 @@ class ServingRanker(nn.Module):
         Returns:
             float [M].
         """
-        begin_M, end_M, time_M = offsets_B1[request_M], offsets_B1[request_M + 1], request_time_B[request_M]
-        events = history_NW, action_N, time_N
-        q_MD = self.reader.vectors(self.reader.attention.events(candidate_MW))
-        pooled_MPD = self.reader.pool(q_MD.unsqueeze(1), begin_M, end_M, time_M, *events)
-        seeds_KD = self.reader.queries.seeds_KD
+        attention, seeds_KD = self.reader.attention, self.reader.queries.seeds_KD
+        begin_M, end_M = offsets_B1[request_M], offsets_B1[request_M + 1]
+        time_M = request_time_B[request_M]
+        buckets_N1 = action_N.unsqueeze(1)
+        q_MD = self.reader.vectors(attention.events(candidate_MW))
+        pooled_MPD = attention(q_MD, history_NW, begin_M, end_M, buckets_N1, time_N, time_M).unsqueeze(1)
         if seeds_KD is not None:
-            request_B = torch.arange(request_time_B.shape[0], device=q_MD.device)
+            request_B = torch.arange(request_time_B.shape[0], device=request_M.device)
             begin_B, end_B = offsets_B1[request_B], offsets_B1[request_B + 1]  # slices would make export refuse B = 1
-            seeds_BKD = seeds_KD.expand(request_B.shape[0], -1, -1)
-            pooled_BKD = self.reader.pool(seeds_BKD, begin_B, end_B, request_time_B, *events)
+            query_BKD = seeds_KD.expand(request_B.shape[0], -1, -1)
+            pooled_BKD = attention(query_BKD, history_NW, begin_B, end_B, buckets_N1, time_N, request_time_B)
             pooled_MPD = torch.cat([pooled_MPD, pooled_BKD[request_M]], dim=1)
         context = Context.of_ranges(
             order_S=num_events_B[request_M],

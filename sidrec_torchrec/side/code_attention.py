@@ -86,7 +86,7 @@ class CodeAttention(nn.Module):
 
     def forward(
         self,
-        query_MD: Tensor,
+        query: Tensor,
         words_NW: Tensor,
         begin_M: Tensor,
         end_M: Tensor,
@@ -97,15 +97,16 @@ class CodeAttention(nn.Module):
         """Pools each query's events.
 
         Args:
-            query_MD: a candidate each, float.
+            query: float [M, D], a candidate each; or [M, P, D], of which the P queries of a candidate read the same
+                events together, as more heads: cheaper than as more candidates.
             words_NW: packed SIDs of all events, int64, as ``events.read`` has checked them.
-            begin_M, end_M: query m reads events begin_m .. end_m - 1, int64. Candidates of one request name the same
+            begin_M, end_M: candidate m reads events begin_m .. end_m - 1, int64. Candidates of one request name the same
                 events, which are then read from memory once.
             buckets_NK: int64, the bucket of each kind of side information, in the order of ``side_information``.
             event_time_N, query_time_M: int64, if there are time gaps.
 
         Returns:
-            float [M, D].
+            float, of the shape of ``query``.
 
         Raises:
             DataError: on CPU, on a bucket out of range; names its kind and event. Elsewhere an assertion fails.
@@ -114,20 +115,22 @@ class CodeAttention(nn.Module):
         self._check(buckets_NK, event_time_N, query_time_M)
         if buckets_NK is not None:
             words_NW = torch.cat([words_NW, self._side_words(buckets_NK)], dim=1)
-        M, H = query_MD.shape[0], self.num_heads  # not len(), which an export would take for a constant
+        query_MPD = query if query.ndim == 3 else query.unsqueeze(1)
+        M, P, D = query_MPD.shape  # not len(), which an export would take for a constant
+        H = self.num_heads
         rows_VE = self.events.rows_VE
-        q_MHd = self.query(query_MD).unflatten(1, (H, -1)) * (query_MD.shape[1] // H) ** -0.5
+        q_MPHd = self.query(query_MPD).unflatten(2, (H, -1)) * (D // H) ** -0.5
         k_VHd = self.key(rows_VE).unflatten(1, (H, -1))
-        scores_MVH = torch.einsum("mhd,vhd->mvh", q_MHd, k_VHd)
-        scores_MVH = torch.cat([scores_MVH, self.bias_UH.expand(M, -1, -1)], dim=1)
-        scores_MVH = scores_MVH.to(
-            torch.promote_types(scores_MVH.dtype, torch.float32)
+        scores_MVPH = torch.einsum("mphd,vhd->mvph", q_MPHd, k_VHd)
+        scores_MVPH = torch.cat([scores_MVPH, self.bias_UH.unsqueeze(1).expand(M, -1, P, -1)], dim=1)
+        scores_MVPH = scores_MVPH.to(
+            torch.promote_types(scores_MVPH.dtype, torch.float32)
         )  # in a half-precision model too
-        mass_MVH, lse_MH = code_attention(
+        mass_MVG, lse_MG = code_attention(  # G: heads of all P queries
             words_NW,
             begin_M,
             end_M,
-            scores_MVH,
+            scores_MVPH.flatten(2),
             event_time_N,
             query_time_M,
             self._radices,
@@ -135,13 +138,13 @@ class CodeAttention(nn.Module):
             not self.pointwise,
         )
         if self.sink_H is not None:
-            share_MH = (lse_MH - self.sink_H).sigmoid()  # of the events, against the sink
+            share_MPH = (lse_MG.unflatten(1, (P, H)) - self.sink_H).sigmoid()  # of the events, against the sink
         else:
-            share_MH = (1.0 / (end_M - begin_M).clamp_min(1)).unsqueeze(1).expand(-1, H)
+            share_MPH = (1.0 / (end_M - begin_M).clamp_min(1))[:, None, None].expand(-1, P, H)
         v_VHd = torch.cat([self.value(rows_VE), self.bucket_value_UD]).unflatten(1, (H, -1))
-        mass_MVH = (mass_MVH * share_MH.unsqueeze(1)).to(v_VHd.dtype)
-        pooled_MHd = torch.einsum("mvh,vhd->mhd", mass_MVH, v_VHd)
-        return self.output(pooled_MHd.flatten(1))
+        mass_MVPH = (mass_MVG.unflatten(2, (P, H)) * share_MPH.unsqueeze(1)).to(v_VHd.dtype)
+        pooled_MPHd = torch.einsum("mvph,vhd->mphd", mass_MVPH, v_VHd)
+        return self.output(pooled_MPHd.flatten(2)).view_as(query)
 
     def _check(self, buckets_NK: Tensor | None, event_time_N: Tensor | None, query_time_M: Tensor | None) -> None:
         kinds = list(self.side_information)

@@ -1,6 +1,7 @@
 """Target attention and padding against plain loops."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -10,31 +11,29 @@ from sidrec_torchrec.ranker.attention import TargetAttention
 from sidrec_torchrec.ranker.padding import RowLayout
 
 
-def attend_by_loops(attention: TargetAttention, q_BMD, items_BTD, events_BTD, actions_BT, gaps_BMT, mask_BMT):
-    """The definition, one candidate, one head and one event at a time."""
-    B, M, D = q_BMD.shape
+def attend_by_loops(attention: TargetAttention, q_BMPD, items_BTD, events_BTD, actions_BT, gaps_BMT, mask_BMT):
+    """The definition, one query, one head and one event at a time."""
+    B, M, P, D = q_BMPD.shape
     H, d = attention.num_heads, D // attention.num_heads
-    pooled = torch.zeros(B, M, D)
-    for b in range(B):
-        for m in range(M):
-            for h in range(H):
-                part = slice(h * d, (h + 1) * d)
-                q = attention.query(q_BMD[b, m])[part]
-                weights, values = [attention.sink[h].exp()], [torch.zeros(d)]
-                for t in range(items_BTD.shape[1]):
-                    if mask_BMT[b, m, t]:
-                        score = q @ attention.key(items_BTD[b, t])[part] / math.sqrt(d)
-                        score = score + attention.gap_bias.weight[gaps_BMT[b, m, t], h]
-                        score = score + attention.action_bias.weight[actions_BT[b, t], h]
-                        weights.append(score.exp())
-                        values.append(attention.value(events_BTD[b, t])[part])
-                pooled[b, m, part] = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+    pooled = torch.zeros(B, M, P, D)
+    for b, m, p, h in product(range(B), range(M), range(P), range(H)):
+        part = slice(h * d, (h + 1) * d)
+        q = attention.query(q_BMPD[b, m, p])[part]
+        weights, values = [attention.sink[h].exp()], [torch.zeros(d)]
+        for t in range(items_BTD.shape[1]):
+            if mask_BMT[b, m, t]:
+                score = q @ attention.key(items_BTD[b, t])[part] / math.sqrt(d)
+                score = score + attention.gap_bias.weight[gaps_BMT[b, m, t], h]
+                score = score + attention.action_bias.weight[actions_BT[b, t], h]
+                weights.append(score.exp())
+                values.append(attention.value(events_BTD[b, t])[part])
+        pooled[b, m, p, part] = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
     return attention.output(pooled)
 
 
-def make_inputs(B=2, M=3, T=5, D=8):
+def make_inputs(B=2, M=3, P=2, T=5, D=8):
     generator = torch.Generator().manual_seed(0)
-    q, items, events = (torch.randn(B, n, D, generator=generator) for n in (M, T, T))
+    q, items, events = (torch.randn(B, *n, D, generator=generator) for n in ((M, P), (T,), (T,)))
     actions = torch.randint(0, 2, (B, T), generator=generator)
     gaps = torch.randint(0, GAP_BUCKETS, (B, M, T), generator=generator)
     mask = torch.rand(B, M, T, generator=generator) < 0.6
@@ -57,7 +56,7 @@ def test_equals_the_definition():
 
 def test_empty_history_pools_zeros():
     attention, inputs = make_attention(), make_inputs()
-    torch.testing.assert_close(attention(*inputs)[0, 0], attention.output.bias)
+    torch.testing.assert_close(attention(*inputs)[0, 0], attention.output.bias.expand(2, -1))
 
 
 def test_gradients_equal_those_of_the_definition():

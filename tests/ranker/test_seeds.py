@@ -36,25 +36,23 @@ def test_over_vectors_each_query_pools_by_the_definition():
         gap_T = gap_bucket(batch.timestamp_N[event] - batch.timestamp_N[reads])
         expected_PD = attend_by_loops(
             reader.attention,
-            query_PD.unsqueeze(0),
+            query_PD[None, None],
             x_ND[reads].unsqueeze(0),
             reader.norm(x_ND[reads] + reader.action(batch.action_N[reads])).unsqueeze(0),
             batch.action_N[reads].unsqueeze(0),
-            gap_T.expand(1, 1 + SEEDS, -1),
-            torch.ones(1, 1 + SEEDS, len(reads), dtype=torch.bool),
-        )[0]
+            gap_T[None, None],
+            torch.ones(1, 1, len(reads), dtype=torch.bool),
+        )[0, 0]
         torch.testing.assert_close(pooled_SPD[s], expected_PD, rtol=1e-4, atol=1e-5)
 
 
 def test_over_codes_a_seed_pools_what_a_target_of_its_vector_would():
     """The attention itself is proved in tests/side/test_code_attention.py; here, who asks and what each reads."""
     batch, (reader, words_NW) = make_batch(), make_code_reader(SEEDS)
-    targets = Targets.of(batch)
-    q_SD, pooled_SPD = reader(batch, words_NW, targets)
+    q_SD, pooled_SPD = reader(batch, words_NW, Targets.of(batch))
     for s, (_, event, reads) in enumerate(by_definition(batch)):
-        query_PD = torch.cat([q_SD[s : s + 1], reader.queries.seeds_KD])
         expected_PD = reader.attention(
-            query_PD,
+            torch.cat([q_SD[s : s + 1], reader.queries.seeds_KD]),
             words_NW[reads],
             torch.zeros(1 + SEEDS, dtype=torch.int64),
             torch.full((1 + SEEDS,), len(reads)),

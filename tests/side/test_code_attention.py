@@ -115,6 +115,15 @@ def test_equals_decode_then_attend_with_gradients(options, mode, learned):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("pointwise", [False, True])
+def test_queries_that_read_together_pool_what_each_does_alone(pointwise):
+    options = {"side_information": KINDS, "time_gaps": True, "pointwise": pointwise}
+    attention, (query_MD, *others) = make(**options), inputs(make_codec(), options)
+    query_MPD = torch.stack([query_MD, query_MD.roll(1, 0), -query_MD], dim=1)
+    expected_MPD = torch.stack([attention(query_MPD[:, p], *others) for p in range(3)], dim=1)
+    torch.testing.assert_close(attention(query_MPD, *others), expected_MPD, rtol=1e-4, atol=1e-5)
+
+
 def test_learned_rows_are_trained():
     codec = make_codec("ternary*8")
     attention = make("digits", codec, learned=True)
