@@ -3,7 +3,7 @@
     python benchmarks/ne_per_byte/run.py --data DATA --out OUT --source A --source B --target C \
         [--seeds 5] [--settings 4] [--epochs 5] [--train-fraction 0.3] [--only VARIANT]
 
-Tokenizers are trained on the items that are not cold; *collaborative* ones also predict what users do with items, by
+Tokenizers are trained on the items that occur in training; *collaborative* ones also predict what users do with items, by
 ``sidrec collaborative-vectors`` on the training sequences. Each variant is tuned on validation NE over the same number of
 settings (with a seed of its own), and trained with every seed at the best. Writes ``OUT/results.json``, ``OUT/table.md``,
 ``OUT/gains.png`` and ``OUT/curves.png``, and prints the table. Variants in ``results.json`` are not run again: call it again
@@ -15,10 +15,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from analysis import markdown, plot_curves, plot_gains, print_table, summarize
 from study import SETTINGS, TokenizerPlan, Variant, variants
 
-from sidrec_torchrec.data.prepare import PrepareConfig
+from sidrec_torchrec.data.format import open_items
+from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared
 from sidrec_torchrec.environment import versions_and_hardware
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
@@ -76,6 +79,10 @@ class Study:
             max_history=arguments.max_history,
         )
         prepare.main(prepare.PrepareJobConfig(data=self.data, out=self.out / "prepared", protocol=protocol))
+        prepared = open_prepared(self.sequences)
+        self.unseen = self.out / "unseen_items.parquet"  # tokenizers must not know them either
+        item_ids = open_items(self.data, sources=(), targets=()).ids()
+        pq.write_table(pa.table({"item_id": item_ids[~prepared.seen()]}), self.unseen)
         self.with_vectors = self.out / "collaborative"
         collaborative_vectors.main(
             collaborative_vectors.CollaborativeVectorsConfig(
@@ -123,7 +130,7 @@ class Study:
             target=tuple(self.arguments.target) if plan.with_targets else (),
             epochs=self.arguments.tokenizer_epochs,
             quantizer=QuantizerConfig(kind=plan.kind, stages=plan.stages),
-            exclude=self.sequences / "cold_items.parquet",
+            exclude=self.unseen,
         )
         train_tokenizer.main(train)
         out = self.out / "sids" / plan.name
