@@ -20,7 +20,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 
 from sidrec_torchrec.codec.alphabet import Ternary
 from sidrec_torchrec.codec.packing import SIDSpec
-from sidrec_torchrec.ops import cpu
+from sidrec_torchrec.native import build
 from sidrec_torchrec.ops.layout import CodeLayout
 from sidrec_torchrec.ops.side_decode import side_decode
 
@@ -68,7 +68,7 @@ def compare(comparisons: Comparisons, N: int) -> None:
 
 
 def _kernels() -> str:
-    return f"C++, {' '.join(cpu.FLAGS)}" if cpu.is_available() else f"reference ({cpu.problem()})"
+    return f"C++, {' '.join(build.FLAGS)}" if build.is_available() else f"reference ({build.problem() or 'asked for'})"
 
 
 if __name__ == "__main__":

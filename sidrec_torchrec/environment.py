@@ -74,14 +74,15 @@ def _operators() -> str:
     """Which implementation of the operators runs, a sentence per kind of device that is there; builds them if need be."""
     import torch  # by now it can be imported
 
-    from sidrec_torchrec.ops import cpu, cuda
+    from sidrec_torchrec.native import build
+    from sidrec_torchrec.ops import cuda
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it would say is said here
-        problem = cpu.problem()
+        problem = build.problem()
         cuda_problem = cuda.problem() if torch.cuda.is_available() else None
     if problem is None:
-        said = [f"The CPU operators run in C++: {cpu.library_path()}"]
+        said = [f"The CPU operators run in C++: {build.library_path()}"]
     else:
         said = [
             f"The CPU operators run in plain PyTorch, many times slower, for they could not be built: {problem}",

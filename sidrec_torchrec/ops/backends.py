@@ -4,12 +4,12 @@
 (``torch.use_deterministic_algorithms``), since the Triton kernels add atomically.
 """
 
-import os
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from sidrec_torchrec.native import build
 from sidrec_torchrec.ops import cpu, cuda
 
 _KERNEL_DTYPES = {
@@ -20,10 +20,10 @@ _KERNEL_DTYPES = {
 
 def kernels(operator: str, values: Tensor) -> ModuleType | None:
     """The module whose functions compute this operator on the device and dtype of ``values``; None for the reference."""
-    if values.dtype not in _KERNEL_DTYPES[operator] or os.environ.get("SIDREC_OPS") == "reference":
+    if values.dtype not in _KERNEL_DTYPES[operator] or build.reference_is_asked_for():
         return None
     if values.device.type == "cpu":
-        return cpu if cpu.is_available() else None
+        return cpu if build.is_available() else None
     if values.device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
         return cuda if cuda.is_available() else None
     return None

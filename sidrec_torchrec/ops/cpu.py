@@ -1,98 +1,9 @@
-"""The CPU operators in C++: built at first use by the compiler at hand, for this very processor, and kept.
+"""The operators in C++ (``native/csrc``), for CPU; ``native.build.is_available`` must have said yes."""
 
-The library lies in ``$SIDREC_CACHE`` (``~/.cache/sidrec_torchrec``), under a name made of all it depends on: sources,
-flags, compiler, torch and processor. Without a compiler one warning is given, and the reference runs.
-"""
-
-import fcntl
-import hashlib
-import os
-import platform
-import subprocess
-import sys
-import warnings
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils import cpp_extension
-
-from sidrec_torchrec.files import atomic_path
-
-FLAGS = ("-O3", "-march=native", "-std=c++20", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
-_SOURCES = Path(__file__).parent / "csrc"
-_BUILD_SECONDS = 600
-
-
-def is_available() -> bool:
-    """Whether the C++ operators are loaded; builds them first if need be."""
-    return problem() is None
-
-
-@cache
-def problem() -> str | None:
-    """Builds and loads the operators, once; None, or in one line why that failed (and a warning that says so)."""
-    try:
-        torch.ops.load_library(library_path())
-        return None
-    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-        output = getattr(error, "stderr", None) or str(error)
-        reason = next((line for line in output.splitlines() if "error" in line), output.partition("\n")[0])
-        warnings.warn(
-            f"the C++ operators could not be built ({reason}); the plain PyTorch ones run instead, many times slower. "
-            "Install a C++20 compiler (g++ or clang++, or name one in CXX)",
-            stacklevel=2,
-        )
-        return reason
-
-
-def library_path() -> Path:
-    """The built library; builds it if it is not there.
-
-    Raises:
-        OSError: without a compiler, or if the cache folder cannot be written.
-        subprocess.SubprocessError: if the compiler fails.
-    """
-    compiler = os.environ.get("CXX", "c++")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    sources = sorted(_SOURCES.glob("*.cpp"))
-    text = "".join(path.read_text() for path in sorted(_SOURCES.iterdir()))
-    name = hashlib.sha256(repr((text, FLAGS, version, torch.__version__, _processor())).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("SIDREC_CACHE", Path.home() / ".cache" / "sidrec_torchrec"))
-    library = folder / f"operators-{name}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"operators-{name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # other processes wait; a killed one lets go
-            if not library.exists():
-                print("sidrec: building the C++ operators, once; about half a minute", file=sys.stderr, flush=True)
-                with atomic_path(library) as temporary:
-                    subprocess.run(
-                        _command(compiler, sources, temporary),
-                        capture_output=True,
-                        text=True,
-                        check=True,
-                        timeout=_BUILD_SECONDS,
-                    )
-    return library
-
-
-def _command(compiler: str, sources: list[Path], library: Path) -> list[str]:
-    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    includes = [f"-I{path}" for path in cpp_extension.include_paths()]
-    links = [option for path in cpp_extension.library_paths() for option in (f"-L{path}", f"-Wl,-rpath,{path}")]
-    return [compiler, *FLAGS, abi, *includes, *map(str, sources), "-o", str(library), *links, "-ltorch_cpu", "-lc10"]
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if line.lower().startswith(("flags", "features")))
-    except (OSError, StopIteration):
-        return platform.processor() + platform.machine()
 
 
 def side_decode(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_words: Sequence[int]) -> Tensor:

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from sidrec_torchrec.native import build
 from sidrec_torchrec.ops import backends, cpu
 
 DECODE_TWICE = """
@@ -27,7 +28,7 @@ def decode_twice(**environment) -> subprocess.CompletedProcess:
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler")
 def test_built_where_there_is_a_compiler():
-    assert cpu.problem() is None
+    assert build.problem() is None
     assert backends.kernels("side_decode", torch.zeros(1)) is cpu
     assert backends.kernels("side_decode", torch.zeros(1, dtype=torch.float64)) is None
 
