@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sidrec_torchrec.codec.alphabet import Alphabet, OneHot, Ternary
 from sidrec_torchrec.codec.dpca_fit import FitOptions, fit
 from sidrec_torchrec.codec.processes import is_first_process
-from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, add_tables, check_vectors, squared_distance
+from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, add_tables, check_width, squared_distance
 from sidrec_torchrec.codec.search import codes, encode
 from sidrec_torchrec.errors import check_at_least
 
@@ -122,7 +122,7 @@ class DPCA(Quantizer):
         beam = self.config.beam if beam is None else beam
         if beam < 1:
             raise ValueError(f"beam must be at least 1, got {beam}")
-        check_vectors(z_ND, self.dim)
+        check_width(z_ND, self.dim)
         return beam
 
     def forward(self, z_ND: Tensor) -> QuantizerOutput:

@@ -25,7 +25,7 @@ from sidrec_torchrec.codec.processes import (
     object_from_first_process,
     sum_over_processes,
 )
-from sidrec_torchrec.codec.quantizer import check_vectors
+from sidrec_torchrec.codec.quantizer import check_finite, check_width
 from sidrec_torchrec.codec.search import codes, encode, weights
 from sidrec_torchrec.codec.shrinkage import bands, shrunk_rows
 from sidrec_torchrec.errors import DataError, RunMismatchError
@@ -141,7 +141,8 @@ def _look(chunks: Iterable[Tensor], dim: int, device: torch.device) -> tuple[_Su
     sum_D = torch.zeros(dim, dtype=torch.float64, device=device)
     rows, sample = 0, []
     for block_ND in _blocks(chunks, device):
-        check_vectors(block_ND, dim, first_row=rows)
+        check_width(block_ND, dim)
+        check_finite(block_ND, range(rows, rows + len(block_ND)))
         if rows < _SAMPLE_ROWS:
             sample.append(block_ND[: _SAMPLE_ROWS - rows].clone())  # a view would keep its whole chunk
         rows += len(block_ND)

@@ -22,7 +22,7 @@ class Choices(NamedTuple):
         rows: of each choice, in R.
         pull_RR: what a digit 1 (of a coordinate), or the choice (of a codeword) of column k adds to the y of rows of later
             choices.
-        pull_RS: the columns of coordinates, by choice; 0 for codewords.
+        pull_RS: the columns of coordinates, by choice; 0 for codewords, and for rows of choices not later.
         cost_S: squared error per unit of each choice's costs.
         reach_S: how far a vector of length 1 can move each choice's y.
     """
@@ -95,10 +95,10 @@ class Plan:
         by_row = [number for number, choice in enumerate(choices) for _ in range(choice.width)]
         unit_R1 = tensor([choices[number].unit for number in by_row]).unsqueeze(1)
         pull_RR = -(self.weight_RD @ (unit_R1 * basis_RD).T)
-        pull_RS = pull_RR[:, [slice_.start for slice_ in rows]] * tensor(is_coordinate)
-        earlier_RS = tensor(range(len(choices))) < tensor(by_row).unsqueeze(1)
+        later_RS = tensor(by_row).unsqueeze(1) > tensor(range(len(choices)))
+        pull_RS = pull_RR[:, [slice_.start for slice_ in rows]] * tensor(is_coordinate) * later_RS
         lowest_S = tensor([choice.lowest / choice.unit for choice in choices])
-        self.bias_R = torch.cat(shifts) + (pull_RS * earlier_RS) @ lowest_S
+        self.bias_R = torch.cat(shifts) + pull_RS @ lowest_S
         self.choices = Choices(stages, choices, rows, pull_RR, pull_RS, torch.cat(costs), torch.cat(reaches).tolist())
 
     def levels(self, z_ND: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class Plan:
 
 
 class Float32Plan:
-    """The same levels in float32, and a bound on how far rounding, of any order of summation, can have moved them.
+    """The same levels in float32, on CPU, and a bound on how far rounding, in any order of sums, can have moved them.
 
     A sum of m products is off by at most m u / (1 - m u) times the sum of their sizes, u being the unit roundoff (Higham
     2002, section 3.1). The products of a vector with row r have, by Cauchy-Schwarz, a sum of sizes of at most |z| |weight_r|;
@@ -123,12 +123,16 @@ class Float32Plan:
         tensors = (self.weight_RD, self.bias_R, self.choices.pull_RR)
         self.is_usable = all(bool((tensor.abs() < _LARGEST).all()) for tensor in tensors)
 
-        size_R = bias_R.abs() + TIE
+        largest_S = torch.tensor([choice.count - 1.0 for choice in exact.choices], dtype=torch.float64)
+        size_R = bias_R.abs() + TIE + exact.pull_RS.abs() @ largest_S
         for choice, rows in zip(exact.choices, exact.rows, strict=True):
-            pull_RW = exact.pull_RR[rows.stop :, rows].abs()
-            size_R[rows.stop :] += pull_RW[:, 0] * (choice.count - 1) if choice.width == 1 else pull_RW.amax(1)
-        sizes = [float(size_R[rows].amax()) for rows in exact.rows]
-        self._size = max((size / reach for size, reach in zip(sizes, exact.reach_S, strict=True) if reach), default=0.0)
+            if choice.width > 1:
+                size_R[rows.stop :] += exact.pull_RR[rows.stop :, rows].abs().amax(1)
+        widths_S = torch.tensor([choice.width for choice in exact.choices])
+        reach_R = torch.tensor(exact.reach_S, dtype=torch.float64).repeat_interleave(widths_S)
+        # a square below the smallest normal number may be lost from a norm
+        lost = (plan.weight_RD.shape[1] * torch.finfo(torch.float32).tiny) ** 0.5
+        self._size = lost + float(torch.where(reach_R > 0, size_R / reach_R, 0.0).amax())
         # and as many again for the roundings to float32 and those of the comparisons
         terms = plan.weight_RD.shape[1] + len(exact.choices) + 64
         self._unit_error = 1.01 * terms * _UNIT_ROUNDOFF / (1 - terms * _UNIT_ROUNDOFF)
@@ -140,6 +144,15 @@ class Float32Plan:
                 rows = slice(exact.rows[numbers[0]].start, exact.rows[numbers[-1]].stop)
                 reach_W1 = torch.tensor([exact.reach_S[s] for s in numbers]).unsqueeze(1)
                 self._coordinates.append((rows, reach_W1.reciprocal()))
+
+    def operands(self) -> tuple:
+        """What ``native/csrc/greedy.cpp`` needs to know besides the vectors."""
+        choices = self.choices.choices
+        stages = [number for number, stage in enumerate(self.choices.stages) for _ in stage.choices()]
+        widths, counts = [choice.width for choice in choices], [choice.count for choice in choices]
+        pull_RR = self.choices.pull_RR.T.contiguous()  # column by column
+        bounds = self.choices.reach_S, TIE, self._unit_error, self._size
+        return self.weight_RD, self.bias_R, pull_RR, widths, counts, stages, *bounds
 
     def levels(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
         """y of float vectors [N, D], float32 [R, N], and ``error`` [N]; infinite where float32 could overflow."""

@@ -98,23 +98,27 @@ def add_tables(
     return z_ND
 
 
-def check_vectors(z_ND: Tensor, dim: int, *, first_row: int = 0) -> None:
+def check_width(z_ND: Tensor, dim: int) -> None:
+    """Refuses vectors of another shape than [N, dim], with a ValueError."""
+    if z_ND.ndim != 2 or z_ND.shape[1] != dim:
+        raise ValueError(f"vectors have shape {tuple(z_ND.shape)}, expected [N, {dim}]")
+
+
+def check_finite(z_ND: Tensor, rows: Sequence[int] | Tensor) -> None:
     """Refuses what cannot be encoded.
 
     Args:
-        z_ND: float [N, dim] expected.
-        first_row: number of the first row, for the message.
+        z_ND: float [N, D].
+        rows: number of each row, for the message.
 
     Raises:
-        ValueError: on another shape, or a value that is not finite; names the first bad row.
+        ValueError: on a value that is not finite; names the first bad row.
     """
-    if z_ND.ndim != 2 or z_ND.shape[1] != dim:
-        raise ValueError(f"vectors have shape {tuple(z_ND.shape)}, expected [N, {dim}]")
     if torch.isfinite(z_ND.sum()):  # one pass, without an array of bools; a sum that is not may only have overflowed
         return
     finite_N = torch.isfinite(z_ND).all(dim=1)
     if not finite_N.all():
-        raise ValueError(f"row {first_row + int(finite_N.long().argmin())} holds a value that is not finite")
+        raise ValueError(f"row {int(rows[int(finite_N.long().argmin())])} holds a value that is not finite")
 
 
 def squared_distance(x_ND: Tensor, y_ND: Tensor) -> Tensor:

@@ -8,7 +8,14 @@ from torch import Tensor
 from sidrec_torchrec.codec.alphabet import OneHot
 from sidrec_torchrec.codec.kmeans import kmeans
 from sidrec_torchrec.codec.processes import copy_from_first_process, is_first_process, sum_over_processes
-from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, add_tables, check_vectors, squared_distance
+from sidrec_torchrec.codec.quantizer import (
+    Quantizer,
+    QuantizerOutput,
+    add_tables,
+    check_finite,
+    check_width,
+    squared_distance,
+)
 from sidrec_torchrec.codec.search import encode
 
 
@@ -71,7 +78,8 @@ class ResidualVQ(Quantizer):
 
     @torch.no_grad()
     def initialize(self, z_ND: Tensor) -> None:
-        check_vectors(z_ND, self.dim)
+        check_width(z_ND, self.dim)
+        check_finite(z_ND, range(len(z_ND)))
         if not len(z_ND):
             raise ValueError("a quantizer starts from at least one vector, got none")
         residual_ND = z_ND.double()
@@ -88,7 +96,7 @@ class ResidualVQ(Quantizer):
     @torch.no_grad()
     def encode(self, z_ND: Tensor) -> Tensor:
         """Nearest codeword of each stage's residual."""
-        check_vectors(z_ND, self.dim)
+        check_width(z_ND, self.dim)
         return encode(z_ND, self.codebook_LKD.flatten(0, 1), self.stages)
 
     def forward(self, z_ND: Tensor) -> QuantizerOutput:

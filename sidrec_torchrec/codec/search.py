@@ -9,9 +9,15 @@ An item's digits must not depend on its batch, process or device. In float32 the
 always lies at a threshold, and how rows are batched moves its last bits. In float64 only true ties do, and those go to the
 lower digit. So float64 decides, but float32 filters: on CPU, greedy search runs in float32 with a bound on all rounding
 errors, and only vectors with a decision within the bound, about one in a hundred, are encoded again in float64. The digits
-are those of float64 throughout. A beam compares sums over all choices, and few of those differ by more than the bound: it
-runs in float64.
+are those of float64 throughout. A vector that is not finite has an infinite bound, so whoever encodes in float64 is the one
+to refuse it, without a pass over all others. A beam compares sums over all choices, and few of those differ by more than the
+bound: it runs in float64.
+
+The float32 search is in C++ (``native/csrc/greedy.cpp``), which reads every vector once; what it computes stands here, and runs
+where there is no compiler.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +25,8 @@ from torch import Tensor
 from sidrec_torchrec.codec.alphabet import Alphabet
 from sidrec_torchrec.codec.choices import TIE
 from sidrec_torchrec.codec.plan import Choices, Float32Plan, Plan, float32_is_ieee
+from sidrec_torchrec.codec.quantizer import check_finite
+from sidrec_torchrec.native import build
 
 _BLOCK_NUMBERS = 1 << 23  # held at a time, per array
 _THREAD_ROWS = 1 << 15  # below, PyTorch leaves a choice to a single thread
@@ -37,7 +45,7 @@ def encode(
     """Digits of vectors, in bounded memory.
 
     Args:
-        z_ND: float [N, D], finite.
+        z_ND: float [N, D].
         basis_RD: float [R, D], stage after stage: the codewords of a one-hot stage, one row a coordinate of any other.
         stages: alphabet of each digit.
         offset_D: float [D], what every vector begins with.
@@ -47,7 +55,7 @@ def encode(
         int16 [N, L].
 
     Raises:
-        ValueError: on a real stage, which has no digits.
+        ValueError: on a real stage, which has no digits, or on a vector that is not finite; names its row.
 
     Source: greedy coding as in residual quantization; beam search as in Babenko & Lempitsky 2014, section 3.
     """
@@ -55,20 +63,19 @@ def encode(
         if not stage.radix:
             raise ValueError(f"a '{stage}' stage has no digits: ask for codes, or name another alphabet")
     plan = Plan(basis_RD, stages, offset_D)
-    rows = _rows_at_once(plan.choices, beam)
     digits_NL = torch.empty(len(z_ND), len(stages), dtype=torch.int16, device=z_ND.device)
-    may_filter = beam == 1 and len(z_ND) >= _FILTER_ROWS and z_ND.device.type == "cpu" and float32_is_ieee()
-    fast = Float32Plan(plan) if may_filter else None
-    for block_ND, out_NL in zip(z_ND.split(rows), digits_NL.split(rows), strict=True):
-        if fast is None or not fast.is_usable:
-            _encode_exactly(plan, block_ND, beam, out_NL)
+    fast = _float32_plan(plan, z_ND, beam)
+    count = _rows_at_once(plan.choices, beam)
+    for first in range(0, len(z_ND), count):
+        rows = slice(first, first + count)
+        if fast is None:
+            _encode_exactly(plan, z_ND[rows], beam, digits_NL[rows], range(len(z_ND))[rows])
             continue
-        digits_SN, sure_N = _search_in_float32(fast, block_ND)
-        out_NL.copy_(plan.choices.join(digits_SN).to(torch.int16).T)
-        unsure_M = (~sure_N).nonzero().squeeze(1)
+        digits_NL[rows], sure_N = _search_in_float32(fast, z_ND[rows])
+        unsure_M = first + (~sure_N).nonzero().squeeze(1)
         exact_ML = torch.empty(len(unsure_M), len(stages), dtype=torch.int16)
-        _encode_exactly(plan, block_ND[unsure_M], beam, exact_ML)
-        out_NL[unsure_M] = exact_ML
+        _encode_exactly(plan, z_ND[unsure_M], beam, exact_ML, unsure_M)
+        digits_NL[unsure_M] = exact_ML
     return digits_NL
 
 
@@ -83,13 +90,14 @@ def codes(
     """What vectors weigh the basis rows with: float64 [N, R]. Arguments as ``encode``; a real stage's weights are numbers.
 
     Raises:
-        ValueError: on a beam over a real stage.
+        ValueError: on a beam over a real stage, or a vector that is not finite.
     """
     if all(stage.radix for stage in stages):
         return weights(encode(z_ND, basis_RD, stages, offset_D=offset_D, beam=beam), stages)
     if beam > 1:
         raise ValueError("a beam keeps several digits of each stage, and a real stage has none")
     plan = Plan(basis_RD, stages, offset_D)
+    check_finite(z_ND, range(len(z_ND)))
     rows = min(_EXACT_ROWS, _rows_at_once(plan.choices, beam))
     return torch.cat([plan.choices.weights(_search(plan.choices, plan.levels(x), beam)).T for x in z_ND.split(rows)])
 
@@ -106,7 +114,19 @@ def _rows_at_once(choices: Choices, beam: int) -> int:
     return max(1, min(_THREAD_ROWS * torch.get_num_threads(), _BLOCK_NUMBERS // numbers))
 
 
-def _encode_exactly(plan: Plan, z_ND: Tensor, beam: int, out_NL: Tensor) -> None:
+def _float32_plan(plan: Plan, z_ND: Tensor, beam: int) -> Float32Plan | None:
+    """The plan in float32, where that decides most vectors and saves time."""
+    if beam > 1 or len(z_ND) < _FILTER_ROWS or z_ND.device.type != "cpu":
+        return None
+    if not (build.is_available() or float32_is_ieee()):
+        return None
+    fast = Float32Plan(plan)
+    return fast if fast.is_usable else None
+
+
+def _encode_exactly(plan: Plan, z_ND: Tensor, beam: int, out_NL: Tensor, rows: Sequence[int] | Tensor) -> None:
+    """Digits by float64, into ``out_NL``. Refuses vectors that are not finite by their numbers, ``rows``."""
+    check_finite(z_ND, rows)
     for block_ND, block_NL in zip(z_ND.split(_EXACT_ROWS), out_NL.split(_EXACT_ROWS), strict=True):
         digits_SN = _search(plan.choices, plan.levels(block_ND), beam)
         block_NL.copy_(plan.choices.join(digits_SN).T)
@@ -118,10 +138,13 @@ def _search(choices: Choices, y_RN: Tensor, beam: int) -> Tensor:
 
 
 def _search_in_float32(fast: Float32Plan, z_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Digits of choices by greedy search, float32 [S, N]; and whether they are surely those of float64, bool [N]."""
+    """Digits by greedy search, int16 [N, L]; and whether they are surely those of float64, bool [N]."""
+    if build.is_available():
+        return torch.ops.sidrec_cpu.greedy(z_ND.float().contiguous(), *fast.operands())
     y_RN, error_N = fast.levels(z_ND)
     digits_SN, sure_N = _greedy(fast.choices, y_RN, error_N)
-    return digits_SN, sure_N & fast.coordinates_are_sure(y_RN, error_N)
+    sure_N &= fast.coordinates_are_sure(y_RN, error_N)
+    return fast.choices.join(digits_SN).T, sure_N
 
 
 def _greedy(choices: Choices, y_RN: Tensor, error_N: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sidrec_torchrec.codec import search
 from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.dpca import DPCA, DPCAConfig
-from sidrec_torchrec.codec.plan import float32_is_ieee
 from sidrec_torchrec.codec.search import encode
 from tests.codec.reference import vectors
 
@@ -56,63 +54,6 @@ def test_codes_of_faiss_residual_quantizer_with_a_beam():
 
 
 GRIDS = "onehot:9,ternary*6,levels:6^2,signs*2,onehot:7,ternary^3"
-
-
-def exact_digits(basis_RD, stages, x_ND, offset_D):
-    """The same greedy search, but in float64 throughout, of the residual itself, one vector and value at a time."""
-    basis, residual_ND = basis_RD.double().numpy(), x_ND.double().numpy() - offset_D.double().numpy()
-    digits, first = [], 0
-    for stage in stages:
-        rows = basis[first : first + stage.width]
-        first += stage.width
-        if stage.width == stage.radix:  # one-hot
-            chosen = ((residual_ND[:, None] - rows) ** 2).sum(2).argmin(1)
-            residual_ND = residual_ND - rows[chosen]
-            digits.append(chosen)
-            continue
-        levels, digit = np.unique(stage.values().double().numpy()), np.zeros(len(residual_ND), dtype=np.int64)
-        for row in rows:
-            wanted = residual_ND @ row / (row @ row)
-            chosen = np.abs(wanted[:, None] - levels).argmin(1)
-            residual_ND = residual_ND - levels[chosen][:, None] * row
-            digit = digit * len(levels) + chosen
-        digits.append(digit)
-    return np.stack(digits, axis=1)
-
-
-@pytest.mark.parametrize("far", [0.0, 1e3, 1e12, 1e25])
-def test_the_float32_filter_changes_no_digit(far):
-    """Also where it can decide nothing: next to a large offset, or beyond float32."""
-    stages = parse_stages(GRIDS)
-    rng = np.random.default_rng(5)
-    basis_RD = torch.from_numpy(rng.standard_normal((sum(stage.width for stage in stages), 24)))
-    offset_D = torch.from_numpy(rng.standard_normal(24)) + far
-    x_ND = torch.from_numpy(rng.standard_normal((20_000, 24)) * 4) + offset_D
-    digits = encode(x_ND, basis_RD, stages, offset_D=offset_D).numpy()
-    expected = exact_digits(basis_RD, stages, x_ND, offset_D)
-    assert digits.tolist() == expected.tolist() if far < 1e12 else (digits == expected).mean() > 0.999
-
-
-def test_most_vectors_need_no_float64(monkeypatch):
-    stages = parse_stages("ternary*12")
-    basis_RD, x_ND = torch.from_numpy(np.random.default_rng(6).standard_normal((12, 24))), vectors(5000, 24) - 3
-    again = []
-    exactly = search._encode_exactly
-    monkeypatch.setattr(search, "_encode_exactly", lambda p, x, *rest: (again.append(len(x)), exactly(p, x, *rest)))
-    encode(x_ND, basis_RD, stages)
-    assert 0 < sum(again) < 250
-
-
-@pytest.mark.parametrize("setting", ["mkldnn", "generic"])
-def test_a_reduced_float32_precision_is_not_relied_on(setting, monkeypatch):
-    assert float32_is_ieee()
-    backend = torch.backends.mkldnn.matmul if setting == "mkldnn" else torch.backends
-    before = backend.fp32_precision
-    try:
-        backend.fp32_precision = "tf32"
-        assert not float32_is_ieee()
-    finally:
-        backend.fp32_precision = before
 
 
 @pytest.mark.parametrize("stages", ["ternary*5", "levels:4*5", "signs^5", "onehot:4,ternary"])
