@@ -14,7 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.errors import check_at_least, check_share
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, gap_bucket
-from sidrec_torchrec.ranker.readers import CodeReader, ItemVectors, VectorReader
+from sidrec_torchrec.ranker.readers import BlockReader, CodeReader, ItemVectors, VectorReader
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.side.expansion import SIDEConfig
 
@@ -33,6 +33,9 @@ class RankerConfig:
         attention: ``vectors`` attends to a vector per event; ``codes`` to packed SIDs, which are never decoded
             (the side arms alone have them): for long histories.
         seeds: learned queries that read what each target reads, besides the target itself.
+        blocks: HSTU blocks in which the newest events read each other, before targets read them; older events are read as
+            ``attention`` says.
+        block_events: how many of the events before a row's first target the blocks read, besides those since.
         item_hidden: hidden width of the map from an arm's item features to item vectors.
         cross_layers: layers of the low-rank cross network (DCN-v2).
         head_dims: hidden widths of the final perceptron.
@@ -43,14 +46,16 @@ class RankerConfig:
     num_heads: int = 4
     attention: str = "vectors"
     seeds: int = 0
+    blocks: int = 0
+    block_events: int = 256
     item_hidden: int = 128
     cross_layers: int = 1
     head_dims: tuple[int, ...] = (128, 64)
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, "dim", "num_heads", "item_hidden", "cross_layers")
-        check_at_least(self, 0, "seeds")
+        check_at_least(self, 1, "dim", "num_heads", "item_hidden", "cross_layers", "block_events")
+        check_at_least(self, 0, "seeds", "blocks")
         check_share(self, "dropout")
         if self.dim % 4 or self.dim % self.num_heads:  # fbgemm wants table rows of whole 16 bytes
             raise ValueError(f"dim must be a multiple of 4 and of num_heads ({self.num_heads}), got {self.dim}")
@@ -154,6 +159,9 @@ class RankerHead(nn.Module):
             self.reader = CodeReader(vectors, events, config.dim, config.num_heads, config.seeds, device)
         else:
             self.reader = VectorReader(vectors, config.dim, config.num_heads, config.seeds).to(device)
+        if config.blocks:
+            newest = (config.blocks, config.block_events, config.dim, config.num_heads)
+            self.reader = BlockReader(self.reader, *newest).to(device)
         self.interaction = Interaction(config, len(user_features)).to(device)
 
     def forward(self, batch: RankBatch, items: Tensor | None, users: KeyedTensor | None) -> tuple[Tensor, RankerOutput]:
@@ -229,7 +237,7 @@ class Interaction(nn.Module):
         super().__init__()
         self.count = nn.Embedding(_COUNT_BUCKETS, _CONTEXT_DIM)
         self.gap = nn.Embedding(GAP_BUCKETS, _CONTEXT_DIM)
-        pools = 1 + config.seeds
+        pools = (1 + config.seeds) * (2 if config.blocks else 1)
         width = (1 + 2 * pools + num_user_features) * config.dim + 2 * _CONTEXT_DIM + 1
         self.cross = LowRankCrossNet(width, config.cross_layers, low_rank=config.dim)
         self.mlp = MLP(width, list(config.head_dims), activation="relu")

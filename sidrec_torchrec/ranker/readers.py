@@ -1,4 +1,6 @@
-"""How a ranker reads histories: over vectors of all events, or in code space."""
+"""How a ranker reads histories: over vectors of all events, or in code space; the newest perhaps as blocks make them."""
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -6,8 +8,9 @@ from torch import Tensor, nn
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.ops.code_attention import gap_bucket
 from sidrec_torchrec.ranker.attention import TargetAttention
+from sidrec_torchrec.ranker.hstu import HSTUBlock
 from sidrec_torchrec.ranker.padding import RowLayout
-from sidrec_torchrec.ranker.targets import Targets
+from sidrec_torchrec.ranker.targets import Targets, newest_events
 from sidrec_torchrec.side.code_attention import CodeAttention
 from sidrec_torchrec.side.expansion import SIDEConfig
 
@@ -78,6 +81,13 @@ class VectorReader(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.attention = TargetAttention(dim, num_heads, NUM_ACTIONS)
 
+    def item_vectors(self, items_NE: Tensor | None, event_K: Tensor) -> Tensor:
+        """Vectors of some events' items, float [K, D]; see ``forward``."""
+        if items_NE is None:  # all items alike
+            linear = self.vectors.linear
+            return self.vectors(linear.weight.new_zeros(len(event_K), linear.in_features))
+        return self.vectors(items_NE[event_K])
+
     def forward(self, batch: RankBatch, items_NE: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
         """Vectors of the targets, float [S, D], and what each of their queries pools, float [S, P, D].
 
@@ -86,19 +96,11 @@ class VectorReader(nn.Module):
             items_NE: the arm's features of each event, float; None if it has none.
             targets: of the batch.
         """
-        if items_NE is None:  # all items alike
-            linear = self.vectors.linear
-            items_NE = linear.weight.new_zeros(len(batch.action_N), linear.in_features)
-        layout = RowLayout.of(batch.lengths_B, batch.num_targets_B)
-        x_BTD = layout.pad(self.vectors(items_NE))
-        action_BT, time_BT, order_BT = map(layout.pad, (batch.action_N, batch.timestamp_N, batch.order_N))
-        q_BMD, time_BM, order_BM = map(layout.targets, (x_BTD, time_BT, order_BT))
-        visible_BT = layout.pad(batch.visible_N)  # padding is not visible
-        mask_BMT = visible_BT.unsqueeze(1) & (order_BT.unsqueeze(1) < order_BM.unsqueeze(2))
-        gaps_BMT = gap_bucket(time_BM.unsqueeze(2) - time_BT.unsqueeze(1))
-        events_BTD = self.norm(x_BTD + self.action(action_BT))
-        pooled_BMPD = self.attention(self.queries(q_BMD), x_BTD, events_BTD, action_BT, gaps_BMT, mask_BMT)
-        return q_BMD[layout.is_target_BM], pooled_BMPD[layout.is_target_BM]
+        x_ND = self.item_vectors(items_NE, torch.arange(len(batch.action_N), device=batch.action_N.device))
+        q_SD, x_VD = x_ND[targets.event_S], x_ND[targets.visible_V]
+        events_VD = self.norm(x_VD + self.action(batch.action_N[targets.visible_V]))
+        history = _History.of(batch, targets.visible_V)
+        return q_SD, history.pool(self.attention, self.queries(q_SD), targets, x_VD, events_VD)
 
 
 class CodeReader(nn.Module):
@@ -123,9 +125,13 @@ class CodeReader(nn.Module):
             events, dim, num_heads, side_information={"action": NUM_ACTIONS}, time_gaps=True, device=device
         )
 
+    def item_vectors(self, words_NW: Tensor, event_K: Tensor) -> Tensor:
+        """Vectors of some events' items, float [K, D]."""
+        return self.vectors(self.attention.events(words_NW[event_K]))
+
     def forward(self, batch: RankBatch, words_NW: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """As ``VectorReader.forward``; ``words_NW`` are the events' packed SIDs, int64."""
-        q_SD = self.vectors(self.attention.events(words_NW[targets.event_S]))
+        q_SD = self.item_vectors(words_NW, targets.event_S)
         pooled_SPD = self.attention(
             self.queries(q_SD),
             words_NW[targets.visible_V],
@@ -136,3 +142,87 @@ class CodeReader(nn.Module):
             batch.timestamp_N[targets.event_S],
         )
         return q_SD, pooled_SPD
+
+
+class BlockReader(nn.Module):
+    """Reads each row's newest events as vectors that have read each other, and what is older by another reader.
+
+    The newest are up to ``block_events`` events before the row's first target, and those since: all targets of a row
+    read the same older events, and blocks and targets alike read no event but earlier ones, so that the blocks run once
+    per row and yet exactly for each of its targets.
+
+    Args:
+        older: reads what is older, and makes item vectors.
+        blocks: how many.
+        block_events: how many of the events before a row's first target they read.
+        dim: width D of the vectors.
+        num_heads: of the blocks and of the attention to what they give.
+    """
+
+    def __init__(
+        self, older: VectorReader | CodeReader, blocks: int, block_events: int, dim: int, num_heads: int
+    ) -> None:
+        super().__init__()
+        self.older = older
+        self.block_events = block_events
+        self.action = nn.Embedding(NUM_ACTIONS, dim)
+        self.blocks = nn.ModuleList(HSTUBlock(dim, num_heads) for _ in range(blocks))
+        self.norm = nn.LayerNorm(dim)
+        self.attention = TargetAttention(dim, num_heads, NUM_ACTIONS)
+
+    def forward(self, batch: RankBatch, items: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
+        """As ``older``'s, followed by what the queries pool of the newest events: float [S, D] and [S, 2 P, D]."""
+        newest_N = newest_events(batch, self.block_events)
+        older = replace(batch, visible_N=batch.visible_N & ~newest_N)
+        q_SD, older_SPD = self.older(older, items, Targets.of(older))
+        event_K = newest_N.nonzero().squeeze(1)
+        history = _History.of(batch, event_K)
+        x_KD = self.older.item_vectors(items, event_K) + self.action(batch.action_N[event_K])
+        x_BTD, gaps_BTT = history.layout.pad(x_KD), history.gaps(history.time_BT)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, gaps_BTT, history.layout.is_entry_BT)
+        x_KD = self.norm(history.layout.jagged(x_BTD))
+        newest_SPD = history.pool(self.attention, self.older.queries(q_SD), targets, x_KD, x_KD)
+        return q_SD, torch.cat([older_SPD, newest_SPD], dim=1)
+
+
+@dataclass(frozen=True)
+class _History:
+    """Some events of each row, in padded blocks.
+
+    Args:
+        batch: whose.
+        layout: of the events.
+        action_BT, time_BT, order_BT: int64.
+    """
+
+    batch: RankBatch
+    layout: RowLayout
+    action_BT: Tensor
+    time_BT: Tensor
+    order_BT: Tensor
+
+    @staticmethod
+    def of(batch: RankBatch, event_K: Tensor) -> "_History":
+        """The events at places ``event_K``, int64, rising."""
+        row_K = torch.repeat_interleave(batch.lengths_B)[event_K]
+        layout = RowLayout.of(torch.bincount(row_K, minlength=len(batch.lengths_B)))
+        columns = (batch.action_N, batch.timestamp_N, batch.order_N)
+        return _History(batch, layout, *(layout.pad(values_N[event_K]) for values_N in columns))
+
+    def gaps(self, time_BM: Tensor) -> Tensor:
+        """Time-gap bucket from each of these times back to each event, int32 [B, M, T]."""
+        return gap_bucket(time_BM.unsqueeze(2) - self.time_BT.unsqueeze(1))
+
+    def pool(
+        self, attention: TargetAttention, query_SPD: Tensor, targets: Targets, items_KD: Tensor, events_KD: Tensor
+    ) -> Tensor:
+        """What each target's queries pool of the events before it, float [S, P, D]."""
+        asks = RowLayout.of(self.batch.num_targets_B)
+        time_BM, order_BM = (asks.pad(x_N[targets.event_S]) for x_N in (self.batch.timestamp_N, self.batch.order_N))
+        reads_BMT = self.layout.is_entry_BT.unsqueeze(1) & (self.order_BT.unsqueeze(1) < order_BM.unsqueeze(2))
+        items_BTD, events_BTD = self.layout.pad(items_KD), self.layout.pad(events_KD)
+        pooled_BMPD = attention(
+            asks.pad(query_SPD), items_BTD, events_BTD, self.action_BT, self.gaps(time_BM), reads_BMT
+        )
+        return asks.jagged(pooled_BMPD)

@@ -7,7 +7,7 @@ from torch.export import Dim, ExportedProgram
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.model import Context, Ranker
-from sidrec_torchrec.ranker.readers import CodeReader
+from sidrec_torchrec.ranker.readers import BlockReader, CodeReader
 from sidrec_torchrec.ranker.targets import Targets
 
 INPUTS: dict[str, tuple[str, ...]] = {
@@ -34,12 +34,17 @@ class ServingRanker(nn.Module):
         ranker: the trained ranker.
 
     Raises:
-        SidrecError: if the ranker attends to vectors.
+        SidrecError: if the ranker attends to vectors, or has blocks.
     """
 
     def __init__(self, ranker: Ranker) -> None:
         super().__init__()
         reader = ranker.head.reader
+        if isinstance(reader, BlockReader):
+            raise SidrecError(
+                "this ranker has blocks, whose newest events are counted from a row's first target, which a request does not "
+                "have; train one without --model.blocks"
+            )
         if not isinstance(reader, CodeReader):
             raise SidrecError(
                 "this ranker attends to vectors, which a server would have to look up for every event; train one with "

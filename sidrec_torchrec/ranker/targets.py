@@ -8,6 +8,14 @@ from torch import Tensor
 from sidrec_torchrec.data.batches import RankBatch
 
 
+def newest_events(batch: RankBatch, count: int) -> Tensor:
+    """Of the visible events, the newest ``count`` before each row's first target, and those since; bool [N]."""
+    row_N = torch.repeat_interleave(batch.lengths_B)
+    before_N1 = torch.nn.functional.pad(batch.visible_N.long().cumsum(0), (1, 0))  # visible events before each
+    first_target_B = batch.lengths_B.cumsum(0) - batch.num_targets_B
+    return batch.visible_N & (before_N1[:-1] >= (before_N1[first_target_B] - count)[row_N])
+
+
 @dataclass(frozen=True)
 class Targets:
     """S targets, in the order of events.

@@ -73,13 +73,13 @@ def test_attention_to_codes_learns(arm, corpus, prepared, sids, tmp_path):
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_seeds_learn(attention, corpus, prepared, sids, tmp_path):
-    model = dataclasses.replace(SMALL, attention=attention, seeds=2)
-    config = make_config(corpus, prepared, sids, tmp_path / "seeds", "side", model=model, epochs=4)
+def test_seeds_and_blocks_learn(attention, corpus, prepared, sids, tmp_path):
+    model = dataclasses.replace(SMALL, attention=attention, seeds=2, blocks=1, block_events=8)
+    config = make_config(corpus, prepared, sids, tmp_path / "run", "side", model=model, epochs=4)
     result = train_ranker.main(config)
     assert result["train_loss"][-1] < result["train_loss"][0]
     assert 0.3 < result["test"]["ne_all"] < 1.02
-    assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "seeds")) == result["test"]
+    assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "run")) == result["test"]
 
 
 def test_attention_to_codes_needs_codes(corpus, prepared, sids, tmp_path):

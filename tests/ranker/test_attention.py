@@ -83,10 +83,9 @@ def test_heads_must_divide_dim():
 
 
 def test_padding_is_right_aligned():
-    layout = RowLayout.of(torch.tensor([3, 1, 4]), torch.tensor([2, 1, 3]))
+    layout = RowLayout.of(torch.tensor([3, 1, 4, 0]))
     block = layout.pad(torch.arange(1, 9))
-    assert block.tolist() == [[0, 1, 2, 3], [0, 0, 0, 4], [5, 6, 7, 8]]
-    assert layout.targets(block).tolist() == [[1, 2, 3], [0, 0, 4], [6, 7, 8]]
-    assert layout.is_target_BM.tolist() == [[False, True, True], [False, False, True], [True, True, True]]
-    assert layout.pad(torch.ones(8, dtype=torch.bool)).tolist() == (block > 0).tolist()
-    assert layout.pad(torch.ones(8, 2)).shape == (3, 4, 2)
+    assert block.tolist() == [[0, 1, 2, 3], [0, 0, 0, 4], [5, 6, 7, 8], [0, 0, 0, 0]]
+    assert layout.is_entry_BT.equal(block > 0)
+    assert layout.jagged(block).tolist() == list(range(1, 9))
+    assert layout.jagged(layout.pad(torch.ones(8, 2))).equal(torch.ones(8, 2))
