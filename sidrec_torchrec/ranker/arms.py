@@ -5,6 +5,7 @@ from disk; in production it is logged with the event). In the model, ``module`` 
 one vector per event.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class ArmConfig:
         ngram_depth: longest prefix, in digits; 0 for all.
         coarse_ids: rows of the hybrid arm's table, at most; the longest prefix of the SID that has no more values.
         table_dropout: share of events whose learned rows are dropped whole in training, so that the ranker also learns
-            to do without (unseen items have zero rows).
+            to do without: tables give zeros (which unseen items have), ``learned-side`` the rows it started with.
     """
 
     side_mode: str = "digits"
@@ -208,6 +209,7 @@ class SideArm(Arm):
             mode=config.side_mode,
             learned=learned,
         )
+        self._dropout = config.table_dropout
         self.keys = self._word_keys = tuple(word_names("sid", sid.codec.spec.num_words))
         self.dim = self._side.embedding_dim
 
@@ -220,7 +222,11 @@ class SideArm(Arm):
         return dict(zip(self._word_keys, words_NW.unbind(1), strict=True))
 
     def module(self, device: torch.device) -> nn.Module:
-        return _OneFeature(SIDECollection(tables=[self._side], device=device), "sid", 0.0)
+        side = _OneFeature(SIDECollection(tables=[self._side], device=device), "sid", 0.0)
+        if not self._side.learned:
+            return side
+        frozen = SIDECollection(tables=[dataclasses.replace(self._side, learned=False)], device=device)
+        return _Fallback(side, _OneFeature(frozen, "sid", 0.0), self._dropout)
 
 
 class HybridArm(SideArm):
@@ -334,6 +340,22 @@ class _Hybrid(nn.Module):
     def forward(self, items: KeyedJaggedTensor) -> Tensor:
         side_NE, rows_ND = self.collection(items)
         return torch.cat([side_NE, self.dropout(rows_ND)], dim=1)
+
+
+class _Fallback(nn.Module):
+    """What ``learned`` gives; in training, for a share ``p`` of the events, what ``frozen`` gives."""
+
+    def __init__(self, learned: nn.Module, frozen: nn.Module, p: float) -> None:
+        super().__init__()
+        self.learned, self.frozen = learned, frozen
+        self.p = p
+
+    def forward(self, items: KeyedJaggedTensor) -> Tensor:
+        x_NE = self.learned(items)
+        if not self.training or not self.p:
+            return x_NE
+        kept_N1 = torch.rand(len(x_NE), 1, device=x_NE.device) >= self.p
+        return torch.where(kept_N1, x_NE, self.frozen(items))
 
 
 class _RowDropout(nn.Module):
