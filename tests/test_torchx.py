@@ -18,6 +18,7 @@ FILE = "torchx/components.py"
 COMPONENTS = {
     "train_tokenizer": "train-tokenizer",
     "encode_corpus": "encode-corpus",
+    "collaborative_vectors": "collaborative-vectors",
     "train_ranker": "train-ranker",
     "prepare": "prepare",
     "evaluate": "evaluate",
