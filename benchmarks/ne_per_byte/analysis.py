@@ -14,9 +14,10 @@ PARTS = ("warm", "cold")
 
 
 def summarize(results: dict[str, Any]) -> dict[str, Any]:
-    """By variant: mean NE and gain over ``none`` with 95% intervals, and the gain as a multiple of the best traditional's.
+    """By variant, with 95% intervals (Student's, over seeds): NE; the gain over ``none``; how far below the best traditional.
 
-    Gains are paired: seed by seed, (NE_none - NE_variant) / NE_none, and the interval is Student's over seeds.
+    Differences are paired: seed by seed, (NE_none - NE) / NE_none, and NE_traditional - NE. Also the gain as a multiple of
+    the best traditional's.
     """
     summary: dict[str, Any] = {}
     for name, result in results.items():
@@ -32,12 +33,20 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
                 row[f"gain_{part}"] = _interval((base - own) / base)
         summary[name] = row
     for part in PARTS:
-        gains = [
-            row[f"gain_{part}"][0] for row in summary.values() if row["family"] == TRADITIONAL and f"gain_{part}" in row
-        ]
-        for row in summary.values():
-            if gains and max(gains) > 0 and f"gain_{part}" in row:
-                row[f"multiple_{part}"] = row[f"gain_{part}"][0] / max(gains)
+        gains = {
+            name: row[f"gain_{part}"][0]
+            for name, row in summary.items()
+            if row["family"] == TRADITIONAL and f"gain_{part}" in row
+        }
+        if not gains:
+            continue
+        best = max(gains, key=gains.get)
+        for name, row in summary.items():
+            seeds = min(len(results[n][f"ne_{part}"]) for n in (best, name))
+            pair = (np.array(results[n][f"ne_{part}"][:seeds]) for n in (best, name))
+            row[f"below_{part}"] = _interval(next(pair) - next(pair))
+            if gains[best] > 0:
+                row[f"multiple_{part}"] = row[f"gain_{part}"][0] / gains[best]
     return summary
 
 
@@ -48,13 +57,14 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), half
 
 
-_COLUMNS = ("NE warm", "NE cold", "gain warm", "x", "gain cold", "x", "B/event stored", "KJT", "table bytes")
+_OF_PART = ("NE", "gain", "x", "below traditional")
+_COLUMNS = (*(f"{part} {name}" for part in PARTS for name in _OF_PART), "B/event stored", "KJT", "table bytes")
 
 
 def print_table(summary: dict[str, Any]) -> None:
     """The table of variants."""
     table = Table(
-        title="NE and gain over none, mean and 95% interval over seeds; x: multiple of the best traditional SID's gain"
+        title="mean and 95% interval over seeds: NE, gain over none, NE below the best traditional SID's; x: multiple of its gain"
     )
     table.add_column("variant")
     for name in _COLUMNS:
@@ -72,11 +82,13 @@ def markdown(summary: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    cells = [f"{row[f'ne_{part}'][0]:.4f} ±{row[f'ne_{part}'][1]:.4f}" for part in PARTS]
+    cells = []
     for part in PARTS:
-        gain = row.get(f"gain_{part}")
+        gain, below = row.get(f"gain_{part}"), row.get(f"below_{part}")
+        cells.append(f"{row[f'ne_{part}'][0]:.4f} ±{row[f'ne_{part}'][1]:.4f}")
         cells.append("-" if gain is None else f"{100 * gain[0]:+.2f}% ±{100 * gain[1]:.2f}")
         cells.append(f"{row[f'multiple_{part}']:.2f}" if f"multiple_{part}" in row else "-")
+        cells.append("-" if below is None else f"{below[0]:+.4f} ±{below[1]:.4f}")
     size = (f"{row['bytes_per_event_stored']:.1f}", f"{row['bytes_per_event_kjt']:.0f}", f"{row['table_bytes']:,}")
     return [*cells, *size]
 
