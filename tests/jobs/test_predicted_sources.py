@@ -79,7 +79,7 @@ def test_collaborative_vectors_are_added_to_the_items(corpus: Path, prepared: Pa
         data=config.out, out=tmp_path / "t", predict=("collaborative",), epochs=1, latent_dim=8
     )
     assert "collaborative" in train_tokenizer.main(train)["validation"]["reconstruction"]
-    with pytest.raises(DataError, match="there is a column 'text_emb' already; name another"):
+    with pytest.raises(DataError, match="there is a column 'text_emb' already; rename it, or name another"):
         collaborative_vectors.main(dataclasses.replace(config, out=tmp_path / "other", column="text_emb"))
     with pytest.raises(DataError, match="not the items that .* was prepared from"):
         collaborative_vectors.main(dataclasses.replace(config, data=config.out, out=tmp_path / "again", column="more"))
