@@ -55,7 +55,9 @@ def main(config: CollaborativeVectorsConfig) -> dict[str, Any]:
         prepared = open_prepared(config.prepared)
         prepared.check_items(config.data)
         if config.column in pq.read_schema(config.data / ITEMS_FILE).names:
-            raise DataError(f"{config.data / ITEMS_FILE}: there is a column '{config.column}' already; rename it, or name another")
+            raise DataError(
+                f"{config.data / ITEMS_FILE}: there is a column '{config.column}' already; rename it, or name another"
+            )
         with stage("collaborative vectors", None, show=processes.is_main) as progress:
             vectors = collaborative_vectors(
                 prepared, config.vectors, rank=processes.rank, world_size=processes.world_size
