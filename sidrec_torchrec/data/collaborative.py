@@ -81,7 +81,8 @@ def collaborative_vectors(
     present_N = count_N >= config.least_events
     if not present_N.any():
         raise DataError(
-            f"{prepared.path('train')}: no item has {config.least_events} training targets; lower least_events, or do without collaborative vectors"
+            f"{prepared.path('train')}: no item has {config.least_events} training targets; lower least_events, "
+            "or do without (pipeline: --collaborative false)"
         )
     # columns of like weight: a popular item's many residuals are known better, but are no more than one item
     weight_N = torch.where(present_N, (count_N + 4 * config.prior_events).rsqrt(), 0.0)

@@ -84,6 +84,10 @@ class PipelineConfig:
                 raise SidrecError(f"unknown arm '{name}'; there are {', '.join(ARMS)}")
         if len(set(self.arms)) != len(self.arms) or not self.arms:
             raise SidrecError(f"name each arm once, got '{','.join(self.arms)}'")
+        if self.model.attention == "codes" and (others := set(self.arms) - set(SID_ARMS)):
+            raise SidrecError(
+                f"attention to codes needs arms whose SIDs travel: {', '.join(SID_ARMS)}; got {sorted(others)}"
+            )
         for name in ("source", "target"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise ValueError(f"name each {name} once, got '{','.join(getattr(self, name))}'")

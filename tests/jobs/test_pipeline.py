@@ -1,5 +1,6 @@
 """The main job on a small corpus: report, resuming, refusals."""
 
+import dataclasses
 import json
 import shutil
 
@@ -78,6 +79,9 @@ def test_refusals(finished, corpus, tmp_path):
         pipeline.main(make_config(corpus, tmp_path / "a", target=("genres",)))
     with pytest.raises(DataError, match="no source 'plot_emb'; available: 'text_emb', 'image_emb'"):
         pipeline.main(make_config(corpus, tmp_path / "b", source=("plot_emb",)))
+    codes = dataclasses.replace(SMALL, attention="codes")
+    with pytest.raises(SidrecError, match=r"attention to codes needs arms whose SIDs travel: side, .*; got \['none'\]"):
+        make_config(corpus, tmp_path / "run", arms=("none", "side"), model=codes)
     with pytest.raises(SidrecError, match="unknown arm 'sidee'"):
         make_config(corpus, tmp_path / "c", arms=("none", "sidee"))
     (tmp_path / "d").mkdir()
