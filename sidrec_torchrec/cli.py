@@ -41,6 +41,9 @@ COMMANDS = {
         f"{_JOBS}.collaborative_vectors:main", "add a vector of what users do with it to every item, for SIDs to tell"
     ),
     "train-tokenizer": Command(f"{_JOBS}.train_tokenizer:main", "learn to fuse an item's content into one SID"),
+    "tune-tokenizer": Command(
+        f"{_JOBS}.tune_tokenizer:main", "turn a tokenizer towards what users choose, through a ranker trained with it"
+    ),
     "encode-corpus": Command(f"{_JOBS}.encode_corpus:main", "write the SID of every item"),
     "decode-sids": Command(f"{_JOBS}.decode_sids:main", "write what SIDs keep of each item"),
     "train-ranker": Command(f"{_JOBS}.train_ranker:main", "train the long-sequence ranker with one arm"),

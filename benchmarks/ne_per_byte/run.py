@@ -4,10 +4,11 @@
         [--seeds 5] [--settings 4] [--epochs 5] [--train-fraction 0.3] [--only VARIANT]
 
 Tokenizers are trained on the items that occur in training; *collaborative* ones also predict what users do with items, by
-``sidrec collaborative-vectors`` on the training sequences. Each variant is tuned on validation NE over the same number of
-settings (with a seed of its own), and trained with every seed at the best. Writes ``OUT/results.json``, ``OUT/table.md``,
-``OUT/gains.png`` and ``OUT/curves.png``, and prints the table. Variants in ``results.json`` are not run again: call it again
-to go on, or with other ``--only`` variants to add them.
+``sidrec collaborative-vectors`` on the training sequences; *tuned* ones are then trained on with a ranker. Each variant is tuned on validation NE over the same number of
+settings (with a seed of its own), and trained with every seed at the best; with ``--tuned results.json`` at the setting that
+another study, say on fewer users, found best for it. Writes ``OUT/results.json``, ``OUT/table.md``, ``OUT/gains.png`` and
+``OUT/curves.png``, and prints the table. Variants that ``OUT/results.json`` has with as many seeds are not run again: call it
+again to go on, with other ``--only`` variants to add them, or with more seeds.
 """
 
 import argparse
@@ -25,7 +26,14 @@ from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared
 from sidrec_torchrec.environment import versions_and_hardware
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
-from sidrec_torchrec.jobs import collaborative_vectors, encode_corpus, prepare, train_ranker, train_tokenizer
+from sidrec_torchrec.jobs import (
+    collaborative_vectors,
+    encode_corpus,
+    prepare,
+    train_ranker,
+    train_tokenizer,
+    tune_tokenizer,
+)
 from sidrec_torchrec.ranker.arms import ArmConfig
 from sidrec_torchrec.ranker.model import RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig
@@ -43,6 +51,7 @@ def main() -> None:
     parser.add_argument(
         "--settings", type=int, default=len(SETTINGS), help="a variant is tuned over; 1: the first as it is"
     )
+    parser.add_argument("--tuned", type=Path, help="results.json of a study to take settings from")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--tokenizer-epochs", type=int, default=40)
     parser.add_argument("--train-fraction", type=float, default=1.0)
@@ -53,7 +62,7 @@ def main() -> None:
     study = Study(arguments)
     for variant in variants(tuple(arguments.source)):
         wanted = arguments.only is None or variant.name in arguments.only
-        if wanted and variant.name not in study.results:
+        if wanted and not study.has(variant):
             study.run(variant)
             study.write()
     summary = summarize(study.results)
@@ -72,6 +81,7 @@ class Study:
         self.out: Path = arguments.out
         self.path = self.out / "results.json"
         self.results: dict[str, Any] = json.loads(self.path.read_text())["variants"] if self.path.exists() else {}
+        self.tuned = json.loads(arguments.tuned.read_text())["variants"] if arguments.tuned else {}
         self.sequences = self.out / "prepared" / "sequences"
         protocol = PrepareConfig(
             train_fraction=arguments.train_fraction,
@@ -90,28 +100,38 @@ class Study:
             )
         )
 
+    def has(self, variant: Variant) -> bool:
+        """Whether the variant has been run with all seeds."""
+        return variant.name in self.results and len(self.results[variant.name]["ne_warm"]) >= self.arguments.seeds
+
     def run(self, variant: Variant) -> None:
         """Tunes and trains a variant; an interrupted run goes on."""
         sids = tuple(self._sids(plan) for plan in variant.tokenizers)
-        settings = SETTINGS[: self.arguments.settings]
-        tuned = [
-            self._rank(variant, sids, f"setting-{i}", TUNING_SEED, setting)["validation"]
-            for i, setting in enumerate(settings)
-            if len(settings) > 1
-        ]
-        scores = [min(epoch["ne_all"] for epoch in validation) for validation in tuned]
-        best = scores.index(min(scores)) if scores else 0
+        setting, scores = self._tune(variant, sids)
         seeds = range(self.arguments.seeds)
-        runs = [self._rank(variant, sids, f"seed-{seed}", seed, SETTINGS[best]) for seed in seeds]
+        runs = [self._rank(variant, sids, f"seed-{seed}", seed, setting) for seed in seeds]
         self.results[variant.name] = {
             "family": variant.family,
-            "setting": SETTINGS[best],
+            "setting": setting,
             "tuning": scores,
             **{f"ne_{part}": [run["test"][f"ne_{part}"] for run in runs] for part in ("warm", "cold", "all")},
             **{name: runs[0][name] for name in ("bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes")},
             "validation": [[epoch["ne_all"] for epoch in run["validation"]] for run in runs],
             "train_events_per_s": [run["train_events_per_s"] for run in runs],
         }
+
+    def _tune(self, variant: Variant, sids: tuple[Path, ...]) -> tuple[dict[str, float], list[float]]:
+        """The best setting, and validation NE by setting."""
+        settings = SETTINGS[: self.arguments.settings]
+        if variant.name in self.tuned:
+            return self.tuned[variant.name]["setting"], self.tuned[variant.name]["tuning"]
+        if len(settings) == 1:
+            return settings[0], []
+        scores = []
+        for i, setting in enumerate(settings):
+            validation = self._rank(variant, sids, f"setting-{i}", TUNING_SEED, setting)["validation"]
+            scores.append(min(epoch["ne_all"] for epoch in validation))
+        return settings[scores.index(min(scores))], scores
 
     def write(self) -> None:
         """Writes what there is."""
@@ -124,7 +144,7 @@ class Study:
         """The SIDs of every item by a tokenizer."""
         train = train_tokenizer.TrainTokenizerConfig(
             data=self.with_vectors if plan.collaborative else self.data,
-            out=self.out / "tokenizers" / plan.name,
+            out=self.out / "tokenizers" / plan.name.removesuffix("-tuned"),
             source=tuple(self.arguments.source) if plan.source is None else (plan.source,),
             predict=("collaborative",) if plan.collaborative else (),
             target=tuple(self.arguments.target) if plan.with_targets else (),
@@ -133,9 +153,24 @@ class Study:
             exclude=self.unseen,
         )
         train_tokenizer.main(train)
+        tokenizer = self._tuned(plan, train) if plan.tuned else train.out
         out = self.out / "sids" / plan.name
-        encode_corpus.main(encode_corpus.EncodeCorpusConfig(data=self.data, tokenizer=train.out, out=out))
+        encode_corpus.main(encode_corpus.EncodeCorpusConfig(data=self.data, tokenizer=tokenizer, out=out))
         return out
+
+    def _tuned(self, plan: TokenizerPlan, trained: train_tokenizer.TrainTokenizerConfig) -> Path:
+        """The tokenizer, tuned through a ranker of another seed than those it is compared with."""
+        job = tune_tokenizer.TuneTokenizerConfig(
+            data=self.data,
+            prepared=self.sequences,
+            tokenizer=trained.out,
+            out=self.out / "tokenizers" / plan.name,
+            content=trained.data,
+            epochs=self.arguments.epochs,
+            seed=TUNING_SEED,
+        )
+        tune_tokenizer.main(job)
+        return job.out
 
     def _rank(
         self, variant: Variant, sids: tuple[Path, ...], name: str, seed: int, setting: dict[str, float]

@@ -21,6 +21,7 @@ class TokenizerPlan:
         source: the one source it reads; None for all.
         with_targets: whether it also predicts the targets.
         collaborative: whether it also predicts the collaborative vectors of its training items.
+        tuned: whether it is then tuned through a ranker.
     """
 
     name: str
@@ -29,6 +30,7 @@ class TokenizerPlan:
     source: str | None = None
     with_targets: bool = True
     collaborative: bool = False
+    tuned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ def _traditional(sources: tuple[str, ...]) -> Iterator[Variant]:
             for source in sources
         )
         yield _ngrams(f"prefix n-grams, RQ {codewords}x{depth} per source", *plans)
-    for plan, what in ((_FUSED_RQ, "fused"), (_COLLABORATIVE_RQ, "fused, collaborative")):
+    for what, plan in _RQ.items():
         yield _ngrams(f"prefix n-grams, RQ 256x5 {what}", plan)
 
 
@@ -95,33 +97,45 @@ def _ngrams(name: str, *tokenizers: TokenizerPlan) -> Variant:
 
 def _side() -> Iterator[Variant]:
     """SIDE and what is made of it, first by what is learned, then by how the SIDs are made."""
-    plain, told = _trits(25), _trits(25, collaborative=True)
+    plain, told, best = _trits(25), _trits(25, collaborative=True), _trits(25, collaborative=True, tuned=True)
     yield _ours("SIDE, 25 trits", plain)
     yield _ours("SIDE, 25 trits, collaborative", told)
     yield _ours("SIDE decoded, 25 trits, collaborative", told, side_mode="decoded")
+    yield _ours("SIDE, 25 trits, tuned", _trits(25, tuned=True), side_mode="decoded")
+    for count in (10, 25, 39, 60):  # 39: as many as one word holds
+        tuned = _trits(count, collaborative=True, tuned=True)
+        yield _ours(f"SIDE, {count} trits, collaborative, tuned", tuned, side_mode="decoded")
     yield _ours("LearnedSIDE, 25 trits", plain, arm="learned-side")
     yield _ours("LearnedSIDE, 25 trits, collaborative", told, arm="learned-side")
-    for count in (10, 39, 60):  # 39: as many as one word holds
+    yield _ours("LearnedSIDE, 25 trits, collaborative, tuned", best, arm="learned-side", side_mode="decoded")
+    for count in (10, 39, 60):
         yield _ours(f"LearnedSIDE, {count} trits, collaborative", _trits(count, collaborative=True), arm="learned-side")
     yield _ours("hybrid, 25 trits + 2,187 rows, collaborative", told, arm="hybrid")
     for arm in ("side", "learned-side"):
-        name = f"code-space attention, {arm}, 25 trits, collaborative"
-        yield _ours(name, told, arm=arm, model_options={"attention": "codes"})
+        name = f"code-space attention, {arm}, 25 trits, collaborative, tuned"
+        yield _ours(name, best, arm=arm, side_mode="decoded", model_options={"attention": "codes"})
     no_targets = TokenizerPlan(name="dpca-25-no-targets", kind="dpca", stages="ternary*25", with_targets=False)
     mixed = TokenizerPlan(name="dpca-mixed", kind="dpca", stages="onehot:256,ternary*20")
     yield _ours("SIDE, 25 trits, no targets", no_targets)
     yield _ours("SIDE, one-hot 256 + 20 trits", mixed)
-    for plan, what in ((_FUSED_RQ, "fused"), (_COLLABORATIVE_RQ, "fused, collaborative")):
+    for what, plan in _RQ.items():
         yield Variant(name=f"LearnedSIDE on RQ 256x5 {what}", family=CROSS, arm="learned-side", tokenizers=(plan,))
 
 
-_FUSED_RQ = TokenizerPlan(name="rq-256x5", kind="rq", stages="onehot:256*5")
-_COLLABORATIVE_RQ = TokenizerPlan(name="rq-256x5-collaborative", kind="rq", stages="onehot:256*5", collaborative=True)
+_RQ = {
+    "fused": TokenizerPlan(name="rq-256x5", kind="rq", stages="onehot:256*5"),
+    "fused, collaborative": TokenizerPlan(
+        name="rq-256x5-collaborative", kind="rq", stages="onehot:256*5", collaborative=True
+    ),
+    "fused, collaborative, tuned": TokenizerPlan(
+        name="rq-256x5-collaborative-tuned", kind="rq", stages="onehot:256*5", collaborative=True, tuned=True
+    ),
+}
 
 
-def _trits(count: int, *, collaborative: bool = False) -> TokenizerPlan:
-    name = f"dpca-{count}{'-collaborative' if collaborative else ''}"
-    return TokenizerPlan(name=name, kind="dpca", stages=f"ternary*{count}", collaborative=collaborative)
+def _trits(count: int, *, collaborative: bool = False, tuned: bool = False) -> TokenizerPlan:
+    name = f"dpca-{count}{'-collaborative' if collaborative else ''}{'-tuned' if tuned else ''}"
+    return TokenizerPlan(name=name, kind="dpca", stages=f"ternary*{count}", collaborative=collaborative, tuned=tuned)
 
 
 def _ours(

@@ -1,5 +1,6 @@
 """The main job: tokenizers, semantic IDs, a ranker per arm and seed, and a report on what each arm is worth."""
 
+import dataclasses
 import shlex
 import sys
 import time
@@ -19,7 +20,14 @@ from sidrec_torchrec.environment import versions_and_hardware
 from sidrec_torchrec.errors import RunMismatchError, SidrecError, check_at_least
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
-from sidrec_torchrec.jobs import collaborative_vectors, encode_corpus, prepare, train_ranker, train_tokenizer
+from sidrec_torchrec.jobs import (
+    collaborative_vectors,
+    encode_corpus,
+    prepare,
+    train_ranker,
+    train_tokenizer,
+    tune_tokenizer,
+)
 from sidrec_torchrec.jobs.distributed import Processes, process_group
 from sidrec_torchrec.jobs.progress import stage
 from sidrec_torchrec.jobs.report import BASE_ARM, print_report, summarize_arm
@@ -45,6 +53,7 @@ class PipelineConfig:
         source: sources to use; none named means all.
         target: categorical columns the fused tokenizer predicts; none named means no target.
         collaborative: whether the fused tokenizer also predicts what users did with its training items.
+        tune: whether the fused tokenizer is then tuned through a ranker.
         cold_fraction: share of the items kept out of training (of tokenizers too), to test on unseen items.
         train_fraction: share of the users that is trained on; all are tested.
         max_history: most events before a row's first target.
@@ -66,6 +75,7 @@ class PipelineConfig:
     source: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
     collaborative: bool = True
+    tune: bool = True
     cold_fraction: float = 0.25
     train_fraction: float = 1.0
     max_history: int = 512
@@ -147,7 +157,7 @@ class _Pipeline:
         tokenizers = {}
         if set(SID_ARMS) & set(self.config.arms):
             tokenizers["side"] = self._tokenize(
-                "side", self.sources, self.targets, "dpca", self.config.stages, collaborative=self.config.collaborative
+                "side", self.sources, self.targets, "dpca", self.config.stages, fused=True
             )
         if "prefix-ngram" in self.config.arms:
             for source in self.sources:
@@ -167,9 +177,10 @@ class _Pipeline:
         kind: str,
         stages: str,
         *,
-        collaborative: bool = False,
+        fused: bool = False,
     ) -> dict[str, Any]:
         """Trains a tokenizer and encodes the corpus with it; returns its metrics."""
+        collaborative = fused and self.config.collaborative
         train = train_tokenizer.TrainTokenizerConfig(
             data=self._with_vectors() if collaborative else self.data,
             out=self.out / "tokenizers" / name,
@@ -181,9 +192,26 @@ class _Pipeline:
             exclude=self.out / "prepared" / "sequences" / "cold_items.parquet",
         )
         metrics = self._timed(f"train tokenizer {name}", lambda: train_tokenizer.main(train))
-        encode = encode_corpus.EncodeCorpusConfig(data=self.data, tokenizer=train.out, out=self.out / "sids" / name)
+        tokenizer = self._tuned(name, train) if fused and self.config.tune else train.out
+        encode = encode_corpus.EncodeCorpusConfig(data=self.data, tokenizer=tokenizer, out=self.out / "sids" / name)
         report = self._timed(f"encode {name}", lambda: encode_corpus.main(encode))
         return {"training": metrics, "corpus": report}
+
+    def _tuned(self, name: str, trained: train_tokenizer.TrainTokenizerConfig) -> Path:
+        """A folder of the tokenizer, tuned through a ranker as large as those that are compared."""
+        job = tune_tokenizer.TuneTokenizerConfig(
+            data=self.data,
+            prepared=self.out / "prepared" / "sequences",
+            tokenizer=trained.out,
+            out=self.out / "tokenizers" / f"{name}-tuned",
+            content=trained.data,
+            epochs=self.config.epochs,
+            batch_events=self.config.batch_events,
+            model=dataclasses.replace(self.config.model, attention="vectors"),
+            optimizer=self.config.optimizer,
+        )
+        self._timed(f"tune tokenizer {name}", lambda: tune_tokenizer.main(job))
+        return job.out
 
     def _with_vectors(self) -> Path:
         """A folder of the items with collaborative vectors."""

@@ -179,7 +179,7 @@ def _train_and_test(config: TrainRankerConfig, processes: Processes) -> dict[str
     prepared = open_prepared(config.prepared)
     arm = load_arm(config, prepared)
     model = build_ranker(config, prepared, arm, processes)
-    course = _Training(config, prepared, arm, model, processes).run()
+    course = Training(config, prepared, arm, model, processes).run()
     checkpoints = Checkpoints(config.out / CHECKPOINTS)
     checkpoints.load(BEST, {"model": model.state_dict()})
     test = evaluate(model, batches(config, prepared, arm, "test", processes), processes, f"{config.arm} test")
@@ -195,7 +195,7 @@ def _train_and_test(config: TrainRankerConfig, processes: Processes) -> dict[str
     }
 
 
-class _Training:
+class Training:
     """One run's state: model, optimizer, how far it got."""
 
     def __init__(

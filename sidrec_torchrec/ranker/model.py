@@ -119,7 +119,10 @@ class Ranker(nn.Module):
             The mean logistic loss over this batch's targets of all processes, scaled so that the mean over processes
             (which is what data parallelism takes of gradients) is the loss of the whole batch; and the predictions.
         """
-        items = self.items(batch.items)
+        return self.rank(batch, self.items(batch.items))
+
+    def rank(self, batch: RankBatch, items: Tensor | None) -> tuple[Tensor, RankerOutput]:
+        """Loss and predictions, given what the arm's module gave."""
         users = None if self.users is None else self.users(batch.users)
         return self.head(batch, items, users)
 

@@ -1,0 +1,144 @@
+"""Tunes a tokenizer through a ranker: SIDs that tell what users' choices turn on."""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from sidrec_torchrec.data.format import open_items
+from sidrec_torchrec.data.items import ITEMS_FILE
+from sidrec_torchrec.data.prepare import Prepared, open_prepared
+from sidrec_torchrec.errors import DataError, check_at_least
+from sidrec_torchrec.fusion.item_store import ItemStore
+from sidrec_torchrec.fusion.item_tensors import ItemStream
+from sidrec_torchrec.fusion.tokenizer import Tokenizer
+from sidrec_torchrec.jobs.checkpoints import BEST, Checkpoints
+from sidrec_torchrec.jobs.distributed import Processes, process_group
+from sidrec_torchrec.jobs.encode_corpus import tokenizer_folder
+from sidrec_torchrec.jobs.runs import open_run
+from sidrec_torchrec.jobs.train_ranker import CHECKPOINTS, Training, TrainRankerConfig
+from sidrec_torchrec.jobs.train_tokenizer import TOKENIZER_FOLDER
+from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.sharding import OptimizerConfig, shard
+from sidrec_torchrec.ranker.tuning import ItemRows, TokenizedItems, TuningRanker
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneTokenizerConfig:
+    """What to tune, and on what.
+
+    Args:
+        data: folder of ``items.parquet``, as prepared.
+        prepared: folder the prepare job wrote.
+        tokenizer: folder train-tokenizer wrote: where tuning starts.
+        out: folder for the tuned tokenizer, checkpoints, curves and ``metrics.json``.
+        content: folder of ``items.parquet`` with the same items and all that the tokenizer reads and predicts, say what
+            collaborative-vectors wrote; none given: ``data``.
+        epochs: passes over the training sequences.
+        batch_events: as of train-ranker.
+        checkpoint_batches: batches between two checkpoints; one is also made after each epoch.
+        own_weight: of the tokenizer's own loss, beside the ranker's.
+        own_items: items that the own loss is taken over in a batch, over all processes.
+        seed: of the ranker's weights, dropout, shuffling and the draws of items.
+        model: sizes of the ranker, which is not kept; it attends to vectors.
+        optimizer: rates and schedule, of the ranker and the tokenizer.
+    """
+
+    data: Path
+    prepared: Path
+    tokenizer: Path
+    out: Path
+    content: Path | None = None
+    epochs: int = 4
+    batch_events: int = 0
+    checkpoint_batches: int = 1000
+    own_weight: float = 1.0
+    own_items: int = 2048
+    seed: int = 0
+    model: RankerConfig = field(default_factory=RankerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "own_weight")
+        check_at_least(self, 1, "own_items")
+        if self.model.attention != "vectors":
+            raise ValueError("codes have no gradient: tune with attention to vectors, and attend to codes afterwards")
+        self.training()
+
+    def training(self) -> TrainRankerConfig:
+        """How its ranker is trained."""
+        names = (
+            "data",
+            "prepared",
+            "out",
+            "epochs",
+            "batch_events",
+            "checkpoint_batches",
+            "seed",
+            "model",
+            "optimizer",
+        )
+        return TrainRankerConfig(arm="tuning", **{name: getattr(self, name) for name in names})
+
+
+def main(config: TuneTokenizerConfig) -> dict[str, Any]:
+    """Trains tokenizer and ranker together, and saves the tokenizer of the best epoch as ``out/tokenizer``.
+
+    Its SIDs are others than those of the tokenizer it started from: encode the corpus again. Only items that occur in
+    training are learned from. A finished run is read back, an interrupted one goes on from its last checkpoint.
+
+    Returns:
+        The content of ``metrics.json``: fingerprints ``before`` and after, and the course of training.
+
+    Raises:
+        DataError: on bad items (names file, column and row), other items than those prepared, or columns that the
+            tokenizer was trained with and ``content`` lacks.
+        RunMismatchError: if ``out`` holds a run of another configuration.
+    """
+    with process_group() as processes:
+        run = open_run(config.out, config)
+        if run.result is None:
+            run.finish(_tune(config, processes))
+        return open_run(config.out, config).result
+
+
+def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
+    prepared = open_prepared(config.prepared)
+    tokenizer = Tokenizer.load(tokenizer_folder(config.tokenizer))
+    before = tokenizer.codec.spec.fingerprint
+    store = config.out / "items"
+    items = TokenizedItems(
+        tokenizer.model.to(processes.device),
+        _open_store(config, tokenizer, prepared, store),
+        own_rows=np.flatnonzero(prepared.seen()),
+        own_items=config.own_items,
+        own_weight=config.own_weight,
+        seed=config.seed,
+    )
+    torch.manual_seed(config.seed)
+    ranker = TuningRanker(config.model, items, prepared.user_features, processes.device)
+    model = shard(ranker, config.optimizer, processes.device)
+    course = Training(config.training(), prepared, ItemRows(), model, processes).run()
+    Checkpoints(config.out / CHECKPOINTS).load(BEST, {"model": model.state_dict()})
+    tuned = Tokenizer(tokenizer.model.cpu(), tokenizer.vocabularies)
+    if processes.is_main:
+        tuned.save(config.out / TOKENIZER_FOLDER)
+        shutil.rmtree(store)
+    return {"fingerprint": tuned.codec.spec.fingerprint, "before": before, **course}
+
+
+def _open_store(config: TuneTokenizerConfig, tokenizer: Tokenizer, prepared: Prepared, folder: Path) -> ItemStore:
+    """The items' content by row; laid out by the main process where an interrupted run has not left it."""
+    prepared.check_items(config.data)
+    content = config.content or config.data
+    stream = ItemStream.open(content, tuple(tokenizer.model.config.sources), tokenizer.vocabularies)
+    if not np.array_equal(stream.items.ids(), open_items(config.data, sources=(), targets=()).ids()):
+        raise DataError(f"{content / ITEMS_FILE}: other items than {config.data / ITEMS_FILE}, or in another order")
+    if dist.get_rank() == 0 and not folder.exists():
+        ItemStore.write(stream, folder)
+    dist.barrier()
+    return ItemStore.open(folder)
