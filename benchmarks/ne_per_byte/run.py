@@ -189,7 +189,11 @@ class Study:
                 epochs=self.arguments.epochs,
                 seed=seed,
                 model=RankerConfig(dropout=setting["dropout"], **variant.model_options),
-                arms=ArmConfig(table_dropout=setting["table_dropout"], **variant.arm_options),
+                arms=ArmConfig(
+                    table_dropout=setting["table_dropout"],
+                    digit_dropout=setting["digit_dropout"],
+                    **variant.arm_options,
+                ),
                 optimizer=OptimizerConfig(learning_rate=setting["learning_rate"]),
             )
         )

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BASE = "none"
-TRADITIONAL = "prefix-ngram"  # variants of this family are traditional SIDs
+TRADITIONAL = "prefix n-grams"  # of residual codes of content: traditional SIDs
+TOLD_TRADITIONAL = "prefix n-grams of our tokenizer"  # what users do has told its residual codes, too
 OURS = "side"
 CROSS = "side on residual codes"
 
@@ -39,7 +40,7 @@ class Variant:
 
     Args:
         name: in tables.
-        family: ``none``, ``raw``, ``id``, ``prefix-ngram`` (traditional), ``side`` (ours), or SIDE on residual codes.
+        family: what is coloured alike; gains are given as multiples of the best ``TRADITIONAL`` one.
         arm: the ranker's arm.
         tokenizers: that make its SIDs: one for ``side`` and ``hybrid``, one or one per source for ``prefix-ngram``.
         arm_options: fields of ``ArmConfig``.
@@ -54,12 +55,12 @@ class Variant:
     model_options: dict[str, Any] = field(default_factory=dict)
 
 
-# Every variant is tuned over as many settings: rates for all, and with them what matters to rows that are learned.
+# Every variant is tuned over as many settings: rates for all, with them shares of learned rows and of SIDE's digits to drop.
 SETTINGS = (
-    {"learning_rate": 2e-3, "table_dropout": 0.35, "dropout": 0.1},
-    {"learning_rate": 2e-3, "table_dropout": 0.1, "dropout": 0.3},
-    {"learning_rate": 1e-3, "table_dropout": 0.35, "dropout": 0.3},
-    {"learning_rate": 1e-3, "table_dropout": 0.6, "dropout": 0.1},
+    {"learning_rate": 2e-3, "table_dropout": 0.35, "digit_dropout": 0.1, "dropout": 0.1},
+    {"learning_rate": 2e-3, "table_dropout": 0.1, "digit_dropout": 0.3, "dropout": 0.3},
+    {"learning_rate": 1e-3, "table_dropout": 0.35, "digit_dropout": 0.1, "dropout": 0.3},
+    {"learning_rate": 1e-3, "table_dropout": 0.6, "digit_dropout": 0.3, "dropout": 0.1},
 )
 
 
@@ -91,8 +92,14 @@ def _traditional(sources: tuple[str, ...]) -> Iterator[Variant]:
 
 
 def _ngrams(name: str, *tokenizers: TokenizerPlan) -> Variant:
-    options = {"ngram_rows": 65_536}
-    return Variant(name=name, family=TRADITIONAL, arm="prefix-ngram", tokenizers=tokenizers, arm_options=options)
+    told = any(plan.collaborative or plan.tuned for plan in tokenizers)
+    return Variant(
+        name=name,
+        family=TOLD_TRADITIONAL if told else TRADITIONAL,
+        arm="prefix-ngram",
+        tokenizers=tokenizers,
+        arm_options={"ngram_rows": 65_536},
+    )
 
 
 def _side() -> Iterator[Variant]:
@@ -100,20 +107,20 @@ def _side() -> Iterator[Variant]:
     plain, told, best = _trits(25), _trits(25, collaborative=True), _trits(25, collaborative=True, tuned=True)
     yield _ours("SIDE, 25 trits", plain)
     yield _ours("SIDE, 25 trits, collaborative", told)
-    yield _ours("SIDE decoded, 25 trits, collaborative", told, side_mode="decoded")
-    yield _ours("SIDE, 25 trits, tuned", _trits(25, tuned=True), side_mode="decoded")
+    yield _ours("SIDE as digits, 25 trits, collaborative", told, side_mode="digits")
+    yield _ours("SIDE, 25 trits, tuned", _trits(25, tuned=True))
     for count in (10, 25, 39, 60):  # 39: as many as one word holds
         tuned = _trits(count, collaborative=True, tuned=True)
-        yield _ours(f"SIDE, {count} trits, collaborative, tuned", tuned, side_mode="decoded")
+        yield _ours(f"SIDE, {count} trits, collaborative, tuned", tuned)
     yield _ours("LearnedSIDE, 25 trits", plain, arm="learned-side")
     yield _ours("LearnedSIDE, 25 trits, collaborative", told, arm="learned-side")
-    yield _ours("LearnedSIDE, 25 trits, collaborative, tuned", best, arm="learned-side", side_mode="decoded")
+    yield _ours("LearnedSIDE, 25 trits, collaborative, tuned", best, arm="learned-side")
     for count in (10, 39, 60):
         yield _ours(f"LearnedSIDE, {count} trits, collaborative", _trits(count, collaborative=True), arm="learned-side")
     yield _ours("hybrid, 25 trits + 2,187 rows, collaborative", told, arm="hybrid")
     for arm in ("side", "learned-side"):
         name = f"code-space attention, {arm}, 25 trits, collaborative, tuned"
-        yield _ours(name, best, arm=arm, side_mode="decoded", model_options={"attention": "codes"})
+        yield _ours(name, best, arm=arm, model_options={"attention": "codes"})
     no_targets = TokenizerPlan(name="dpca-25-no-targets", kind="dpca", stages="ternary*25", with_targets=False)
     mixed = TokenizerPlan(name="dpca-mixed", kind="dpca", stages="onehot:256,ternary*20")
     yield _ours("SIDE, 25 trits, no targets", no_targets)

@@ -43,19 +43,21 @@ class ArmConfig:
         coarse_ids: rows of the hybrid arm's table, at most; the longest prefix of the SID that has no more values.
         table_dropout: share of events whose learned rows are dropped whole in training, so that the ranker also learns
             to do without: tables give zeros (which unseen items have), ``learned-side`` the rows it started with.
+        digit_dropout: share of each event's digits that SIDE leaves out in training, where its vectors are attended to.
     """
 
-    side_mode: str = "digits"
+    side_mode: str = "decoded"
     table_dim: int = 64
     ngram_rows: int = 65_536
     ngram_depth: int = 0
     coarse_ids: int = 4_096
     table_dropout: float = 0.35
+    digit_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "ngram_depth")
         check_at_least(self, 1, "ngram_rows", "coarse_ids")
-        check_share(self, "table_dropout")
+        check_share(self, "table_dropout", "digit_dropout")
         if self.table_dim < 4 or self.table_dim % 4:  # fbgemm wants table rows of whole 16 bytes
             raise ValueError(f"table_dim must be a multiple of 4, got {self.table_dim}")
         if self.side_mode not in MODES:
@@ -209,7 +211,7 @@ class SideArm(Arm):
             mode=config.side_mode,
             learned=learned,
         )
-        self._dropout = config.table_dropout
+        self._dropout, self._digit_dropout = config.table_dropout, config.digit_dropout
         self.keys = self._word_keys = tuple(word_names("sid", sid.codec.spec.num_words))
         self.dim = self._side.embedding_dim
 
@@ -222,11 +224,12 @@ class SideArm(Arm):
         return dict(zip(self._word_keys, words_NW.unbind(1), strict=True))
 
     def module(self, device: torch.device) -> nn.Module:
-        side = _OneFeature(SIDECollection(tables=[self._side], device=device), "sid", 0.0)
+        table = dataclasses.replace(self._side, learned=False, digit_dropout=self._digit_dropout)
+        frozen = _OneFeature(SIDECollection(tables=[table], device=device), "sid", 0.0)
         if not self._side.learned:
-            return side
-        frozen = SIDECollection(tables=[dataclasses.replace(self._side, learned=False)], device=device)
-        return _Fallback(side, _OneFeature(frozen, "sid", 0.0), self._dropout)
+            return frozen
+        learned = _OneFeature(SIDECollection(tables=[self._side], device=device), "sid", 0.0)
+        return _Fallback(learned, frozen, self._dropout)
 
 
 class HybridArm(SideArm):
@@ -250,7 +253,8 @@ class HybridArm(SideArm):
         return {key: pa.array(value.numpy()) for key, value in super().values(item_N).items()}
 
     def module(self, device: torch.device) -> nn.Module:
-        collection = HybridCollection(self._side, self._coarse, self._config.table_dim, device)
+        table = dataclasses.replace(self._side, digit_dropout=self._digit_dropout)
+        collection = HybridCollection(table, self._coarse, self._config.table_dim, device)
         return _Hybrid(collection, self._config.table_dropout)
 
 

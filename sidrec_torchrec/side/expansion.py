@@ -10,13 +10,14 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from sidrec_torchrec.codec.alphabet import format_stages, parse_stages
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
-from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.errors import DataError, check_share
 from sidrec_torchrec.ops.layout import CodeLayout, Joined, digit_rows
 from sidrec_torchrec.ops.side_decode import side_decode
 
@@ -34,10 +35,12 @@ class SIDEConfig:
         mode: ``digits`` gives the digits themselves as floats (25 trits: 25 numbers of -1, 0, 1), ``decoded`` the vector
             the codec decodes them to.
         learned: whether training changes the map, from there on: see ``LearnedSIDE``.
+        digit_dropout: share of the digits that are left out in training, event by event: what reads the vectors then
+            learns from the item's likes as well, rather than to know items by their SIDs. Frozen SIDE only.
         pooling: how ``SIDEBagCollection`` pools a bag.
 
     Raises:
-        ValueError: on an unknown mode, or without features.
+        ValueError: on an unknown mode, without features, or if learned digits are to be dropped.
     """
 
     name: str
@@ -45,11 +48,17 @@ class SIDEConfig:
     codec: Codec
     mode: str = "digits"
     learned: bool = False
+    digit_dropout: float = 0.0
     pooling: PoolingType = PoolingType.SUM
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"SIDE '{self.name}': mode must be one of {', '.join(MODES)}; got '{self.mode}'")
+        check_share(self, "digit_dropout")
+        if self.learned and self.digit_dropout:
+            raise ValueError(
+                f"SIDE '{self.name}': learned rows are of several digits each, so that none can be dropped"
+            )
         if not self.feature_names:
             raise ValueError(f"SIDE '{self.name}' serves no feature; name at least one in feature_names")
 
@@ -140,13 +149,28 @@ class FrozenSIDE(OfCodec):
 
     def __init__(self, table: SIDEConfig, device: torch.device | None = None) -> None:
         rows_VE, joined = _rows(table)
-        super().__init__(table, {"rows_VE": rows_VE, "table_RE": joined.expand(rows_VE)}, device)
+        radices_L = torch.tensor(joined.digits.radices)
+        constants = {"rows_VE": rows_VE, "table_RE": joined.expand(rows_VE), "first_L": radices_L.cumsum(0) - radices_L}
+        super().__init__(table, constants, device)
         self.layout = joined.digits
         self._chunks = joined.chunks
+        self._digit_dropout = table.digit_dropout
 
     def forward(self, words_NW: Tensor) -> Tensor:
         """float [N, embedding_dim] of packed SIDs, int64 [N, W], as ``read`` has checked them."""
+        if self.training and self._digit_dropout:
+            return self._of_some_digits(words_NW)
         return side_decode(words_NW, self.table_RE, list(self._chunks.radices), list(self._chunks.words))
+
+    def _of_some_digits(self, words_NW: Tensor) -> Tensor:
+        """The sum of the rows of a random share of the digits; not scaled, as that of a SID cut short is not.
+
+        The codec's offset goes with the first digit.
+        """
+        rows_NL = self.layout.values(words_NW) + self.first_L
+        drawn_NL = torch.rand_like(rows_NL, dtype=self.rows_VE.dtype)
+        kept_NL = (drawn_NL >= self._digit_dropout).to(self.rows_VE.dtype)
+        return functional.embedding_bag(rows_NL, self.rows_VE, per_sample_weights=kept_NL, mode="sum")
 
 
 class LearnedSIDE(OfCodec):

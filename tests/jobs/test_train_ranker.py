@@ -50,10 +50,10 @@ def test_every_arm_learns(arm, corpus, prepared, sids, tmp_path):
     assert result["test"]["targets_all"] == result["test"]["targets_warm"] + result["test"]["targets_cold"]
     kjt = {"none": 0, "raw": 2 * (12 + 8), "prefix-ngram": 16, "side": 8, "learned-side": 8, "hybrid": 16, "id": 8}
     assert result["bytes_per_event_kjt"] == kjt[arm]
-    # id: a row of 16 floats per item; prefix-ngram: 200 rows; side: two chunks of 243 values of ten floats at most
-    tables = {"none": (0, 0), "raw": (0, 0), "id": (7680, 7680), "prefix-ngram": (12800, 12800), "side": (1, 25_000)}
-    tables["learned-side"] = (2, 50_000)  # and the rows they started with
-    tables["hybrid"] = (2187 * 16 * 4, 2187 * 16 * 4 + 25_000)  # 7 trits, and SIDE
+    # id: a row of 16 floats per item; prefix-ngram: 200 rows; side: two chunks of 243 values of 16 floats at most
+    tables = {"none": (0, 0), "raw": (0, 0), "id": (7680, 7680), "prefix-ngram": (12800, 12800), "side": (1, 35_000)}
+    tables["learned-side"] = (2, 70_000)  # and the rows they started with
+    tables["hybrid"] = (2187 * 16 * 4, 2187 * 16 * 4 + 35_000)  # 7 trits, and SIDE
     assert tables[arm][0] <= result["table_bytes"] <= tables[arm][1]
     assert train_ranker.main(config) == result  # read back
     assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / arm)) == result["test"]
@@ -102,7 +102,7 @@ def test_two_processes_equal_one(arm, corpus, prepared, sids, tmp_path, run_dist
     # Two wide user tables: each goes whole to one process, and the other's checkpoint does without it.
     changes = {
         "model": dataclasses.replace(SMALL, dim=64),
-        "arms": ArmConfig(table_dim=16, ngram_rows=200, table_dropout=0),
+        "arms": ArmConfig(table_dim=16, ngram_rows=200, table_dropout=0, digit_dropout=0),
     }
     one = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "one", arm, **changes))
     results = run_distributed(train_here, 2, make_config(corpus, prepared, sids, tmp_path / "two", arm, **changes))

@@ -1,6 +1,8 @@
 """SIDE collections against torch's own embeddings over explicit tables, and inside TorchRec."""
 
 import copy
+import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -231,3 +233,45 @@ def test_learned_rows_are_in_checkpoints_and_keep_their_codec():
         SIDECollection([SIDEConfig(codec=make_codec(fingerprint="bbbb"), **config)]).load_state_dict(
             learned.state_dict()
         )
+
+
+@pytest.mark.parametrize("stages", ["onehot:4,ternary*6", "ternary*45"])
+def test_training_leaves_digits_out(stages):
+    """Each event by itself loses a share of its digits, whole; what remains is as it was, and decodes as it should."""
+    codec = make_codec(stages)
+    _, sids = make_features({"a": [400]}, codec)
+    vectors = {}
+    for mode in MODES:
+        table = SIDEConfig(name="item", feature_names=["a"], codec=codec, mode=mode, digit_dropout=0.25)
+        whole = SIDECollection([dataclasses.replace(table, digit_dropout=0.0)])(sids)["a"].values()
+        side = SIDECollection([table])
+        torch.testing.assert_close(side.eval()(sids)["a"].values(), whole, rtol=0, atol=0)
+        torch.manual_seed(0)
+        vectors[mode] = whole, side.train()(sids)["a"].values()
+    whole_NE, some_NE = vectors["digits"]
+    starts = [0, *itertools.accumulate(stage.width for stage in codec.spec.stages)]
+    kept = []
+    for j, (first, last) in enumerate(itertools.pairwise(starts)):
+        is_there = (whole_NE[:, first:last] != 0).any(1)
+        is_kept = (some_NE[:, first:last] != 0).any(1)
+        expected = torch.where(is_kept.unsqueeze(1), whole_NE[:, first:last], 0.0)
+        torch.testing.assert_close(some_NE[:, first:last], expected, rtol=0, atol=0)
+        kept.append((j, is_there, is_kept))
+    share = sum(k.sum() for _, _, k in kept) / sum(t.sum() for _, t, _ in kept)
+    assert 0.72 < share < 0.78
+    assert len({tuple(k[1].tolist() for _, _, k in kept), tuple(k[2].tolist() for _, _, k in kept)}) == 2
+    # the same draws: what decoded vectors lack are the rows of the digits that were left out, the offset with the first
+    torch.manual_seed(0)
+    is_out_NL = torch.rand(400, len(codec.spec.stages)) < 0.25
+    digits_NL = codec.spec.unpack(torch.stack([sids[key].values() for key in list(sids.keys())], dim=1)).long()
+    lacking_ND = sum(is_out_NL[:, j, None] * table[digits_NL[:, j]] for j, table in enumerate(codec.digit_tables))
+    lacking_ND = lacking_ND + is_out_NL[:, :1] * codec.offset_D
+    whole_ND, some_ND = vectors["decoded"]
+    torch.testing.assert_close(some_ND, whole_ND - lacking_ND, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_digits_cannot_be_left_out():
+    with pytest.raises(ValueError, match="none can be dropped"):
+        SIDEConfig(name="item", feature_names=["a"], codec=make_codec(), learned=True, digit_dropout=0.1)
+    with pytest.raises(ValueError, match=r"digit_dropout must lie in \[0, 1\), got 1"):
+        SIDEConfig(name="item", feature_names=["a"], codec=make_codec(), digit_dropout=1)
