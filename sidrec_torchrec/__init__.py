@@ -5,11 +5,9 @@ torchrec and fbgemm do not match.
 """
 
 import importlib
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sidrec_torchrec.environment import check_environment
+from sidrec_torchrec.environment import check_environment, is_command_line
 
 if TYPE_CHECKING:  # for editors and type checkers; the same names as below
     from sidrec_torchrec.codec.alphabet import Levels, OneHot, Real, Signs, Ternary, format_stages, parse_stages
@@ -19,7 +17,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as below
     from sidrec_torchrec.codec.residual_vq import ResidualVQ, ResidualVQConfig
     from sidrec_torchrec.errors import SidrecError
     from sidrec_torchrec.fusion.config import VQFusionConfig
-    from sidrec_torchrec.fusion.model import VQFusion
+    from sidrec_torchrec.fusion.model import ItemTensors, VQFusion
     from sidrec_torchrec.fusion.tokenizer import Tokenizer
     from sidrec_torchrec.ops.code_attention import code_attention
     from sidrec_torchrec.ops.side_decode import side_decode
@@ -38,7 +36,7 @@ _PUBLIC = {
     "codec.residual_vq": ["ResidualVQ", "ResidualVQConfig"],
     "errors": ["SidrecError"],
     "fusion.config": ["VQFusionConfig"],
-    "fusion.model": ["VQFusion"],
+    "fusion.model": ["ItemTensors", "VQFusion"],
     "fusion.tokenizer": ["Tokenizer"],
     "ops.code_attention": ["code_attention"],
     "ops.side_decode": ["side_decode"],
@@ -64,10 +62,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _is_command_line() -> bool:
-    """Whether this process is ``sidrec ...`` or ``python -m sidrec_torchrec.cli ...``."""
-    return Path(sys.argv[0]).name == "sidrec" or "sidrec_torchrec.cli" in sys.orig_argv
-
-
-if not _is_command_line():  # which says it in its own way, after `doctor` has had its chance
+if not is_command_line():  # which says it in its own way, after `doctor` has had its chance
     check_environment()

@@ -11,9 +11,11 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import warnings
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -249,3 +251,8 @@ def _output(command: list[str]) -> str:
     except subprocess.TimeoutExpired:
         return ""
     return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def is_command_line() -> bool:
+    """Whether this process is ``sidrec ...`` or ``python -m sidrec_torchrec.cli ...``."""
+    return Path(sys.argv[0]).name == "sidrec" or "sidrec_torchrec.cli" in sys.orig_argv

@@ -1,8 +1,9 @@
 """VQ Fusion: several sources of an item -> one latent -> quantizer -> every source and target back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +27,20 @@ class ItemTensors:
     present: dict[str, Tensor]
     labels: dict[str, Tensor] = field(default_factory=dict)
     labelled: dict[str, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(sources: Mapping[str, np.ndarray | Tensor]) -> "ItemTensors":
+        """Items from their vectors alone, which is all that encoding needs.
+
+        Args:
+            sources: float [N, d] by source. As in ``items.parquet``, a vector of zeros means that the item has none.
+
+        Example::
+
+            sids = tokenizer.encode(ItemTensors.of({"text_emb": text_ND, "image_emb": image_NE}))
+        """
+        tensors = {name: torch.as_tensor(x_ND).float() for name, x_ND in sources.items()}
+        return ItemTensors(tensors, {name: x_ND.any(1) for name, x_ND in tensors.items()})
 
     def __len__(self) -> int:
         return len(next(iter(self.present.values())))

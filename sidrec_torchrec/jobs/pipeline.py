@@ -16,7 +16,7 @@ from sidrec_torchrec.data.fingerprint import data_fingerprint
 from sidrec_torchrec.data.format import open_items, validate
 from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
-from sidrec_torchrec.environment import versions_and_hardware
+from sidrec_torchrec.environment import is_command_line, versions_and_hardware
 from sidrec_torchrec.errors import RunMismatchError, SidrecError, check_at_least
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
@@ -250,7 +250,7 @@ class _Pipeline:
             "data": {"folder": str(self.data), "sources": self.sources, "targets": self.targets}
             | read_json(self.out / "data.json"),
             "sequences": sequences,
-            "command": " ".join(["sidrec", *map(shlex.quote, sys.argv[1:])]),
+            "command": _command(),
             **versions_and_hardware(),
             "processes": self.processes.world_size,
             "steps": steps,
@@ -296,6 +296,13 @@ class _Pipeline:
             summary = validate(self.data)
             progress.advance(0, f"{summary['events']:,} events, {summary['users']:,} users, {summary['items']:,} items")
         write_json(path, {"summary": summary, "fingerprint": data_fingerprint(self.data)})
+
+
+def _command() -> str:
+    """What made the report, as it can be typed again."""
+    if is_command_line():
+        return " ".join(["sidrec", *map(shlex.quote, sys.argv[1:])])
+    return f"{__name__}.main, called from Python"  # whose own arguments, a notebook's kernel's say, are of no interest
 
 
 def _protocol(config: PipelineConfig, sequences: dict[str, Any]) -> str:

@@ -4,9 +4,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 
 
 class Stage:
@@ -34,7 +37,7 @@ def stage(title: str, total: int | None, *, show: bool) -> Iterator[Stage]:
         show: False on all processes but the main one.
     """
     start = time.monotonic()
-    if not show:
+    if not show or _is_quiet.get():
         yield Stage(None, None)
         return
     console = Console(stderr=True)
@@ -50,3 +53,13 @@ def stage(title: str, total: int | None, *, show: bool) -> Iterator[Stage]:
     console.print(
         f"{title}: {current.note} ({time.monotonic() - start:.0f} s)", highlight=False, markup=False, soft_wrap=True
     )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No stage is shown while the block runs: for jobs called from Python, in a notebook say, where lines add up."""
+    token = _is_quiet.set(True)
+    try:
+        yield
+    finally:
+        _is_quiet.reset(token)

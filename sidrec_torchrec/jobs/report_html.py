@@ -6,12 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from sidrec_torchrec.files import atomic_path
@@ -90,14 +86,15 @@ def _figure(
     folder: Path, name: str, caption: str, report: dict[str, Any], plot: Callable[[Axes, dict[str, Any]], bool]
 ) -> str:
     """Draws one picture; an empty string if there is nothing to draw."""
-    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    # not by pyplot, whose backend is the caller's to choose: a notebook goes on showing its own plots
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.add_subplot()
     drawn = plot(axes, report)
     path = folder / "plots" / f"{name}.png"
     if drawn:
         axes.spines[["top", "right"]].set_visible(False)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=150, format="png")
-    plt.close(figure)
     if not drawn:
         return ""
     image = base64.b64encode(path.read_bytes()).decode()

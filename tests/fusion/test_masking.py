@@ -197,3 +197,19 @@ def test_config_is_checked():
         VQFusionConfig(sources={"x": 3}, weights={"genre": 1.0})
     with pytest.raises(ValueError, match="residual VQ takes one-hot digits"):
         QuantizerConfig(kind="rq", stages="ternary*3")
+
+
+def test_items_of_vectors_alone():
+    model = make_model()
+    items = make_items()
+    rows = items.present["text"] & items.present["image"]
+    whole = items.select(rows)
+    tokenizer = Tokenizer(model, VOCABULARIES)
+    vectors = {name: x_ND.numpy() for name, x_ND in whole.sources.items()}
+    assert torch.equal(tokenizer.encode(ItemTensors.of(vectors)), tokenizer.encode(whole))
+
+    vectors["image"][3] = 0.0  # as in a file: it has none
+    whole.present["image"][3] = False
+    assert torch.equal(tokenizer.encode(ItemTensors.of(vectors)), tokenizer.encode(whole))
+    with pytest.raises(ValueError, match="'image' is not given"):
+        tokenizer.encode(ItemTensors.of({"text": vectors["text"]}))

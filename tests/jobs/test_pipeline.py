@@ -52,7 +52,7 @@ def test_report_holds_what_it_promises(finished):
         for field in ("bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes", "train_events_per_s"):
             assert arm[field] == metrics[field]
     assert set(report["tokenizer"]) == {"side", "rq-text_emb", "rq-image_emb"}
-    assert report["command"].startswith("sidrec")
+    assert report["command"] == "sidrec_torchrec.jobs.pipeline.main, called from Python"
     assert report["versions"]["torch"] and report["hardware"]["cores"] and report["seconds"] > 0
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and "prefix-ngram" in page
