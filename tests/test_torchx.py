@@ -19,6 +19,7 @@ COMPONENTS = {
     "train_tokenizer": "train-tokenizer",
     "encode_corpus": "encode-corpus",
     "collaborative_vectors": "collaborative-vectors",
+    "tune_tokenizer": "tune-tokenizer",
     "train_ranker": "train-ranker",
     "prepare": "prepare",
     "evaluate": "evaluate",

@@ -130,6 +130,35 @@ def collaborative_vectors(
     return _component("collaborative-vectors", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries)
 
 
+def tune_tokenizer(
+    *script_args: str,
+    j: str = "1x1",
+    image: str = IMAGE,
+    h: Optional[str] = None,
+    cpu: int = 0,
+    gpu: int = 0,
+    memMB: int = 8192,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    max_retries: int = 0,
+) -> specs.AppDef:
+    """Turns a tokenizer towards what users choose, through a ranker trained with it.
+
+    Args:
+        script_args: flags of ``sidrec tune-tokenizer``
+        j: [{min_nodes}:]{nodes}x{processes per node}
+        image: container image that has this package installed
+        h: named resource of a node; outdoes cpu, gpu and memMB
+        cpu: cores to ask for on a node; 0 is the scheduler's default (all of them on local_cwd)
+        gpu: GPUs to ask for on a node, one per process
+        memMB: memory to ask for on a node
+        env: environment variables, A=a,B=b
+        mounts: mounts of the container, type=bind,src=/host,dst=/job
+        max_retries: restarts by the scheduler; the command resumes at its last checkpoint
+    """
+    return _component("tune-tokenizer", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries)
+
+
 def train_ranker(
     *script_args: str,
     j: str = "1x1",
