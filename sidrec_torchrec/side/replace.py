@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,6 +48,7 @@ def replace_tables(
     *,
     mode: str = "digits",
     learned: bool = False,
+    digit_dropout: float = 0.0,
     device: torch.device | None = None,
 ) -> nn.Module:
     """Puts SIDE where tables stood, in the model's ``EmbeddingBagCollection`` and ``EmbeddingCollection`` modules.
@@ -64,6 +66,7 @@ def replace_tables(
         codecs: by table name, the codec of the SIDs that take the place of the table's ids.
         mode: of SIDE, ``digits`` or ``decoded``.
         learned: whether training changes SIDE's rows; see ``LearnedSIDE``.
+        digit_dropout: share of the digits that are left out in training; see ``SIDEConfig``.
         device: where SIDE and its maps are built, never meta; by default where the collection is, or for a meta
             collection on the CPU, from where ``DistributedModelParallel`` moves them with the dense parameters.
 
@@ -86,8 +89,9 @@ def replace_tables(
         if not isinstance(codec, Codec):
             raise TypeError(f"table '{name}': expected a Codec, got {type(codec).__name__}; Codec.load reads one")
     by_collection = _locate(model, codecs)
+    options = {"mode": mode, "learned": learned, "digit_dropout": digit_dropout}
     replacements = {
-        collection: _REPLACED[type(collection)](collection, its_codecs, mode, learned, device)
+        collection: _REPLACED[type(collection)](collection, its_codecs, options, device)
         for collection, its_codecs in by_collection.items()
     }
     for parent in list(model.modules()):
@@ -174,15 +178,14 @@ def _keep(collection: nn.Module, configs: list[EmbeddingBagConfig] | list[Embedd
     return kept
 
 
-def _side_config(config: EmbeddingBagConfig | EmbeddingConfig, codec: Codec, mode: str, learned: bool) -> SIDEConfig:
+def _side_config(config: EmbeddingBagConfig | EmbeddingConfig, codec: Codec, options: dict[str, Any]) -> SIDEConfig:
     pooling = getattr(config, "pooling", PoolingType.SUM)  # a table of sequences has none, and SIDE does not ask then
     return SIDEConfig(
         name=config.name,
         feature_names=config.feature_names,
         codec=codec,
-        mode=mode,
-        learned=learned,
         pooling=pooling,
+        **options,
     )
 
 
@@ -200,8 +203,7 @@ class _Replaced(nn.Module):
         self,
         collection: nn.Module,
         codecs: Mapping[str, Codec],
-        mode: str,
-        learned: bool,
+        options: dict[str, Any],
         device: torch.device | None,
     ) -> None:
         super().__init__()
@@ -215,7 +217,7 @@ class _Replaced(nn.Module):
         self.sides, self.projections = nn.ModuleDict(), nn.ModuleDict()
         for config in configs:
             if config.name in codecs:
-                table = _side_config(config, codecs[config.name], mode, learned)
+                table = _side_config(config, codecs[config.name], options)
                 self.sides[config.name] = self._side(collection, table, device)
                 self.projections[config.name] = _projection(table, config.embedding_dim, device)
         self._configs = [replace(c, num_embeddings=1) if c.name in codecs else c for c in configs]

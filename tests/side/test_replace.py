@@ -173,6 +173,19 @@ def test_learned_rows_start_as_the_frozen_ones_and_train():
     assert len(gradients) == 1 and gradients[0].any()
 
 
+def test_digits_are_left_out_in_training_alone():
+    codec = make_codec("onehot:5,ternary*4")
+    batch, outputs = make_batch(codec), []
+    for digit_dropout in (0.0, 0.5):
+        torch.manual_seed(0)
+        tables = make_tables(EmbeddingBagCollection)
+        collection = replace_tables(tables, {"item": codec}, digit_dropout=digit_dropout)
+        outputs.append(collection.eval()(batch).values())
+    torch.testing.assert_close(*outputs, rtol=0, atol=0)
+    first, second = (collection.train()(batch).values() for _ in range(2))
+    assert (first != outputs[1]).any() and (first != second).any()
+
+
 def test_every_table_at_once_or_one_after_another():
     codec, other = make_codec(), make_codec(TWO_WORDS, "bbbb")
     vector_ND = codec.decode(make_items(codec)[0])
