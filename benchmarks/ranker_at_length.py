@@ -30,7 +30,14 @@ from sidrec_torchrec.side.expansion import SIDEConfig
 
 TARGETS = 32
 STEPS = 5
-SHAPES = [(1_000, 8, 64), (4_000, 8, 64), (10_000, 8, 64), (10_000, 2, 64), (10_000, 32, 64), (10_000, 8, 256)]
+AXES = ("T", "B", "D")
+MEANING = {"T": "events in a history", "B": "histories in a step", "D": "width"}
+SHAPES = [
+    *((T, 8, 64) for T in (1_000, 4_000, 10_000)),
+    *((10_000, B, 64) for B in (2, 32)),
+    *((10_000, 8, D) for D in (128, 256)),
+]
+VARIED = {"T": {"B": 8, "D": 64}, "B": {"T": 10_000, "D": 64}, "D": {"T": 10_000, "B": 8}}
 
 
 class Vectors(torch.nn.Module):
@@ -125,23 +132,31 @@ def peak_mib() -> float:
 
 
 def plot(measured: dict[tuple, dict[str, float]], path: Path) -> None:
-    """Speed and memory against the length of histories, at B = 8 and D = 64."""
+    """Speed and memory against T, B and D, the other two fixed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, name, label in zip(
-        figure.subplots(1, 2), ("events_per_s", "mib"), ("events a second", "MiB above an empty ranker"), strict=True
-    ):
-        for attention in ATTENTIONS:
-            lengths = [T for T, B, D in SHAPES if (B, D) == (8, 64)]
-            axes.plot(lengths, [measured[T, 8, 64, attention][name] for T in lengths], marker="o", label=attention)
-        axes.set(xscale="log", yscale="log", xlabel="events in a history", ylabel=label)
-        axes.set_xticks(lengths, [f"{T:,}" for T in lengths])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-        axes.legend(title="attention to")
-    figure.suptitle(f"Training the ranker: 8 histories a step, {TARGETS} targets each, D = 64")
-    figure.savefig(path, dpi=120)
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    rows = figure.subplots(2, 3, sharex="col", sharey="row")
+    for column, (axis, fixed) in enumerate(VARIED.items()):
+        place = AXES.index(axis)
+        shapes = sorted(shape for shape in SHAPES if all(shape[AXES.index(name)] == v for name, v in fixed.items()))
+        values = [shape[place] for shape in shapes]
+        for axes, name in zip(rows[:, column], ("events_per_s", "mib"), strict=True):
+            for attention in ATTENTIONS:
+                axes.plot(
+                    values, [measured[(*shape, attention)][name] for shape in shapes], marker="o", label=attention
+                )
+            axes.set(xscale="log", yscale="log")
+            axes.set_xticks(values, [f"{value:,}" for value in values])
+            axes.minorticks_off()
+            axes.grid(alpha=0.3)
+        rows[0, column].set_title(", ".join(f"{name} = {value:,}" for name, value in fixed.items()), fontsize=10)
+        rows[1, column].set_xlabel(f"{axis}, {MEANING[axis]}")
+    rows[0, 0].set_ylabel("events a second")
+    rows[1, 0].set_ylabel("MiB above an empty ranker")
+    rows[0, 0].legend(title="attention to")
+    figure.suptitle(f"Training steps of the ranker, {TARGETS} targets a history")
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
