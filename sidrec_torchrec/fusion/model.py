@@ -103,21 +103,28 @@ class VQFusion(nn.Module):
         return total_ND if self.fuse is None else total_ND + self.fuse(total_ND)
 
     def forward(self, items: ItemTensors) -> tuple[Tensor, Tensor, QuantizerOutput]:
-        """Losses of a batch; in training, some items are decoded from a prefix of their digits (``prefix_share``).
+        """Encodes a batch, and takes the ``losses`` of what its digits decode to.
 
         Returns:
-            The total loss, scalar; the losses of ``config.tasks``, float [K], detached; the quantizer's output. Losses
-            are means over all processes' rows that have the source or label, as this process's share (see
-            ``global_means``).
+            The total loss, scalar; the losses of ``config.tasks``, float [K], detached; the quantizer's output.
         """
         quantized = self.quantizer(self.latent(items))
+        return *self.losses(quantized, items), quantized
+
+    def losses(self, quantized: QuantizerOutput, items: ItemTensors) -> tuple[Tensor, Tensor]:
+        """Losses of encoded items; in training, some are decoded from a prefix of their digits (``prefix_share``).
+
+        Returns:
+            The total loss, scalar, and the losses of ``config.tasks``, float [K], detached: means over all processes' rows
+            that have the source or label, as this process's share (see ``global_means``).
+        """
         z_ND = self._cut(quantized) if self.training and self.config.prefix_share else quantized.z_q_ND
         rows = self.task_losses(z_ND, items).values()
         sums = [loss_N.sum() for loss_N, _ in rows] + [quantized.loss * len(items)]
         counts = [has_N.sum() for _, has_N in rows] + [torch.tensor(len(items), device=z_ND.device)]
         means = global_means(torch.stack(sums), torch.stack(counts).float())
         losses_K, quantizer_loss = means[:-1], means[-1]
-        return self.weights(losses_K) + quantizer_loss, losses_K.detach(), quantized
+        return self.weights(losses_K) + quantizer_loss, losses_K.detach()
 
     def task_losses(self, z_ND: Tensor, items: ItemTensors) -> dict[str, tuple[Tensor, Tensor]]:
         """By task the items hold values for: the loss by row (float [N], 0 where missing) and whether the row has one."""

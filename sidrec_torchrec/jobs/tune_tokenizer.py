@@ -42,8 +42,7 @@ class TuneTokenizerConfig:
         batch_events: as of train-ranker.
         checkpoint_batches: batches between two checkpoints; one is also made after each epoch.
         own_weight: of the tokenizer's own loss, beside the ranker's.
-        own_items: items that the own loss is taken over in a batch, over all processes.
-        seed: of the ranker's weights, dropout, shuffling and the draws of items.
+        seed: of the ranker's weights, dropout and shuffling.
         model: sizes of the ranker, which is not kept; it attends to vectors.
         optimizer: rates and schedule, of the ranker and the tokenizer.
     """
@@ -57,14 +56,12 @@ class TuneTokenizerConfig:
     batch_events: int = 0
     checkpoint_batches: int = 1000
     own_weight: float = 1.0
-    own_items: int = 2048
     seed: int = 0
     model: RankerConfig = field(default_factory=RankerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "own_weight")
-        check_at_least(self, 1, "own_items")
         if self.model.attention != "vectors":
             raise ValueError("codes have no gradient: tune with attention to vectors, and attend to codes afterwards")
         self.training()
@@ -111,14 +108,8 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     tokenizer = Tokenizer.load(tokenizer_folder(config.tokenizer))
     before = tokenizer.codec.spec.fingerprint
     store = config.out / "items"
-    items = TokenizedItems(
-        tokenizer.model.to(processes.device),
-        _open_store(config, tokenizer, prepared, store),
-        own_rows=np.flatnonzero(prepared.seen()),
-        own_items=config.own_items,
-        own_weight=config.own_weight,
-        seed=config.seed,
-    )
+    content = _open_store(config, tokenizer, prepared, store)
+    items = TokenizedItems(tokenizer.model.to(processes.device), content, config.own_weight)
     torch.manual_seed(config.seed)
     ranker = TuningRanker(config.model, items, prepared.user_features, processes.device)
     model = shard(ranker, config.optimizer, processes.device)
@@ -131,14 +122,14 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     return {"fingerprint": tuned.codec.spec.fingerprint, "before": before, **course}
 
 
-def _open_store(config: TuneTokenizerConfig, tokenizer: Tokenizer, prepared: Prepared, folder: Path) -> ItemStore:
+def _open_store(config: TuneTokenizerConfig, tokenizer: Tokenizer, prepared: Prepared, store: Path) -> ItemStore:
     """The items' content by row; laid out by the main process where an interrupted run has not left it."""
     prepared.check_items(config.data)
     content = config.content or config.data
     stream = ItemStream.open(content, tuple(tokenizer.model.config.sources), tokenizer.vocabularies)
     if not np.array_equal(stream.items.ids(), open_items(config.data, sources=(), targets=()).ids()):
         raise DataError(f"{content / ITEMS_FILE}: other items than {config.data / ITEMS_FILE}, or in another order")
-    if dist.get_rank() == 0 and not folder.exists():
-        ItemStore.write(stream, folder)
+    if dist.get_rank() == 0 and not store.exists():
+        ItemStore.write(stream, store)
     dist.barrier()
-    return ItemStore.open(folder)
+    return ItemStore.open(store)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -32,43 +31,29 @@ class TokenizedItems(nn.Module):
     Args:
         tokenizer: trained with the ranker.
         items: content by row.
-        own_rows: int64, rows of the items that the tokenizer's own loss is taken over.
-        own_items: how many of them are drawn for a batch, over all processes.
         own_weight: of the tokenizer's own loss.
-        seed: of the draws.
     """
 
-    def __init__(
-        self, tokenizer: VQFusion, items: ItemStore, own_rows: np.ndarray, own_items: int, own_weight: float, seed: int
-    ) -> None:
+    def __init__(self, tokenizer: VQFusion, items: ItemStore, own_weight: float) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.own_weight = own_weight
         self._items = items
-        self._own_rows = torch.from_numpy(own_rows)
-        self._own_items = own_items
-        self._seed = seed
-        # counted in checkpoints: a resumed run draws what it would have drawn
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def forward(self, items: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
-        """Vectors of N events, float [N, latent_dim]; the tokenizer's own loss, a scalar, 0 in evaluation."""
+        """Vectors of N events, float [N, latent_dim]; the tokenizer's own loss over their items, 0 in evaluation.
+
+        Both are of the same digits: what an item loses by dropout is missing in both. Losses over other items, or other
+        draws of dropout, made rankers worse on new items.
+        """
         row_U, event_N = items[_KEY].values().unique(return_inverse=True)
         content = self._items.select(row_U).to(row_U.device)
-        z_UD = self.tokenizer.quantizer(self.tokenizer.latent(content)).z_q_ND
-        z_UD = z_UD * z_UD.shape[1] ** 0.5  # from total variance 1 to variance 1 of each component
-        return z_UD[event_N], self._own_loss(row_U.device)
-
-    def _own_loss(self, device: torch.device) -> Tensor:
-        """As in the tokenizer's training, on items drawn alike in all processes, of which each takes its share."""
-        if not self.training:
-            return torch.zeros((), device=device)
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + int(self.step))
-        self.step += 1
-        drawn_G = torch.randint(len(self._own_rows), (self._own_items,), generator=generator)
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        loss, _, _ = self.tokenizer(self._items.select(self._own_rows[drawn_G[rank::world_size]]).to(device))
-        return self.own_weight * loss
+        quantized = self.tokenizer.quantizer(self.tokenizer.latent(content))
+        scale = self.tokenizer.config.latent_dim**0.5  # from total variance 1 to variance 1 of each component
+        own_loss = torch.zeros((), device=row_U.device)
+        if self.training:
+            own_loss = self.own_weight * self.tokenizer.losses(quantized, content)[0]
+        return quantized.z_q_ND[event_N] * scale, own_loss
 
 
 class TuningRanker(Ranker):

@@ -41,7 +41,6 @@ def make_config(corpus: Path, prepared: Path, trained: Path, out: Path, **change
         out=out,
         epochs=2,
         batch_events=1024,
-        own_items=64,
         model=SMALL,
     )
     return dataclasses.replace(config, **changes)
