@@ -29,8 +29,9 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
             own = np.array(result[f"ne_{part}"])
             row[f"ne_{part}"] = _interval(own)
             if BASE in results:
-                base = np.array(results[BASE][f"ne_{part}"][: len(own)])
-                row[f"gain_{part}"] = _interval((base - own) / base)
+                base = np.array(results[BASE][f"ne_{part}"])
+                seeds = min(len(base), len(own))
+                row[f"gain_{part}"] = _interval((base[:seeds] - own[:seeds]) / base[:seeds])
         summary[name] = row
     for part in PARTS:
         gains = {
