@@ -76,7 +76,7 @@ def test_the_files_are_valid_and_of_the_size_asked_for(corpus: Path) -> None:
     assert open_items(corpus).categorical == ("category", "tags")
     recorded = json.loads((corpus / "synthetic.json").read_text())
     assert recorded["events"] == summary["events"]
-    assert recorded["label_rate"] == summary["label_rate"]
+    assert recorded["label_rate"] == summary["labels"]["label"]["rate"]
     assert SyntheticConfig(**recorded["config"]) == SyntheticConfig(items=1_000, users=250)
 
 
