@@ -120,7 +120,7 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
         seed=config.seed,
     )
     torch.manual_seed(config.seed)
-    ranker = TuningRanker(config.model, items, prepared.user_features, processes.device)
+    ranker = TuningRanker(config.model, items, prepared.user_features, processes.device, len(prepared.tasks))
     model = shard(ranker, config.optimizer, processes.device)
     course = Training(config.training(), prepared, ItemRows(), model, processes).run()
     Checkpoints(config.out / CHECKPOINTS).load(BEST, {"model": model.state_dict()})

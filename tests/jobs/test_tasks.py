@@ -160,8 +160,9 @@ def test_the_pipeline_reports_every_task(labeled, tmp_path, capsys):
         pipeline.PipelineConfig(
             out=tmp_path / "run",
             data=labeled,
-            arms=("none", "id"),
+            arms=("none", "side"),
             tasks=TASKS,
+            tokenizer_epochs=1,
             epochs=1,
             batch_events=1024,
             model=SMALL,
@@ -172,9 +173,9 @@ def test_the_pipeline_reports_every_task(labeled, tmp_path, capsys):
         for kind in ("ne", "auc"):
             means = [np.mean([arm[f"{kind}_warm_{task}"][0] for task in TASKS])]
             assert arm[f"{kind}_warm"] == pytest.approx(means)
-    base, other = (report["arms"][name]["ne_cold_like"][0] for name in ("none", "id"))
-    assert report["arms"]["id"]["ne_gain_cold_like"] == pytest.approx((base - other) / base)
+    base, other = (report["arms"][name]["ne_cold_like"][0] for name in ("none", "side"))
+    assert report["arms"]["side"]["ne_gain_cold_like"] == pytest.approx((base - other) / base)
     printed, page = capsys.readouterr().out, (tmp_path / "run" / "report.html").read_text()
-    assert "id: like" in printed and "<td>id: like</td>" in page
+    assert "side: like" in printed and "<td>side: like</td>" in page
     labels = report["data"]["summary"]["labels"]
     assert labels["label"]["missing"] == 0 < labels["like"]["missing"]
