@@ -72,9 +72,10 @@ class LookedUp(nn.Module):
             end_S=offsets_B1[request_M + 1],
             time_V=time_N,
             action_V=action_N,
+            num_tasks=1,
         )
         users_MD = [table(user_BF[:, f])[request_M] for f, table in enumerate(self.ours.user_tables)]
-        return self.ours.interaction(q_MD, pooled_MD.unsqueeze(1), context, users_MD).sigmoid()
+        return self.ours.interaction(q_MD, pooled_MD.unsqueeze(1), context, users_MD).sigmoid().squeeze(1)
 
 
 def main() -> None:

@@ -38,12 +38,13 @@ class RankBatch(Pipelineable):
         lengths_B: int64, events of each row.
         num_targets_B: int64, how many of a row's last events are targets.
         weight_B: float32, 1, or 0 for a row that only fills up a process's share.
-        action_N: int64, 1 for a positive event, 0 for a negative one.
+        action_N: int64, the labels: with one task 1 for a positive event, 0 for a negative one; see ``data.tasks``.
         timestamp_N: int64.
         order_N: int64, place among the user's real events.
         visible_N: bool, whether later events may read this one.
         seen_N: bool, whether the item occurs in training.
         global_targets: float32 scalar, targets of this batch over all processes.
+        global_labels_K: float32, those of them that have a label, by task.
     """
 
     items: KeyedJaggedTensor
@@ -57,6 +58,7 @@ class RankBatch(Pipelineable):
     visible_N: Tensor
     seen_N: Tensor
     global_targets: Tensor
+    global_labels_K: Tensor
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "RankBatch":
         return RankBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
@@ -109,6 +111,7 @@ class SequenceBatches(IterableDataset):
         self.epoch = 0
         self._first = 0
         self._seen = prepared.seen()
+        self._tasks = range(len(prepared.tasks))
 
     def __iter__(self) -> Iterator[RankBatch]:
         first, self._first = self._first, 0
@@ -168,6 +171,7 @@ class SequenceBatches(IterableDataset):
             visible_N=_jagged([row.visible for row in share], np.bool_),
             seen_N=torch.from_numpy(self._seen[item_N]),
             global_targets=torch.tensor(float(sum(row.num_targets for row in rows))),
+            global_labels_K=torch.tensor([float(sum(row.num_labels(k) for row in rows)) for k in self._tasks]),
         )
 
     def _items(self, item_N: np.ndarray, lengths_B: Tensor) -> KeyedJaggedTensor:

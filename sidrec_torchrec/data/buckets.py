@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from sidrec_torchrec.data.format import Events, Items, Users, Vocabulary
+from sidrec_torchrec.data.tasks import action_of
 from sidrec_torchrec.errors import DataError
 
 EVENTS_PER_BUCKET = 1 << 22  # about 100 MB in memory
@@ -26,7 +27,7 @@ class UserEvents:
         codes: int32 [F], code of each user feature; 0 where missing, else 1 + the class in its vocabulary.
         item: int32 [N], rows of the item file.
         timestamp: int64 [N], never decreasing.
-        action: int8 [N], the label; 1 where the log has no labels.
+        action: int8 [N], the labels; see ``data.tasks``. 1 where the log has no labels.
     """
 
     user_id: int
@@ -41,14 +42,14 @@ class EventBuckets:
 
     Args:
         path: the event file the buckets were cut from.
-        has_labels: whether it has labels.
+        tasks: its label columns; none if it has no labels.
         files: bucket files of events, and of users where there are any.
         num_features: user features F.
     """
 
-    def __init__(self, path: Path, has_labels: bool, files: list[tuple[Path, Path]], num_features: int) -> None:
+    def __init__(self, path: Path, tasks: tuple[str, ...], files: list[tuple[Path, Path]], num_features: int) -> None:
         self.path = path
-        self.has_labels = has_labels
+        self.tasks = tasks
         self._files = files
         self._num_features = num_features
 
@@ -78,13 +79,13 @@ class EventBuckets:
             rows = _ItemRows(items)
             for batch in events.batches():
                 item_N = rows.find(batch.item_ids, events.path, batch.first_row)
-                labels_N = np.ones(len(batch), np.int8) if batch.labels is None else batch.labels
-                columns = [batch.user_ids, item_N, batch.timestamps, labels_N]
+                action_N = action_of(batch.labels) if events.tasks else np.ones(len(batch), np.int8)
+                columns = [batch.user_ids, item_N, batch.timestamps, action_N]
                 _scatter(event_writers, _EVENT_SCHEMA, batch.user_ids, columns)
             for user_batch in users.batches(columns=tuple(vocabularies)) if users is not None else ():
                 codes = [v.encode(user_batch.columns[name])[0] + 1 for name, v in vocabularies.items()]
                 _scatter(user_writers, user_schema, user_batch.user_ids, [user_batch.user_ids, *codes])
-        return EventBuckets(events.path, events.has_labels, files, len(vocabularies))
+        return EventBuckets(events.path, events.tasks, files, len(vocabularies))
 
     def users(self) -> Iterator[UserEvents]:
         """Each user with all his events in file order, bucket by bucket; within a bucket by user_id.

@@ -1,6 +1,6 @@
 """What users do with items, as a vector per item: for tokenizers to predict, so that SIDs tell what users tell apart.
 
-A target's *residual* is its label less the item's mean and the user's mean deviation, both drawn towards the average of few
+A target's *residual* is its label (of the first task, where there are several) less the item's mean and the user's mean deviation, both drawn towards the average of few
 events. An item's vector is its own mean deviation, and its row in the best approximation of rank ``dim - 1`` to users times
 items of residuals: items that the same users like more than others do, have like vectors. Both
 parts are scaled to the same total variance, so that neither drowns the other.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sidrec_torchrec.codec.processes import sum_over_processes
 from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.tasks import UNKNOWN, label_of
 from sidrec_torchrec.errors import DataError, check_at_least
 
 _SPARE = 8  # columns more than are asked for, which make the iteration converge
@@ -69,7 +70,7 @@ def collaborative_vectors(
     Memory is two numbers times ``dim`` per item, and a row group of sequences.
 
     Args:
-        prepared: sequences; of their training split only the targets count, each once.
+        prepared: sequences; of their training split only the targets that have the label count, each once.
         config: width, passes, priors.
         rank, world_size: this process, which reads its share of the row groups.
 
@@ -151,5 +152,7 @@ class _Targets:
                 # the last of each row's events: places end - targets .. end - 1
                 place_P = np.arange(len(row_P)) + np.repeat(ends_R - np.cumsum(targets_R), targets_R)
                 item_P, action_P = (table[name].chunk(0).values.to_numpy()[place_P] for name in ("item", "action"))
-                if len(row_P):
-                    yield torch.from_numpy(row_P), torch.from_numpy(item_P).long(), torch.from_numpy(action_P).double()
+                label_P = label_of(action_P, 0)
+                columns = [torch.from_numpy(values_P[label_P != UNKNOWN]) for values_P in (row_P, item_P, label_P)]
+                if len(columns[0]):
+                    yield columns[0], columns[1].long(), columns[2].double()

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from sidrec_torchrec.data.parquet import ParquetTable, is_categorical
+from sidrec_torchrec.data.tasks import DEFAULT_TASKS, UNKNOWN
 from sidrec_torchrec.errors import DataError
 
 EVENTS_FILE = "events.parquet"
@@ -24,14 +25,15 @@ class EventBatch:
         user_ids: int64 [N].
         item_ids: int64 [N].
         timestamps: int64 [N].
-        labels: int8 [N] of 0 and 1; None if the file has no labels (then every event is a positive).
+        labels: int8 [N, K] of 0, 1 and, where several tasks are read, ``tasks.UNKNOWN``; K = 0 if the file has no labels
+            (then every event is a positive).
     """
 
     first_row: int
     user_ids: np.ndarray
     item_ids: np.ndarray
     timestamps: np.ndarray
-    labels: np.ndarray | None
+    labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -43,11 +45,11 @@ class Events:
 
     Args:
         table: the Parquet file.
-        has_labels: whether there is a column ``label``.
+        tasks: its label columns; none if it has no labels.
     """
 
     table: ParquetTable
-    has_labels: bool
+    tasks: tuple[str, ...]
 
     @property
     def path(self) -> Path:
@@ -61,29 +63,40 @@ class Events:
         """Reads the file in order, holding one batch in memory.
 
         Raises:
-            DataError: on a null, or a label other than 0 and 1; names file, column and row. After the last batch, if
-                every label was the same: nothing can be learned from those.
+            DataError: on a null (but for labels of several tasks, which may be missing), or a label other than 0 and 1;
+                names file, column and row. After the last batch, if every label of a task was the same: nothing can be
+                learned from those.
         """
-        columns = ["user_id", "item_id", "timestamp"] + ["label"] * self.has_labels
-        positives = 0
-        for first_row, batch in self.table.batches(columns, batch_size):
-            user_ids, item_ids, timestamps, *labels = (self.table.int64(batch, name, first_row) for name in columns)
-            if self.has_labels:
-                self._check_labels(labels[0], first_row)
-                positives += int(labels[0].sum())
-            labels_N = labels[0].astype(np.int8) if self.has_labels else None
-            yield EventBatch(first_row, user_ids, item_ids, timestamps, labels_N)
-        if self.has_labels and positives in (0, self.num_events):
-            raise DataError(
-                f"{self.path}: column 'label' is {int(positives > 0)} in all {self.num_events} rows; a ranker needs "
-                "both classes. If every event is a positive, leave the column out"
-            )
+        ids = ("user_id", "item_id", "timestamp")
+        counts_K2 = np.zeros((len(self.tasks), 2), np.int64)  # negatives, positives
+        for first_row, batch in self.table.batches([*ids, *self.tasks], batch_size):
+            labels_NK = np.empty((len(batch), len(self.tasks)), np.int8)
+            for k, task in enumerate(self.tasks):
+                labels_NK[:, k] = self._labels(batch, task, first_row)
+                counts_K2[k] += [(labels_NK[:, k] == value).sum() for value in (0, 1)]
+            yield EventBatch(first_row, *(self.table.int64(batch, name, first_row) for name in ids), labels_NK)
+        for task, counts_2 in zip(self.tasks, counts_K2, strict=True):
+            if not counts_2.all():
+                rows = f"{counts_2.sum()} rows" + " that have it" * bool(counts_2.sum() < self.num_events)
+                raise DataError(
+                    f"{self.path}: column '{task}' is {int(counts_2[1] > 0)} in all {rows}; a ranker needs both classes. "
+                    "If every event is a positive, leave the column out"
+                )
 
-    def _check_labels(self, labels_N: np.ndarray, first_row: int) -> None:
+    def _labels(self, batch: pa.RecordBatch, task: str, first_row: int) -> np.ndarray:
+        """One task's labels, int64 [N] of 0, 1 and UNKNOWN."""
+        if len(self.tasks) == 1:
+            known_N = np.ones(len(batch), bool)
+            labels_N = self.table.int64(batch, task, first_row)
+        else:
+            column = batch.column(task)
+            known_N = column.is_valid().to_numpy(zero_copy_only=False)
+            labels_N = column.cast(pa.int64()).fill_null(0).to_numpy()
         bad_N = (labels_N != 0) & (labels_N != 1)
         if bad_N.any():
             row = int(np.argmax(bad_N))
-            raise DataError(f"{self.path}: column 'label', row {first_row + row}: {labels_N[row]}; a label is 0 or 1")
+            raise DataError(f"{self.path}: column '{task}', row {first_row + row}: {labels_N[row]}; a label is 0 or 1")
+        return np.where(known_N, labels_N, UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -151,11 +164,12 @@ class Users:
             yield UserBatch(first_row, user_ids_N, {name: batch.column(name) for name in columns})
 
 
-def open_events(folder_or_file: str | Path) -> Events:
+def open_events(folder_or_file: str | Path, tasks: tuple[str, ...] = ()) -> Events:
     """Opens ``events.parquet`` and checks its columns (the values are checked as they are read).
 
     Args:
         folder_or_file: the data folder, or the file itself.
+        tasks: label columns to read; none named means ``label``, if there is one.
 
     Raises:
         DataError: if the file is missing, broken or empty, or a column is missing or of the wrong type.
@@ -164,12 +178,13 @@ def open_events(folder_or_file: str | Path) -> Events:
     table = ParquetTable.open(path / EVENTS_FILE if path.is_dir() else path)
     for column in ("user_id", "item_id", "timestamp"):
         table.require_int64(column)
-    has_labels = "label" in table.schema.names
-    if has_labels:
-        kind = table.type_of("label")
+    if not tasks and DEFAULT_TASKS[0] in table.schema.names:
+        tasks = DEFAULT_TASKS
+    for task in tasks:
+        kind = table.type_of(task, what="label column")
         if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-            raise DataError(f"{table.path}: column 'label' must be int8 or bool, is {kind}")
-    return Events(table, has_labels)
+            raise DataError(f"{table.path}: column '{task}' must be int8 or bool, is {kind}")
+    return Events(table, tasks)
 
 
 def open_users(folder_or_file: str | Path) -> Users | None:

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +43,7 @@ from sidrec_torchrec.data.format import (
 from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.parquet import is_multi_label
 from sidrec_torchrec.data.sequences import Sequence, sequence_schema, to_record_batch
+from sidrec_torchrec.data.tasks import DEFAULT_TASKS, check_tasks
 from sidrec_torchrec.errors import DataError, check_at_least, check_share
 from sidrec_torchrec.files import atomic_path, read_json, write_json
 
@@ -59,6 +61,8 @@ class PrepareConfig:
         cold_fraction: share of the items removed from training.
         validation_fraction: share of the users whose training events choose the best epoch instead.
         train_fraction: share of the other users that is trained on, to see what less data does; above 0.
+        tasks: columns of labels to predict, four at most; none named means ``label``, or, without such a column, whether
+            an event is one or a sampled negative.
         negatives: sampled negatives per event, for logs without labels.
         max_history: most context events of a row.
         targets_per_row: most targets of a row.
@@ -69,6 +73,7 @@ class PrepareConfig:
     cold_fraction: float = 0.25
     validation_fraction: float = 0.05
     train_fraction: float = 1.0
+    tasks: tuple[str, ...] = ()
     negatives: int = 1
     max_history: int = 512
     targets_per_row: int = 256
@@ -77,6 +82,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         check_share(self, "test_fraction", "cold_fraction", "validation_fraction")
         check_at_least(self, 1, "negatives", "max_history", "targets_per_row")
+        check_tasks(self.tasks)
         if not self.test_fraction:
             raise ValueError("test_fraction must be above 0: nothing would be tested")
         if not 0 < self.train_fraction <= 1:
@@ -94,7 +100,8 @@ class Prepared:
         user_features: number of codes by user feature; code 0 stands for a missing value.
         sampled_negatives: whether the negatives were sampled (logs of positives only).
         data: fingerprint of each file of the data folder; see ``data_fingerprint``.
-        counts: rows, events and targets by split.
+        counts: by split, rows, events, targets, and by task the targets that have its label.
+        tasks: names of the labels, in the order of an action's digits; see ``data.tasks``.
     """
 
     folder: Path
@@ -102,7 +109,8 @@ class Prepared:
     user_features: dict[str, int]
     sampled_negatives: bool
     data: dict[str, str]
-    counts: dict[str, dict[str, int]]
+    counts: dict[str, dict[str, Any]]
+    tasks: tuple[str, ...] = DEFAULT_TASKS
 
     def seen(self) -> np.ndarray:
         """Whether an item occurs in training, bool [num_items], mapped from disk."""
@@ -145,7 +153,8 @@ def open_prepared(folder: Path) -> Prepared:
     path = Path(folder) / "prepared.json"
     if not path.exists():
         raise DataError(f"{path}: not found; run the pipeline's prepare step first")
-    return Prepared(folder=Path(folder), **read_json(path))
+    values = read_json(path)
+    return Prepared(folder=Path(folder), **values | {"tasks": tuple(values.get("tasks", DEFAULT_TASKS))})
 
 
 def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
@@ -163,7 +172,7 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
     items, users = open_items(data, sources=(), targets=()), open_users(data)
     vocabularies = _user_vocabularies(users)
     with atomic_path(out) as folder:
-        buckets = EventBuckets.write(folder / "buckets", open_events(data), items, users, vocabularies)
+        buckets = EventBuckets.write(folder / "buckets", open_events(data, config.tasks), items, users, vocabularies)
         splitter = _Splitter(config, items.num_items)
         seen, counts = _write_sequences(folder, buckets, splitter, config)
         shutil.rmtree(folder / "buckets")
@@ -174,7 +183,8 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
             {
                 "num_items": items.num_items,
                 "user_features": {name: len(vocabulary) + 1 for name, vocabulary in vocabularies.items()},
-                "sampled_negatives": not buckets.has_labels,
+                "sampled_negatives": not buckets.tasks,
+                "tasks": buckets.tasks or DEFAULT_TASKS,
                 "data": data_fingerprint(data),
                 "counts": counts,
             },
@@ -184,15 +194,16 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
 
 def _write_sequences(
     folder: Path, buckets: EventBuckets, splitter: "_Splitter", config: PrepareConfig
-) -> tuple[np.ndarray, dict[str, dict[str, int]]]:
+) -> tuple[np.ndarray, dict[str, dict[str, Any]]]:
     """Writes every split; returns the seen items, bool [num_items], and the counts by split."""
     train_counts, test_counts = splitter.count_items(buckets)
     sampler = None
-    if not buckets.has_labels:
+    if not buckets.tasks:
         sampler = NegativeSampler(train_counts, test_counts, config.negatives, config.seed)
+    tasks = buckets.tasks or DEFAULT_TASKS
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(closing(_SequenceWriter(folder / f"{split}.parquet"))) for split in SPLITS
+            split: stack.enter_context(closing(_SequenceWriter(folder / f"{split}.parquet", tasks))) for split in SPLITS
         }
         for user in buckets.users():
             for split, events, first_target in splitter.split(user):
@@ -206,6 +217,9 @@ def _write_sequences(
     for split in ("train", "test"):
         if not writers[split].counts["targets"]:
             raise DataError(f"{buckets.path}: no {split} targets; the users have too few events for this protocol")
+        for task, labels in writers[split].counts["labels"].items():
+            if not labels:
+                raise DataError(f"{buckets.path}: column '{task}' is null for all {split} targets; leave the task out")
     return train_counts > 0, {split: writer.counts for split, writer in writers.items()}
 
 
@@ -266,8 +280,8 @@ def _user_vocabularies(users: Users | None) -> dict[str, Vocabulary]:
 class _SequenceWriter:
     """Writes rows to a sequences file, a row group at a time, and counts them."""
 
-    def __init__(self, path: Path) -> None:
-        self.counts = {"rows": 0, "events": 0, "targets": 0}
+    def __init__(self, path: Path, tasks: tuple[str, ...]) -> None:
+        self.counts = {"rows": 0, "events": 0, "targets": 0, "labels": dict.fromkeys(tasks, 0)}
         self._writer = pq.ParquetWriter(path, sequence_schema(), compression="zstd")
         self._pending: list[Sequence] = []
 
@@ -280,6 +294,8 @@ class _SequenceWriter:
             self.counts["rows"] += 1
             self.counts["events"] += len(row)
             self.counts["targets"] += row.num_targets
+            for k, task in enumerate(self.counts["labels"]):
+                self.counts["labels"][task] += row.num_labels(k)
             self._pending.append(row)
             if len(self._pending) == ROW_GROUP:
                 self._flush()

@@ -12,6 +12,8 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
+from sidrec_torchrec.data.tasks import UNKNOWN, label_of
+
 SEQUENCE_COLUMNS = {
     "item": pa.int32(),
     "action": pa.int8(),
@@ -36,7 +38,7 @@ class Sequence:
         user_id: whose.
         user_codes: int32 [F], the user's value code in each user feature.
         item: int32 [N], rows of the item file.
-        action: int8 [N], 1 for a positive event, 0 for a negative one.
+        action: int8 [N], the labels: with one task 1 for a positive event, 0 for a negative one; see ``data.tasks``.
         timestamp: int64 [N].
         order: int32 [N], position among the user's real events.
         visible: bool [N], whether later events may read this one.
@@ -54,6 +56,10 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.item)
+
+    def num_labels(self, task: int) -> int:
+        """How many targets have a label of this task."""
+        return int((label_of(self.action[len(self) - self.num_targets :], task) != UNKNOWN).sum())
 
     def slice(self, start: int, stop: int, num_targets: int) -> "Sequence":
         """Events start..stop of this sequence, the last ``num_targets`` of which are targets."""

@@ -25,7 +25,7 @@ from rich.progress import track
 
 from sidrec_torchrec.data.events import EVENTS_FILE, USERS_FILE
 from sidrec_torchrec.data.items import ITEMS_FILE
-from sidrec_torchrec.data.synthetic_events import EVENTS_SCHEMA, USERS_SCHEMA, Block, history_lengths, make_events
+from sidrec_torchrec.data.synthetic_events import USERS_SCHEMA, Block, events_schema, history_lengths, make_events
 from sidrec_torchrec.data.synthetic_items import SyntheticConfig, items_table, make_items
 from sidrec_torchrec.files import atomic_path, write_json
 
@@ -61,7 +61,7 @@ def write_synthetic(config: SyntheticConfig, folder: str | Path, *, progress: bo
     with (
         atomic_path(folder / EVENTS_FILE) as events_path,
         atomic_path(folder / USERS_FILE) as users_path,
-        pq.ParquetWriter(events_path, EVENTS_SCHEMA, compression="zstd") as events_writer,
+        pq.ParquetWriter(events_path, events_schema(config), compression="zstd") as events_writer,
         pq.ParquetWriter(users_path, USERS_SCHEMA, compression="zstd") as users_writer,
     ):
         for users in track(blocks, "synthetic events", disable=not progress):

@@ -13,11 +13,16 @@ EPOCH = 1_700_000_000
 SPAN = DAYS * 86_400
 _SEGMENTS = 4
 _REGIONS = 8
+_LABEL_DRAW = 8  # which of an event's draws decides its labels
+_LIKE_LOGIT = -2.0  # what is added for the label ``like``
 
-EVENTS_SCHEMA = pa.schema(
-    [("user_id", pa.int64()), ("item_id", pa.int64()), ("timestamp", pa.int64()), ("label", pa.int8())]
-)
 USERS_SCHEMA = pa.schema([("user_id", pa.int64()), ("segment", pa.string()), ("region", pa.string())])
+
+
+def events_schema(config: SyntheticConfig) -> pa.Schema:
+    names = ["label", "like"] if config.second_label else ["label"]
+    ids = ("user_id", "item_id", "timestamp")
+    return pa.schema([*((name, pa.int64()) for name in ids), *((name, pa.int8()) for name in names)])
 
 
 def history_lengths(config: SyntheticConfig) -> np.ndarray:
@@ -74,9 +79,11 @@ def make_events(config: SyntheticConfig, world: World, users_U: np.ndarray, leng
     focus_N = _interests(draws, user_N, starts_U, session_N)
     item_N = _choose_items(config, world, draws, user_N, time_N, focus_N)
     labels_N, probability_N = _label(config, world, draws, starts_U, lengths_U, item_N, focus_N)
-    events = pa.table(
-        [users_U[user_N] + FIRST_USER_ID, item_N + FIRST_ITEM_ID, time_N + EPOCH, labels_N], schema=EVENTS_SCHEMA
-    )
+    columns = [users_U[user_N] + FIRST_USER_ID, item_N + FIRST_ITEM_ID, time_N + EPOCH, labels_N]
+    if config.second_label:  # the same draw at a lower probability
+        odds_N = probability_N / (1 - probability_N) * np.exp(_LIKE_LOGIT)
+        columns.append((draws.uniform_NK[:, _LABEL_DRAW] < odds_N / (1 + odds_N)).astype(np.int8))
+    events = pa.table(columns, schema=events_schema(config))
     return Block(events, _users_table(draws, users_U), starts_U, labels_N, probability_N)
 
 
@@ -211,7 +218,7 @@ def _label(
             + bias_U[:active]
         )
         probability_N[event_A] = 1 / (1 + np.exp(-logit_A))
-        labels_N[event_A] = draws.uniform_NK[event_A, 8] < probability_N[event_A]
+        labels_N[event_A] = draws.uniform_NK[event_A, _LABEL_DRAW] < probability_N[event_A]
 
         recent.add(phi_AC, labels_N[event_A])
         if step >= config.recent_events:

@@ -40,6 +40,7 @@ class SyntheticConfig:
         user_weight: standard deviation of the user's bias.
         bias: logit when all else is 0.
         prior: weight of interest and taste against like items in a pool.
+        second_label: whether events also have a label ``like``: rarer than ``label``, and 0 where that is.
     """
 
     items: int = 2_000
@@ -62,6 +63,7 @@ class SyntheticConfig:
     user_weight: float = 0.6
     bias: float = 0.0
     prior: float = 0.5
+    second_label: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_events <= self.median_events <= self.max_events:

@@ -13,6 +13,7 @@ from rich.table import Table
 from sidrec_torchrec.data.events import EventBatch, Events, Users, open_events, open_users
 from sidrec_torchrec.data.items import Items, open_items
 from sidrec_torchrec.data.parquet import is_multi_label
+from sidrec_torchrec.data.tasks import check_tasks
 from sidrec_torchrec.errors import DataError
 
 
@@ -22,14 +23,19 @@ class ValidateConfig:
 
     Args:
         data: the data folder.
+        tasks: columns of labels; none named means ``label``, if there is one.
     """
 
     data: Path
+    tasks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_tasks(self.tasks)
 
 
 def print_validation(config: ValidateConfig) -> None:
     """Checks a data folder and prints what is in it; raises DataError as ``validate`` does."""
-    summary = validate(config.data)
+    summary = validate(config.data, config.tasks)
     table = Table(title=f"{config.data}: valid", show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
@@ -40,8 +46,11 @@ def print_validation(config: ValidateConfig) -> None:
         table.add_row(f"  category '{name}'", f"{missing:,} missing")
     table.add_row("  without any event", f"{summary['items_without_events']:,}")
     table.add_row("events", f"{summary['events']:,}")
-    rate = summary["label_rate"]
-    table.add_row("  label rate", "no labels: every event is a positive" if rate is None else f"{rate:.4f}")
+    for name, label in summary["labels"].items():
+        missing = f", {label['missing']:,} missing" if label["missing"] else ""
+        table.add_row(f"  label '{name}'", f"rate {label['rate']:.4f}{missing}")
+    if not summary["labels"]:
+        table.add_row("  labels", "none: every event is a positive")
     table.add_row("users", f"{summary['users']:,}")
     history = summary["history"]
     table.add_row("  events of a user: p50, p90, max", f"{history['p50']:,}, {history['p90']:,}, {history['max']:,}")
@@ -50,18 +59,19 @@ def print_validation(config: ValidateConfig) -> None:
     Console().print(table)
 
 
-def validate(folder: str | Path) -> dict[str, Any]:
+def validate(folder: str | Path, tasks: tuple[str, ...] = ()) -> dict[str, Any]:
     """Reads all files of a data folder and checks everything that can be wrong with them.
 
     Holds one batch, the ids of items and users, and two numbers for each of them.
 
     Args:
         folder: the data folder.
+        tasks: columns of labels; none named means ``label``, if there is one.
 
     Returns:
         JSON-ready counts: ``items``, ``sources`` (``dim`` and ``missing`` by name), ``missing_categories`` (by name),
-        ``items_without_events``, ``events``, ``label_rate`` (None without labels), ``users``, ``history`` (``p50``,
-        ``p90`` and ``max`` events of a user), ``users_without_row`` (None without users.parquet).
+        ``items_without_events``, ``events``, ``labels`` (``rate`` and ``missing`` by name), ``users``, ``history``
+        (``p50``, ``p90`` and ``max`` events of a user), ``users_without_row`` (None without users.parquet).
 
     Raises:
         DataError: on the first thing wrong; beyond what the readers check: an event whose item is not in the items
@@ -70,7 +80,7 @@ def validate(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that holds items.parquet and events.parquet")
-    items, events, users = open_items(folder), open_events(folder), open_users(folder)
+    items, events, users = open_items(folder), open_events(folder, tasks), open_users(folder)
     summary = _summarize_items(items)
     tally = _Tally.of(items, events)
     for batch in events.batches():
@@ -79,7 +89,7 @@ def validate(folder: str | Path) -> dict[str, Any]:
     return summary | {
         "items_without_events": int((tally.item_counts == 0).sum()),
         "events": events.num_events,
-        "label_rate": tally.positives / events.num_events if events.has_labels else None,
+        "labels": tally.labels(),
         "users": len(tally.user_ids),
         "history": {
             "p50": int(np.percentile(tally.user_counts, 50)),
@@ -129,7 +139,7 @@ class _Tally:
     user_ids: np.ndarray
     user_counts: np.ndarray
     last_times: np.ndarray
-    positives: int = 0
+    labels_K3: np.ndarray  # how many are 0, 1 and UNKNOWN
     unknown: int = 0
     first_unknown: tuple[int, int] | None = None
 
@@ -137,13 +147,19 @@ class _Tally:
     def of(items: Items, events: Events) -> "_Tally":
         none = np.empty(0, np.int64)
         item_ids = np.sort(items.ids())
-        return _Tally(events, items, item_ids, np.zeros(len(item_ids), np.int64), none, none, none)
+        labels_K3 = np.zeros((len(events.tasks), 3), np.int64)
+        return _Tally(events, items, item_ids, np.zeros(len(item_ids), np.int64), none, none, none, labels_K3)
 
     def add(self, batch: EventBatch) -> None:
-        if batch.labels is not None:
-            self.positives += int(batch.labels.sum())
+        self.labels_K3 += (batch.labels[:, :, None] == np.arange(3)).sum(0)
         self._add_items(batch)
         self._add_users(batch)
+
+    def labels(self) -> dict[str, dict[str, Any]]:
+        return {
+            task: {"rate": float(positives / (negatives + positives)), "missing": int(missing)}
+            for task, (negatives, positives, missing) in zip(self.events.tasks, self.labels_K3, strict=True)
+        }
 
     def check(self) -> None:
         if self.first_unknown is None:

@@ -30,16 +30,21 @@ class EvaluateConfig:
 
 
 def main(config: EvaluateConfig) -> dict[str, float | None]:
-    """Prints, writes and returns NE, AUC and calibration over all, warm and cold targets.
+    """Prints, writes and returns NE, AUC and calibration over all, warm and cold targets; see ``RankingMetrics.compute``.
 
     Raises:
-        SidrecError: on an unknown split or a folder without a trained ranker.
+        SidrecError: on an unknown split, a folder without a trained ranker, or sequences of other tasks than its own.
     """
     if config.split not in SPLITS:
         raise SidrecError(f"unknown split '{config.split}'; there are {', '.join(SPLITS)}")
     with process_group() as processes:
         trained, checkpoints = open_trained(config.ranker)
         prepared = open_prepared(config.prepared or trained.prepared)
+        if config.prepared and (own := open_prepared(trained.prepared).tasks) != prepared.tasks:
+            raise SidrecError(
+                f"{config.prepared}: of the tasks {', '.join(prepared.tasks)}; the ranker predicts {', '.join(own)}: "
+                "prepare with the same --protocol.tasks"
+            )
         arm = load_arm(trained, prepared)
         model = build_ranker(trained, prepared, arm, processes)
         checkpoints.load(BEST, {"model": model.state_dict()})

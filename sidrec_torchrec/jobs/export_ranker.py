@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.data.prepare import open_prepared
+from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.jobs.checkpoints import BEST
@@ -64,7 +65,7 @@ def main(config: ExportRankerConfig) -> dict[str, Any]:
         state = ranker.state_dict()
         checkpoints.load(BEST, {"model": state})
         ranker.load_state_dict(state)
-        metadata = describe(arm.events.codec.spec, prepared.user_values(trained.data))
+        metadata = describe(arm.events.codec.spec, prepared.user_values(trained.data), prepared.tasks)
         batch = next(iter(batches(trained, prepared, arm, "test", processes)))
         if processes.is_main:
             with stage("export", 2, show=True) as progress, tempfile.TemporaryDirectory() as folder:
@@ -80,7 +81,7 @@ def main(config: ExportRankerConfig) -> dict[str, Any]:
     return metadata
 
 
-def describe(spec: SIDSpec, user_values: dict[str, list]) -> dict[str, Any]:
+def describe(spec: SIDSpec, user_values: dict[str, list], tasks: tuple[str, ...] = DEFAULT_TASKS) -> dict[str, Any]:
     """What a server must know of a package; see ``Scorer``."""
     fixed = {"words": spec.num_words, "user features": len(user_values)}
     return {
@@ -89,6 +90,7 @@ def describe(spec: SIDSpec, user_values: dict[str, list]) -> dict[str, Any]:
         "last_words": [limit - 1 for limit in spec.word_limits],
         "inputs": {name: [fixed.get(size, size) for size in shape] for name, shape in INPUTS.items()},
         "user_features": user_values,
+        "tasks": list(tasks),
         "torch": torch.__version__,
     }
 
@@ -114,8 +116,8 @@ def check_predictions(ranker: Ranker, batch: RankBatch, scorer: Scorer) -> None:
         SidrecError: says by how much they differ.
     """
     _, expected = ranker(batch)
-    actual_S = scorer(**requests_of(batch, ranker.items(batch.items)))
-    difference = float((actual_S - expected.prediction).abs().max())
+    actual = scorer(**requests_of(batch, ranker.items(batch.items)))
+    difference = float((actual.view_as(expected.prediction) - expected.prediction).abs().max())
     if not difference <= _TOLERANCE:
         raise SidrecError(f"the exported ranker's predictions differ by {difference:.1e} from the trained one's")
 

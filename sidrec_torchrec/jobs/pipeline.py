@@ -54,6 +54,8 @@ class PipelineConfig:
         target: categorical columns the fused tokenizer predicts; none named means no target.
         collaborative: whether the fused tokenizer also predicts what users did with its training items.
         tune: whether the fused tokenizer is then tuned through a ranker.
+        tasks: columns of labels to predict, four at most; none named means ``label``, or, without such a column, whether an
+            event is one or a sampled negative.
         cold_fraction: share of the items kept out of training (of tokenizers too), to test on unseen items.
         train_fraction: share of the users that is trained on; all are tested.
         max_history: most events before a row's first target.
@@ -76,6 +78,7 @@ class PipelineConfig:
     target: tuple[str, ...] = ()
     collaborative: bool = True
     tune: bool = True
+    tasks: tuple[str, ...] = ()
     cold_fraction: float = 0.25
     train_fraction: float = 1.0
     max_history: int = 512
@@ -105,6 +108,7 @@ class PipelineConfig:
         check_at_least(self, 0, "tokenizer_epochs", "batch_events")
         # What the steps would refuse is refused before the first of them.
         self.protocol()
+        self.model.weights(max(len(self.tasks), 1))
         QuantizerConfig(kind="dpca", stages=self.stages)
         quantizer = QuantizerConfig(kind="rq", stages=self.rq_stages)
         if self.arm.ngram_depth > len(parse_stages(quantizer.stages)):
@@ -113,7 +117,10 @@ class PipelineConfig:
     def protocol(self) -> PrepareConfig:
         """How logs become sequences."""
         return PrepareConfig(
-            cold_fraction=self.cold_fraction, train_fraction=self.train_fraction, max_history=self.max_history
+            cold_fraction=self.cold_fraction,
+            train_fraction=self.train_fraction,
+            tasks=self.tasks,
+            max_history=self.max_history,
         )
 
 
@@ -293,7 +300,7 @@ class _Pipeline:
         if self.config.data is None:
             write_synthetic(SyntheticConfig(), self.data, progress=True)
         with stage("check data", None, show=True) as progress:
-            summary = validate(self.data)
+            summary = validate(self.data, self.config.tasks)
             progress.advance(0, f"{summary['events']:,} events, {summary['users']:,} users, {summary['items']:,} items")
         write_json(path, {"summary": summary, "fingerprint": data_fingerprint(self.data)})
 
@@ -318,4 +325,6 @@ def _protocol(config: PipelineConfig, sequences: dict[str, Any]) -> str:
             " The log holds positives only: each target has one sampled negative, matched in popularity (drawn from the "
             "events of other users in the same split, seen or cold alike)."
         )
+    if len(sequences["tasks"]) > 1:
+        text += f" The tasks are {', '.join(sequences['tasks'])}; the metrics of an arm alone are the means over them."
     return text

@@ -17,15 +17,16 @@ def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None)
         base: the same of the arm ``none``; None if it was not run, then there are no gains.
 
     Returns:
-        Values per seed, NE gains of the means, (NE_base - NE_arm) / NE_base, and what the arm costs.
+        Values per seed (of several tasks, those of each and their means), NE gains of the means,
+        (NE_base - NE_arm) / NE_base, and what the arm costs.
     """
-    summary: dict[str, Any] = {}
-    for kind in ("ne", "auc", "calibration"):
-        for part in ("warm", "cold", "all"):
-            summary[f"{kind}_{part}"] = [run["test"][f"{kind}_{part}"] for run in runs]
-    for part in ("warm", "cold", "all"):
-        own, its = _mean(summary[f"ne_{part}"]), _mean([run["test"][f"ne_{part}"] for run in base or []])
-        summary[f"ne_gain_{part}"] = None if own is None or its is None else (its - own) / its
+    metrics = [name for name in runs[0]["test"] if not name.startswith("targets_")]
+    summary: dict[str, Any] = {name: [run["test"][name] for run in runs] for name in metrics}
+    for name in metrics:
+        if name.startswith("ne_"):
+            own, its = _mean(summary[name]), _mean([run["test"][name] for run in base or []])
+            gain = None if own is None or its is None else (its - own) / its
+            summary[name.replace("ne_", "ne_gain_", 1)] = gain
     for name in ("bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes"):
         summary[name] = runs[0][name]
     summary["train_events_per_s"] = _mean([run["train_events_per_s"] for run in runs])
@@ -45,20 +46,30 @@ def print_report(report: dict[str, Any]) -> None:
     table.add_column("table bytes", justify="right")
     table.add_column("train events/s", justify="right")
     for name, arm in report["arms"].items():
-        table.add_row(
-            name,
-            spread(arm["ne_warm"]),
-            spread(arm["ne_cold"]),
-            percent(arm["ne_gain_warm"]),
-            percent(arm["ne_gain_cold"]),
+        costs = (
             f"{arm['bytes_per_event_stored']:,.1f}",
             f"{arm['bytes_per_event_kjt']:,.0f}",
             f"{arm['table_bytes']:,}",
             f"{arm['train_events_per_s']:,.0f}",
         )
+        for task, suffix in task_suffixes(report).items():
+            table.add_row(
+                f"{name}{task}",
+                spread(arm[f"ne_warm{suffix}"]),
+                spread(arm[f"ne_cold{suffix}"]),
+                percent(arm[f"ne_gain_warm{suffix}"]),
+                percent(arm[f"ne_gain_cold{suffix}"]),
+                *costs,
+            )
     console = Console(width=max(Console().width, 120))
     console.print(table)
     console.print(protocol, highlight=False)
+
+
+def task_suffixes(report: dict[str, Any]) -> dict[str, str]:
+    """What a row's name ends in, and its metrics' names: the arm's own row (over several tasks, the means), then each task's."""
+    tasks = report["sequences"]["tasks"]
+    return {"": ""} | {f": {task}": f"_{task}" for task in tasks if len(tasks) > 1}
 
 
 def spread(values: list[float | None]) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from sidrec_torchrec.files import atomic_path
-from sidrec_torchrec.jobs.report import percent, spread
+from sidrec_torchrec.jobs.report import percent, spread, task_suffixes
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68em; margin: 2em auto; padding: 0 1em; color: #1a1a1a }
@@ -62,22 +62,24 @@ def write_html(report: dict[str, Any], folder: Path) -> None:
 
 
 def _table(report: dict[str, Any]) -> str:
-    columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "NE warm": lambda arm: spread(arm["ne_warm"]),
-        "NE cold": lambda arm: spread(arm["ne_cold"]),
-        "gain warm": lambda arm: percent(arm["ne_gain_warm"]),
-        "gain cold": lambda arm: percent(arm["ne_gain_cold"]),
-        "AUC warm": lambda arm: spread(arm["auc_warm"]),
-        "AUC cold": lambda arm: spread(arm["auc_cold"]),
-        "bytes/event stored": lambda arm: f"{arm['bytes_per_event_stored']:,.1f}",
-        "bytes/event KJT": lambda arm: f"{arm['bytes_per_event_kjt']:,.0f}",
-        "table bytes": lambda arm: f"{arm['table_bytes']:,}",
-        "train events/s": lambda arm: f"{arm['train_events_per_s']:,.0f}",
+    columns: dict[str, Callable[[dict[str, Any], str], str]] = {
+        "NE warm": lambda arm, task: spread(arm[f"ne_warm{task}"]),
+        "NE cold": lambda arm, task: spread(arm[f"ne_cold{task}"]),
+        "gain warm": lambda arm, task: percent(arm[f"ne_gain_warm{task}"]),
+        "gain cold": lambda arm, task: percent(arm[f"ne_gain_cold{task}"]),
+        "AUC warm": lambda arm, task: spread(arm[f"auc_warm{task}"]),
+        "AUC cold": lambda arm, task: spread(arm[f"auc_cold{task}"]),
+        "bytes/event stored": lambda arm, _: f"{arm['bytes_per_event_stored']:,.1f}",
+        "bytes/event KJT": lambda arm, _: f"{arm['bytes_per_event_kjt']:,.0f}",
+        "table bytes": lambda arm, _: f"{arm['table_bytes']:,}",
+        "train events/s": lambda arm, _: f"{arm['train_events_per_s']:,.0f}",
     }
     head = "".join(f"<th>{name}</th>" for name in ("arm", *columns))
     rows = "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in (name, *(show(arm) for show in columns.values()))) + "</tr>"
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
         for name, arm in report["arms"].items()
+        for task, suffix in task_suffixes(report).items()
+        for cells in [(f"{name}{task}", *(show(arm, suffix) for show in columns.values()))]
     )
     return f"<table><tr>{head}</tr>{rows}</table>"
 

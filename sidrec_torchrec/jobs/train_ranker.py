@@ -134,7 +134,7 @@ def unsharded_ranker(config: TrainRankerConfig, prepared: Prepared, arm: Arm, de
         items, events = PackedSIDs(arm.events, device), arm.events
     else:
         items, events = arm.module(device), None
-    return Ranker(config.model, items, arm.dim, events, prepared.user_features, device)
+    return Ranker(config.model, items, arm.dim, events, prepared.user_features, device, len(prepared.tasks))
 
 
 def batches(
@@ -157,7 +157,7 @@ def batches(
 def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, title: str) -> dict[str, float | None]:
     """Metrics of the model on a split; see ``RankingMetrics.compute``."""
     model.eval()
-    metrics = RankingMetrics(processes.rank, processes.world_size, processes.device)
+    metrics = RankingMetrics(processes.rank, processes.world_size, processes.device, data.prepared.tasks)
     total = data.prepared.counts[data.split]["targets"]
     with stage(title, total, show=processes.is_main) as progress:
         for batch in data:
@@ -187,6 +187,7 @@ def _train_and_test(config: TrainRankerConfig, processes: Processes) -> dict[str
     return {
         "arm": config.arm,
         "seed": config.seed,
+        "tasks": list(prepared.tasks),
         "test": test,
         **bytes_per_event(arm, prepared),
         "table_bytes": table_bytes(model),
@@ -215,8 +216,9 @@ class Training:
         self.epoch = 0
         self.batch = 0  # batches of this epoch that were trained on
         self.targets = 0  # targets of this epoch that were trained on
-        self.loss_sum = 0.0  # of this process's targets of this epoch
-        self.own_targets = 0.0
+        self.weights = config.model.weights(len(prepared.tasks))
+        self.loss_sums = [0.0] * len(self.weights)  # by task, of this process's targets of this epoch
+        self.labels = [0.0] * len(self.weights)  # by task, how many of them have a label
 
     def run(self) -> dict[str, Any]:
         """Trains to the end; returns the course of training."""
@@ -243,17 +245,18 @@ class Training:
                     output = pipeline.progress(loader)
                 except StopIteration:
                     break
-                targets, loss_sum = int(output.global_targets), float(output.loss_sum)
+                targets = int(output.global_targets)
+                loss_sums, labels = output.loss_sum.tolist(), output.weight.sum(0).tolist()
                 self.batch += 1
                 self.targets += targets
-                self.loss_sum += loss_sum
-                self.own_targets += float(output.weight.sum())
+                self.loss_sums = [total + own for total, own in zip(self.loss_sums, loss_sums, strict=True)]
+                self.labels = [total + own for total, own in zip(self.labels, labels, strict=True)]
                 self.course["train_seconds"] = seconds_before + time.monotonic() - started
-                progress.advance(targets, f"loss {self.loss_sum / max(self.own_targets, 1):.4f}")
+                progress.advance(targets, f"loss {self._loss(self.loss_sums, self.labels):.4f}")
                 if self.curves is not None:
                     self.curves.add_scalar(
                         "train/loss",
-                        loss_sum / max(len(output.label), 1),
+                        self._loss(loss_sums, labels),
                         self.epoch * self.epoch_targets + self.targets,
                     )
                 if self.batch % self.config.checkpoint_batches == 0:
@@ -283,18 +286,23 @@ class Training:
                 if value is not None:
                     self.curves.add_scalar(f"validation/{name}", value, (self.epoch + 1) * self.epoch_targets)
             self.curves.flush()
-        self.epoch, self.batch, self.targets, self.loss_sum, self.own_targets = self.epoch + 1, 0, 0, 0.0, 0.0
+        self.epoch, self.batch, self.targets = self.epoch + 1, 0, 0
+        self.loss_sums = self.labels = [0.0] * len(self.weights)
         self._save(LAST)
 
     def _mean_loss(self) -> float:
         """Over the epoch's targets of all processes."""
-        sums = torch.tensor([self.loss_sum, self.own_targets], dtype=torch.float64, device=self.processes.device)
+        sums = torch.tensor([self.loss_sums, self.labels], dtype=torch.float64, device=self.processes.device)
         dist.all_reduce(sums)
-        return float(sums[0] / sums[1].clamp_min(1))
+        return self._loss(*sums.tolist())
+
+    def _loss(self, loss_sums: list[float], labels: list[float]) -> float:
+        """The weighted sum over tasks of the mean loss."""
+        return sum(w * total / max(n, 1) for w, total, n in zip(self.weights, loss_sums, labels, strict=True))
 
     def _place(self) -> dict[str, Any]:
         """How far training got; in checkpoints as JSON, for they would take lists and dicts apart."""
-        names = ("epoch", "batch", "targets", "loss_sum", "own_targets", "course")
+        names = ("epoch", "batch", "targets", "loss_sums", "labels", "course")
         return {name: getattr(self, name) for name in names}
 
     def _save(self, name: str) -> None:

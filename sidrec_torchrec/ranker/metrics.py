@@ -1,6 +1,7 @@
-"""NE, AUC and calibration over all, warm and cold targets, by torchrec.metrics."""
+"""NE, AUC and calibration of each task over all, warm and cold targets, by torchrec.metrics."""
 
 import math
+from statistics import fmean
 
 import torch
 from torchrec.metrics.auc import AUCMetric
@@ -8,6 +9,7 @@ from torchrec.metrics.calibration import CalibrationMetric
 from torchrec.metrics.metrics_config import RecTaskInfo
 from torchrec.metrics.ne import NEMetric
 
+from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.ranker.model import RankerOutput
 
 SLICES = ("all", "warm", "cold")
@@ -15,43 +17,48 @@ _AUC_TARGETS = 10_000_000  # AUC is over the last this many targets of a process
 
 
 class RankingMetrics:
-    """Accumulates predictions; a slice is a task whose weights are zero outside it.
+    """Accumulates predictions; a slice of a task is to torchrec a task whose weights are zero outside it.
 
     Args:
         rank: this process.
         world_size: number of processes.
         device: where predictions are.
+        tasks: names of the predictions' K columns.
     """
 
-    def __init__(self, rank: int, world_size: int, device: torch.device) -> None:
-        tasks = [RecTaskInfo(name=name) for name in SLICES]
-        common = {"world_size": world_size, "my_rank": rank, "batch_size": 1, "tasks": tasks}
+    def __init__(
+        self, rank: int, world_size: int, device: torch.device, tasks: tuple[str, ...] = DEFAULT_TASKS
+    ) -> None:
+        self._tasks = tasks
+        self._slices = {  # by name: which part of the targets, which column
+            part if len(tasks) == 1 else f"{part}_{task}": (part, k) for k, task in enumerate(tasks) for part in SLICES
+        }
+        infos = [RecTaskInfo(name=name) for name in self._slices]
+        common = {"world_size": world_size, "my_rank": rank, "batch_size": 1, "tasks": infos}
         self._metrics = {
             "ne": NEMetric(**common).to(device),
             "auc": AUCMetric(**common, window_size=_AUC_TARGETS * world_size).to(device),
             "calibration": CalibrationMetric(**common).to(device),
         }
-        self._counts = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in SLICES}
+        self._counts = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in self._slices}
 
     def update(self, output: RankerOutput) -> None:
         """Takes one batch's predictions."""
-        weights = {
-            "all": output.weight,
-            "warm": output.weight * output.seen,
-            "cold": output.weight * ~output.seen,
-        }
+        inside = {"all": 1, "warm": output.seen, "cold": ~output.seen}
+        weights = {name: output.weight[:, k] * inside[part] for name, (part, k) in self._slices.items()}
+        labels = {name: output.label[:, k].double() for name, (_, k) in self._slices.items()}
+        predictions = {name: output.prediction[:, k].double() for name, (_, k) in self._slices.items()}
         for metric in self._metrics.values():
-            metric.update(
-                predictions=dict.fromkeys(SLICES, output.prediction.double()),
-                labels=dict.fromkeys(SLICES, output.label.double()),
-                weights=weights,
-            )
-        for name in SLICES:
-            weight, label = weights[name].double(), output.label.double()
-            self._counts[name] += torch.stack([weight.sum(), (weight * label).sum()])  # targets, positives
+            metric.update(predictions=predictions, labels=labels, weights=weights)
+        for name, counts in self._counts.items():
+            weight = weights[name].double()
+            counts += torch.stack([weight.sum(), (weight * labels[name]).sum()])  # targets, positives
 
     def compute(self) -> dict[str, float | None]:
         """``ne_warm``, ``auc_cold``, ``calibration_all``, ``targets_all``, ...; the same on every process.
+
+        Of several tasks ``ne_warm_like``, ..., where ``targets_`` counts those that have the label; ``ne_`` and ``auc_``
+        without a task's name are then the means over the tasks.
 
         A value is None where the slice is empty or of one class only, so that it is not defined. Calibration is the
         sum of predictions over the number of positives: 1 is right.
@@ -60,17 +67,20 @@ class RankingMetrics:
         for kind, metric in self._metrics.items():
             computed = metric.compute()
             window = "window_auc" if kind == "auc" else f"lifetime_{kind}"
-            for name in SLICES:
+            for name in self._counts:
                 value = computed.get(f"{kind}-{name}|{window}")
                 values[f"{kind}_{name}"] = float(value) if value is not None else math.nan
-        for name in SLICES:
-            counts = self._counts[name].clone()
+        for name, counts in self._counts.items():
+            counts = counts.clone()
             if torch.distributed.is_initialized():
                 torch.distributed.all_reduce(counts)
             targets, positives = counts.tolist()
             values[f"targets_{name}"] = targets
             if positives in (0, targets):  # empty or of one class: torchrec's AUC says 0.5 there, its NE anything
                 values |= dict.fromkeys((f"ne_{name}", f"auc_{name}", f"calibration_{name}"), math.nan)
+        if len(self._tasks) > 1:
+            for start in (f"{kind}_{part}" for kind in ("ne", "auc") for part in SLICES):
+                values[start] = fmean(values[f"{start}_{task}"] for task in self._tasks)
         shared = [values]
         if torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(shared)  # rank 0 alone gets torchrec's values

@@ -14,8 +14,6 @@ from sidrec_torchrec.ranker.targets import Targets, newest_events
 from sidrec_torchrec.side.code_attention import CodeAttention
 from sidrec_torchrec.side.expansion import SIDEConfig
 
-NUM_ACTIONS = 2
-
 
 class Queries(nn.Module):
     """What each target asks of a history: its own vector, and learned seeds that are the same for all targets.
@@ -71,15 +69,16 @@ class VectorReader(nn.Module):
         dim: width D of the vectors.
         num_heads: of the attention.
         seeds: queries besides the target's own; see ``Queries``.
+        num_actions: actions an event can have.
     """
 
-    def __init__(self, vectors: ItemVectors, dim: int, num_heads: int, seeds: int) -> None:
+    def __init__(self, vectors: ItemVectors, dim: int, num_heads: int, seeds: int, num_actions: int) -> None:
         super().__init__()
         self.vectors = vectors
         self.queries = Queries(seeds, dim)
-        self.action = nn.Embedding(NUM_ACTIONS, dim)
+        self.action = nn.Embedding(num_actions, dim)
         self.norm = nn.LayerNorm(dim)
-        self.attention = TargetAttention(dim, num_heads, NUM_ACTIONS)
+        self.attention = TargetAttention(dim, num_heads, num_actions)
 
     def item_vectors(self, items_NE: Tensor | None, event_K: Tensor) -> Tensor:
         """Vectors of some events' items, float [K, D]; see ``forward``."""
@@ -112,17 +111,25 @@ class CodeReader(nn.Module):
         dim: width D of the vectors.
         num_heads: of the attention.
         seeds: queries besides the target's own; see ``Queries``.
+        num_actions: actions an event can have.
         device: where to build it.
     """
 
     def __init__(
-        self, vectors: ItemVectors, events: SIDEConfig, dim: int, num_heads: int, seeds: int, device: torch.device
+        self,
+        vectors: ItemVectors,
+        events: SIDEConfig,
+        dim: int,
+        num_heads: int,
+        seeds: int,
+        num_actions: int,
+        device: torch.device,
     ) -> None:
         super().__init__()
         self.vectors = vectors
         self.queries = Queries(seeds, dim).to(device)
         self.attention = CodeAttention(
-            events, dim, num_heads, side_information={"action": NUM_ACTIONS}, time_gaps=True, device=device
+            events, dim, num_heads, side_information={"action": num_actions}, time_gaps=True, device=device
         )
 
     def item_vectors(self, words_NW: Tensor, event_K: Tensor) -> Tensor:
@@ -157,18 +164,25 @@ class BlockReader(nn.Module):
         block_events: how many of the events before a row's first target they read.
         dim: width D of the vectors.
         num_heads: of the blocks and of the attention to what they give.
+        num_actions: actions an event can have.
     """
 
     def __init__(
-        self, older: VectorReader | CodeReader, blocks: int, block_events: int, dim: int, num_heads: int
+        self,
+        older: VectorReader | CodeReader,
+        blocks: int,
+        block_events: int,
+        dim: int,
+        num_heads: int,
+        num_actions: int,
     ) -> None:
         super().__init__()
         self.older = older
         self.block_events = block_events
-        self.action = nn.Embedding(NUM_ACTIONS, dim)
+        self.action = nn.Embedding(num_actions, dim)
         self.blocks = nn.ModuleList(HSTUBlock(dim, num_heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
-        self.attention = TargetAttention(dim, num_heads, NUM_ACTIONS)
+        self.attention = TargetAttention(dim, num_heads, num_actions)
 
     def forward(self, batch: RankBatch, items: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
         """As ``older``'s, followed by what the queries pool of the newest events: float [S, D] and [S, 2 P, D]."""

@@ -11,11 +11,11 @@ from torch import Tensor
 
 import sidrec_torchrec.ops.code_attention
 import sidrec_torchrec.ops.side_decode  # noqa: F401  both register the operators a package calls
+from sidrec_torchrec.data.tasks import DEFAULT_TASKS, num_actions
 from sidrec_torchrec.errors import DataError, SidrecError
 
 METADATA = "sidrec.json"
 FORMAT = 1
-_NUM_ACTIONS = 2
 
 
 class Scorer:
@@ -27,7 +27,8 @@ class Scorer:
     Attributes:
         metadata: ``fingerprint`` and ``stages`` of the SIDs it reads; ``inputs``, the shape of each, where a name stands
             for a size that may differ from call to call; ``user_features``, by name the values whose codes are 1, 2, ...
-            (0 stands for any other), in the order of ``user_BF``'s columns; ``torch``, the version that wrote it.
+            (0 stands for any other), in the order of ``user_BF``'s columns; ``tasks``, names of the labels, in the order of
+            an action's digits and of the predictions' columns; ``torch``, the version that wrote it.
 
     Raises:
         SidrecError: if it is no such package, or one of a later format.
@@ -47,11 +48,12 @@ class Scorer:
             raise SidrecError(
                 f"{path}: of format {self.metadata['format']}, this version reads {FORMAT}; export it again"
             )
+        self._last_action = torch.tensor(num_actions(len(self.metadata.setdefault("tasks", DEFAULT_TASKS))) - 1)
         self._last_word_W = torch.tensor(self.metadata["last_words"])
         self._last_code_F = torch.tensor([len(values) for values in self.metadata["user_features"].values()])
 
     def __call__(self, **inputs: Tensor) -> Tensor:
-        """Probability of a positive for each candidate, float32 [M].
+        """Probability of a positive for each candidate, float32 [M]; with several tasks [M, K].
 
         Args:
             inputs: those of ``ServingRanker.forward``, by name; int64, on the CPU.
@@ -93,7 +95,7 @@ class Scorer:
             raise DataError(f"offsets_B1 must rise from 0 to the number of events, {N}; got {offsets_B1.tolist()}")
         _check_range("history_NW", history_NW, self._last_word_W)
         _check_range("candidate_MW", candidate_MW, self._last_word_W)
-        _check_range("action_N", action_N, torch.tensor(_NUM_ACTIONS - 1))
+        _check_range("action_N", action_N, self._last_action)
         _check_range("request_M", request_M, torch.tensor(B - 1))
         _check_range("user_BF", user_BF, self._last_code_F)
 

@@ -52,6 +52,7 @@ class ServingRanker(nn.Module):
             )
         self.reader = reader
         self.interaction = ranker.head.interaction
+        self.num_tasks = ranker.head.num_tasks
         bags = ranker.users.embedding_bags if ranker.users is not None else {}
         self.user_tables = nn.ModuleList(
             nn.Embedding.from_pretrained(bags[f"user_{name}"].weight.detach()) for name in ranker.head.user_features
@@ -70,11 +71,11 @@ class ServingRanker(nn.Module):
         num_events_B: Tensor,
         user_BF: Tensor,
     ) -> Tensor:
-        """Probability of a positive, for each candidate.
+        """Probability of a positive, for each candidate and task.
 
         Args:
             history_NW: packed SIDs of all requests' events, one request after another, oldest first; int64.
-            action_N: 1 for a positive event, 0 for a negative one; int64.
+            action_N: the labels: with one task 1 for a positive event, 0 for a negative one; see ``data.tasks``; int64.
             time_N: of each event; int64.
             offsets_B1: where each request's events begin and end, from 0 to N; int64.
             candidate_MW: packed SIDs of all candidates; int64.
@@ -84,7 +85,7 @@ class ServingRanker(nn.Module):
             user_BF: code of each user feature, in the order of ``RankerHead.user_features``; int64.
 
         Returns:
-            float [M].
+            float [M]; with several tasks [M, K].
         """
         attention, seeds_KD = self.reader.attention, self.reader.queries.seeds_KD
         begin_M, end_M = offsets_B1[request_M], offsets_B1[request_M + 1]
@@ -105,9 +106,11 @@ class ServingRanker(nn.Module):
             end_S=end_M,
             time_V=time_N,
             action_V=action_N,
+            num_tasks=self.num_tasks,
         )
         users_MD = [table(user_BF[:, f])[request_M] for f, table in enumerate(self.user_tables)]
-        return self.interaction(q_MD, pooled_MPD, context, users_MD).sigmoid()
+        probability_MK = self.interaction(q_MD, pooled_MPD, context, users_MD).sigmoid()
+        return probability_MK.squeeze(1) if self.num_tasks == 1 else probability_MK
 
 
 def export(model: ServingRanker) -> ExportedProgram:

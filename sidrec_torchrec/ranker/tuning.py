@@ -67,12 +67,18 @@ class TuningRanker(Ranker):
         items: encodes.
         user_features: number of codes by user feature.
         device: where to build the user tables.
+        num_tasks: labels of an event.
     """
 
     def __init__(
-        self, config: RankerConfig, items: TokenizedItems, user_features: dict[str, int], device: torch.device
+        self,
+        config: RankerConfig,
+        items: TokenizedItems,
+        user_features: dict[str, int],
+        device: torch.device,
+        num_tasks: int = 1,
     ) -> None:
-        super().__init__(config, items, items.tokenizer.config.latent_dim, None, user_features, device)
+        super().__init__(config, items, items.tokenizer.config.latent_dim, None, user_features, device, num_tasks)
 
     def forward(self, batch: RankBatch) -> tuple[Tensor, RankerOutput]:
         """As ``Ranker``; the loss includes the tokenizer's own."""

@@ -319,7 +319,7 @@ def test_events_read_the_same_in_batches_of_any_size(folder: Path, batch_size: i
     events = open_events(folder)
     batches = list(events.batches(batch_size))
     assert events.num_events == 5
-    assert events.has_labels
+    assert events.tasks == ("label",)
     columns = event_columns()
     for field, name in (("user_ids", "user_id"), ("item_ids", "item_id"), ("timestamps", "timestamp")):
         values = np.concatenate([getattr(b, field) for b in batches])
@@ -327,7 +327,7 @@ def test_events_read_the_same_in_batches_of_any_size(folder: Path, batch_size: i
         assert values.tolist() == columns[name].to_pylist()
     labels = np.concatenate([b.labels for b in batches])
     assert labels.dtype == np.int8
-    assert labels.tolist() == [1, 0, 0, 1, 1]
+    assert labels.tolist() == [[1], [0], [0], [1], [1]]
 
 
 def test_events_without_labels(folder: Path) -> None:
@@ -335,14 +335,14 @@ def test_events_without_labels(folder: Path) -> None:
     del columns["label"]
     write(folder / "events.parquet", columns)
     events = open_events(folder)
-    assert not events.has_labels
-    assert next(events.batches()).labels is None
-    assert validate(folder)["label_rate"] is None
+    assert events.tasks == ()
+    assert next(events.batches()).labels.shape == (5, 0)
+    assert validate(folder)["labels"] == {}
 
 
 def test_bool_labels(folder: Path) -> None:
     write(folder / "events.parquet", event_columns() | {"label": pa.array([True, False, False, True, True])})
-    assert next(open_events(folder).batches()).labels.tolist() == [1, 0, 0, 1, 1]
+    assert next(open_events(folder).batches()).labels[:, 0].tolist() == [1, 0, 0, 1, 1]
 
 
 def test_event_errors(folder: Path) -> None:
@@ -398,7 +398,7 @@ def test_summary_of_a_valid_folder(folder: Path, capsys) -> None:
         "missing_categories": {"category": 1, "tags": 2, "year": 1},
         "items_without_events": 1,
         "events": 5,
-        "label_rate": 0.6,
+        "labels": {"label": {"rate": 0.6, "missing": 0}},
         "users": 2,
         "history": {"p50": 2, "p90": 2, "max": 3},
         "users_without_row": 0,

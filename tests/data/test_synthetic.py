@@ -53,6 +53,15 @@ def test_another_seed_another_corpus(tmp_path: Path) -> None:
     assert not read(tmp_path / "a", "events").equals(read(tmp_path / "b", "events"))
 
 
+def test_a_second_label_is_rarer_and_leaves_the_first_as_it_was(tmp_path: Path) -> None:
+    write_synthetic(SMALL, tmp_path / "one")
+    write_synthetic(SyntheticConfig(**(vars(SMALL) | {"second_label": True})), tmp_path / "two")
+    one, two = read(tmp_path / "one", "events"), read(tmp_path / "two", "events")
+    assert two.drop_columns(["like"]).equals(one)
+    label_N, like_N = two["label"].to_numpy(), two["like"].to_numpy()
+    assert not (like_N > label_N).any() and 0.05 < like_N.mean() < label_N.mean() - 0.2
+
+
 def test_more_users_leave_the_first_ones_as_they_were(tmp_path: Path) -> None:
     write_synthetic(SMALL, tmp_path / "few")
     write_synthetic(SyntheticConfig(**(vars(SMALL) | {"users": 90})), tmp_path / "more")
@@ -76,7 +85,7 @@ def test_the_files_are_valid_and_of_the_size_asked_for(corpus: Path) -> None:
     assert open_items(corpus).categorical == ("category", "tags")
     recorded = json.loads((corpus / "synthetic.json").read_text())
     assert recorded["events"] == summary["events"]
-    assert recorded["label_rate"] == summary["label_rate"]
+    assert recorded["label_rate"] == summary["labels"]["label"]["rate"]
     assert SyntheticConfig(**recorded["config"]) == SyntheticConfig(items=1_000, users=250)
 
 

@@ -50,7 +50,7 @@ def trained(corpus, prepared, sids, tmp_path_factory):
         for batch in SequenceBatches(sequences, "test", arm, batch_events=1024):
             words_NW = batch.items["sid"].values().unsqueeze(1)
             with torch.no_grad():
-                pairs.append((requests_of(batch, words_NW), model(batch)[1].prediction))
+                pairs.append((requests_of(batch, words_NW), model(batch)[1].prediction[:, 0]))
     return config, pairs
 
 

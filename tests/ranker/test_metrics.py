@@ -16,7 +16,7 @@ def make_predictions(n=400):
 
 
 def output_of(p, label, seen, weight):
-    tensors = [torch.from_numpy(np.asarray(a)).float() for a in (p, label, weight)]
+    tensors = [torch.from_numpy(np.asarray(a)).float().view(len(seen), -1) for a in (p, label, weight)]
     return RankerOutput(*tensors, torch.from_numpy(np.asarray(seen)), torch.zeros(()), torch.zeros(()))
 
 

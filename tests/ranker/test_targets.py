@@ -42,6 +42,7 @@ def make_batch() -> RankBatch:
         visible_N=torch.cat(visible),
         seen_N=torch.ones(N, dtype=torch.bool),
         global_targets=torch.tensor(float(sum(NUM_TARGETS))),
+        global_labels_K=torch.tensor([float(sum(NUM_TARGETS))]),
     )
 
 
@@ -59,7 +60,7 @@ def make_code_reader(seeds: int) -> tuple[CodeReader, torch.Tensor]:
     words_NW = spec.pack(torch.stack([torch.randint(r, (sum(LENGTHS),), generator=generator) for r in spec.radices], 1))
     torch.manual_seed(2)
     vectors = ItemVectors(events.embedding_dim, 16, DIM, 0.0)
-    reader = CodeReader(vectors, events, DIM, 2, seeds, torch.device("cpu"))
+    reader = CodeReader(vectors, events, DIM, 2, seeds, 2, torch.device("cpu"))
     with torch.no_grad():
         for parameter in (reader.attention.bias_UH, reader.attention.bucket_value_UD):
             parameter.normal_()
@@ -95,10 +96,10 @@ def test_targets_read_what_the_definition_says():
 
 def test_context_of_a_target():
     batch = make_batch()
-    context = Context.of(batch, Targets.of(batch))
+    context = Context.of(batch, Targets.of(batch), num_tasks=1)
     for s, (_, event, reads) in enumerate(by_definition(batch)):
         positives = int(batch.action_N[reads].sum())
-        assert float(context.log_odds_S[s].exp()) == pytest.approx((positives + 1) / (len(reads) - positives + 1))
+        assert float(context.log_odds_SK[s, 0].exp()) == pytest.approx((positives + 1) / (len(reads) - positives + 1))
         gap = min((int(batch.timestamp_N[event] - batch.timestamp_N[t]) for t in reads), default=None)
         assert context.gap_S[s] == (GAP_BUCKETS - 1 if gap is None else gap_bucket(torch.tensor(gap)))
         assert context.count_S[s] == gap_bucket(batch.order_N[event])

@@ -1,0 +1,181 @@
+"""The jobs on two tasks, one of them with missing labels: train, resume, two processes, evaluate, export, pipeline."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.jobs import evaluate, export_ranker, pipeline, train_ranker
+from sidrec_torchrec.jobs.checkpoints import BEST
+from sidrec_torchrec.jobs.distributed import process_group
+from sidrec_torchrec.ranker.arms import ArmConfig
+from sidrec_torchrec.ranker.model import ATTENTIONS
+from sidrec_torchrec.ranker.scorer import Scorer
+from sidrec_torchrec.ranker.serving import requests_of
+from tests.jobs.test_train_ranker import SMALL, Killed, make_config, train_here
+
+TASKS = ("label", "like")
+
+
+@pytest.fixture(scope="module")
+def labeled(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus with a second label: rarer, correlated, and null for a third of the events."""
+    folder = tmp_path_factory.mktemp("labeled")
+    for name in ("items.parquet", "users.parquet"):
+        (folder / name).symlink_to(corpus / name)
+    events = pq.read_table(corpus / "events.parquet")
+    draw_N = np.random.default_rng(0).random((2, len(events)))
+    like = pa.array((events["label"].to_numpy() * (draw_N[0] < 0.6)).astype(np.int8), mask=draw_N[1] < 1 / 3)
+    pq.write_table(events.append_column("like", like), folder / "events.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sequences(labeled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "sequences"
+    config = PrepareConfig(
+        max_history=48, targets_per_row=32, cold_fraction=0.2, validation_fraction=0.2, tasks=("label", "like")
+    )
+    prepare(labeled, folder, config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(labeled, sequences, sids, tmp_path_factory):
+    """A ranker of both tasks that attends to codes: its configuration and result."""
+    model = dataclasses.replace(SMALL, attention="codes", task_weights=(1.0, 2.0))
+    out = tmp_path_factory.mktemp("ranker") / "codes"
+    config = make_config(labeled, sequences, sids, out, "side", model=model, arms=ArmConfig(side_mode="decoded"))
+    return config, train_ranker.main(config)
+
+
+def predictions(config, split="test"):
+    """Of the best epoch on a split, by the unsharded ranker: probability, label and weight, float64 [S, K]."""
+    prepared = open_prepared(config.prepared)
+    with process_group() as processes, torch.no_grad():
+        arm = train_ranker.load_arm(config, prepared)
+        ranker = train_ranker.unsharded_ranker(config, prepared, arm, torch.device("cpu")).eval()
+        state = ranker.state_dict()
+        train_ranker.open_trained(config.out)[1].load(BEST, {"model": state})
+        ranker.load_state_dict(state)
+        outputs = [ranker(batch)[1] for batch in train_ranker.batches(config, prepared, arm, split, processes)]
+    return [
+        torch.cat([getattr(o, name) for o in outputs]).double().numpy() for name in ("prediction", "label", "weight")
+    ]
+
+
+def test_metrics_and_the_choice_of_the_epoch(trained):
+    config, result = trained
+    assert result["tasks"] == list(TASKS)
+    prediction_SK, label_SK, weight_SK = predictions(config)
+    counts = open_prepared(config.prepared).counts["test"]["labels"]
+    for k, task in enumerate(TASKS):
+        known_S = weight_SK[:, k] > 0
+        assert known_S.sum() == counts[task] == result["test"][f"targets_all_{task}"]
+        p, y = prediction_SK[known_S, k], label_SK[known_S, k]
+        rate = y.mean()
+        loss = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+        entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+        assert result["test"][f"ne_all_{task}"] == pytest.approx(loss / entropy, rel=1e-4)
+        assert result["test"][f"calibration_all_{task}"] == pytest.approx(p.mean() / rate, rel=1e-4)
+    scores = [(values["ne_all_label"] + values["ne_all_like"]) / 2 for values in result["validation"]]
+    assert scores == pytest.approx([values["ne_all"] for values in result["validation"]])
+    assert result["best_epoch"] == int(np.argmin(scores))
+    assert evaluate.main(evaluate.EvaluateConfig(ranker=config.out)) == result["test"]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_both_tasks_are_learned(attention, labeled, sequences, sids, tmp_path):
+    model = dataclasses.replace(SMALL, attention=attention)
+    config = make_config(labeled, sequences, sids, tmp_path / "run", "side", model=model, epochs=6)
+    result = train_ranker.main(config)
+    assert result["train_loss"][-1] < result["train_loss"][0]
+    first, last = result["validation"][0], result["validation"][-1]
+    assert last["ne_all_label"] < first["ne_all_label"] and last["ne_all_like"] < first["ne_all_like"]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(trained, tmp_path, monkeypatch):
+    whole_config, whole = trained
+    config = dataclasses.replace(whole_config, out=tmp_path / "killed", checkpoint_batches=2)
+    save = train_ranker.Checkpoints.save
+
+    def save_then_die(self, name, state):
+        save(self, name, state)
+        raise Killed
+
+    monkeypatch.setattr(train_ranker.Checkpoints, "save", save_then_die)
+    with pytest.raises(Killed):
+        train_ranker.main(config)
+    monkeypatch.setattr(train_ranker.Checkpoints, "save", save)
+    resumed = train_ranker.main(config)
+    assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
+    assert resumed["test"] == pytest.approx(whole["test"], rel=1e-5)
+
+
+def test_two_processes_equal_one(trained, tmp_path, run_distributed):
+    config, one = trained
+    first, second = run_distributed(train_here, 2, dataclasses.replace(config, out=tmp_path / "two"))
+    assert first == second
+    assert first["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
+    assert first["test"] == pytest.approx(one["test"], abs=1e-3)
+    for name in ("ne_all", "ne_all_label", "ne_all_like", "ne_warm_like", "ne_cold_like"):
+        assert first["test"][name] == pytest.approx(one["test"][name], abs=1e-4)
+
+
+def test_the_exported_ranker_scores_both_tasks(trained, tmp_path):
+    config, _ = trained
+    file = tmp_path / "ranker.pt2"
+    metadata = export_ranker.main(export_ranker.ExportRankerConfig(ranker=config.out, out=file, compiled=False))
+    assert metadata["tasks"] == list(TASKS)
+    scorer, prepared = Scorer(file), open_prepared(config.prepared)
+    expected_SK = torch.from_numpy(predictions(config)[0])
+    with process_group() as processes:
+        arm = train_ranker.load_arm(config, prepared)
+        parts = train_ranker.batches(config, prepared, arm, "test", processes)
+        scored = [scorer(**requests_of(batch, batch.items["sid"].values().unsqueeze(1))) for batch in parts]
+    torch.testing.assert_close(torch.cat(scored).double(), expected_SK, rtol=0, atol=1e-5)
+
+
+def test_refusals(trained, prepared, tmp_path):
+    config, _ = trained
+    with pytest.raises(SidrecError, match="of the tasks label; the ranker predicts label, like: prepare with"):
+        evaluate.main(evaluate.EvaluateConfig(ranker=config.out, prepared=prepared))
+    model = dataclasses.replace(SMALL, task_weights=(1.0, 1.0, 1.0))
+    with pytest.raises(SidrecError, match="task_weights must name 2, one per task, or none"):
+        train_ranker.main(dataclasses.replace(config, out=tmp_path / "run", model=model))
+    with pytest.raises(SidrecError, match="task_weights must name 1, one per task"):
+        pipeline.PipelineConfig(out=tmp_path, model=model)
+    with pytest.raises(ValueError, match="name each task once"):
+        pipeline.PipelineConfig(out=tmp_path, tasks=("like", "like"))
+
+
+def test_the_pipeline_reports_every_task(labeled, tmp_path, capsys):
+    report = pipeline.main(
+        pipeline.PipelineConfig(
+            out=tmp_path / "run",
+            data=labeled,
+            arms=("none", "side"),
+            tasks=TASKS,
+            tokenizer_epochs=1,
+            epochs=1,
+            batch_events=1024,
+            model=SMALL,
+        )
+    )
+    assert "The tasks are label, like" in report["protocol"]
+    for arm in report["arms"].values():
+        for kind in ("ne", "auc"):
+            means = [np.mean([arm[f"{kind}_warm_{task}"][0] for task in TASKS])]
+            assert arm[f"{kind}_warm"] == pytest.approx(means)
+    base, other = (report["arms"][name]["ne_cold_like"][0] for name in ("none", "side"))
+    assert report["arms"]["side"]["ne_gain_cold_like"] == pytest.approx((base - other) / base)
+    printed, page = capsys.readouterr().out, (tmp_path / "run" / "report.html").read_text()
+    assert "side: like" in printed and "<td>side: like</td>" in page
+    labels = report["data"]["summary"]["labels"]
+    assert labels["label"]["missing"] == 0 < labels["like"]["missing"]
