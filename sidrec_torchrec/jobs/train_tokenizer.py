@@ -105,11 +105,8 @@ def main(config: TrainTokenizerConfig) -> dict[str, Any]:
         SidrecError: if training diverges.
         RunMismatchError: if ``out`` holds a run of another configuration.
     """
-    with process_group() as processes:
-        run = open_run(config.out, config)
-        if run.result is None:
-            run.finish(_train(config, processes))
-        return open_run(config.out, config).result
+    with process_group() as processes, open_run(config.out, config) as run:
+        return run.result or run.finish(_train(config, processes))
 
 
 def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]:
