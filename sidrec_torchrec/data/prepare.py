@@ -39,6 +39,7 @@ from sidrec_torchrec.data.format import (
     open_users,
     scan_vocabularies,
 )
+from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.parquet import is_multi_label
 from sidrec_torchrec.data.sequences import Sequence, sequence_schema, to_record_batch
@@ -106,7 +107,7 @@ class Prepared:
 
     def seen(self) -> np.ndarray:
         """Whether an item occurs in training, bool [num_items], mapped from disk."""
-        return np.load(self.folder / "seen.npy", mmap_mode="r")
+        return map_rows(self.folder / "seen.npy")
 
     def check_items(self, data: Path) -> None:
         """Refuses another item file than the sequences' rows point into.
@@ -145,7 +146,10 @@ def open_prepared(folder: Path) -> Prepared:
     path = Path(folder) / "prepared.json"
     if not path.exists():
         raise DataError(f"{path}: not found; run the pipeline's prepare step first")
-    return Prepared(folder=Path(folder), **read_json(path))
+    try:
+        return Prepared(folder=Path(folder), **read_json(path))
+    except TypeError as error:  # other fields, or none
+        raise DataError(f"{path}: of another version of sidrec_torchrec ({error}); prepare again") from error
 
 
 def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
