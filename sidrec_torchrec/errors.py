@@ -1,5 +1,6 @@
 """Errors a user can act on. The command line prints their message alone, without a traceback."""
 
+import math
 from typing import Any
 
 
@@ -19,11 +20,18 @@ class RunMismatchError(SidrecError, ValueError):
     """An output folder holds the results of another run."""
 
 
+class FolderBusyError(SidrecError):
+    """Another process is working in an output folder."""
+
+
 def check_at_least(config: Any, least: float, *names: str) -> None:
-    """Raises ValueError unless each of the config's fields ``names`` is ``least`` or more."""
+    """Raises ValueError unless each of the config's fields ``names`` is ``least`` or more, and finite."""
     for name in names:
-        if not getattr(config, name) >= least:  # so that NaN is refused too
-            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if not value >= least:  # so that NaN is refused too
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+        if value == math.inf:
+            raise ValueError(f"{name} must be finite, got {value}")
 
 
 def check_share(config: Any, *names: str) -> None:

@@ -6,7 +6,6 @@ from itertools import islice
 from typing import Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -14,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from sidrec_torchrec.data.prepare import Prepared
-from sidrec_torchrec.data.sequences import Sequence, from_table
+from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences
 
 _SHUFFLE_ROWS = 4096  # rows held to shuffle and to sort by length
 
@@ -125,7 +124,7 @@ class SequenceBatches(IterableDataset):
     def _global_batches(self) -> Iterator[list[Sequence]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         pool: list[Sequence] = []
-        with pq.ParquetFile(self.prepared.path(self.split)) as file:
+        with open_sequences(self.prepared.path(self.split)) as file:
             groups = np.arange(file.num_row_groups)
             if self.shuffle:
                 rng.shuffle(groups)

@@ -13,15 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from sidrec_torchrec.codec.processes import sum_over_processes
 from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.sequences import open_sequences
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
 from sidrec_torchrec.errors import DataError, check_at_least
 
+_NOISE = 1e-20  # variance of what rounding alone makes differ: labels are 0 or 1
 _SPARE = 8  # columns more than are asked for, which make the iteration converge
 
 
@@ -54,7 +55,7 @@ class CollaborativeVectors:
     """Vectors of the items that have one.
 
     Args:
-        values_ND: float32 [num_items, dim]; zeros where there is none.
+        values_ND: float32 [num_items, dim], narrower where items are fewer than that; zeros where there is none.
         present_N: bool [num_items].
     """
 
@@ -75,7 +76,7 @@ def collaborative_vectors(
         rank, world_size: this process, which reads its share of the row groups.
 
     Raises:
-        DataError: if no item has enough training targets.
+        DataError: if no item has enough training targets, or their labels tell no item from another.
     """
     targets = _Targets(prepared, rank, world_size)
     count_N, mean_N, average = targets.means(config.prior_events)
@@ -105,14 +106,19 @@ def collaborative_vectors(
     factors_NK = (previous_NK @ rotation_KK) * energy_K.clamp_min(0).sqrt()
     deviation_N1 = (mean_N - average).unsqueeze(1)
     parts = [_of_variance_1(part_NK, present_N) for part_NK in (deviation_N1, factors_NK)]
+    if not any(part_NK.any() for part_NK in parts):
+        raise DataError(
+            f"{prepared.path('train')}: the labels of the training targets tell no item from another; do without "
+            "(pipeline: --collaborative false)"
+        )
     values_ND = torch.cat(parts, dim=1) * present_N.unsqueeze(1)
     return CollaborativeVectors(values_ND.float().numpy(), present_N.numpy())
 
 
 def _of_variance_1(x_NK: Tensor, present_N: Tensor) -> Tensor:
-    """Scaled so that the variances of the columns over items that are present sum to 1; as it is if they are 0."""
+    """Scaled so that the variances of the columns over items that are present sum to 1; zeros if those are alike."""
     variance = x_NK[present_N].var(0, correction=0).sum()
-    return x_NK * torch.where(variance > 0, variance, 1.0).rsqrt()
+    return x_NK * torch.where(variance > _NOISE, variance, torch.inf).rsqrt()
 
 
 class _Targets:
@@ -143,7 +149,7 @@ class _Targets:
             yield row_P, item_P, residual_P - (sum_R / (count_R + prior).clamp_min(1))[row_P]
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        with pq.ParquetFile(self._path) as file:
+        with open_sequences(self._path) as file:
             for group in range(self._rank, file.num_row_groups, self._world_size):
                 table = file.read_row_group(group, columns=["item", "action", "num_targets"]).combine_chunks()
                 targets_R = table["num_targets"].to_numpy()

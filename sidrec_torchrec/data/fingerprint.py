@@ -3,9 +3,12 @@
 import hashlib
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.format import EVENTS_FILE, ITEMS_FILE, USERS_FILE
+from sidrec_torchrec.data.parquet import first_line
+from sidrec_torchrec.errors import DataError
 
 
 def data_fingerprint(folder: Path) -> dict[str, str]:
@@ -21,9 +24,16 @@ def data_fingerprint(folder: Path) -> dict[str, str]:
 
 
 def file_fingerprint(path: Path) -> str:
-    """16 hex digits of a hash of a Parquet file's size and footer."""
+    """16 hex digits of a hash of a Parquet file's size and footer.
+
+    Raises:
+        DataError: if it is no (whole) Parquet file.
+    """
     size = path.stat().st_size
-    footer = pq.read_metadata(path).serialized_size + 8  # length and magic number behind it
+    try:
+        footer = pq.read_metadata(path).serialized_size + 8  # length and magic number behind it
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: not a Parquet file, or cut short: {first_line(error)}; make it again") from error
     with path.open("rb") as file:
         file.seek(size - footer)
         return hashlib.sha256(size.to_bytes(8, "little") + file.read()).hexdigest()[:16]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sidrec_torchrec.data.format import open_items
+from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path
 
 
@@ -25,12 +26,25 @@ def write_vectors(data: Path, source: str, path: Path) -> None:
 def write_rows(path: Path, shape: tuple[int, int], dtype: type, batches: Iterator[np.ndarray]) -> None:
     """Writes batches of rows one after another as one ``.npy`` of ``shape``, whole or not at all."""
     with atomic_path(path) as temporary:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-        row = 0
-        for batch in batches:
-            array[row : row + len(batch)] = batch
-            row += len(batch)
-        array.flush()
+        # written, not mapped: on a full disk that is an error, not a signal that kills the process
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        with open(temporary, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            file.writelines(np.ascontiguousarray(batch, dtype) for batch in batches)
+
+
+def map_rows(path: Path) -> np.ndarray:
+    """What ``write_rows`` wrote, mapped from disk.
+
+    Raises:
+        DataError: if it is missing, broken or cut short.
+    """
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(
+            f"{path}: not an array, or cut short ({error}); remove it, or its folder, and run again"
+        ) from error
 
 
 def _unit_scale(x_ND: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ class ParquetTable:
             with pq.ParquetFile(path) as file:
                 schema, num_rows, num_row_groups = file.schema_arrow, file.metadata.num_rows, file.num_row_groups
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: not a Parquet file, or cut short: {_first_line(error)}") from error
+            raise DataError(f"{path}: not a Parquet file, or cut short: {first_line(error)}") from error
         if num_rows == 0:
             raise DataError(f"{path}: the file has no rows")
         return ParquetTable(path, schema, num_rows, num_row_groups)
@@ -89,7 +89,7 @@ class ParquetTable:
                         yield first_row, batch
                         first_row += batch.num_rows
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path}: cannot be read past row {first_row}: {_first_line(error)}") from error
+            raise DataError(f"{self.path}: cannot be read past row {first_row}: {first_line(error)}") from error
 
     def read_unique_ids(self, column: str) -> np.ndarray:
         """A whole id column: int64 [num_rows], in file order.
@@ -173,5 +173,6 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
     return str(error).strip().split("\n")[0]

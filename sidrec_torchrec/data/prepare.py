@@ -40,6 +40,7 @@ from sidrec_torchrec.data.format import (
     open_users,
     scan_vocabularies,
 )
+from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.parquet import is_multi_label
 from sidrec_torchrec.data.sequences import Sequence, sequence_schema, to_record_batch
@@ -114,7 +115,7 @@ class Prepared:
 
     def seen(self) -> np.ndarray:
         """Whether an item occurs in training, bool [num_items], mapped from disk."""
-        return np.load(self.folder / "seen.npy", mmap_mode="r")
+        return map_rows(self.folder / "seen.npy")
 
     def check_items(self, data: Path) -> None:
         """Refuses another item file than the sequences' rows point into.
@@ -154,7 +155,10 @@ def open_prepared(folder: Path) -> Prepared:
     if not path.exists():
         raise DataError(f"{path}: not found; run the pipeline's prepare step first")
     values = read_json(path)
-    return Prepared(folder=Path(folder), **values | {"tasks": tuple(values.get("tasks", DEFAULT_TASKS))})
+    try:
+        return Prepared(folder=Path(folder), **values | {"tasks": tuple(values["tasks"])})
+    except (KeyError, TypeError) as error:  # other fields, or none
+        raise DataError(f"{path}: of another version of sidrec_torchrec ({error!r}); prepare again") from error
 
 
 def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:

@@ -1,5 +1,6 @@
 """What VQ Fusion is made of."""
 
+import math
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -79,7 +80,7 @@ class VQFusionConfig:
         quantizer: of the latent.
 
     Raises:
-        ValueError: without a source to read, or on an unknown weighting, task or predicted source.
+        ValueError: without a source to read, or on an unknown weighting, task or predicted source, or a negative weight.
     """
 
     sources: dict[str, int]
@@ -106,7 +107,9 @@ class VQFusionConfig:
             raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}; got '{self.weighting}'")
         for name in self.weights:
             if name not in self.tasks:
-                raise ValueError(f"weight of unknown task '{name}'; there are {', '.join(self.tasks)}")
+                raise DataError(f"weight of unknown task '{name}'; there are {', '.join(self.tasks)}")
+            if not 0 <= self.weights[name] < math.inf:  # below 0 training would make the task worse
+                raise DataError(f"the weight of '{name}' must be at least 0 and finite, got {self.weights[name]}")
         if overlap := self.sources.keys() & self.targets:
             raise ValueError(f"{sorted(overlap)} are both sources and targets")
 

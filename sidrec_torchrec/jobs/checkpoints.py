@@ -2,11 +2,16 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from sidrec_torchrec.errors import SidrecError
 
 BEST, LAST = "best", "last"  # the checkpoint to keep, and the one to go on from
 
@@ -27,9 +32,14 @@ class Checkpoints:
         return (self._folder / name).exists()
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        """Replaces checkpoint ``name`` by ``state`` (tensors, sharded tensors, strings, numbers); on every process."""
+        """Replaces checkpoint ``name`` by ``state`` (tensors, sharded tensors, strings, numbers); on every process.
+
+        Raises:
+            SidrecError: if it cannot be written, say on a full disk; the one before stays.
+        """
         new, old = self._folder / f"{name}.new", self._folder / f"{name}.old"
-        dcp.save(state, checkpoint_id=new)
+        with _explained(f"{new}: cannot be written", "run again where it can, and the run goes on from the one before"):
+            dcp.save(state, checkpoint_id=new)
         if dist.get_rank() == 0:
             shutil.rmtree(old, ignore_errors=True)
             if (self._folder / name).exists():
@@ -39,11 +49,28 @@ class Checkpoints:
         dist.barrier()
 
     def load(self, name: str, state: dict[str, Any]) -> None:
-        """Fills ``state`` in place from checkpoint ``name``; on every process."""
-        dcp.load(state, checkpoint_id=self._folder / name)
+        """Fills ``state`` in place from checkpoint ``name``; on every process.
+
+        Raises:
+            SidrecError: if it is broken, or of another model.
+        """
+        path = self._folder / name
+        with _explained(f"{path}: a broken checkpoint, or of another model", f"remove {self._folder} to train anew"):
+            dcp.load(state, checkpoint_id=path)
 
     def _settle(self, name: str) -> None:
         """Takes the old checkpoint back if the process died between two renames."""
         if dist.get_rank() == 0 and (self._folder / f"{name}.old").exists() and not (self._folder / name).exists():
             os.replace(self._folder / f"{name}.old", self._folder / name)
         dist.barrier()
+
+
+@contextmanager
+def _explained(what: str, advice: str) -> Iterator[None]:
+    """Says in one line what torch, in an exception that is no ``Exception``, says in the tracebacks of all processes."""
+    try:
+        yield
+    except CheckpointException as error:
+        first, _ = next(iter(error.failures.values()))
+        reason = str(first).partition("\n")[0] or type(first).__name__
+        raise SidrecError(f"{what} ({reason}); {advice}") from error

@@ -48,8 +48,7 @@ def main(config: CollaborativeVectorsConfig) -> dict[str, Any]:
         DataError: if the items are not those of the sequences, or have a column of this name already.
         RunMismatchError: if ``out`` holds another run.
     """
-    with process_group() as processes:
-        run = open_run(config.out, config)
+    with process_group() as processes, open_run(config.out, config) as run:
         if run.result is not None:
             return run.result
         prepared = open_prepared(config.prepared)
@@ -67,8 +66,7 @@ def main(config: CollaborativeVectorsConfig) -> dict[str, Any]:
                 _write(config, vectors)
             progress.advance(0, f"{result['with_vector']:,} of {result['items']:,} items have one")
         dist.barrier()
-        run.finish(result)
-        return result
+        return run.finish(result)
 
 
 def _write(config: CollaborativeVectorsConfig, vectors: CollaborativeVectors) -> None:

@@ -51,10 +51,8 @@ def main(config: EncodeCorpusConfig) -> dict[str, Any]:
     """
     with process_group() as processes:
         tokenizer = Tokenizer.load(tokenizer_folder(config.tokenizer)).to(processes.device)
-        run = open_run(config.out, config)
-        if run.result is None:
-            run.finish(_encode(config, tokenizer, processes))
-        result = open_run(config.out, config).result
+        with open_run(config.out, config) as run:
+            result = run.result or run.finish(_encode(config, tokenizer, processes))
         tokenizer.codec.check(result["fingerprint"], f"{config.out} holds SIDs")
         return result
 

@@ -134,7 +134,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
         DataError: on bad data; names file, column and row.
         RunMismatchError: if ``out`` holds another run.
     """
-    with process_group() as processes:
+    with process_group() as processes, open_run(config.out, config, ignore=("out", "arms", "seeds")):
         report = _Pipeline(config, processes).run()
         if processes.is_main:
             write_json(config.out / "report.json", report)
@@ -155,7 +155,6 @@ class _Pipeline:
         self.data = config.data or config.out / "data"
 
     def run(self) -> dict[str, Any]:
-        open_run(self.out, self.config, ignore=("out", "arms", "seeds"))
         self._open_data()
         self.sources = self.config.source or tuple(open_items(self.data).source_dims)
         self.targets = self.config.target or (() if self.config.data else SYNTHETIC_TARGETS)

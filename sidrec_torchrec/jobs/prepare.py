@@ -32,8 +32,7 @@ def main(config: PrepareJobConfig) -> dict[str, Any]:
         DataError: on bad data; names file, column and row.
         RunMismatchError: if ``out`` holds sequences of another protocol or other data.
     """
-    with process_group() as processes:
-        run = open_run(config.out, config)
+    with process_group() as processes, open_run(config.out, config) as run:
         if run.result is not None:
             return run.result
         result = None

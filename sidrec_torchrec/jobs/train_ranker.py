@@ -85,11 +85,8 @@ def main(config: TrainRankerConfig) -> dict[str, Any]:
     Raises:
         RunMismatchError: if ``out`` holds a run of another configuration.
     """
-    with process_group() as processes:
-        run = open_run(config.out, config)
-        if run.result is None:
-            run.finish(_train_and_test(config, processes))
-        return open_run(config.out, config).result
+    with process_group() as processes, open_run(config.out, config) as run:
+        return run.result or run.finish(_train_and_test(config, processes))
 
 
 def open_trained(folder: Path) -> tuple[TrainRankerConfig, Checkpoints]:

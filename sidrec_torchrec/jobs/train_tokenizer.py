@@ -25,6 +25,10 @@ from sidrec_torchrec.jobs.progress import stage
 from sidrec_torchrec.jobs.runs import open_run
 
 TOKENIZER_FOLDER = "tokenizer"
+_SQUARES = (
+    1e-11,
+    1e37,
+)  # mean squared lengths of sources: their variances must be more than ``Standardize`` takes for none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,9 @@ class TrainTokenizerConfig:
         check_at_least(self, 1, "checkpoint_epochs", "batch_size", "patience", "latent_dim")
         if both := set(self.source) & set(self.predict):
             raise ValueError(f"{sorted(both)} are both sources to fuse and to predict; name each once")
+        for name in ("source", "predict", "target"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"name each {name} once, got '{','.join(getattr(self, name))}'")
         check_share(self, "validation_fraction", *([] if self.dropout is None else ["dropout"]))
         if not 0 <= self.prefix_share <= 1:
             raise ValueError(f"prefix_share must lie in [0, 1], got {self.prefix_share}")
@@ -105,11 +112,8 @@ def main(config: TrainTokenizerConfig) -> dict[str, Any]:
         SidrecError: if training diverges.
         RunMismatchError: if ``out`` holds a run of another configuration.
     """
-    with process_group() as processes:
-        run = open_run(config.out, config)
-        if run.result is None:
-            run.finish(_train(config, processes))
-        return open_run(config.out, config).result
+    with process_group() as processes, open_run(config.out, config) as run:
+        return run.result or run.finish(_train(config, processes))
 
 
 def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]:
@@ -117,7 +121,8 @@ def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]
     vocabularies = scan_vocabularies(items, config.target)
     sources = config.source or tuple(name for name in items.source_dims if name not in config.predict)
     if not sources:
-        raise DataError(f"{items.path}: no column of float lists to fuse; docs/data.md describes sources")
+        besides = f" besides those to predict, {', '.join(config.predict)}" if config.predict else ""
+        raise DataError(f"{items.path}: no column of float lists to fuse{besides}; docs/data.md describes sources")
     train, validation = (
         ItemStream.open(
             config.data,
@@ -319,8 +324,13 @@ class _Training:
         for name, sum_D in sums.items():
             if not counts[name]:
                 raise DataError(f"{self.train.items.path}: column '{name}': missing in every training item; drop it")
-            mean_D = sum_D / counts[name]
-            variance = torch.tensor(squares[name] / counts[name] - float(mean_D.square().sum()))
+            mean_D, square = sum_D / counts[name], squares[name] / counts[name]
+            if not _SQUARES[0] <= square <= _SQUARES[1]:
+                raise DataError(
+                    f"{self.train.items.path}: column '{name}': its vectors have length {square**0.5:.1e} (root mean "
+                    "square), of which float32 would make nothing; scale them to about 1"
+                )
+            variance = torch.tensor(square - float(mean_D.square().sum()))
             self.model.standardize[name].set(mean_D.to(self.processes.device), variance.to(self.processes.device))
         return num_items
 

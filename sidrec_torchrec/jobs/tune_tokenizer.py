@@ -96,11 +96,8 @@ def main(config: TuneTokenizerConfig) -> dict[str, Any]:
             tokenizer was trained with and ``content`` lacks.
         RunMismatchError: if ``out`` holds a run of another configuration.
     """
-    with process_group() as processes:
-        run = open_run(config.out, config)
-        if run.result is None:
-            run.finish(_tune(config, processes))
-        return open_run(config.out, config).result
+    with process_group() as processes, open_run(config.out, config) as run:
+        return run.result or run.finish(_tune(config, processes))
 
 
 def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def problem() -> str | None:
         torch.ops.load_library(library_path())
         return None
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-        output = getattr(error, "stderr", None) or str(error)
+        output = getattr(error, "stderr", None)
+        output = output if isinstance(output, str) and output else str(error)  # after a timeout it is bytes
         reason = next((line for line in output.splitlines() if "error" in line), output.partition("\n")[0])
         warnings.warn(
             f"the C++ operators could not be built ({reason}); the plain PyTorch ones run instead, many times slower. "

@@ -21,6 +21,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
+from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError, check_at_least, check_share
 from sidrec_torchrec.side.collection import SIDECollection
 from sidrec_torchrec.side.expansion import MODES, OfCodec, SIDEConfig
@@ -157,7 +158,7 @@ class RawArm(Arm):
 
     def __init__(self, vectors: dict[str, Path]) -> None:
         self.keys = tuple(vectors)
-        self._vectors = {name: np.load(path, mmap_mode="r") for name, path in vectors.items()}
+        self._vectors = {name: map_rows(path) for name, path in vectors.items()}
         self._dims = {name: array.shape[1] for name, array in self._vectors.items()}
         self.dim = sum(self._dims.values())
 
@@ -203,7 +204,7 @@ class SideArm(Arm):
     """SIDE: the packed SID travels, and is expanded by a module without parameters, or with learned rows (``LearnedSIDE``)."""
 
     def __init__(self, sid: SIDArray, config: ArmConfig, *, learned: bool) -> None:
-        self._words = np.load(sid.path, mmap_mode="r")
+        self._words = map_rows(sid.path)
         self._side = SIDEConfig(
             name="item",
             feature_names=["sid"],
@@ -262,7 +263,7 @@ class PrefixNgramArm(Arm):
     """Traditional SIDs (Zheng et al., arXiv 2504.02137): per source, residual codes' prefixes in a hashed table."""
 
     def __init__(self, sids: dict[str, SIDArray], config: ArmConfig) -> None:
-        self._words = {name: np.load(sid.path, mmap_mode="r") for name, sid in sids.items()}
+        self._words = {name: map_rows(sid.path) for name, sid in sids.items()}
         self._ngrams = {name: _prefix_ngram(sid.codec.spec, config) for name, sid in sids.items()}
         self.keys = tuple(key for name, ngram in self._ngrams.items() for key in ngram.keys(name))
         self.dim = config.table_dim * len(sids)

@@ -104,3 +104,38 @@ def test_too_few_events(prepared: Prepared, tmp_path: Path):
         collaborative_vectors(prepared, CollaborativeConfig(least_events=5000))
     with pytest.raises(ValueError, match="dim must be at least 2"):
         CollaborativeConfig(dim=1)
+
+
+def of_events(folder: Path, item_N: np.ndarray, label_N: np.ndarray) -> Prepared:
+    """Prepared sequences of users with 30 events each."""
+    events = {
+        "user_id": np.arange(len(item_N)) // 30,
+        "item_id": item_N,
+        "timestamp": np.arange(len(item_N)),
+        "label": label_N.astype(np.int8),
+    }
+    pq.write_table(pa.table({"item_id": np.arange(10)}), folder / "items.parquet")
+    pq.write_table(pa.table(events), folder / "events.parquet")
+    return prepare(folder, folder / "sequences", PrepareConfig(cold_fraction=0.0, validation_fraction=0.0))
+
+
+def test_labels_that_tell_no_item_from_another_are_refused(tmp_path):
+    """All training labels 1: zeros for vectors, which readers of the column would take for none at all."""
+    rng = np.random.default_rng(0)
+    is_test_N = np.arange(600) % 30 >= 24
+    prepared = of_events(tmp_path, rng.integers(0, 10, 600), np.where(is_test_N, rng.integers(0, 2, 600), 1))
+    with pytest.raises(DataError, match=r"train\.parquet: the labels .* tell no item from another; do without"):
+        collaborative_vectors(prepared, CollaborativeConfig())
+
+
+def test_rounding_is_not_scaled_to_a_signal(tmp_path):
+    """Every item is liked by a third, some met twice as often: means differ in their last bits, or not at all."""
+    rng = np.random.default_rng(0)
+    once = [(item, label) for item in range(10) for label in (1, 0, 0) for _ in range(1 + item % 2 * 2)]
+    item_N, label_N, places = np.zeros(600, int), np.zeros(600, int), np.flatnonzero(np.arange(600) % 30 < 24)
+    pairs = [once[i % len(once)] for i in range(len(places))]
+    rng.shuffle(pairs)
+    item_N[places], label_N[places] = np.array(pairs).T
+    vectors = collaborative_vectors(of_events(tmp_path, item_N, label_N), CollaborativeConfig(prior_events=5.0))
+    assert vectors.present_N.all()
+    assert not vectors.values_ND[:, 0].any() and vectors.values_ND[:, 1:].any()

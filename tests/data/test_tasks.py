@@ -86,13 +86,6 @@ def test_any_column_can_be_the_task(data, tmp_path):
     assert prepare(data, tmp_path / "none", PrepareConfig()).sampled_negatives  # nothing is named, there is no `label`
 
 
-def test_prepared_before_there_were_tasks(data, tmp_path):
-    prepared = prepare(data, tmp_path / "out", PrepareConfig())
-    path = prepared.folder / "prepared.json"
-    path.write_text(path.read_text().replace('"tasks"', '"ignored"').replace('"ignored": [\n    "label"\n  ],', ""))
-    assert "tasks" not in path.read_text() and open_prepared(prepared.folder) == prepared
-
-
 def test_validation_counts_labels(data, capsys):
     labels = validate(data, TASKS)["labels"]
     events = pq.read_table(data / "events.parquet")

@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidrec_torchrec import cli
+from sidrec_torchrec.data.collaborative import CollaborativeConfig
 from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.jobs.pipeline import PipelineConfig
 from sidrec_torchrec.jobs.runs import CONFIG_FILE
@@ -40,6 +41,8 @@ NAN = float("nan")
         (TrainRankerConfig, {"data": "d", "prepared": "p", "out": "o", "epochs": 0}, "epochs must be at least 1"),
         (TrainTokenizerConfig, {"data": "d", "out": "o", "batch_size": 0}, "batch_size must be at least 1"),
         (TrainTokenizerConfig, {"data": "d", "out": "o", "dropout": -0.1}, "dropout must lie in"),
+        (TrainTokenizerConfig, {"data": "d", "out": "o", "predict": ("a", "a")}, "name each predict once, got 'a,a'"),
+        (CollaborativeConfig, {"prior_events": float("inf")}, "prior_events must be finite, got inf"),
         (PipelineConfig, {"out": "o", "seeds": 0}, "seeds must be at least 1"),
         (PipelineConfig, {"out": "o", "source": ("a", "a")}, "name each source once, got 'a,a'"),
     ],

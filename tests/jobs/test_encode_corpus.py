@@ -65,7 +65,13 @@ def test_any_number_of_processes_writes_the_same_file(world_size, config, run_di
         assert result["collisions"] == one["collisions"]
         for source, errors in one["reconstruction"].items():
             assert result["reconstruction"][source] == pytest.approx(errors, rel=1e-6)
-    assert sorted(path.name for path in several.out.iterdir()) == ["codec", "metrics.json", "run.json", "sids.parquet"]
+    assert sorted(path.name for path in several.out.iterdir()) == [
+        "codec",
+        "metrics.json",
+        "run.json",
+        "run.lock",
+        "sids.parquet",
+    ]
 
 
 @pytest.mark.parametrize(("block", "world_size"), [(1, 1), (13, 2), (8192, 1)])

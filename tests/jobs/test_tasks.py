@@ -93,11 +93,14 @@ def test_metrics_and_the_choice_of_the_epoch(trained):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_both_tasks_are_learned(attention, labeled, sequences, sids, tmp_path):
     model = dataclasses.replace(SMALL, attention=attention)
-    config = make_config(labeled, sequences, sids, tmp_path / "run", "side", model=model, epochs=6)
+    # digits, none dropped: in so small a corpus the decoded vectors of a tokenizer of one epoch say little
+    arms = ArmConfig(side_mode="digits", digit_dropout=0.0)
+    config = make_config(labeled, sequences, sids, tmp_path / "run", "side", model=model, arms=arms, epochs=8)
     result = train_ranker.main(config)
     assert result["train_loss"][-1] < result["train_loss"][0]
-    first, last = result["validation"][0], result["validation"][-1]
-    assert last["ne_all_label"] < first["ne_all_label"] and last["ne_all_like"] < first["ne_all_like"]
+    first, best = (result["validation"][epoch] for epoch in (0, result["best_epoch"]))
+    for task in TASKS:
+        assert best[f"ne_all_{task}"] < first[f"ne_all_{task}"]
 
 
 def test_an_interrupted_run_goes_on_where_it_was(trained, tmp_path, monkeypatch):

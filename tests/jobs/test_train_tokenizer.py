@@ -56,6 +56,18 @@ def changed_items(items: Path, folder: Path, column: str, values: list) -> Path:
     return folder
 
 
+def scaled_items(items: Path, folder: Path, scale: float) -> Path:
+    """A copy of the data with other ``image_emb``: in float32, which holds larger and smaller numbers than float16."""
+    folder.mkdir()
+    table = pq.read_table(items / "items.parquet")
+    values = [vector and [x * scale for x in vector] for vector in vectors(items, "image_emb")]
+    place = table.schema.get_field_index("image_emb")
+    pq.write_table(
+        table.set_column(place, "image_emb", pa.array(values, pa.list_(pa.float32(), 12))), folder / "items.parquet"
+    )
+    return folder
+
+
 def vectors(items: Path, column: str) -> list:
     return pq.read_table(items / "items.parquet")[column].to_pylist()
 
@@ -195,6 +207,36 @@ def test_source_missing_in_every_item_is_named(items, tmp_path):
     data = changed_items(items, tmp_path / "data", "image_emb", [None] * 600)
     with pytest.raises(DataError, match="column 'image_emb': missing in every training item"):
         train_tokenizer.main(make_config(data, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-10])
+def test_source_too_large_or_too_small_for_float32_is_named(scale, items, tmp_path):
+    """Its standardized vectors would be zeros, and SIDs would leave it out without a word."""
+    data = scaled_items(items, tmp_path / "data", scale)
+    with pytest.raises(DataError, match="column 'image_emb': its vectors have length .*scale them to about 1"):
+        train_tokenizer.main(make_config(data, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("scale", [1e15, 1e-4])
+def test_a_source_s_scale_means_nothing(scale, items, tmp_path):
+    data = scaled_items(items, tmp_path / "data", scale)
+    course = train_tokenizer.main(make_config(data, tmp_path / "run", epochs=0))["course"]
+    start = train_tokenizer.main(make_config(items, tmp_path / "plain", epochs=0))["course"]
+    assert course[0] == pytest.approx(start[0], rel=1e-3)
+
+
+def test_weights_that_cannot_be_are_refused(items, tmp_path):
+    with pytest.raises(SidrecError, match="weight of unknown task 'audio_emb'; there are text_emb"):
+        train_tokenizer.main(make_config(items, tmp_path / "a", weights={"audio_emb": 1.0}))
+    with pytest.raises(SidrecError, match="weight of 'text_emb' must be at least 0 and finite, got -1"):
+        train_tokenizer.main(make_config(items, tmp_path / "b", weights={"text_emb": -1.0}))
+
+
+def test_nothing_left_to_fuse(items, tmp_path):
+    with pytest.raises(
+        DataError, match="no column of float lists to fuse besides those to predict, text_emb, image_emb"
+    ):
+        train_tokenizer.main(make_config(items, tmp_path / "run", predict=("text_emb", "image_emb")))
 
 
 def test_unknown_names_are_refused(items, tmp_path):

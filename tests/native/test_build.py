@@ -55,6 +55,17 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing_half_built(tmp_path)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
+def test_a_compiler_that_takes_too_long_is_a_warning_too(tmp_path, monkeypatch):
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && echo 1 || { echo "warning: slow" >&2; exec sleep 60; }\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("SIDREC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "_BUILD_SECONDS", 1)
+    with pytest.warns(UserWarning, match="could not be built .*timed out after 1"):
+        assert "timed out" in build.problem.__wrapped__()
+
+
 def test_the_reference_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("SIDREC_OPS", "reference")
     assert backends.kernels("code_attention", torch.zeros(1)) is None

@@ -1,0 +1,102 @@
+"""Output folders: one job at a time, one configuration, and claims that refused jobs take back."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from sidrec_torchrec.errors import DataError, FolderBusyError, RunMismatchError
+from sidrec_torchrec.jobs.distributed import process_group
+from sidrec_torchrec.jobs.runs import open_run
+
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1], "a+")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("process 7 on host", file=file, flush=True)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@dataclass(frozen=True)
+class Config:
+    out: Path
+    epochs: int = 1
+
+
+def work(config: Config) -> dict:
+    with process_group(), open_run(config.out, config) as run:
+        return run.result or run.finish({"epochs": config.epochs, "shape": (1, 2)})
+
+
+def test_a_finished_run_is_read_back(tmp_path):
+    config = Config(tmp_path / "run")
+    first = work(config)
+    assert first == work(config) == {"epochs": 1, "shape": [1, 2]}
+    with pytest.raises(RunMismatchError, match="epochs was 1, is 2"):
+        work(replace(config, epochs=2))
+
+
+def test_a_second_job_in_the_folder_is_refused_until_the_first_has_ended(tmp_path):
+    config = Config(tmp_path / "run")
+    with process_group():
+        with open_run(config.out, config):
+            with pytest.raises(FolderBusyError, match="run: process .* is working in it"):
+                work(config)
+            work(Config(tmp_path / "run" / "part"))  # a folder of its own
+        work(config)
+
+
+def test_the_lock_of_a_killed_job_is_gone(tmp_path):
+    config = Config(tmp_path / "run")
+    config.out.mkdir()
+    command = [sys.executable, "-c", HOLD, str(config.out / "run.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(FolderBusyError, match="process 7 on host is working in it; wait"):
+            work(config)
+        other.kill()
+    assert work(config)["epochs"] == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_still_read(tmp_path):
+    config = Config(tmp_path / "run")
+    work(config)
+    (config.out / "run.lock").unlink()
+    (config.out / "run.lock").mkdir()  # cannot be opened, whoever asks
+    assert work(config)["epochs"] == 1
+
+
+def test_a_refused_job_takes_its_claim_back_but_not_one_that_has_written(tmp_path):
+    config = Config(tmp_path / "run")
+
+    def refused(config: Config, file: str | None = None) -> None:
+        with process_group(), open_run(config.out, config) as run:
+            if file is not None:
+                (run.folder / file).touch()
+            raise DataError("no such column")
+
+    with pytest.raises(DataError, match="no such column"):
+        refused(config)
+    with pytest.raises(DataError, match="no such column"):
+        refused(replace(config, epochs=2), "checkpoint")
+    with pytest.raises(RunMismatchError, match="epochs was 2, is 3"):
+        work(replace(config, epochs=3))
+
+
+def test_all_processes_learn_of_a_refusal(run_distributed, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    assert run_distributed(_refusal, 2, tmp_path / "mine") == ["holds files of something else"] * 2
+
+
+def _refusal(folder: Path) -> str:
+    with (
+        pytest.raises(RunMismatchError, match="holds files of something else") as error,
+        open_run(folder, Config(folder)),
+    ):
+        pass
+    return str(error.value).partition(": ")[2].partition(";")[0]
