@@ -1,9 +1,9 @@
 """What users do with items, as a vector per item: for tokenizers to predict, so that SIDs tell what users tell apart.
 
-A target's *residual* is its label (of the first task, where there are several) less the item's mean and the user's mean deviation, both drawn towards the average of few
-events. An item's vector is its own mean deviation, and its row in the best approximation of rank ``dim - 1`` to users times
-items of residuals: items that the same users like more than others do, have like vectors. Both
-parts are scaled to the same total variance, so that neither drowns the other.
+A target's *residual* is its label (of the first task, where there are several) less the item's mean and the user's mean
+deviation, both drawn towards the average of few events. An item's vector is its own mean deviation, and its row in the best
+approximation of rank ``dim - 1`` to users times items of residuals: items that the same users like more than others do, have
+like vectors. Both parts are scaled to the same total variance, so that neither drowns the other.
 
 Source: latent semantic analysis (Deerwester et al. 1990) of centered ratings; subspace iteration as in Halko et al. 2011,
 algorithm 4.4.
