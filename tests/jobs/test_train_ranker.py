@@ -96,7 +96,7 @@ def train_here(config: TrainRankerConfig) -> dict:
     return train_ranker.main(config)
 
 
-@pytest.mark.parametrize("arm", ["side", "prefix-ngram"])
+@pytest.mark.parametrize("arm", ["side", "learned-side", "hybrid", "prefix-ngram"])
 def test_two_processes_equal_one(arm, corpus, prepared, sids, tmp_path, run_distributed):
     """Same global batches, so the same training up to rounding and, off here, dropout; NE within 1e-4."""
     # Two wide user tables: each goes whole to one process, and the other's checkpoint does without it.
@@ -122,7 +122,9 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(("arm", "after"), [("side", 2), ("id", 2), ("id", BEST), ("side", [BEST, LAST])])
+@pytest.mark.parametrize(
+    ("arm", "after"), [("side", 2), ("id", 2), ("learned-side", 2), ("hybrid", 2), ("id", BEST), ("side", [BEST, LAST])]
+)
 def test_interrupted_run_goes_on_where_it_was(arm, after, corpus, prepared, sids, tmp_path, monkeypatch):
     changes = {"checkpoint_batches": 2, "model": dataclasses.replace(SMALL, dropout=0.2)}  # dropout goes on as well
     whole = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "whole", arm, **changes))
