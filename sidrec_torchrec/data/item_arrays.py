@@ -1,6 +1,7 @@
 """Per-item arrays on disk, mapped into memory: what the loader joins events with."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,19 @@ def write_vectors(data: Path, source: str, path: Path) -> None:
 
 def write_rows(path: Path, shape: tuple[int, int], dtype: type, batches: Iterator[np.ndarray]) -> None:
     """Writes batches of rows one after another as one ``.npy`` of ``shape``, whole or not at all."""
-    with atomic_path(path) as temporary:
-        # written, not mapped: on a full disk that is an error, not a signal that kills the process
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-        with open(temporary, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            file.writelines(np.ascontiguousarray(batch, dtype) for batch in batches)
+    with atomic_path(path) as temporary, row_writer(temporary, shape, dtype) as write:
+        for batch in batches:
+            write(batch)
+
+
+@contextmanager
+def row_writer(path: Path, shape: tuple[int, ...], dtype: np.dtype | type) -> Iterator[Callable[[np.ndarray], object]]:
+    """Writes a ``.npy`` of ``shape``: what it yields appends rows, which must come to as many as ``shape`` says."""
+    # written, not mapped: on a full disk that is an error, not a signal that kills the process
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        yield lambda rows: file.write(np.ascontiguousarray(rows, dtype))
 
 
 def map_rows(path: Path) -> np.ndarray:

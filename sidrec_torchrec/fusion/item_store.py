@@ -1,5 +1,7 @@
 """Items by row, from arrays mapped into memory: for training that meets items as events do."""
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sidrec_torchrec.data.item_arrays import map_rows, row_writer
 from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.model import ItemTensors
@@ -31,30 +34,27 @@ class ItemStore:
         Raises:
             DataError: on bad items; names file, column and row.
         """
-        num_items, first = stream.items.num_items, 0
-        arrays: dict[tuple[str, str], np.ndarray] = {}
-        with atomic_path(folder) as temporary:
+        writers: dict[tuple[str, str], Callable[[np.ndarray], object]] = {}
+        with atomic_path(folder) as temporary, ExitStack() as files:
             for part in _PARTS:
                 (temporary / part).mkdir(parents=True)
             for _, block in stream.blocks():
                 for (part, name), values in _plain(block).items():
-                    if (part, name) not in arrays:
-                        arrays[part, name] = np.lib.format.open_memmap(
-                            temporary / part / f"{name}.npy",
-                            mode="w+",
-                            dtype=values.dtype,
-                            shape=(num_items, *values.shape[1:]),
-                        )
-                    arrays[part, name][first : first + len(block)] = values
-                first += len(block)
-            for array in arrays.values():
-                array.flush()
+                    if (part, name) not in writers:
+                        shape = (stream.items.num_items, *values.shape[1:])
+                        writer = row_writer(temporary / part / f"{name}.npy", shape, values.dtype)
+                        writers[part, name] = files.enter_context(writer)
+                    writers[part, name](values)
 
     @staticmethod
     def open(folder: Path) -> "ItemStore":
-        """Maps what ``write`` wrote."""
+        """Maps what ``write`` wrote.
+
+        Raises:
+            DataError: if a file is broken or cut short.
+        """
         paths = {part: sorted((folder / part).glob("*.npy")) for part in _PARTS}
-        return ItemStore({part: {p.stem: np.load(p, mmap_mode="r") for p in paths[part]} for part in _PARTS})
+        return ItemStore({part: {p.stem: map_rows(p) for p in paths[part]} for part in _PARTS})
 
     def select(self, rows_N: Tensor) -> ItemTensors:
         """The items of these rows, int64 [N], on the CPU."""
