@@ -108,7 +108,8 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     content = _open_store(config, tokenizer, prepared, store)
     items = TokenizedItems(tokenizer.model.to(processes.device), content, config.own_weight)
     torch.manual_seed(config.seed)
-    ranker = TuningRanker(config.model, items, prepared.user_features, processes.device, len(prepared.tasks))
+    dim, features = tokenizer.model.config.latent_dim, prepared.user_features
+    ranker = TuningRanker(config.model, items, dim, None, features, processes.device, len(prepared.tasks))
     model = shard(ranker, config.optimizer, processes.device)
     course = Training(config.training(), prepared, ItemRows(), model, processes).run()
     Checkpoints(config.out / CHECKPOINTS).load(BEST, {"model": model.state_dict()})

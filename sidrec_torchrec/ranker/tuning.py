@@ -10,7 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.fusion.item_store import ItemStore
 from sidrec_torchrec.fusion.model import VQFusion
-from sidrec_torchrec.ranker.model import Ranker, RankerConfig, RankerOutput
+from sidrec_torchrec.ranker.model import Ranker, RankerOutput
 
 _KEY = "item"
 
@@ -62,23 +62,8 @@ class TuningRanker(Ranker):
     Gradients pass straight through the digits to the encoders, and reach the basis, which decodes them, as they are: what
     the SIDs say turns towards what predicts labels. The tokenizer's own loss keeps them telling what items are.
 
-    Args:
-        config: sizes; attention to vectors, as codes have no gradient.
-        items: encodes.
-        user_features: number of codes by user feature.
-        device: where to build the user tables.
-        num_tasks: labels of an event.
+    Its ``items`` are ``TokenizedItems``; it attends to vectors, as codes have no gradient.
     """
-
-    def __init__(
-        self,
-        config: RankerConfig,
-        items: TokenizedItems,
-        user_features: dict[str, int],
-        device: torch.device,
-        num_tasks: int = 1,
-    ) -> None:
-        super().__init__(config, items, items.tokenizer.config.latent_dim, None, user_features, device, num_tasks)
 
     def forward(self, batch: RankBatch) -> tuple[Tensor, RankerOutput]:
         """As ``Ranker``; the loss includes the tokenizer's own."""
