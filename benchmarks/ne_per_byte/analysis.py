@@ -26,12 +26,10 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
             for key in ("family", "setting", "bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes")
         }
         for part in PARTS:
-            own = np.array(result[f"ne_{part}"])
-            row[f"ne_{part}"] = _interval(own)
+            row[f"ne_{part}"] = _interval(np.array(result[f"ne_{part}"]))
             if BASE in results:
-                base = np.array(results[BASE][f"ne_{part}"])
-                seeds = min(len(base), len(own))
-                row[f"gain_{part}"] = _interval((base[:seeds] - own[:seeds]) / base[:seeds])
+                base, own = _paired(results[BASE], result, part)
+                row[f"gain_{part}"] = _interval((base - own) / base)
         summary[name] = row
     for part in PARTS:
         gains = {
@@ -43,12 +41,18 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
             continue
         best = max(gains, key=gains.get)
         for name, row in summary.items():
-            seeds = min(len(results[n][f"ne_{part}"]) for n in (best, name))
-            pair = (np.array(results[n][f"ne_{part}"][:seeds]) for n in (best, name))
-            row[f"below_{part}"] = _interval(next(pair) - next(pair))
+            traditional, own = _paired(results[best], results[name], part)
+            row[f"below_{part}"] = _interval(traditional - own)
             if gains[best] > 0:
                 row[f"multiple_{part}"] = row[f"gain_{part}"][0] / gains[best]
     return summary
+
+
+def _paired(one: dict[str, Any], other: dict[str, Any], part: str) -> tuple[np.ndarray, np.ndarray]:
+    """NE of two variants by seed, for the seeds that both have."""
+    values = one[f"ne_{part}"], other[f"ne_{part}"]
+    seeds = min(map(len, values))
+    return np.array(values[0][:seeds]), np.array(values[1][:seeds])
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:

@@ -4,9 +4,9 @@
         [--seeds 5] [--settings 4] [--epochs 5] [--train-fraction 0.3] [--only VARIANT]
 
 Tokenizers are trained on the items that occur in training; *collaborative* ones also predict what users do with items, by
-``sidrec collaborative-vectors`` on the training sequences; *tuned* ones are then trained on with a ranker. Each variant is tuned on validation NE over the same number of
-settings (with a seed of its own), and trained with every seed at the best; with ``--tuned results.json`` at the setting that
-another study, say on fewer users, found best for it. Writes ``OUT/results.json``, ``OUT/table.md``, ``OUT/gains.png`` and
+``sidrec collaborative-vectors`` on the training sequences; *tuned* ones are then trained on with a ranker. Each variant is
+tuned on validation NE over the same number of settings (with a seed of its own), and trained with every seed at the best; with
+``--tuned results.json`` at the setting that another study, say on fewer users, found best for it. Writes ``OUT/results.json``, ``OUT/table.md``, ``OUT/gains.png`` and
 ``OUT/curves.png``, and prints the table. Variants that ``OUT/results.json`` has with as many seeds are not run again: call it
 again to go on, with other ``--only`` variants to add them, or with more seeds.
 """
@@ -81,7 +81,7 @@ class Study:
         self.out: Path = arguments.out
         self.path = self.out / "results.json"
         self.results: dict[str, Any] = json.loads(self.path.read_text())["variants"] if self.path.exists() else {}
-        self.tuned = json.loads(arguments.tuned.read_text())["variants"] if arguments.tuned else {}
+        self.found_elsewhere = json.loads(arguments.tuned.read_text())["variants"] if arguments.tuned else {}
         self.sequences = self.out / "prepared" / "sequences"
         protocol = PrepareConfig(
             train_fraction=arguments.train_fraction,
@@ -107,7 +107,7 @@ class Study:
     def run(self, variant: Variant) -> None:
         """Tunes and trains a variant; an interrupted run goes on."""
         sids = tuple(self._sids(plan) for plan in variant.tokenizers)
-        setting, scores = self._tune(variant, sids)
+        setting, scores = self._best_setting(variant, sids)
         seeds = range(self.arguments.seeds)
         runs = [self._rank(variant, sids, f"seed-{seed}", seed, setting) for seed in seeds]
         self.results[variant.name] = {
@@ -120,11 +120,12 @@ class Study:
             "train_events_per_s": [run["train_events_per_s"] for run in runs],
         }
 
-    def _tune(self, variant: Variant, sids: tuple[Path, ...]) -> tuple[dict[str, float], list[float]]:
+    def _best_setting(self, variant: Variant, sids: tuple[Path, ...]) -> tuple[dict[str, float], list[float]]:
         """The best setting, and validation NE by setting."""
         settings = SETTINGS[: self.arguments.settings]
-        if variant.name in self.tuned:
-            return self.tuned[variant.name]["setting"], self.tuned[variant.name]["tuning"]
+        if variant.name in self.found_elsewhere:
+            found = self.found_elsewhere[variant.name]
+            return found["setting"], found["tuning"]
         if len(settings) == 1:
             return settings[0], []
         scores = []
@@ -153,12 +154,12 @@ class Study:
             exclude=self.unseen,
         )
         train_tokenizer.main(train)
-        tokenizer = self._tuned(plan, train) if plan.tuned else train.out
+        tokenizer = self._tuned_tokenizer(plan, train) if plan.tuned else train.out
         out = self.out / "sids" / plan.name
         encode_corpus.main(encode_corpus.EncodeCorpusConfig(data=self.data, tokenizer=tokenizer, out=out))
         return out
 
-    def _tuned(self, plan: TokenizerPlan, trained: train_tokenizer.TrainTokenizerConfig) -> Path:
+    def _tuned_tokenizer(self, plan: TokenizerPlan, trained: train_tokenizer.TrainTokenizerConfig) -> Path:
         """The tokenizer, tuned through a ranker of another seed than those it is compared with."""
         job = tune_tokenizer.TuneTokenizerConfig(
             data=self.data,
