@@ -34,6 +34,14 @@ def check_at_least(config: Any, least: float, *names: str) -> None:
             raise ValueError(f"{name} must be finite, got {value}")
 
 
+def check_once(config: Any, *names: str) -> None:
+    """Raises ValueError if one of the config's fields ``names``, each a tuple of names, holds one twice."""
+    for name in names:
+        values = getattr(config, name)
+        if len(set(values)) != len(values):
+            raise ValueError(f"name each {name} once, got '{','.join(values)}'")
+
+
 def check_share(config: Any, *names: str) -> None:
     """Raises ValueError unless each of the config's fields ``names`` lies in [0, 1)."""
     for name in names:

@@ -111,7 +111,7 @@ class Prepared:
     sampled_negatives: bool
     data: dict[str, str]
     counts: dict[str, dict[str, Any]]
-    tasks: tuple[str, ...] = DEFAULT_TASKS
+    tasks: tuple[str, ...]
 
     def seen(self) -> np.ndarray:
         """Whether an item occurs in training, bool [num_items], mapped from disk."""

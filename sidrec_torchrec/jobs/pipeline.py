@@ -17,7 +17,7 @@ from sidrec_torchrec.data.format import open_items, validate
 from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.environment import is_command_line, versions_and_hardware
-from sidrec_torchrec.errors import RunMismatchError, SidrecError, check_at_least
+from sidrec_torchrec.errors import RunMismatchError, SidrecError, check_at_least, check_once
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.jobs import (
@@ -101,9 +101,7 @@ class PipelineConfig:
             raise SidrecError(
                 f"attention to codes needs arms whose SIDs travel: {', '.join(SID_ARMS)}; got {sorted(others)}"
             )
-        for name in ("source", "target"):
-            if len(set(getattr(self, name))) != len(getattr(self, name)):
-                raise ValueError(f"name each {name} once, got '{','.join(getattr(self, name))}'")
+        check_once(self, "source", "target")
         check_at_least(self, 1, "seeds", "epochs")
         check_at_least(self, 0, "tokenizer_epochs", "batch_events")
         # What the steps would refuse is refused before the first of them.

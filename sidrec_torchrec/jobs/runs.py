@@ -128,10 +128,8 @@ def _locked(folder: Path) -> Iterator[None]:
             raise FolderBusyError(
                 f"{folder}: {owner} is working in it; wait for its end, or give another folder"
             ) from None
-        except (
-            OSError
-        ):  # read-only, where only finished runs are read back; full, as the job will say; or without locks
-            pass
+        except OSError:
+            pass  # read-only, where only finished runs are read back; full, as the job will say; or without locks
         yield
 
 

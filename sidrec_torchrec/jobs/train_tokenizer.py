@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 from sidrec_torchrec.data.format import Vocabulary, open_items, scan_vocabularies
-from sidrec_torchrec.errors import DataError, SidrecError, check_at_least, check_share
+from sidrec_torchrec.errors import DataError, SidrecError, check_at_least, check_once, check_share
 from sidrec_torchrec.fusion.config import QuantizerConfig, TargetConfig, VQFusionConfig
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.model import VQFusion
@@ -25,10 +25,8 @@ from sidrec_torchrec.jobs.progress import stage
 from sidrec_torchrec.jobs.runs import open_run
 
 TOKENIZER_FOLDER = "tokenizer"
-_SQUARES = (
-    1e-11,
-    1e37,
-)  # mean squared lengths of sources: their variances must be more than ``Standardize`` takes for none
+# mean squared lengths of sources: their variances must be more than ``Standardize`` takes for none
+_SQUARES = (1e-11, 1e37)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +88,7 @@ class TrainTokenizerConfig:
         check_at_least(self, 1, "checkpoint_epochs", "batch_size", "patience", "latent_dim")
         if both := set(self.source) & set(self.predict):
             raise ValueError(f"{sorted(both)} are both sources to fuse and to predict; name each once")
-        for name in ("source", "predict", "target"):
-            if len(set(getattr(self, name))) != len(getattr(self, name)):
-                raise ValueError(f"name each {name} once, got '{','.join(getattr(self, name))}'")
+        check_once(self, "source", "predict", "target")
         check_share(self, "validation_fraction", *([] if self.dropout is None else ["dropout"]))
         if not 0 <= self.prefix_share <= 1:
             raise ValueError(f"prefix_share must lie in [0, 1], got {self.prefix_share}")
