@@ -6,7 +6,8 @@
 Tokenizers are trained on the items that occur in training; *collaborative* ones also predict what users do with items, by
 ``sidrec collaborative-vectors`` on the training sequences; *tuned* ones are then trained on with a ranker. Each variant is
 tuned on validation NE over the same number of settings (with a seed of its own), and trained with every seed at the best; with
-``--tuned results.json`` at the setting that another study, say on fewer users, found best for it. Writes ``OUT/results.json``, ``OUT/table.md``, ``OUT/gains.png`` and
+``--tuned results.json`` at the setting that another study, say on fewer users, found best for it. ``--sids FOLDER`` takes
+tokenizers and SIDs of another study of the same items and protocol, say of shorter histories. Writes ``OUT/results.json``, ``OUT/table.md``, ``OUT/gains.png`` and
 ``OUT/curves.png``, and prints the table. Variants that ``OUT/results.json`` has with as many seeds are not run again: call it
 again to go on, with other ``--only`` variants to add them, or with more seeds.
 """
@@ -24,6 +25,7 @@ from study import SETTINGS, TokenizerPlan, Variant, variants
 from sidrec_torchrec.data.format import open_items
 from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared
 from sidrec_torchrec.environment import versions_and_hardware
+from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.jobs import (
@@ -52,6 +54,7 @@ def main() -> None:
         "--settings", type=int, default=len(SETTINGS), help="a variant is tuned over; 1: the first as it is"
     )
     parser.add_argument("--tuned", type=Path, help="results.json of a study to take settings from")
+    parser.add_argument("--sids", type=Path, help="OUT of a study of the same items whose tokenizers to use")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--tokenizer-epochs", type=int, default=40)
     parser.add_argument("--train-fraction", type=float, default=1.0)
@@ -79,6 +82,7 @@ class Study:
         self.arguments = arguments
         self.data: Path = arguments.data
         self.out: Path = arguments.out
+        self.made: Path = arguments.sids or self.out  # where tokenizers and SIDs are
         self.path = self.out / "results.json"
         self.results: dict[str, Any] = json.loads(self.path.read_text())["variants"] if self.path.exists() else {}
         self.found_elsewhere = json.loads(arguments.tuned.read_text())["variants"] if arguments.tuned else {}
@@ -89,14 +93,17 @@ class Study:
             max_history=arguments.max_history,
         )
         prepare.main(prepare.PrepareJobConfig(data=self.data, out=self.out / "prepared", protocol=protocol))
-        prepared = open_prepared(self.sequences)
-        self.unseen = self.out / "unseen_items.parquet"  # tokenizers must not know them either
+        self.unseen = self.made / "unseen_items.parquet"  # tokenizers must not know them either
         item_ids = open_items(self.data, sources=(), targets=()).ids()
-        pq.write_table(pa.table({"item_id": item_ids[~prepared.seen()]}), self.unseen)
-        self.with_vectors = self.out / "collaborative"
+        unseen = pa.table({"item_id": item_ids[~open_prepared(self.sequences).seen()]})
+        if arguments.sids is None:
+            pq.write_table(unseen, self.unseen)
+        elif not pq.read_table(self.unseen).equals(unseen):
+            raise DataError(f"{self.unseen}: items that occur in this study's training; take SIDs of the same protocol")
+        self.with_vectors = self.made / "collaborative"
         collaborative_vectors.main(
             collaborative_vectors.CollaborativeVectorsConfig(
-                data=self.data, prepared=self.sequences, out=self.with_vectors
+                data=self.data, prepared=self.made / "prepared" / "sequences", out=self.with_vectors
             )
         )
 
@@ -145,7 +152,7 @@ class Study:
         """The SIDs of every item by a tokenizer."""
         train = train_tokenizer.TrainTokenizerConfig(
             data=self.with_vectors if plan.collaborative else self.data,
-            out=self.out / "tokenizers" / plan.name.removesuffix("-tuned"),
+            out=self.made / "tokenizers" / plan.name.removesuffix("-tuned"),
             source=tuple(self.arguments.source) if plan.source is None else (plan.source,),
             predict=("collaborative",) if plan.collaborative else (),
             target=tuple(self.arguments.target) if plan.with_targets else (),
@@ -155,7 +162,7 @@ class Study:
         )
         train_tokenizer.main(train)
         tokenizer = self._tuned_tokenizer(plan, train) if plan.tuned else train.out
-        out = self.out / "sids" / plan.name
+        out = self.made / "sids" / plan.name
         encode_corpus.main(encode_corpus.EncodeCorpusConfig(data=self.data, tokenizer=tokenizer, out=out))
         return out
 
@@ -163,9 +170,9 @@ class Study:
         """The tokenizer, tuned through a ranker of another seed than those it is compared with."""
         job = tune_tokenizer.TuneTokenizerConfig(
             data=self.data,
-            prepared=self.sequences,
+            prepared=self.made / "prepared" / "sequences",
             tokenizer=trained.out,
-            out=self.out / "tokenizers" / plan.name,
+            out=self.made / "tokenizers" / plan.name,
             content=trained.data,
             epochs=self.arguments.epochs,
             seed=TUNING_SEED,
@@ -177,7 +184,6 @@ class Study:
         self, variant: Variant, sids: tuple[Path, ...], name: str, seed: int, setting: dict[str, float]
     ) -> dict[str, Any]:
         """A trained ranker's metrics."""
-        traditional = variant.arm == "prefix-ngram"
         return train_ranker.main(
             train_ranker.TrainRankerConfig(
                 data=self.data,
@@ -185,8 +191,7 @@ class Study:
                 out=self.out / "rankers" / variant.name.replace(" ", "-").replace(",", "") / name,
                 arm=variant.arm,
                 source=tuple(self.arguments.source) if variant.arm == "raw" else (),
-                sids=sids[0] if sids and not traditional else None,
-                source_sids=sids if traditional else (),
+                sids=sids,
                 epochs=self.arguments.epochs,
                 seed=seed,
                 model=RankerConfig(dropout=setting["dropout"], **variant.model_options),

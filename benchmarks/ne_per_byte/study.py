@@ -42,7 +42,7 @@ class Variant:
         name: in tables.
         family: what is coloured alike; gains are given as multiples of the best ``TRADITIONAL`` one.
         arm: the ranker's arm.
-        tokenizers: that make its SIDs: one for ``side`` and ``hybrid``, one or one per source for ``prefix-ngram``.
+        tokenizers: that make its SIDs: one, or one per source.
         arm_options: fields of ``ArmConfig``.
         model_options: fields of ``RankerConfig``.
     """
@@ -70,39 +70,37 @@ def variants(sources: tuple[str, ...]) -> Iterator[Variant]:
     yield Variant(name="raw", family="raw", arm="raw")
     yield Variant(name="id", family="id", arm="id")
     yield from _traditional(sources)
-    yield from _side()
+    yield from _side(sources)
 
 
 def _traditional(sources: tuple[str, ...]) -> Iterator[Variant]:
-    """Prefix n-grams of residual codes: per source as is usual, and of all we give our own tokenizers."""
+    """N-grams of residual codes: per source as is usual, and of all we give our own tokenizers."""
     for codewords, depth in ((256, 3), (256, 6), (2048, 3)):
-        plans = tuple(
-            TokenizerPlan(
-                name=f"rq-{codewords}x{depth}-{source}",
-                kind="rq",
-                stages=f"onehot:{codewords}*{depth}",
-                source=source,
-                with_targets=False,
-            )
-            for source in sources
-        )
-        yield _ngrams(f"prefix n-grams, RQ {codewords}x{depth} per source", *plans)
+        yield _ngrams(f"prefix n-grams, RQ {codewords}x{depth} per source", *_residual(sources, codewords, depth))
+    yield _ngrams("all n-grams, RQ 256x3 per source", *_residual(sources, 256, 3), arm="all-ngram")
     for what, plan in _RQ.items():
         yield _ngrams(f"prefix n-grams, RQ 256x5 {what}", plan)
 
 
-def _ngrams(name: str, *tokenizers: TokenizerPlan) -> Variant:
+def _residual(sources: tuple[str, ...], codewords: int, depth: int) -> Iterator[TokenizerPlan]:
+    """A residual tokenizer of each source, of content alone."""
+    for source in sources:
+        name, stages = f"rq-{codewords}x{depth}-{source}", f"onehot:{codewords}*{depth}"
+        yield TokenizerPlan(name=name, kind="rq", stages=stages, source=source, with_targets=False)
+
+
+def _ngrams(name: str, *tokenizers: TokenizerPlan, arm: str = "prefix-ngram") -> Variant:
     told = any(plan.collaborative or plan.tuned for plan in tokenizers)
     return Variant(
         name=name,
         family=TOLD_TRADITIONAL if told else TRADITIONAL,
-        arm="prefix-ngram",
+        arm=arm,
         tokenizers=tokenizers,
         arm_options={"ngram_rows": 65_536},
     )
 
 
-def _side() -> Iterator[Variant]:
+def _side(sources: tuple[str, ...]) -> Iterator[Variant]:
     """SIDE and what is made of it, first by what is learned, then by how the SIDs are made."""
     plain, told, best = _trits(25), _trits(25, collaborative=True), _trits(25, collaborative=True, tuned=True)
     yield _ours("SIDE, 25 trits", plain)
@@ -124,6 +122,11 @@ def _side() -> Iterator[Variant]:
     no_targets = TokenizerPlan(name="dpca-25-no-targets", kind="dpca", stages="ternary*25", with_targets=False)
     mixed = TokenizerPlan(name="dpca-mixed", kind="dpca", stages="onehot:256,ternary*20")
     yield _ours("SIDE, 25 trits, no targets", no_targets)
+    apart = [
+        TokenizerPlan(name=f"dpca-12-{source}", kind="dpca", stages="ternary*12", source=source, with_targets=False)
+        for source in sources
+    ]
+    yield _ours("SIDE, 12 trits per source, no targets", *apart)
     yield _ours("SIDE, one-hot 256 + 20 trits", mixed)
     for what, plan in _RQ.items():
         yield Variant(name=f"LearnedSIDE on RQ 256x5 {what}", family=CROSS, arm="learned-side", tokenizers=(plan,))
@@ -147,8 +150,7 @@ def _trits(count: int, *, collaborative: bool = False, tuned: bool = False) -> T
 
 def _ours(
     name: str,
-    tokenizer: TokenizerPlan,
-    *,
+    *tokenizers: TokenizerPlan,
     arm: str = "side",
     model_options: dict[str, Any] | None = None,
     **arm_options: Any,
@@ -157,7 +159,7 @@ def _ours(
         name=name,
         family=OURS,
         arm=arm,
-        tokenizers=(tokenizer,),
+        tokenizers=tokenizers,
         arm_options=arm_options,
         model_options=model_options or {},
     )

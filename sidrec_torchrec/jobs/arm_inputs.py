@@ -13,7 +13,7 @@ from sidrec_torchrec.data.item_arrays import write_rows, write_vectors
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.sids import CODEC_FOLDER, SIDS_FILE, read_sids
 from sidrec_torchrec.errors import DataError, SidrecError
-from sidrec_torchrec.ranker.arms import SID_ARMS, ArmInputs, SIDArray
+from sidrec_torchrec.ranker.arms import NGRAM_ARMS, SIDE_ARMS, ArmInputs, SIDArray
 
 
 def load_arm_inputs(
@@ -22,8 +22,7 @@ def load_arm_inputs(
     data: Path,
     prepared: Prepared,
     sources: tuple[str, ...],
-    sids: Path | None,
-    source_sids: tuple[Path, ...],
+    sids: tuple[Path, ...],
 ) -> ArmInputs:
     """What ``arm`` needs, laid out under ``prepared``'s folder where it is not yet; on every process.
 
@@ -32,8 +31,7 @@ def load_arm_inputs(
         data: folder of ``items.parquet``.
         prepared: the prepared sequences.
         sources: for ``raw``; empty for all.
-        sids: folder encode-corpus wrote, for ``side`` and ``hybrid``.
-        source_sids: folders encode-corpus wrote, one per source, for ``prefix-ngram``.
+        sids: folders encode-corpus wrote, for arms that read SIDs.
 
     Raises:
         SidrecError: if the arm needs SIDs and got none.
@@ -46,18 +44,15 @@ def load_arm_inputs(
         for source in sources or tuple(open_items(data).source_dims):
             vectors[source] = folder / f"vectors-{source}.npy"
             _once(vectors[source], lambda path, source=source: write_vectors(data, source, path))
-    reads_sids = arm in SID_ARMS
-    if reads_sids and sids is None:
-        raise SidrecError(f"the arm '{arm}' needs SIDs; name the folder encode-corpus wrote with --sids")
-    if arm == "prefix-ngram" and not source_sids:
-        raise SidrecError("the arm 'prefix-ngram' needs one SID per source; name their folders with --source-sids")
+    reads_sids = arm in (*SIDE_ARMS, *NGRAM_ARMS)
+    if reads_sids and not sids:
+        raise SidrecError(f"the arm '{arm}' needs SIDs; name the folders encode-corpus wrote with --sids")
+    if len({path.name for path in sids}) < len(sids):
+        raise SidrecError(f"--sids: two folders of one name, {', '.join(map(str, sids))}; SIDs are told apart by it")
     return ArmInputs(
         num_items=prepared.num_items,
         vectors=vectors,
-        sid=_sid_array(data, sids, folder) if reads_sids else None,
-        source_sids={path.name: _sid_array(data, path, folder) for path in source_sids}
-        if arm == "prefix-ngram"
-        else None,
+        sids={path.name: _sid_array(data, path, folder) for path in sids} if reads_sids else {},
     )
 
 

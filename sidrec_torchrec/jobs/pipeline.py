@@ -33,7 +33,7 @@ from sidrec_torchrec.jobs.progress import stage
 from sidrec_torchrec.jobs.report import BASE_ARM, print_report, summarize_arm
 from sidrec_torchrec.jobs.report_html import write_html
 from sidrec_torchrec.jobs.runs import open_run
-from sidrec_torchrec.ranker.arms import ARMS, SID_ARMS, ArmConfig
+from sidrec_torchrec.ranker.arms import ARMS, NGRAM_ARMS, SIDE_ARMS, ArmConfig
 from sidrec_torchrec.ranker.model import RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig
 
@@ -60,7 +60,7 @@ class PipelineConfig:
         train_fraction: share of the users that is trained on; all are tested.
         max_history: most events before a row's first target.
         stages: the fused tokenizer's digits.
-        rq_stages: digits of the traditional tokenizers, one per source, that prefix-ngram reads.
+        rq_stages: digits of the traditional tokenizers, one per source, that the n-gram arms read.
         tokenizer_epochs: most passes over the items for each tokenizer.
         epochs: passes over the training sequences.
         batch_events: events in a batch over all processes, padding included; 0 for a fiftieth of the training events,
@@ -97,9 +97,9 @@ class PipelineConfig:
                 raise SidrecError(f"unknown arm '{name}'; there are {', '.join(ARMS)}")
         if len(set(self.arms)) != len(self.arms) or not self.arms:
             raise SidrecError(f"name each arm once, got '{','.join(self.arms)}'")
-        if self.model.attention == "codes" and (others := set(self.arms) - set(SID_ARMS)):
+        if self.model.attention == "codes" and (others := set(self.arms) - set(SIDE_ARMS)):
             raise SidrecError(
-                f"attention to codes needs arms whose SIDs travel: {', '.join(SID_ARMS)}; got {sorted(others)}"
+                f"attention to codes needs arms whose SIDs travel: {', '.join(SIDE_ARMS)}; got {sorted(others)}"
             )
         check_once(self, "source", "target")
         check_at_least(self, 1, "seeds", "epochs")
@@ -159,11 +159,11 @@ class _Pipeline:
         open_items(self.data, sources=self.sources, targets=self.targets)  # refuses unknown columns
         self._prepare()
         tokenizers = {}
-        if set(SID_ARMS) & set(self.config.arms):
+        if set(SIDE_ARMS) & set(self.config.arms):
             tokenizers["side"] = self._tokenize(
                 "side", self.sources, self.targets, "dpca", self.config.stages, fused=True
             )
-        if "prefix-ngram" in self.config.arms:
+        if set(NGRAM_ARMS) & set(self.config.arms):
             for source in self.sources:
                 tokenizers[f"rq-{source}"] = self._tokenize(f"rq-{source}", (source,), (), "rq", self.config.rq_stages)
         runs = {arm: [self._rank(arm, seed) for seed in range(self.config.seeds)] for arm in self.config.arms}
@@ -232,8 +232,7 @@ class _Pipeline:
             out=self.out / "rankers" / arm / f"seed-{seed}",
             arm=arm,
             source=self.sources if arm == "raw" else (),
-            sids=self.out / "sids" / "side" if arm in SID_ARMS else None,
-            source_sids=tuple(self.out / "sids" / f"rq-{s}" for s in self.sources) if arm == "prefix-ngram" else (),
+            sids=self._sids(arm),
             epochs=self.config.epochs,
             batch_events=self.config.batch_events,
             seed=seed,
@@ -242,6 +241,14 @@ class _Pipeline:
             optimizer=self.config.optimizer,
         )
         return self._timed(f"train ranker {arm} seed {seed}", lambda: train_ranker.main(job))
+
+    def _sids(self, arm: str) -> tuple[Path, ...]:
+        """Folders of the SIDs an arm reads."""
+        names = {
+            **dict.fromkeys(SIDE_ARMS, ("side",)),
+            **dict.fromkeys(NGRAM_ARMS, tuple(f"rq-{source}" for source in self.sources)),
+        }
+        return tuple(self.out / "sids" / name for name in names.get(arm, ()))
 
     def _report(self, tokenizers: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         sequences = read_json(self.out / "prepared" / "sequences" / "prepared.json")

@@ -42,10 +42,9 @@ class TrainRankerConfig:
         data: folder of ``items.parquet``.
         prepared: folder the prepare job wrote.
         out: folder for checkpoints, curves and ``metrics.json``.
-        arm: ``none``, ``raw``, ``prefix-ngram``, ``side``, ``learned-side``, ``hybrid`` or ``id``.
+        arm: ``none``, ``raw``, ``prefix-ngram``, ``all-ngram``, ``side``, ``learned-side``, ``hybrid`` or ``id``.
         source: sources the raw arm uses; none named means all.
-        sids: folder encode-corpus wrote with the fused tokenizer, for ``side``, ``learned-side`` and ``hybrid``.
-        source_sids: folders encode-corpus wrote with each source's residual tokenizer, for ``prefix-ngram``.
+        sids: folders encode-corpus wrote, for the arms that read SIDs: of one fused tokenizer, or one per source.
         epochs: passes over the training sequences.
         batch_events: events in a batch over all processes, padding included; 0 for a fiftieth of the training events,
             but 512 at least and 8,192 at most.
@@ -61,8 +60,7 @@ class TrainRankerConfig:
     out: Path
     arm: str = "side"
     source: tuple[str, ...] = ()
-    sids: Path | None = None
-    source_sids: tuple[Path, ...] = ()
+    sids: tuple[Path, ...] = ()
     epochs: int = 5
     batch_events: int = 0
     checkpoint_batches: int = 1000
@@ -112,7 +110,6 @@ def load_arm(config: TrainRankerConfig, prepared: Prepared) -> Arm:
         prepared=prepared,
         sources=config.source,
         sids=config.sids,
-        source_sids=config.source_sids,
     )
     return build_arm(config.arm, config.arms, inputs)
 
@@ -127,7 +124,9 @@ def unsharded_ranker(config: TrainRankerConfig, prepared: Prepared, arm: Arm, de
     """The run's ranker, whole."""
     if config.model.attention == "codes":
         if arm.events is None:
-            raise SidrecError(f"attention to codes needs an arm whose SIDs travel, such as 'side'; got '{config.arm}'")
+            raise SidrecError(
+                f"attention to codes needs an arm whose one SID travels, such as 'side'; got '{config.arm}'"
+            )
         items, events = PackedSIDs(arm.events, device), arm.events
     else:
         items, events = arm.module(device), None

@@ -6,9 +6,10 @@ one vector per event.
 """
 
 import dataclasses
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,17 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.codec.packing import SIDSpec, word_names
+from sidrec_torchrec.codec.packing import word_names
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError, check_at_least, check_share
 from sidrec_torchrec.side.collection import SIDECollection
 from sidrec_torchrec.side.expansion import MODES, OfCodec, SIDEConfig
 from sidrec_torchrec.side.hybrid import CoarseIds, HybridCollection
-from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
+from sidrec_torchrec.side.ngram import AllNgram, NgramCollection, PrefixNgram
 
-ARMS = ("none", "raw", "prefix-ngram", "side", "learned-side", "hybrid", "id")
-SID_ARMS = ("side", "learned-side", "hybrid")  # whose events carry the fused tokenizer's SID
+SIDE_ARMS = ("side", "learned-side", "hybrid")  # the fused tokenizer's SID, expanded
+NGRAM_ARMS = ("prefix-ngram", "all-ngram")  # traditional SIDs, looked up
+ARMS = ("none", "raw", *NGRAM_ARMS, *SIDE_ARMS, "id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +40,9 @@ class ArmConfig:
 
     Args:
         side_mode: what SIDE turns a SID into, ``digits`` or ``decoded``.
-        table_dim: width of learned item tables (``id``, ``prefix-ngram``, ``hybrid``); a multiple of 4, as fbgemm needs.
-        ngram_rows: rows of each source's prefix-n-gram table.
-        ngram_depth: longest prefix, in digits; 0 for all.
+        table_dim: width of learned item tables (``id``, ``hybrid`` and n-grams); a multiple of 4, as fbgemm needs.
+        ngram_rows: rows of each SID's table of n-grams.
+        ngram_depth: longest n-gram, in digits; 0 for all.
         coarse_ids: rows of the hybrid arm's table, at most; the longest prefix of the SID that has no more values.
         table_dropout: share of events whose learned rows are dropped whole in training, so that the ranker also learns
             to do without: tables give zeros (which unseen items have), ``learned-side`` the rows it started with.
@@ -109,21 +111,19 @@ class ArmInputs:
     Args:
         num_items: rows of the item file.
         vectors: per source, a ``.npy`` of float16 [num_items, d], of root mean square 1; zeros where missing.
-        sid: the fused tokenizer's SIDs.
-        source_sids: per source, the SIDs of its own traditional (residual) tokenizer.
+        sids: SIDs by tokenizer: one for all sources, or one per source.
     """
 
     num_items: int
-    vectors: dict[str, Path]
-    sid: SIDArray | None = None
-    source_sids: dict[str, SIDArray] | None = None
+    vectors: dict[str, Path] = field(default_factory=dict)
+    sids: dict[str, SIDArray] = field(default_factory=dict)
 
 
 def build_arm(name: str, config: ArmConfig, inputs: ArmInputs) -> Arm:
     """The arm of this name.
 
     Raises:
-        SidrecError: on an unknown name.
+        SidrecError: on an unknown name, or SIDs that the arm cannot read.
     """
     match name:
         case "none":
@@ -133,13 +133,15 @@ def build_arm(name: str, config: ArmConfig, inputs: ArmInputs) -> Arm:
         case "id":
             return IdArm(inputs.num_items, config)
         case "side":
-            return SideArm(inputs.sid, config, learned=False)
+            return SideArm(inputs.sids, config, learned=False)
         case "learned-side":
-            return SideArm(inputs.sid, config, learned=True)
+            return SideArm(inputs.sids, config, learned=True)
         case "hybrid":
-            return HybridArm(inputs.sid, config)
+            return HybridArm(inputs.sids, config)
         case "prefix-ngram":
-            return PrefixNgramArm(inputs.source_sids, config)
+            return NgramArm(inputs.sids, config, PrefixNgram)
+        case "all-ngram":
+            return NgramArm(inputs.sids, config, AllNgram)
     raise SidrecError(f"unknown arm '{name}'; there are {', '.join(ARMS)}")
 
 
@@ -201,79 +203,92 @@ class IdArm(Arm):
 
 
 class SideArm(Arm):
-    """SIDE: the packed SID travels, and is expanded by a module without parameters, or with learned rows (``LearnedSIDE``)."""
+    """SIDE: packed SIDs travel, and are expanded by a module without parameters, or with learned rows (``LearnedSIDE``).
 
-    def __init__(self, sid: SIDArray, config: ArmConfig, *, learned: bool) -> None:
-        self._words = map_rows(sid.path)
-        self._side = SIDEConfig(
-            name="item",
-            feature_names=["sid"],
-            codec=sid.codec,
-            mode=config.side_mode,
-            learned=learned,
-        )
+    One SID travels as ``sid``; several, side by side, under the names of their tokenizers.
+    """
+
+    def __init__(self, sids: dict[str, SIDArray], config: ArmConfig, *, learned: bool) -> None:
+        by_feature = dict(zip(["sid"], sids.values(), strict=True)) if len(sids) == 1 else sids
+        self._words = {feature: map_rows(sid.path) for feature, sid in by_feature.items()}
+        self._tables = [
+            SIDEConfig(name=feature, feature_names=[feature], codec=sid.codec, mode=config.side_mode, learned=learned)
+            for feature, sid in by_feature.items()
+        ]
         self._dropout, self._digit_dropout = config.table_dropout, config.digit_dropout
-        self.keys = self._word_keys = tuple(word_names("sid", sid.codec.spec.num_words))
-        self.dim = self._side.embedding_dim
+        self.keys = tuple(key for feature, words in self._words.items() for key in word_names(feature, words.shape[1]))
+        self.dim = sum(table.embedding_dim for table in self._tables)
 
     @property
-    def events(self) -> SIDEConfig:
-        return self._side
+    def events(self) -> SIDEConfig | None:
+        return self._tables[0] if len(self._tables) == 1 else None
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        words_NW = torch.from_numpy(self._words[item_N])
-        return dict(zip(self._word_keys, words_NW.unbind(1), strict=True))
+        words = [torch.from_numpy(words[item_N]).unbind(1) for words in self._words.values()]
+        return dict(zip(self.keys, itertools.chain(*words), strict=False))  # a subclass may have more keys
 
     def module(self, device: torch.device) -> nn.Module:
-        table = dataclasses.replace(self._side, learned=False, digit_dropout=self._digit_dropout)
-        frozen = _OneFeature(SIDECollection(tables=[table], device=device), "sid", 0.0)
-        if not self._side.learned:
+        modules = [self._expansion(table, device) for table in self._tables]
+        return modules[0] if len(modules) == 1 else _SideBySide(modules)
+
+    def _expansion(self, table: SIDEConfig, device: torch.device) -> nn.Module:
+        (feature,) = table.feature_names
+        fixed = dataclasses.replace(table, learned=False, digit_dropout=self._digit_dropout)
+        frozen = _OneFeature(SIDECollection(tables=[fixed], device=device), feature, 0.0)
+        if not table.learned:
             return frozen
-        learned = _OneFeature(SIDECollection(tables=[self._side], device=device), "sid", 0.0)
+        learned = _OneFeature(SIDECollection(tables=[table], device=device), feature, 0.0)
         return _Fallback(learned, frozen, self._dropout)
 
 
 class HybridArm(SideArm):
     """SIDE, and a learned row per prefix of the SID; the id of the prefix is made when the batch is."""
 
-    def __init__(self, sid: SIDArray, config: ArmConfig) -> None:
-        super().__init__(sid, config, learned=False)
+    def __init__(self, sids: dict[str, SIDArray], config: ArmConfig) -> None:
+        if len(sids) != 1:
+            raise SidrecError(f"the arm 'hybrid' reads one SID, got {', '.join(sids)}")
+        super().__init__(sids, config, learned=False)
+        (self._table,) = self._tables
         try:
-            self._coarse = CoarseIds.at_most(sid.codec.spec, config.coarse_ids)
+            self._coarse = CoarseIds.at_most(self._table.codec.spec, config.coarse_ids)
         except ValueError as error:
             raise SidrecError(f"the arm 'hybrid': {error}; raise coarse_ids") from None
-        self.keys = (*self._word_keys, self._coarse.key("sid"))
+        self.keys = (*self.keys, self._coarse.key("sid"))
         self.dim += config.table_dim
         self._config = config
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        words_NW = torch.from_numpy(self._words[item_N])
+        words_NW = torch.from_numpy(self._words["sid"][item_N])
         return {**super().values(item_N), self._coarse.key("sid"): self._coarse.ids(words_NW)}
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
         return {key: pa.array(value.numpy()) for key, value in super().values(item_N).items()}
 
     def module(self, device: torch.device) -> nn.Module:
-        table = dataclasses.replace(self._side, digit_dropout=self._digit_dropout)
+        table = dataclasses.replace(self._table, digit_dropout=self._digit_dropout)
         collection = HybridCollection(table, self._coarse, self._config.table_dim, device)
         return _Hybrid(collection, self._config.table_dropout)
 
 
-class PrefixNgramArm(Arm):
-    """Traditional SIDs (Zheng et al., arXiv 2504.02137): per source, residual codes' prefixes in a hashed table."""
+class NgramArm(Arm):
+    """Traditional SIDs (Zheng et al., arXiv 2504.02137): per tokenizer, n-grams of residual codes in a hashed table."""
 
-    def __init__(self, sids: dict[str, SIDArray], config: ArmConfig) -> None:
+    def __init__(self, sids: dict[str, SIDArray], config: ArmConfig, ngram: type[PrefixNgram]) -> None:
         self._words = {name: map_rows(sid.path) for name, sid in sids.items()}
-        self._ngrams = {name: _prefix_ngram(sid.codec.spec, config) for name, sid in sids.items()}
-        self.keys = tuple(key for name, ngram in self._ngrams.items() for key in ngram.keys(name))
+        specs = {name: sid.codec.spec for name, sid in sids.items()}
+        self._ngrams = {
+            name: ngram(spec, num_rows=config.ngram_rows, depth=config.ngram_depth or spec.num_digits)
+            for name, spec in specs.items()
+        }
+        self.keys = tuple(key for name, ngrams in self._ngrams.items() for key in ngrams.keys(name))
         self.dim = config.table_dim * len(sids)
         self._config = config
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
         values = {}
-        for name, ngram in self._ngrams.items():
-            tokens_NP = ngram.tokens(torch.from_numpy(self._words[name][item_N]))
-            values |= dict(zip(ngram.keys(name), tokens_NP.unbind(1), strict=True))
+        for name, ngrams in self._ngrams.items():
+            tokens_NP = ngrams.tokens(torch.from_numpy(self._words[name][item_N]))
+            values |= dict(zip(ngrams.keys(name), tokens_NP.unbind(1), strict=True))
         return values
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
@@ -285,12 +300,8 @@ class PrefixNgramArm(Arm):
         }
 
     def module(self, device: torch.device) -> nn.Module:
-        tables = PrefixNgramCollection(self._ngrams, embedding_dim=self._config.table_dim, device=device)
+        tables = NgramCollection(self._ngrams, embedding_dim=self._config.table_dim, device=device)
         return nn.Sequential(tables, _RowDropout(self._config.table_dropout))
-
-
-def _prefix_ngram(spec: SIDSpec, config: ArmConfig) -> PrefixNgram:
-    return PrefixNgram(spec, num_rows=config.ngram_rows, depth=config.ngram_depth or spec.num_digits)
 
 
 class PackedSIDs(nn.Module):
@@ -319,6 +330,13 @@ class _RawVectors(nn.Module):
 
     def forward(self, items: KeyedJaggedTensor) -> Tensor:
         return torch.cat([items[name].values().view(-1, dim).float() for name, dim in self._dims.items()], dim=1)
+
+
+class _SideBySide(nn.ModuleList):
+    """Modules' vectors side by side."""
+
+    def forward(self, items: KeyedJaggedTensor) -> Tensor:
+        return torch.cat([module(items) for module in self], dim=1)
 
 
 class _OneFeature(nn.Module):

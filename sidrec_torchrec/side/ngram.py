@@ -1,4 +1,4 @@
-"""Traditional SIDs: prefix n-grams in hashed tables (Zheng et al., arXiv 2504.02137), the baseline."""
+"""Traditional SIDs: n-grams of residual codes in hashed tables (Zheng et al., arXiv 2504.02137), the baseline."""
 
 from dataclasses import dataclass
 
@@ -42,22 +42,45 @@ class PrefixNgram:
             raise ValueError(f"num_rows must be 1 to {most_rows}, got {self.num_rows}")
 
     def tokens(self, words_NW: Tensor) -> Tensor:
-        """Tokens of packed SIDs, int64 [N, depth], each in [0, num_rows)."""
+        """Tokens of packed SIDs, int64 [N, one per key], each in [0, num_rows)."""
         digits_NL = self.spec.unpack(words_NW).long()
-        K, token_N, tokens = self.spec.radices[0], torch.zeros(len(words_NW), dtype=torch.int64), []
-        for t in range(self.depth):
-            # Horner's rule for token + 1, reduced at every step: the full number may not fit 64 bits
-            token_N = (token_N.to(digits_NL.device) * K + digits_NL[:, t] + 1) % self.num_rows
-            tokens.append((token_N - 1) % self.num_rows)
+        K, tokens = self.spec.radices[0], []
+        # Another start's tokens follow those of all n-grams of the start before.
+        offset = sum(K**i for i in range(1, self.depth + 1)) % self.num_rows
+        for start in self._starts():
+            token_N = torch.zeros(len(digits_NL), dtype=torch.int64, device=digits_NL.device)
+            for digit_N in digits_NL[:, start : start + self.depth].unbind(1):
+                # Horner's rule for token + 1, reduced at every step: the full number may not fit 64 bits
+                token_N = (token_N * K + digit_N + 1) % self.num_rows
+                tokens.append((token_N - 1 + start * offset % self.num_rows) % self.num_rows)
         return torch.stack(tokens, dim=1)
 
     def keys(self, feature: str) -> list[str]:
-        """KJT keys of a feature's tokens, shortest prefix first."""
-        return [f"{feature}_prefix{i + 1}" for i in range(self.depth)]
+        """KJT keys of a feature's tokens: by first digit, then by length."""
+        return [f"{feature}_digits{first + 1}to{last}" for first, last in self._spans()]
+
+    def _starts(self) -> range:
+        return range(1)
+
+    def _spans(self) -> list[tuple[int, int]]:
+        """Digits of each n-gram, the last excluded."""
+        digits = self.spec.num_digits
+        return [(s, s + i) for s in self._starts() for i in range(1, self.depth + 1) if s + i <= digits]
 
 
-class PrefixNgramCollection(nn.Module):
-    """The sum of a SID's prefix embeddings, per source; learned tables, sharded like any TorchRec collection.
+class AllNgram(PrefixNgram):
+    """Tokens of all n-grams of a residual SID: runs of 1 to ``depth`` digits that start at any digit.
+
+    The token of a run that starts at digit s + 1 is that of the same codes as a prefix, plus s times the number of
+    prefixes there are, K + .. + K^depth, modulo the table's rows.
+    """
+
+    def _starts(self) -> range:
+        return range(self.spec.num_digits)
+
+
+class NgramCollection(nn.Module):
+    """The sum of a SID's n-gram embeddings, per source; learned tables, sharded like any TorchRec collection.
 
     The batch's KeyedJaggedTensor holds the tokens already (``PrefixNgram.tokens`` under ``PrefixNgram.keys``), so that
     TorchRec can send them to their shards while the batch before is computed.
@@ -71,11 +94,11 @@ class PrefixNgramCollection(nn.Module):
     def __init__(self, ngrams: dict[str, PrefixNgram], embedding_dim: int, device: torch.device) -> None:
         super().__init__()
         self._keys = [ngram.keys(source) for source, ngram in ngrams.items()]
-        # Rows start at zero: a prefix never trained on says nothing, and sharding cannot change the start.
+        # Rows start at zero: an n-gram never trained on says nothing, and sharding cannot change the start.
         self.collection = EmbeddingCollection(
             tables=[
                 EmbeddingConfig(
-                    name=f"{source}_prefixes",
+                    name=f"{source}_ngrams",
                     embedding_dim=embedding_dim,
                     num_embeddings=ngram.num_rows,
                     feature_names=ngram.keys(source),
@@ -87,7 +110,7 @@ class PrefixNgramCollection(nn.Module):
         )
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
-        """Sums of prefix embeddings, the sources side by side: float32 [N, sources * embedding_dim]."""
+        """Sums of n-gram embeddings, the sources side by side: float32 [N, sources * embedding_dim]."""
         embeddings = self.collection(features)
         sums = [sum(embeddings[key].values() for key in keys) for keys in self._keys]
         return torch.cat(sums, dim=1)

@@ -29,8 +29,7 @@ def make_config(
         prepared=prepared,
         out=out,
         arm=arm,
-        sids=sids["side"],
-        source_sids=(sids["text"],),
+        sids=(sids["text" if arm.endswith("ngram") else "side"],),
         epochs=2,
         batch_events=1024,
         model=SMALL,
@@ -49,9 +48,11 @@ def test_every_arm_learns(arm, corpus, prepared, sids, tmp_path):
     assert result["test"]["targets_all"] == counts["test"]["targets"]
     assert result["test"]["targets_all"] == result["test"]["targets_warm"] + result["test"]["targets_cold"]
     kjt = {"none": 0, "raw": 2 * (12 + 8), "prefix-ngram": 16, "side": 8, "learned-side": 8, "hybrid": 16, "id": 8}
+    kjt["all-ngram"] = 24  # two digits: each alone, and both
     assert result["bytes_per_event_kjt"] == kjt[arm]
     # id: a row of 16 floats per item; prefix-ngram: 200 rows; side: two chunks of 243 values of 16 floats at most
     tables = {"none": (0, 0), "raw": (0, 0), "id": (7680, 7680), "prefix-ngram": (12800, 12800), "side": (1, 35_000)}
+    tables["all-ngram"] = tables["prefix-ngram"]
     tables["learned-side"] = (2, 70_000)  # and the rows they started with
     tables["hybrid"] = (2187 * 16 * 4, 2187 * 16 * 4 + 35_000)  # 7 trits, and SIDE
     assert tables[arm][0] <= result["table_bytes"] <= tables[arm][1]
@@ -85,11 +86,21 @@ def test_seeds_and_blocks_learn(attention, corpus, prepared, sids, tmp_path):
 def test_attention_to_codes_needs_codes(corpus, prepared, sids, tmp_path):
     model = dataclasses.replace(SMALL, attention="codes")
     with pytest.raises(
-        SidrecError, match="attention to codes needs an arm whose SIDs travel, such as 'side'; got 'raw'"
+        SidrecError, match="attention to codes needs an arm whose one SID travels, such as 'side'; got 'raw'"
     ):
         train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "raw", "raw", model=model))
     with pytest.raises(ValueError, match="attention must be one of vectors, codes; got 'dense'"):
         RankerConfig(attention="dense")
+
+
+def test_side_reads_a_sid_per_source(corpus, prepared, sids, tmp_path):
+    both = (sids["side"], sids["text"])
+    one = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "one", "side"))
+    config = make_config(corpus, prepared, sids, tmp_path / "two", "side")
+    two = train_ranker.main(dataclasses.replace(config, sids=both))
+    assert two["bytes_per_event_kjt"] == 16 and two["table_bytes"] > one["table_bytes"]
+    assert two["train_loss"][-1] < two["train_loss"][0]
+    assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "two")) == two["test"]
 
 
 def train_here(config: TrainRankerConfig) -> dict:
@@ -154,10 +165,17 @@ def test_refusals(corpus, prepared, sids, tmp_path):
         train_ranker.main(dataclasses.replace(config, seed=1))
     with pytest.raises(SidrecError, match="unknown arm 'sid'; there are none, raw"):
         train_ranker.main(dataclasses.replace(config, arm="sid", out=tmp_path / "a"))
-    with pytest.raises(SidrecError, match="needs SIDs"):
-        train_ranker.main(dataclasses.replace(config, arm="side", sids=None, out=tmp_path / "b"))
-    with pytest.raises(SidrecError, match="needs one SID per source"):
-        train_ranker.main(dataclasses.replace(config, arm="prefix-ngram", source_sids=(), out=tmp_path / "c"))
+    for arm in ("side", "prefix-ngram"):
+        with pytest.raises(SidrecError, match=f"the arm '{arm}' needs SIDs; name the folders"):
+            train_ranker.main(dataclasses.replace(config, arm=arm, sids=(), out=tmp_path / "b"))
+    both = (sids["side"], sids["text"])
+    with pytest.raises(SidrecError, match="the arm 'hybrid' reads one SID, got side, text"):
+        train_ranker.main(dataclasses.replace(config, arm="hybrid", sids=both, out=tmp_path / "c"))
+    with pytest.raises(SidrecError, match="two folders of one name"):
+        train_ranker.main(dataclasses.replace(config, arm="side", sids=both[:1] * 2, out=tmp_path / "c"))
+    codes = dataclasses.replace(SMALL, attention="codes")
+    with pytest.raises(SidrecError, match="needs an arm whose one SID travels"):
+        train_ranker.main(dataclasses.replace(config, arm="side", sids=both, model=codes, out=tmp_path / "c"))
     with pytest.raises(DataError, match="prepared.json: not found"):
         train_ranker.main(dataclasses.replace(config, prepared=tmp_path, out=tmp_path / "d"))
     with pytest.raises(SidrecError, match="run.json: not found"):

@@ -25,9 +25,8 @@ def sids(tmp_path: Path) -> SIDArray:
 
 
 def build(name: str, sids: SIDArray, p: float) -> tuple[torch.nn.Module, KeyedJaggedTensor]:
-    arm = build_arm(
-        name, ArmConfig(table_dropout=p, digit_dropout=0, table_dim=8), ArmInputs(num_items=ITEMS, vectors={}, sid=sids)
-    )
+    config = ArmConfig(table_dropout=p, digit_dropout=0, table_dim=8)
+    arm = build_arm(name, config, ArmInputs(num_items=ITEMS, sids={"codes": sids}))
     values = arm.values(np.random.default_rng(0).integers(0, ITEMS, EVENTS).astype(np.int32))
     keys, tensors = zip(*values.items(), strict=True)
     lengths = torch.ones(EVENTS * len(keys), dtype=torch.int64)

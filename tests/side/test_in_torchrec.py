@@ -30,7 +30,7 @@ from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.errors import CodecMismatchError, DataError
 from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection
 from sidrec_torchrec.side.expansion import SIDEConfig
-from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
+from sidrec_torchrec.side.ngram import NgramCollection, PrefixNgram
 
 ITEMS, DIM = 30, 8
 ONE_WORD, TWO_WORDS = "onehot:4,ternary*6", "onehot:4,ternary*45"
@@ -213,7 +213,7 @@ class Mixed(nn.Module):
             name="item_id", embedding_dim=DIM, num_embeddings=ITEMS, feature_names=["item"], init_fn=nn.init.zeros_
         )
         self.tables = EmbeddingBagCollection(tables=[table], device=device)
-        self.prefixes = PrefixNgramCollection({"text": NGRAM}, embedding_dim=DIM, device=device)
+        self.prefixes = NgramCollection({"text": NGRAM}, embedding_dim=DIM, device=device)
         torch.manual_seed(0)  # here: tables on the meta device draw nothing
         self.over = nn.Sequential(nn.Linear(3 * DIM, 8), nn.Tanh(), nn.Linear(8, 1))
 
@@ -255,7 +255,7 @@ def shard(model: nn.Module) -> DistributedModelParallel:
         topology=Topology(world_size=2, local_world_size=2, compute_device="cpu"),
         constraints={
             "item_id": ParameterConstraints(sharding_types=[ShardingType.TABLE_WISE.value]),
-            "text_prefixes": ParameterConstraints(sharding_types=[ShardingType.ROW_WISE.value]),
+            "text_ngrams": ParameterConstraints(sharding_types=[ShardingType.ROW_WISE.value]),
         },
     )
     plan = planner.collective_plan(model, sharders, torch.distributed.GroupMember.WORLD)
@@ -285,7 +285,7 @@ def train_sharded(checkpoint: str) -> dict:
     state = model.state_dict()
     rows_held = {
         name: sum(len(shard.tensor) for shard in state[f"{name}.weight"].local_shards())
-        for name in ("tables.embedding_bags.item_id", "prefixes.collection.embeddings.text_prefixes")
+        for name in ("tables.embedding_bags.item_id", "prefixes.collection.embeddings.text_ngrams")
     }
     dcp.save({"model": state}, checkpoint_id=checkpoint)
     try:

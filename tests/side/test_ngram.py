@@ -8,7 +8,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.alphabet import OneHot, Ternary
 from sidrec_torchrec.codec.packing import SIDSpec
-from sidrec_torchrec.side.ngram import PrefixNgram, PrefixNgramCollection
+from sidrec_torchrec.side.ngram import AllNgram, NgramCollection, PrefixNgram
 
 MOST_ROWS = (2**63 - 1) // 2048  # for 2048 codewords
 
@@ -25,16 +25,34 @@ def test_tokens_follow_the_formula(K, n, num_rows, data):
             assert int(tokens_NP[row, i - 1]) == token % num_rows
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 300), st.integers(1, 5), st.integers(1, 1 << 40), st.data())
+def test_tokens_of_all_ngrams(K, n, num_rows, data):
+    codes = data.draw(st.lists(st.integers(0, K - 1), min_size=n, max_size=n))
+    depth = data.draw(st.integers(1, n))
+    spec = SIDSpec((OneHot(K),) * n, "test")
+    ngram = AllNgram(spec, num_rows=num_rows, depth=depth)
+    expected, keys, prefixes = [], [], sum(K**i for i in range(1, depth + 1))
+    for start in range(n):
+        for i in range(1, min(depth, n - start) + 1):
+            run = codes[start : start + i]
+            token = sum(K ** (i - t) * (run[t - 1] + 1) for t in range(1, i + 1)) - 1 + start * prefixes
+            expected.append(token % num_rows)
+            keys.append(f"text_digits{start + 1}to{start + i}")
+    assert ngram.tokens(spec.pack(torch.tensor([codes]))).tolist() == [expected]
+    assert ngram.keys("text") == keys
+
+
 def test_collection_sums_prefixes_of_each_source():
     spec = SIDSpec((OneHot(5),) * 3, "test")
     ngrams = {"text": PrefixNgram(spec, num_rows=50, depth=3), "image": PrefixNgram(spec, num_rows=20, depth=2)}
-    collection = PrefixNgramCollection(ngrams, embedding_dim=4, device=torch.device("cpu"))
+    collection = NgramCollection(ngrams, embedding_dim=4, device=torch.device("cpu"))
     digits = torch.randint(5, (6, 3), generator=torch.Generator().manual_seed(0))
     words_NW = spec.pack(digits)
     lengths = torch.tensor([2, 0, 4])
     keys, values, expected = [], [], []
     for source, ngram in ngrams.items():
-        table = collection.collection.embeddings[f"{source}_prefixes"].weight
+        table = collection.collection.embeddings[f"{source}_ngrams"].weight
         torch.nn.init.normal_(table)
         tokens_NP = ngram.tokens(words_NW)
         keys += ngram.keys(source)
