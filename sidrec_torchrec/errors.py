@@ -24,6 +24,11 @@ class FolderBusyError(SidrecError):
     """Another process is working in an output folder."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; its type's name if it says nothing. Torch's and Arrow's go on for a page."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def check_at_least(config: Any, least: float, *names: str) -> None:
     """Raises ValueError unless each of the config's fields ``names`` is ``least`` or more, and finite."""
     for name in names:

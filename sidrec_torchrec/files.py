@@ -31,6 +31,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Removes what killed processes were writing into ``folder``; only for one that no other process writes into."""
+    for path in folder.glob(".*.tmp"):
+        _remove(path)
+
+
 def read_json(path: Path) -> Any:
     """What ``write_json`` wrote.
 

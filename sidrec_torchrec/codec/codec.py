@@ -13,7 +13,7 @@ from torch import Tensor
 from sidrec_torchrec.codec.alphabet import OneHot
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.codec.quantizer import Quantizer, add_tables
-from sidrec_torchrec.errors import CodecMismatchError, DataError
+from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
 from sidrec_torchrec.files import atomic_path, write_json
 
 _JSON_FILE, _TENSOR_FILE = "codec.json", "codec.pt"
@@ -145,8 +145,7 @@ class Codec:
         except FileNotFoundError as error:
             raise DataError(f"{error.filename}: not found; name a folder that holds a codec") from None
         except Exception as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__  # torch's go on for a page
-            raise DataError(f"{folder}: not a codec, or a broken one ({reason}); make it again") from error
+            raise DataError(f"{folder}: not a codec, or a broken one ({first_line(error)}); make it again") from error
 
 
 def _check_format(number: int, folder: Path) -> None:

@@ -7,8 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.format import EVENTS_FILE, ITEMS_FILE, USERS_FILE
-from sidrec_torchrec.data.parquet import first_line
-from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.errors import DataError, first_line
 
 
 def data_fingerprint(folder: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.errors import DataError, first_line
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,3 @@ def vectors(column: pa.Array, dim: int) -> tuple[np.ndarray, np.ndarray, int | N
 
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return str(error).strip().split("\n")[0]

@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec_torchrec.data.parquet import first_line
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
-from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.errors import DataError, first_line
 
 SEQUENCE_COLUMNS = {
     "item": pa.int32(),

@@ -11,7 +11,7 @@ from torch import Tensor
 from sidrec_torchrec.codec.codec import Codec, fingerprint_of
 from sidrec_torchrec.data.format import Vocabulary
 from sidrec_torchrec.data.sids import CODEC_FOLDER
-from sidrec_torchrec.errors import CodecMismatchError, DataError
+from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
 from sidrec_torchrec.files import atomic_path, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig, TargetConfig, VQFusionConfig
 from sidrec_torchrec.fusion.model import ItemTensors, VQFusion
@@ -134,8 +134,9 @@ class Tokenizer:
         except FileNotFoundError as error:
             raise DataError(f"{error.filename}: not found; name a folder train-tokenizer wrote") from None
         except Exception as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__  # torch's go on for a page
-            raise DataError(f"{folder}: not a tokenizer, or a broken one ({reason}); train it again") from error
+            raise DataError(
+                f"{folder}: not a tokenizer, or a broken one ({first_line(error)}); train it again"
+            ) from error
         tokenizer = Tokenizer(model, vocabularies)
         if tokenizer.codec.spec.fingerprint != fingerprint:
             raise CodecMismatchError(

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.errors import SidrecError, first_line
 
 BEST, LAST = "best", "last"  # the checkpoint to keep, and the one to go on from
 
@@ -72,5 +72,4 @@ def _explained(what: str, advice: str) -> Iterator[None]:
         yield
     except CheckpointException as error:
         first, _ = next(iter(error.failures.values()))
-        reason = str(first).partition("\n")[0] or type(first).__name__
-        raise SidrecError(f"{what} ({reason}); {advice}") from error
+        raise SidrecError(f"{what} ({first_line(first)}); {advice}") from error

@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 
 from sidrec_torchrec.errors import FolderBusyError, RunMismatchError, SidrecError
-from sidrec_torchrec.files import read_json, write_json
+from sidrec_torchrec.files import read_json, remove_temporaries, write_json
 
 CONFIG_FILE = "run.json"
 RESULT_FILE = "metrics.json"
@@ -122,6 +122,7 @@ def _locked(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
+            remove_temporaries(folder)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "another process"

@@ -62,6 +62,21 @@ def test_the_lock_of_a_killed_job_is_gone(tmp_path):
     assert work(config)["epochs"] == 1
 
 
+def test_what_a_killed_job_was_writing_is_removed(tmp_path):
+    config = Config(tmp_path / "run")
+    half_written = config.out / ".run.json.7.tmp", config.out / ".sequences.7.tmp"
+    half_written[1].mkdir(parents=True)
+    (half_written[1] / "part").touch()
+    half_written[0].touch()
+    with process_group(), open_run(config.out, config):
+        assert not any(path.exists() for path in half_written)
+        half_written[0].touch()
+        with pytest.raises(FolderBusyError):
+            work(config)
+        assert half_written[0].exists()  # by a job at work: not another's to remove
+    assert work(config)["epochs"] == 1
+
+
 def test_a_folder_that_cannot_be_written_to_is_still_read(tmp_path):
     config = Config(tmp_path / "run")
     work(config)
