@@ -7,8 +7,8 @@ Tokenizers are trained on the items that occur in training; *collaborative* ones
 ``sidrec collaborative-vectors`` on the training sequences; *tuned* ones are then trained on with a ranker. Each variant is
 tuned on validation NE over the same number of settings (with a seed of its own), and trained with every seed at the best; with
 ``--tuned results.json`` at the setting that another study, say on fewer users, found best for it. ``--sids FOLDER`` takes
-tokenizers and SIDs of another study of the same items and protocol, say of shorter histories. Writes ``OUT/results.json``, ``OUT/table.md``, ``OUT/gains.png`` and
-``OUT/curves.png``, and prints the table. Variants that ``OUT/results.json`` has with as many seeds are not run again: call it
+tokenizers and SIDs of another study of the same items and protocol, say of shorter histories. Writes ``OUT/results.json``, ``OUT/table.md``, ``OUT/gains.png``,
+``OUT/per_byte.png`` and ``OUT/curves.png``, and prints the table. Variants that ``OUT/results.json`` has with as many seeds are not run again: call it
 again to go on, with other ``--only`` variants to add them, or with more seeds.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from analysis import markdown, plot_curves, plot_gains, print_table, summarize
+from analysis import markdown, plot_curves, plot_gains, plot_per_byte, print_table, summarize
 from study import SETTINGS, TokenizerPlan, Variant, variants
 
 from sidrec_torchrec.data.format import open_items
@@ -72,6 +72,7 @@ def main() -> None:
     print_table(summary)
     (arguments.out / "table.md").write_text(markdown(summary))
     plot_gains(summary, arguments.out / "gains.png")
+    plot_per_byte(summary, arguments.out / "per_byte.png")
     plot_curves(study.results, arguments.out / "curves.png")
 
 
