@@ -107,7 +107,7 @@ def _side(sources: tuple[str, ...]) -> Iterator[Variant]:
     yield _ours("SIDE, 25 trits, collaborative", told)
     yield _ours("SIDE as digits, 25 trits, collaborative", told, side_mode="digits")
     yield _ours("SIDE, 25 trits, tuned", _trits(25, tuned=True))
-    for count in (10, 25, 39, 60):  # 39: as many as one word holds
+    for count in (5, 10, 25, 39, 60):  # 5: a byte; 39: as many as one word holds
         tuned = _trits(count, collaborative=True, tuned=True)
         yield _ours(f"SIDE, {count} trits, collaborative, tuned", tuned)
     yield _ours("LearnedSIDE, 25 trits", plain, arm="learned-side")
