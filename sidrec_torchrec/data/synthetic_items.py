@@ -30,6 +30,8 @@ class SyntheticConfig:
         image_dim: width of the source ``image_emb``.
         categories: values of the target ``category``, at least 2.
         missing: share of items without one source (for each source).
+        idle_dims: latent values both sources see too, and nothing else depends on: content that no user, category or tag
+            turns on.
         noise: standard deviation of what a source adds to its view of the latent vector.
         cold: share of items that come out in the last fifth of the time; with ``lifetime_days`` all come out evenly instead.
         lifetime_days: how long an item is met after it came out; 0 for ever. Each day of the year brings new items.
@@ -53,6 +55,7 @@ class SyntheticConfig:
     image_dim: int = 48
     categories: int = 16
     missing: float = 0.03
+    idle_dims: int = 0
     noise: float = 0.3
     cold: float = 0.15
     lifetime_days: float = 0.0
@@ -75,6 +78,8 @@ class SyntheticConfig:
             raise DataError("users, recent_events, text_dim and image_dim must be at least 1, categories at least 2")
         if not (0 <= self.missing < 1 and 0 <= self.cold <= 0.5):
             raise DataError(f"need 0 <= missing < 1 and 0 <= cold <= 0.5, got {self.missing} and {self.cold}")
+        if self.idle_dims < 0:
+            raise DataError(f"idle_dims must be at least 0, got {self.idle_dims}")
         if not 0 <= self.lifetime_days <= DAYS:
             raise DataError(f"lifetime_days must be 0 to {DAYS}, got {self.lifetime_days}")
         if self.items < 4 * self.categories:
@@ -119,9 +124,10 @@ def make_items(config: SyntheticConfig) -> World:
 def items_table(config: SyntheticConfig, world: World) -> pa.Table:
     rng = np.random.default_rng([config.seed, 1])
     half = _LATENT_DIM - _PRIVATE
+    idle_IX = np.random.default_rng([config.seed, 4]).normal(size=(config.items, config.idle_dims))
     sources = {
-        "text_emb": _view(rng, world.latent_ID[:, :half], config.text_dim, config),
-        "image_emb": _view(rng, world.latent_ID[:, -half:], config.image_dim, config),
+        "text_emb": _view(rng, np.c_[world.latent_ID[:, :half], idle_IX], config.text_dim, config),
+        "image_emb": _view(rng, np.c_[world.latent_ID[:, -half:], idle_IX], config.image_dim, config),
     }
     score_IT = world.latent_ID @ rng.normal(size=(_LATENT_DIM, _NUM_TAGS)) / _LATENT_DIM**0.5
     tags = [[f"tag{t:02d}" for t in np.flatnonzero(row)] for row in score_IT > 1.5]

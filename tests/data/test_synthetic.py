@@ -62,6 +62,21 @@ def test_a_second_label_is_rarer_and_leaves_the_first_as_it_was(tmp_path: Path) 
     assert not (like_N > label_N).any() and 0.05 < like_N.mean() < label_N.mean() - 0.2
 
 
+def test_idle_content_is_content_that_events_do_not_turn_on(tmp_path: Path) -> None:
+    write_synthetic(SMALL, tmp_path / "none")
+    write_synthetic(SyntheticConfig(**(vars(SMALL) | {"idle_dims": 48})), tmp_path / "idle")
+    assert read(tmp_path / "idle", "events").equals(read(tmp_path / "none", "events"))
+    none, idle = read(tmp_path / "none", "items"), read(tmp_path / "idle", "items")
+    assert idle["category"].equals(none["category"]) and not idle["text_emb"].equals(none["text_emb"])
+    about_latent = []
+    for count in (0, 48):
+        config = SyntheticConfig(missing=0.0, idle_dims=count)
+        world = make_items(config)
+        text_ID = _vectors(synthetic.items_table(config, world)["text_emb"])
+        about_latent.append(explained_variance(world.latent_ID, text_ID).mean())
+    assert about_latent[1] < about_latent[0] / 2
+
+
 def test_more_users_leave_the_first_ones_as_they_were(tmp_path: Path) -> None:
     write_synthetic(SMALL, tmp_path / "few")
     write_synthetic(SyntheticConfig(**(vars(SMALL) | {"users": 90})), tmp_path / "more")
@@ -118,9 +133,7 @@ def test_sources_share_a_part_and_each_has_its_own() -> None:
     config = SyntheticConfig(missing=0.0)
     world = make_items(config)
     table = synthetic.items_table(config, world)
-    text, image = (
-        np.stack(table[name].to_numpy(zero_copy_only=False)).astype(np.float64) for name in ("text_emb", "image_emb")
-    )
+    text, image = _vectors(table["text_emb"]), _vectors(table["image_emb"])
     explained = {
         name: explained_variance(x, world.latent_ID)
         for name, x in (("text", text), ("image", image), ("both", np.c_[text, image]))
@@ -131,6 +144,10 @@ def test_sources_share_a_part_and_each_has_its_own() -> None:
     for name in ("text", "image"):
         assert explained[name][shared].mean() > 0.4
         assert explained["both"].mean() > explained[name].mean() + 0.03
+
+
+def _vectors(column: pa.ChunkedArray) -> np.ndarray:
+    return np.stack(column.to_numpy(zero_copy_only=False)).astype(np.float64)
 
 
 def explained_variance(x_ND: np.ndarray, y_NM: np.ndarray) -> np.ndarray:
@@ -279,6 +296,7 @@ def test_impossible_sizes_are_refused() -> None:
         ({"missing": 1.0}, "missing"),
         ({"users": 0}, "users"),
         ({"prior": 0.0}, "prior"),
+        ({"idle_dims": -1}, "idle_dims must be at least 0, got -1"),
     ):
         with pytest.raises(DataError, match=words):
             SyntheticConfig(**changes)
