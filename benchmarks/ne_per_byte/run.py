@@ -1,7 +1,7 @@
 """NE per byte: every way of feeding items, tuned alike, over several seeds.
 
     python benchmarks/ne_per_byte/run.py --data DATA --out OUT --source A --source B --target C \
-        [--seeds 5] [--settings 4] [--epochs 5] [--train-fraction 0.3] [--only VARIANT]
+        [--seeds 5] [--settings 6] [--epochs 5] [--train-fraction 0.3] [--only VARIANT]
 
 Tokenizers are trained on the items that occur in training; *collaborative* ones also predict what users do with items, by
 ``sidrec collaborative-vectors`` on the training sequences; *tuned* ones are then trained on with a ranker. Each variant is
@@ -201,7 +201,9 @@ class Study:
                     digit_dropout=setting["digit_dropout"],
                     **variant.arm_options,
                 ),
-                optimizer=OptimizerConfig(learning_rate=setting["learning_rate"]),
+                optimizer=OptimizerConfig(
+                    learning_rate=setting["learning_rate"], table_learning_rate=setting["table_learning_rate"]
+                ),
             )
         )
 

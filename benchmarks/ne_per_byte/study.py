@@ -56,11 +56,17 @@ class Variant:
 
 
 # Every variant is tuned over as many settings: rates for all, with them shares of learned rows and of SIDE's digits to drop.
-SETTINGS = (
-    {"learning_rate": 2e-3, "table_dropout": 0.35, "digit_dropout": 0.1, "dropout": 0.1},
-    {"learning_rate": 2e-3, "table_dropout": 0.1, "digit_dropout": 0.3, "dropout": 0.3},
-    {"learning_rate": 1e-3, "table_dropout": 0.35, "digit_dropout": 0.1, "dropout": 0.3},
-    {"learning_rate": 1e-3, "table_dropout": 0.6, "digit_dropout": 0.3, "dropout": 0.1},
+_NAMES = ("learning_rate", "table_learning_rate", "table_dropout", "digit_dropout", "dropout")
+SETTINGS = tuple(
+    dict(zip(_NAMES, values, strict=True))
+    for values in (
+        (2e-3, 0.05, 0.35, 0.1, 0.1),
+        (2e-3, 0.05, 0.1, 0.3, 0.3),
+        (1e-3, 0.05, 0.35, 0.1, 0.3),
+        (1e-3, 0.05, 0.6, 0.3, 0.1),
+        (4e-3, 0.05, 0.1, 0.1, 0.3),
+        (2e-3, 0.2, 0.1, 0.1, 0.3),
+    )
 )
 
 
