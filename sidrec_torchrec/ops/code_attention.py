@@ -126,8 +126,8 @@ def gap_bucket(gap: Tensor) -> Tensor:
     Args:
         gap: integers, of any shape.
     """
-    exponent = torch.frexp(gap.clamp(0, (1 << GAP_BUCKETS) - 1).add(1).double()).exponent
-    return (exponent - 1).clamp_max(GAP_BUCKETS - 1)
+    exponent = torch.frexp(gap.clamp(0, (1 << GAP_BUCKETS) - 1).add_(1).double()).exponent
+    return exponent.sub_(1).clamp_max_(GAP_BUCKETS - 1)
 
 
 def reference(
