@@ -116,8 +116,7 @@ class Study:
         """Tunes and trains a variant; an interrupted run goes on."""
         sids = tuple(self._sids(plan) for plan in variant.tokenizers)
         setting, scores = self._best_setting(variant, sids)
-        seeds = range(self.arguments.seeds)
-        runs = [self._rank(variant, sids, f"seed-{seed}", seed, setting) for seed in seeds]
+        runs = [self._rank(variant, sids, seed, setting) for seed in range(self.arguments.seeds)]
         self.results[variant.name] = {
             "family": variant.family,
             "setting": setting,
@@ -137,8 +136,8 @@ class Study:
         if len(settings) == 1:
             return settings[0], []
         scores = []
-        for i, setting in enumerate(settings):
-            validation = self._rank(variant, sids, f"setting-{i}", TUNING_SEED, setting)["validation"]
+        for setting in settings:
+            validation = self._rank(variant, sids, TUNING_SEED, setting)["validation"]
             scores.append(min(epoch["ne_all"] for epoch in validation))
         return settings[scores.index(min(scores))], scores
 
@@ -181,10 +180,9 @@ class Study:
         tune_tokenizer.main(job)
         return job.out
 
-    def _rank(
-        self, variant: Variant, sids: tuple[Path, ...], name: str, seed: int, setting: dict[str, float]
-    ) -> dict[str, Any]:
+    def _rank(self, variant: Variant, sids: tuple[Path, ...], seed: int, setting: dict[str, float]) -> dict[str, Any]:
         """A trained ranker's metrics."""
+        name = f"setting-{SETTINGS.index(setting)}-seed-{seed}"
         return train_ranker.main(
             train_ranker.TrainRankerConfig(
                 data=self.data,
