@@ -32,7 +32,6 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the notebook's own files go
     monkeypatch.delenv("MPLBACKEND", raising=False)
-    monkeypatch.delenv("RANK", raising=False)  # of a process group that another test may have left
     notebook = _read(path)
     committed = [_kinds(cell) for cell in notebook.cells]
     where = {"metadata": {"path": str(tmp_path)}}

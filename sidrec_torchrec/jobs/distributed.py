@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -55,15 +54,16 @@ def current_processes() -> Processes:
 
 
 def _start_group() -> None:
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(_free_port())
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+        return
+    # A group of one needs neither a port, which another process may take, nor variables, which children would inherit.
     hook = sys.excepthook
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    if dist.get_world_size() == 1:
-        sys.excepthook = hook  # torch's puts the rank before each line of a traceback, once more with each group
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    sys.excepthook = hook  # torch's puts the rank before each line of a traceback, once more with each group
 
 
 def _quiet_libraries() -> None:
@@ -75,9 +75,3 @@ def _quiet_libraries() -> None:
             warnings.filterwarnings("ignore", category=category, module=rf"{module}(\.|$)")
     # blamed on whoever asks a ShardedTensor for its size, which is us
     warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

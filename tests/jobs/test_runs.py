@@ -1,5 +1,6 @@
 """Output folders: one job at a time, one configuration, and claims that refused jobs take back."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -20,6 +21,12 @@ print("held", flush=True)
 time.sleep(600)
 """
 
+JOIN = """
+from sidrec_torchrec.jobs.distributed import process_group
+with process_group() as processes:
+    assert processes.world_size == 1
+"""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -38,6 +45,14 @@ def test_a_finished_run_is_read_back(tmp_path):
     assert first == work(config) == {"epochs": 1, "shape": [1, 2]}
     with pytest.raises(RunMismatchError, match="epochs was 1, is 2"):
         work(replace(config, epochs=2))
+
+
+def test_a_group_of_one_leaves_nothing_that_children_inherit(tmp_path):
+    before = dict(os.environ), sys.excepthook
+    with process_group() as processes:
+        assert (processes.rank, processes.world_size) == (0, 1)
+        assert (dict(os.environ), sys.excepthook) == before
+        subprocess.run([sys.executable, "-c", JOIN], check=True)  # a group of its own, at the same time
 
 
 def test_a_second_job_in_the_folder_is_refused_until_the_first_has_ended(tmp_path):
