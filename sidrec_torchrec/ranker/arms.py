@@ -21,7 +21,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.codec.packing import word_names
+from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError, check_at_least, check_share
 from sidrec_torchrec.side.collection import SIDECollection
@@ -275,11 +275,7 @@ class NgramArm(Arm):
 
     def __init__(self, sids: dict[str, SIDArray], config: ArmConfig, ngram: type[PrefixNgram]) -> None:
         self._words = {name: map_rows(sid.path) for name, sid in sids.items()}
-        specs = {name: sid.codec.spec for name, sid in sids.items()}
-        self._ngrams = {
-            name: ngram(spec, num_rows=config.ngram_rows, depth=config.ngram_depth or spec.num_digits)
-            for name, spec in specs.items()
-        }
+        self._ngrams = {name: _ngrams(name, sid.codec.spec, config, ngram) for name, sid in sids.items()}
         self.keys = tuple(key for name, ngrams in self._ngrams.items() for key in ngrams.keys(name))
         self.dim = config.table_dim * len(sids)
         self._config = config
@@ -302,6 +298,13 @@ class NgramArm(Arm):
     def module(self, device: torch.device) -> nn.Module:
         tables = NgramCollection(self._ngrams, embedding_dim=self._config.table_dim, device=device)
         return nn.Sequential(tables, _RowDropout(self._config.table_dropout))
+
+
+def _ngrams(name: str, spec: SIDSpec, config: ArmConfig, ngram: type[PrefixNgram]) -> PrefixNgram:
+    try:
+        return ngram(spec, num_rows=config.ngram_rows, depth=config.ngram_depth or spec.num_digits)
+    except ValueError as error:
+        raise SidrecError(f"n-grams of the SIDs '{name}': {error}") from None
 
 
 class PackedSIDs(nn.Module):
