@@ -124,8 +124,9 @@ def unsharded_ranker(config: TrainRankerConfig, prepared: Prepared, arm: Arm, de
     """The run's ranker, whole."""
     if config.model.attention == "codes":
         if arm.events is None:
+            several = f" of {len(config.sids)} SIDs" if len(config.sids) > 1 else ""
             raise SidrecError(
-                f"attention to codes needs an arm whose one SID travels, such as 'side'; got '{config.arm}'"
+                f"attention to codes needs an arm whose one SID travels, such as 'side'; got '{config.arm}'{several}"
             )
         items, events = PackedSIDs(arm.events, device), arm.events
     else:

@@ -173,8 +173,13 @@ def test_refusals(corpus, prepared, sids, tmp_path):
         train_ranker.main(dataclasses.replace(config, arm="hybrid", sids=both, out=tmp_path / "c"))
     with pytest.raises(SidrecError, match="two folders of one name"):
         train_ranker.main(dataclasses.replace(config, arm="side", sids=both[:1] * 2, out=tmp_path / "c"))
+    with pytest.raises(SidrecError, match="n-grams of the SIDs 'side': .* all one-hot of one size"):
+        train_ranker.main(dataclasses.replace(config, arm="all-ngram", sids=both[:1], out=tmp_path / "c"))
+    deep = ArmConfig(ngram_depth=3)
+    with pytest.raises(SidrecError, match="n-grams of the SIDs 'text': depth must be 1 to 2"):
+        train_ranker.main(dataclasses.replace(config, arm="prefix-ngram", sids=both[1:], arms=deep, out=tmp_path / "c"))
     codes = dataclasses.replace(SMALL, attention="codes")
-    with pytest.raises(SidrecError, match="needs an arm whose one SID travels"):
+    with pytest.raises(SidrecError, match="whose one SID travels, such as 'side'; got 'side' of 2 SIDs"):
         train_ranker.main(dataclasses.replace(config, arm="side", sids=both, model=codes, out=tmp_path / "c"))
     with pytest.raises(DataError, match="prepared.json: not found"):
         train_ranker.main(dataclasses.replace(config, prepared=tmp_path, out=tmp_path / "d"))
