@@ -2,13 +2,14 @@
 
     python benchmarks/ne_per_byte/by_length.py OUT_1024 OUT_4096 OUT_10000 --plot by_length.png
 
-Prints NE, warm / cold, mean over seeds and 95% interval, by variant and length, for the variants that every study has, and
-plots them. Each OUT is a folder that run.py wrote.
+Prints NE, warm / cold, mean over seeds and 95% interval, by variant and length, for the variants that two studies have at
+least, and plots them. Each OUT is a folder that run.py wrote.
 """
 
 import argparse
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,20 @@ def main() -> None:
         study = json.loads((folder / "results.json").read_text())
         by_length[study["arguments"]["max_history"]] = summarize(study["variants"])
     lengths = sorted(by_length)
-    names = [name for name in by_length[lengths[0]] if all(name in by_length[length] for length in lengths)]
+    counts = Counter(name for study in by_length.values() for name in study)
+    names = [name for name, count in counts.items() if count > 1]
     print(f"| variant | {' | '.join(f'T = {length:,}' for length in lengths)} |")
     print(f"|---|{'---|' * len(lengths)}")
     for name in names:
-        print(f"| {name} | {' | '.join(_cell(by_length[length][name]) for length in lengths)} |")
+        print(f"| {name} | {' | '.join(_cell(by_length[length].get(name)) for length in lengths)} |")
     if arguments.plot:
         _plot(by_length, lengths, names, arguments.plot)
 
 
-def _cell(row: dict[str, Any]) -> str:
+def _cell(row: dict[str, Any] | None) -> str:
     """NE, warm / cold; with its interval where there are several seeds."""
+    if row is None:
+        return "-"
     cells = []
     for part in PARTS:
         mean, half = row[f"ne_{part}"]
@@ -49,7 +53,8 @@ def _plot(by_length: dict[int, dict[str, Any]], lengths: list[int], names: list[
     panels = figure.subplots(1, 2, sharey=True)
     for axes, part in zip(panels, PARTS, strict=True):
         for name in names:
-            axes.plot(lengths, [by_length[t][name][f"ne_{part}"][0] for t in lengths], marker="o", label=name)
+            there = [length for length in lengths if name in by_length[length]]
+            axes.plot(there, [by_length[t][name][f"ne_{part}"][0] for t in there], marker="o", label=name)
         axes.set(title=f"{part} items", xlabel="events of history, T", xscale="log", xticks=lengths)
         axes.set_xticklabels([f"{t:,}" for t in lengths])
         axes.minorticks_off()
