@@ -33,7 +33,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def remove_temporaries(folder: Path) -> None:
     """Removes what killed processes were writing into ``folder``; only for one that no other process writes into."""
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(".*.[0-9]*.tmp"):
         _remove(path)
 
 

@@ -64,8 +64,10 @@ def open_run(folder: Path, config: Any, ignore: tuple[str, ...] = ("out",)) -> I
         failure: list[Exception | None] = [None]
         if dist.get_rank() == 0:
             try:
-                stack.enter_context(_locked(folder))
+                is_locked = stack.enter_context(_locked(folder))
                 stack.enter_context(_claimed(folder, {k: v for k, v in config_json(config).items() if k not in ignore}))
+                if is_locked:
+                    remove_temporaries(folder)
             except (SidrecError, OSError) as error:
                 failure = [error]
         dist.broadcast_object_list(failure)
@@ -112,9 +114,10 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock."""
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds the folder's lock; False where there can be none."""
     folder.mkdir(parents=True, exist_ok=True)
+    is_locked = False
     with ExitStack() as stack:
         try:
             file = stack.enter_context(open(folder / LOCK_FILE, "a+"))
@@ -122,7 +125,7 @@ def _locked(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
-            remove_temporaries(folder)
+            is_locked = True
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "another process"
@@ -131,7 +134,7 @@ def _locked(folder: Path) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # read-only, where only finished runs are read back; full, as the job will say; or without locks
-        yield
+        yield is_locked
 
 
 @contextmanager
@@ -163,5 +166,6 @@ def _claimed(folder: Path, config: dict[str, Any]) -> Iterator[None]:
 
 
 def _files(folder: Path) -> set[str]:
-    """Names of what is in the folder, but for the lock."""
-    return {path.name for path in folder.iterdir()} - {LOCK_FILE}
+    """Names of what is in the folder, but for the lock, and what a killed job was writing its claim into."""
+    half_written = {path.name for path in folder.glob(f".{CONFIG_FILE}.*.tmp")}
+    return {path.name for path in folder.iterdir()} - {LOCK_FILE} - half_written

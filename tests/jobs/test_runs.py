@@ -79,17 +79,30 @@ def test_the_lock_of_a_killed_job_is_gone(tmp_path):
 
 def test_what_a_killed_job_was_writing_is_removed(tmp_path):
     config = Config(tmp_path / "run")
-    half_written = config.out / ".run.json.7.tmp", config.out / ".sequences.7.tmp"
-    half_written[1].mkdir(parents=True)
-    (half_written[1] / "part").touch()
-    half_written[0].touch()
-    with process_group(), open_run(config.out, config):
-        assert not any(path.exists() for path in half_written)
-        half_written[0].touch()
-        with pytest.raises(FolderBusyError):
-            work(config)
-        assert half_written[0].exists()  # by a job at work: not another's to remove
+    claim, sequences = config.out / ".run.json.7.tmp", config.out / ".sequences.7.tmp"
+    config.out.mkdir()
+    claim.touch()  # by a job killed at its very start
+    with process_group():
+        with open_run(config.out, config):
+            assert not claim.exists()
+            sequences.mkdir()
+            (sequences / "part").touch()
+            with pytest.raises(FolderBusyError):
+                work(config)
+            assert sequences.exists()  # of a job at work: not another's to remove
+        with pytest.raises(RunMismatchError):
+            work(replace(config, epochs=2))
+        assert sequences.exists()  # of another run
     assert work(config)["epochs"] == 1
+    assert not sequences.exists()
+
+
+def test_nothing_is_removed_from_a_folder_of_something_else(tmp_path):
+    theirs = tmp_path / ".cache.1.tmp"
+    theirs.touch()
+    with pytest.raises(RunMismatchError, match="holds files of something else"):
+        work(Config(tmp_path))
+    assert theirs.exists()
 
 
 def test_a_folder_that_cannot_be_written_to_is_still_read(tmp_path):
