@@ -20,7 +20,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec import DPCA, Codec, DPCAConfig, replace_tables
-from sidrec_torchrec.jobs.distributed import Processes, process_group
+from sidrec_torchrec.training.group import Processes, process_group
 
 ITEMS, DIM, WIDTH, HISTORY, BATCH, STEPS = 20_000, 32, 32, 20, 256, 200
 

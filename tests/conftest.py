@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: its kernels then run on the CPU
 
-from sidrec_torchrec.jobs.distributed import process_group
+from sidrec_torchrec.training.group import process_group
 
 torch.set_num_threads(1)
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from sidrec_torchrec.codec.alphabet import Alphabet, OneHot, Ternary
 from sidrec_torchrec.codec.dpca_fit import FitOptions, fit
-from sidrec_torchrec.codec.processes import is_first_process
 from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, add_tables, check_width, squared_distance
 from sidrec_torchrec.codec.search import codes, encode
 from sidrec_torchrec.errors import check_at_least
+from sidrec_torchrec.processes import is_first_process
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,17 +19,17 @@ from torch import Tensor
 
 from sidrec_torchrec.codec.alphabet import Alphabet, OneHot, format_stages
 from sidrec_torchrec.codec.dpca_start import start
-from sidrec_torchrec.codec.processes import (
-    copy_from_first_process,
-    is_first_process,
-    object_from_first_process,
-    sum_over_processes,
-)
 from sidrec_torchrec.codec.quantizer import check_finite, check_width
 from sidrec_torchrec.codec.search import codes, encode, weights
 from sidrec_torchrec.codec.shrinkage import bands, shrunk_rows
 from sidrec_torchrec.errors import DataError, RunMismatchError
 from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.processes import (
+    copy_from_first_process,
+    is_first_process,
+    object_from_first_process,
+    sum_over_processes,
+)
 
 _SAMPLE_ROWS = 1 << 14  # of process 0, from which the basis is started
 _BLOCK_ROWS = 1 << 13

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from sidrec_torchrec.codec.alphabet import OneHot
 from sidrec_torchrec.codec.kmeans import kmeans
-from sidrec_torchrec.codec.processes import copy_from_first_process, is_first_process, sum_over_processes
 from sidrec_torchrec.codec.quantizer import (
     Quantizer,
     QuantizerOutput,
@@ -17,6 +16,7 @@ from sidrec_torchrec.codec.quantizer import (
     squared_distance,
 )
 from sidrec_torchrec.codec.search import encode
+from sidrec_torchrec.processes import copy_from_first_process, is_first_process, sum_over_processes
 
 
 @dataclass(frozen=True, kw_only=True)

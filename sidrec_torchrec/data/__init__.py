@@ -1,0 +1,1 @@
+"""Reading, checking and preparing data; packed SIDs on disk."""

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.codec.processes import sum_over_processes
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.sequences import open_sequences
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
 from sidrec_torchrec.errors import DataError, check_at_least
+from sidrec_torchrec.processes import sum_over_processes
 
 _NOISE = 1e-20  # variance of what rounding alone makes differ: labels are 0 or 1
 _SPARE = 8  # columns more than are asked for, which make the iteration converge

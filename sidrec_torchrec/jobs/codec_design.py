@@ -11,7 +11,7 @@ from sidrec_torchrec.codec.alphabet import format_stages
 from sidrec_torchrec.codec.design import Candidate, Design, DesignConfig, design, stage_lists
 from sidrec_torchrec.errors import DataError, check_at_least, check_share
 from sidrec_torchrec.fusion.item_tensors import ItemStream
-from sidrec_torchrec.jobs.progress import stage
+from sidrec_torchrec.training.progress import stage
 
 _CAPTION = (
     "error: relative squared, of items held out; kflop: to encode a vector; s: to encode a million; KiB: of the basis"

@@ -15,10 +15,10 @@ from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
-from sidrec_torchrec.jobs.distributed import Processes, process_group
-from sidrec_torchrec.jobs.progress import stage
-from sidrec_torchrec.jobs.runs import open_run
 from sidrec_torchrec.jobs.train_tokenizer import TOKENIZER_FOLDER
+from sidrec_torchrec.training.group import Processes, process_group
+from sidrec_torchrec.training.progress import stage
+from sidrec_torchrec.training.runs import open_run
 
 _BLOCK = 8192  # items encoded at once
 

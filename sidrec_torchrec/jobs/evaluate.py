@@ -7,9 +7,9 @@ from pathlib import Path
 from sidrec_torchrec.data.prepare import SPLITS, open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import write_json
-from sidrec_torchrec.jobs.checkpoints import BEST
-from sidrec_torchrec.jobs.distributed import process_group
 from sidrec_torchrec.jobs.train_ranker import batches, build_ranker, evaluate, load_arm, open_trained
+from sidrec_torchrec.training.checkpoints import BEST
+from sidrec_torchrec.training.group import process_group
 
 
 @dataclass(frozen=True, kw_only=True)

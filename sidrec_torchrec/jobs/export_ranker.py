@@ -17,13 +17,13 @@ from sidrec_torchrec.data.prepare import open_prepared
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import atomic_path
-from sidrec_torchrec.jobs.checkpoints import BEST
-from sidrec_torchrec.jobs.distributed import process_group
-from sidrec_torchrec.jobs.progress import stage
 from sidrec_torchrec.jobs.train_ranker import batches, load_arm, open_trained, unsharded_ranker
 from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.scorer import FORMAT, METADATA, Scorer
 from sidrec_torchrec.ranker.serving import INPUTS, ServingRanker, export, requests_of
+from sidrec_torchrec.training.checkpoints import BEST
+from sidrec_torchrec.training.group import process_group
+from sidrec_torchrec.training.progress import stage
 
 _TOLERANCE = 1e-5
 

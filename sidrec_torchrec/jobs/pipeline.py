@@ -28,14 +28,14 @@ from sidrec_torchrec.jobs import (
     train_tokenizer,
     tune_tokenizer,
 )
-from sidrec_torchrec.jobs.distributed import Processes, process_group
-from sidrec_torchrec.jobs.progress import stage
-from sidrec_torchrec.jobs.report import BASE_ARM, print_report, summarize_arm
-from sidrec_torchrec.jobs.report_html import write_html
-from sidrec_torchrec.jobs.runs import open_run
 from sidrec_torchrec.ranker.arms import ARMS, NGRAM_ARMS, SIDE_ARMS, ArmConfig
 from sidrec_torchrec.ranker.model import RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig
+from sidrec_torchrec.study.report import BASE_ARM, print_report, summarize_arm
+from sidrec_torchrec.study.report_html import write_html
+from sidrec_torchrec.training.group import Processes, process_group
+from sidrec_torchrec.training.progress import stage
+from sidrec_torchrec.training.runs import open_run
 
 SYNTHETIC_TARGETS = ("category", "tags")
 

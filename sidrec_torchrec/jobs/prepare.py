@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
-from sidrec_torchrec.jobs.distributed import process_group
-from sidrec_torchrec.jobs.progress import stage
-from sidrec_torchrec.jobs.runs import open_run
+from sidrec_torchrec.training.group import process_group
+from sidrec_torchrec.training.progress import stage
+from sidrec_torchrec.training.runs import open_run
 
 
 @dataclass(frozen=True, kw_only=True)

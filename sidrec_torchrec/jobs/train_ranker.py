@@ -21,15 +21,15 @@ from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.errors import SidrecError, check_at_least
 from sidrec_torchrec.files import read_json
 from sidrec_torchrec.jobs.arm_inputs import load_arm_inputs
-from sidrec_torchrec.jobs.checkpoints import BEST, LAST, Checkpoints
-from sidrec_torchrec.jobs.distributed import Processes, process_group
-from sidrec_torchrec.jobs.progress import stage
-from sidrec_torchrec.jobs.runs import CONFIG_FILE, config_from_json, open_run
 from sidrec_torchrec.ranker.arms import Arm, ArmConfig, PackedSIDs, build_arm
 from sidrec_torchrec.ranker.bytes import bytes_per_event, table_bytes
 from sidrec_torchrec.ranker.metrics import RankingMetrics
 from sidrec_torchrec.ranker.model import Ranker, RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig, RankerOptimizer, shard
+from sidrec_torchrec.training.checkpoints import BEST, LAST, Checkpoints
+from sidrec_torchrec.training.group import Processes, process_group
+from sidrec_torchrec.training.progress import stage
+from sidrec_torchrec.training.runs import CONFIG_FILE, config_from_json, open_run
 
 CHECKPOINTS = "checkpoints"
 

@@ -19,10 +19,10 @@ from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.model import VQFusion
 from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
-from sidrec_torchrec.jobs.checkpoints import LAST, Checkpoints
-from sidrec_torchrec.jobs.distributed import Processes, process_group
-from sidrec_torchrec.jobs.progress import stage
-from sidrec_torchrec.jobs.runs import open_run
+from sidrec_torchrec.training.checkpoints import LAST, Checkpoints
+from sidrec_torchrec.training.group import Processes, process_group
+from sidrec_torchrec.training.progress import stage
+from sidrec_torchrec.training.runs import open_run
 
 TOKENIZER_FOLDER = "tokenizer"
 # mean squared lengths of sources: their variances must be more than ``Standardize`` takes for none

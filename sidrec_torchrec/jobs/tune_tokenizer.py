@@ -16,15 +16,15 @@ from sidrec_torchrec.errors import DataError, check_at_least
 from sidrec_torchrec.fusion.item_store import ItemStore
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
-from sidrec_torchrec.jobs.checkpoints import BEST, Checkpoints
-from sidrec_torchrec.jobs.distributed import Processes, process_group
 from sidrec_torchrec.jobs.encode_corpus import tokenizer_folder
-from sidrec_torchrec.jobs.runs import open_run
 from sidrec_torchrec.jobs.train_ranker import CHECKPOINTS, Training, TrainRankerConfig
 from sidrec_torchrec.jobs.train_tokenizer import TOKENIZER_FOLDER
 from sidrec_torchrec.ranker.model import RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig, shard
 from sidrec_torchrec.ranker.tuning import ItemRows, TokenizedItems, TuningRanker
+from sidrec_torchrec.training.checkpoints import BEST, Checkpoints
+from sidrec_torchrec.training.group import Processes, process_group
+from sidrec_torchrec.training.runs import open_run
 
 
 @dataclass(frozen=True, kw_only=True)

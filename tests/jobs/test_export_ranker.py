@@ -13,12 +13,12 @@ from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.prepare import open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.jobs import export_ranker, train_ranker
-from sidrec_torchrec.jobs.checkpoints import BEST
-from sidrec_torchrec.jobs.distributed import process_group
 from sidrec_torchrec.jobs.export_ranker import ExportRankerConfig, check_predictions
 from sidrec_torchrec.ranker.arms import ArmConfig
 from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.serving import requests_of
+from sidrec_torchrec.training.checkpoints import BEST
+from sidrec_torchrec.training.group import process_group
 from tests.jobs.test_train_ranker import SMALL, make_config
 
 CODES = dataclasses.replace(SMALL, attention="codes", seeds=2)

@@ -4,8 +4,8 @@ import pytest
 
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.jobs import train_tokenizer
-from sidrec_torchrec.jobs.checkpoints import Checkpoints
 from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
+from sidrec_torchrec.training.checkpoints import Checkpoints
 
 
 class Killed(Exception):

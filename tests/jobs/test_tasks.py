@@ -12,12 +12,12 @@ import torch
 from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.jobs import evaluate, export_ranker, pipeline, train_ranker
-from sidrec_torchrec.jobs.checkpoints import BEST
-from sidrec_torchrec.jobs.distributed import process_group
 from sidrec_torchrec.ranker.arms import ArmConfig
 from sidrec_torchrec.ranker.model import ATTENTIONS
 from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.serving import requests_of
+from sidrec_torchrec.training.checkpoints import BEST
+from sidrec_torchrec.training.group import process_group
 from tests.jobs.test_train_ranker import SMALL, Killed, make_config, train_here
 
 TASKS = ("label", "like")

@@ -11,12 +11,12 @@ import torch
 from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
 from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError, SidrecError
 from sidrec_torchrec.jobs import evaluate, train_ranker
-from sidrec_torchrec.jobs.checkpoints import BEST, LAST
-from sidrec_torchrec.jobs.distributed import process_group
-from sidrec_torchrec.jobs.runs import config_from_json, config_json
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig
 from sidrec_torchrec.ranker.model import ATTENTIONS, RankerConfig
+from sidrec_torchrec.training.checkpoints import BEST, LAST
+from sidrec_torchrec.training.group import process_group
+from sidrec_torchrec.training.runs import config_from_json, config_json
 
 SMALL = RankerConfig(dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), dropout=0.0)
 

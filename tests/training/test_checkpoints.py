@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.jobs.checkpoints import LAST, Checkpoints
-from sidrec_torchrec.jobs.distributed import process_group
+from sidrec_torchrec.training.checkpoints import LAST, Checkpoints
+from sidrec_torchrec.training.group import process_group
 
 
 def state(rows: int, value: float = 0.0) -> dict:

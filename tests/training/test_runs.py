@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sidrec_torchrec.errors import DataError, FolderBusyError, RunMismatchError
-from sidrec_torchrec.jobs.distributed import process_group
-from sidrec_torchrec.jobs.runs import open_run
+from sidrec_torchrec.training.group import process_group
+from sidrec_torchrec.training.runs import open_run
 
 HOLD = """
 import fcntl, sys, time
@@ -22,7 +22,7 @@ time.sleep(600)
 """
 
 JOIN = """
-from sidrec_torchrec.jobs.distributed import process_group
+from sidrec_torchrec.training.group import process_group
 with process_group() as processes:
     assert processes.world_size == 1
 """

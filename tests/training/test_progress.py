@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sidrec_torchrec.jobs.progress import quiet, stage
+from sidrec_torchrec.training.progress import quiet, stage
 
 
 def work(title: str) -> None:

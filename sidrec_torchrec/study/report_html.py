@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from sidrec_torchrec.files import atomic_path
-from sidrec_torchrec.jobs.report import percent, spread, task_suffixes
+from sidrec_torchrec.study.report import percent, spread, task_suffixes
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68em; margin: 2em auto; padding: 0 1em; color: #1a1a1a }

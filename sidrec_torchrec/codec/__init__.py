@@ -1,0 +1,1 @@
+"""Quantizers, and the codec that turns packed SIDs back into vectors."""

@@ -1,0 +1,1 @@
+"""VQ Fusion, the tokenizer: items to SIDs."""

@@ -1,0 +1,1 @@
+"""Jobs: one config and one main each."""

@@ -1,0 +1,1 @@
+"""Operators in C++ for CPU, compiled when first used."""

@@ -1,0 +1,1 @@
+"""The long-sequence ranker: arms, readers, the model, serving."""

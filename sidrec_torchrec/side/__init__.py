@@ -1,0 +1,1 @@
+"""SIDE: modules that read SIDs where embedding tables stood."""
