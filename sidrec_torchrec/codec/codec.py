@@ -16,7 +16,7 @@ from sidrec_torchrec.codec.quantizer import Quantizer, add_tables
 from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
 from sidrec_torchrec.files import atomic_path, write_json
 
-_JSON_FILE, _TENSOR_FILE = "codec.json", "codec.pt"
+CODEC_FILES = _JSON_FILE, _TENSOR_FILE = "codec.json", "codec.pt"
 _FORMAT = 1  # of both files together, as docs/sid_format.md describes them
 
 

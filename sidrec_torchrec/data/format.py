@@ -3,6 +3,8 @@
 docs/data.md describes the columns; each file has a reader that checks what it reads and holds one batch in memory.
 """
 
+from pathlib import Path
+
 from sidrec_torchrec.data.events import (
     EVENTS_FILE,
     USERS_FILE,
@@ -30,6 +32,7 @@ __all__ = [
     "Users",
     "ValidateConfig",
     "Vocabulary",
+    "data_files",
     "open_events",
     "open_items",
     "open_users",
@@ -37,3 +40,8 @@ __all__ = [
     "scan_vocabularies",
     "validate",
 ]
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The files of a data folder, of which users need not be there."""
+    return [Path(folder) / name for name in (ITEMS_FILE, EVENTS_FILE, USERS_FILE)]

@@ -49,7 +49,9 @@ from sidrec_torchrec.errors import DataError, check_at_least, check_share
 from sidrec_torchrec.files import atomic_path, read_json, write_json
 
 SPLITS = ("train", "validation", "test")
+PREPARED_FILE, SEEN_FILE = "prepared.json", "seen.npy"
 COLD_ITEMS_FILE = "cold_items.parquet"  # ids of the items kept out of training
+SEQUENCES = "sequences"  # where the prepare job puts them, in its output folder
 ROW_GROUP = 256  # rows of a sequences file read at once
 
 
@@ -113,9 +115,13 @@ class Prepared:
     counts: dict[str, dict[str, Any]]
     tasks: tuple[str, ...]
 
+    def files(self) -> list[Path]:
+        """Every file that says something of the sequences."""
+        return [*(self.path(split) for split in SPLITS), self.folder / SEEN_FILE, self.folder / PREPARED_FILE]
+
     def seen(self) -> np.ndarray:
         """Whether an item occurs in training, bool [num_items], mapped from disk."""
-        return map_rows(self.folder / "seen.npy")
+        return map_rows(self.folder / SEEN_FILE)
 
     def check_items(self, data: Path) -> None:
         """Refuses another item file than the sequences' rows point into.
@@ -148,15 +154,21 @@ class Prepared:
 def open_prepared(folder: Path) -> Prepared:
     """Opens what ``prepare`` wrote.
 
+    Args:
+        folder: of the sequences, or the prepare job's output folder that holds it.
+
     Raises:
         DataError: if the folder is not one.
     """
-    path = Path(folder) / "prepared.json"
+    folder = Path(folder)
+    if not (folder / PREPARED_FILE).exists() and (folder / SEQUENCES / PREPARED_FILE).exists():
+        folder = folder / SEQUENCES
+    path = folder / PREPARED_FILE
     if not path.exists():
-        raise DataError(f"{path}: not found; run the pipeline's prepare step first")
+        raise DataError(f"{path}: not found; run `sidrec prepare` first, and name its --out")
     values = read_json(path)
     try:
-        return Prepared(folder=Path(folder), **values | {"tasks": tuple(values["tasks"])})
+        return Prepared(folder=folder, **values | {"tasks": tuple(values["tasks"])})
     except (KeyError, TypeError) as error:  # other fields, or none
         raise DataError(f"{path}: of another version of sidrec_torchrec ({error!r}); prepare again") from error
 
@@ -180,10 +192,10 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
         splitter = _Splitter(config, items.num_items)
         seen, counts = _write_sequences(folder, buckets, splitter, config)
         shutil.rmtree(folder / "buckets")
-        np.save(folder / "seen.npy", seen)
+        np.save(folder / SEEN_FILE, seen)
         pq.write_table(pa.table({"item_id": items.ids()[splitter.cold]}), folder / COLD_ITEMS_FILE)
         write_json(
-            folder / "prepared.json",
+            folder / PREPARED_FILE,
             {
                 "num_items": items.num_items,
                 "user_features": {name: len(vocabulary) + 1 for name, vocabulary in vocabularies.items()},

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.codec.alphabet import format_stages, parse_stages
-from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.codec.codec import CODEC_FILES, Codec
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.errors import DataError
@@ -43,6 +43,11 @@ def join_sids(parts: Iterable[Path], path: Path) -> None:
                     writer = stack.enter_context(pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd"))
                 for group in range(file.num_row_groups):
                     writer.write_table(file.read_row_group(group))
+
+
+def sid_files(folders: Iterable[Path]) -> list[Path]:
+    """The files of folders that encode-corpus wrote: SIDs, and the codec that decodes them."""
+    return [Path(f) / name for f in folders for name in (SIDS_FILE, *(f"{CODEC_FOLDER}/{n}" for n in CODEC_FILES))]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What VQ Fusion is made of."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from torch import nn
 
@@ -9,7 +10,7 @@ from sidrec_torchrec.codec.alphabet import OneHot, parse_stages
 from sidrec_torchrec.codec.dpca import DPCA, DPCAConfig
 from sidrec_torchrec.codec.quantizer import Quantizer
 from sidrec_torchrec.codec.residual_vq import ResidualVQ, ResidualVQConfig
-from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.errors import DataError, check_at_least, check_share
 
 QUANTIZERS = ("dpca", "rq")
 WEIGHTINGS = ("fixed", "uncertainty")
@@ -63,7 +64,45 @@ class TargetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQFusionConfig:
+class VQFusionOptions:
+    """Choices within the tokenizer's model, whatever the items.
+
+    Args:
+        latent_dim: width of the fused latent.
+        hidden_dim: hidden width of the perceptrons of encoders and decoders; 0 leaves them linear.
+        dropout: share of hidden units dropped in training; None: the fewer the items, the more (0.5 up to 4,000, then
+            2,000 / items).
+        prefix_share: share of the items of a batch decoded from a random prefix of their digits, so that every prefix of
+            a SID is a coarser SID.
+        weighting: ``fixed`` takes ``weights``, ``uncertainty`` learns the tasks' weights (Kendall et al. 2018).
+        weights: by source or target, predicted ones too; where not named, 1 for a source and 0.5 for a target.
+        quantizer: the digits and how they are learned.
+
+    Raises:
+        ValueError: on values out of range, or an unknown weighting.
+    """
+
+    latent_dim: int = 64
+    hidden_dim: int = 256
+    dropout: float | None = None
+    prefix_share: float = 0.25
+    weighting: str = "fixed"
+    weights: dict[str, float] = field(default_factory=dict)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "hidden_dim")
+        check_at_least(self, 1, "latent_dim")
+        if self.dropout is not None:
+            check_share(self, "dropout")
+        if not 0 <= self.prefix_share <= 1:
+            raise ValueError(f"prefix_share must lie in [0, 1], got {self.prefix_share}")
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}; got '{self.weighting}'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQFusionConfig(VQFusionOptions):
     """The tokenizer's model.
 
     Args:
@@ -71,30 +110,32 @@ class VQFusionConfig:
         predicted: sources that are decoded but not read, say co-visitation vectors: a SID learns to tell them from the
             other sources, so that an item without them, such as a new one, is encoded like any other.
         targets: by target.
-        latent_dim: width of the fused latent.
-        hidden_dim: hidden width of the perceptrons of encoders and decoders; 0 leaves them linear.
-        weighting: ``uncertainty`` learns the tasks' weights (Kendall et al. 2018), ``fixed`` takes ``weights``.
-        weights: by source or target; where not named, 1 for a source and 0.5 for a target.
-        dropout: share of hidden units dropped in training.
-        prefix_share: share of the items of a batch decoded from a random prefix of their digits.
-        quantizer: of the latent.
 
     Raises:
-        ValueError: without a source to read, or on an unknown weighting, task or predicted source, or a negative weight.
+        ValueError: without a source to read, or on an unknown task or predicted source, or a negative weight.
     """
 
     sources: dict[str, int]
     predicted: tuple[str, ...] = ()
     targets: dict[str, TargetConfig] = field(default_factory=dict)
-    latent_dim: int = 64
-    hidden_dim: int = 256
-    weighting: str = "fixed"
-    weights: dict[str, float] = field(default_factory=dict)
     dropout: float = 0.5
-    prefix_share: float = 0.25
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+    @staticmethod
+    def of(options: VQFusionOptions, *, num_items: int, **columns: Any) -> "VQFusionConfig":
+        """The model for some items.
+
+        Args:
+            options: choices.
+            num_items: trained on.
+            columns: ``sources``, ``predicted`` and ``targets``.
+        """
+        chosen = {f.name: getattr(options, f.name) for f in fields(VQFusionOptions)}
+        if options.dropout is None:
+            chosen["dropout"] = min(0.5, 2000 / num_items)
+        return VQFusionConfig(**chosen, **columns)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.predicted:
             if name not in self.sources:
                 raise ValueError(f"predicted source '{name}' is not a source; there are {', '.join(self.sources)}")
@@ -103,8 +144,6 @@ class VQFusionConfig:
         for name in self.tasks:
             if "." in name or "/" in name or hasattr(nn.ModuleDict, name):
                 raise DataError(f"'{name}' cannot be the name of a source or target here; rename the column")
-        if self.weighting not in WEIGHTINGS:
-            raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}; got '{self.weighting}'")
         for name in self.weights:
             if name not in self.tasks:
                 raise DataError(f"weight of unknown task '{name}'; there are {', '.join(self.tasks)}")

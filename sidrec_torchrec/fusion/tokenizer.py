@@ -17,6 +17,7 @@ from sidrec_torchrec.fusion.config import QuantizerConfig, TargetConfig, VQFusio
 from sidrec_torchrec.fusion.model import ItemTensors, VQFusion
 
 _JSON_FILE, _WEIGHTS_FILE = "tokenizer.json", "tokenizer.pt"
+TOKENIZER_FOLDER = "tokenizer"  # where train-tokenizer and tune-tokenizer put it, in their output folder
 _ENCODING = ("standardize.", "encoders.", "absent.", "fuse.", "quantizer.")  # what a SID depends on
 
 
@@ -120,11 +121,14 @@ class Tokenizer:
     def load(folder: Path) -> "Tokenizer":
         """Reads what ``save`` wrote.
 
+        Args:
+            folder: the tokenizer's, or the output folder of the job that trained it.
+
         Raises:
             DataError: if a file is missing or broken.
             CodecMismatchError: if the weights are not those it was saved with.
         """
-        folder = Path(folder)
+        folder = tokenizer_folder(folder)
         try:
             value = json.loads((folder / _JSON_FILE).read_text())
             model = VQFusion(_config(value["model"]))
@@ -144,6 +148,17 @@ class Tokenizer:
                 f"{fingerprint}; restore the folder, or train again"
             )
         return tokenizer
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """The tokenizer's own folder, given that or the output folder of the job that trained it."""
+    folder = Path(folder)
+    return folder / TOKENIZER_FOLDER if (folder / TOKENIZER_FOLDER).is_dir() else folder
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files that say what the tokenizer does; the folder as ``tokenizer_folder`` takes it."""
+    return [tokenizer_folder(folder) / name for name in (_JSON_FILE, _WEIGHTS_FILE)]
 
 
 def _fingerprint(model: VQFusion) -> str:

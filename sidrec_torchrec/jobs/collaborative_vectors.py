@@ -37,6 +37,10 @@ class CollaborativeVectorsConfig:
     column: str = "collaborative"
     vectors: CollaborativeConfig = field(default_factory=CollaborativeConfig)
 
+    def files(self) -> list[Path]:
+        """The files the vectors are made from."""
+        return [self.data / ITEMS_FILE, *open_prepared(self.prepared).files()]
+
 
 def main(config: CollaborativeVectorsConfig) -> dict[str, Any]:
     """Writes ``out/items.parquet``: the items as they are, and a float32 vector for each that occurs often enough in training.
@@ -48,7 +52,7 @@ def main(config: CollaborativeVectorsConfig) -> dict[str, Any]:
         DataError: if the items are not those of the sequences, or have a column of this name already.
         RunMismatchError: if ``out`` holds another run.
     """
-    with process_group() as processes, open_run(config.out, config) as run:
+    with process_group() as processes, open_run(config.out, config, inputs=config.files()) as run:
         if run.result is not None:
             return run.result
         prepared = open_prepared(config.prepared)

@@ -12,7 +12,6 @@ from sidrec_torchrec.data.sids import read_sids
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.fusion.tokenizer import Decoded, Tokenizer
-from sidrec_torchrec.jobs.encode_corpus import tokenizer_folder
 
 _BLOCK = 8192  # SIDs decoded at once
 
@@ -42,7 +41,7 @@ def main(config: DecodeSIDsConfig) -> None:
         DataError: if a file is missing or broken.
         SidrecError: if the SIDs have fewer digits than asked for.
     """
-    tokenizer = Tokenizer.load(tokenizer_folder(config.tokenizer))
+    tokenizer = Tokenizer.load(config.tokenizer)
     available = tokenizer.codec.spec.num_digits
     if not 0 <= config.num_digits <= available:
         raise SidrecError(f"num_digits must be 0 to {available}, the digits of these SIDs; got {config.num_digits}")

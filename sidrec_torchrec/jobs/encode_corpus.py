@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from sidrec_torchrec.data.format import open_items
+from sidrec_torchrec.data.format import ITEMS_FILE, open_items
 from sidrec_torchrec.data.sids import CODEC_FOLDER, SIDS_FILE, join_sids, write_sids
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.report import TokenizerReport
-from sidrec_torchrec.fusion.tokenizer import Tokenizer
-from sidrec_torchrec.jobs.train_tokenizer import TOKENIZER_FOLDER
+from sidrec_torchrec.fusion.tokenizer import Tokenizer, tokenizer_files
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
@@ -37,6 +36,10 @@ class EncodeCorpusConfig:
     tokenizer: Path
     out: Path
 
+    def files(self) -> list[Path]:
+        """The files the SIDs are made from."""
+        return [self.data / ITEMS_FILE, *tokenizer_files(self.tokenizer)]
+
 
 def main(config: EncodeCorpusConfig) -> dict[str, Any]:
     """Encodes every item, in the order of the item file; each process takes a stretch of it.
@@ -50,16 +53,11 @@ def main(config: EncodeCorpusConfig) -> dict[str, Any]:
         CodecMismatchError: if the tokenizer changed since ``out`` was written.
     """
     with process_group() as processes:
-        tokenizer = Tokenizer.load(tokenizer_folder(config.tokenizer)).to(processes.device)
-        with open_run(config.out, config) as run:
+        tokenizer = Tokenizer.load(config.tokenizer).to(processes.device)
+        with open_run(config.out, config, inputs=config.files()) as run:
             result = run.result or run.finish(_encode(config, tokenizer, processes))
         tokenizer.codec.check(result["fingerprint"], f"{config.out} holds SIDs")
         return result
-
-
-def tokenizer_folder(folder: Path) -> Path:
-    """The tokenizer itself, or train-tokenizer's output folder that holds it."""
-    return folder / TOKENIZER_FOLDER if (folder / TOKENIZER_FOLDER).is_dir() else folder
 
 
 def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Processes) -> dict[str, Any]:

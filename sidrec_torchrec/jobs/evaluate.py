@@ -7,9 +7,10 @@ from pathlib import Path
 from sidrec_torchrec.data.prepare import SPLITS, open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import write_json
-from sidrec_torchrec.jobs.train_ranker import batches, build_ranker, evaluate, load_arm, open_trained
-from sidrec_torchrec.training.checkpoints import BEST
+from sidrec_torchrec.ranker.recipe import TrainedRanker
+from sidrec_torchrec.ranker.training import evaluate
 from sidrec_torchrec.training.group import process_group
+from sidrec_torchrec.training.progress import stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class EvaluateConfig:
     Args:
         ranker: folder train-ranker wrote.
         split: ``test``, ``validation`` or ``train``.
-        prepared: sequences to evaluate on, if not those it was trained on.
+        prepared: folder of sequences to evaluate on, if not those it was trained on.
         out: JSON file for the metrics; none given: they are only printed.
     """
 
@@ -34,24 +35,31 @@ def main(config: EvaluateConfig) -> dict[str, float | None]:
 
     Raises:
         SidrecError: on an unknown split, a folder without a trained ranker, or sequences of other tasks than its own.
+        CodecMismatchError: if the folders of SIDs it reads have been encoded anew, by another codec.
     """
     if config.split not in SPLITS:
         raise SidrecError(f"unknown split '{config.split}'; there are {', '.join(SPLITS)}")
     with process_group() as processes:
-        trained, checkpoints = open_trained(config.ranker)
-        prepared = open_prepared(config.prepared or trained.prepared)
-        if config.prepared and (own := open_prepared(trained.prepared).tasks) != prepared.tasks:
-            raise SidrecError(
-                f"{config.prepared}: of the tasks {', '.join(prepared.tasks)}; the ranker predicts {', '.join(own)}: "
-                "prepare with the same --protocol.tasks"
-            )
-        arm = load_arm(trained, prepared)
-        model = build_ranker(trained, prepared, arm, processes)
-        checkpoints.load(BEST, {"model": model.state_dict()})
-        data = batches(trained, prepared, arm, config.split, processes)
-        values = evaluate(model, data, processes, f"{trained.arm} {config.split}")
+        trained = TrainedRanker.open(config.ranker)
+        if config.prepared:
+            _check_tasks(trained, config.prepared)
+        parts = trained.recipe.open(config.prepared)
+        model = parts.sharded(processes)
+        trained.load(model)
+        total = parts.prepared.counts[config.split]["targets"]
+        with stage(f"{trained.recipe.arm} {config.split}", total, show=processes.is_main) as progress:
+            values = evaluate(model, parts.batches(config.split, processes), processes, progress)
         if processes.is_main:
             print(json.dumps(values, indent=2))
             if config.out is not None:
                 write_json(config.out, values)
         return values
+
+
+def _check_tasks(trained: TrainedRanker, prepared: Path) -> None:
+    own, given = open_prepared(trained.recipe.prepared).tasks, open_prepared(prepared).tasks
+    if own != given:
+        raise SidrecError(
+            f"{prepared}: of the tasks {', '.join(given)}; the ranker predicts {', '.join(own)}: "
+            "prepare with the same --protocol.tasks"
+        )

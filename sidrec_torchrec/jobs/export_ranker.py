@@ -13,15 +13,13 @@ from torch.export import ExportedProgram
 
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.batches import RankBatch
-from sidrec_torchrec.data.prepare import open_prepared
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import atomic_path
-from sidrec_torchrec.jobs.train_ranker import batches, load_arm, open_trained, unsharded_ranker
 from sidrec_torchrec.ranker.model import Ranker
+from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import FORMAT, METADATA, Scorer
 from sidrec_torchrec.ranker.serving import INPUTS, ServingRanker, export, requests_of
-from sidrec_torchrec.training.checkpoints import BEST
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
 
@@ -57,16 +55,14 @@ def main(config: ExportRankerConfig) -> dict[str, Any]:
     _check(config)
     cpu = torch.device("cpu")
     with process_group() as processes:
-        trained, checkpoints = open_trained(config.ranker)
-        prepared = open_prepared(trained.prepared)
-        arm = load_arm(trained, prepared)
-        ranker = unsharded_ranker(trained, prepared, arm, cpu).eval()
+        trained = TrainedRanker.open(config.ranker)
+        parts = trained.recipe.open()
+        ranker = parts.whole(cpu).eval()
         model = ServingRanker(ranker)
-        state = ranker.state_dict()
-        checkpoints.load(BEST, {"model": state})
-        ranker.load_state_dict(state)
-        metadata = describe(arm.events.codec.spec, prepared.user_values(trained.data), prepared.tasks)
-        batch = next(iter(batches(trained, prepared, arm, "test", processes)))
+        trained.load(ranker)
+        user_values = parts.prepared.user_values(trained.recipe.data)
+        metadata = describe(parts.arm.events.codec.spec, user_values, parts.prepared.tasks)
+        batch = next(iter(parts.batches("test", processes)))
         if processes.is_main:
             with stage("export", 2, show=True) as progress, tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "ranker.pt2"

@@ -1,42 +1,33 @@
 """The main job: tokenizers, semantic IDs, a ranker per arm and seed, and a report on what each arm is worth."""
 
-import dataclasses
 import shlex
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from sidrec_torchrec.codec.alphabet import parse_stages
-from sidrec_torchrec.data.fingerprint import data_fingerprint
-from sidrec_torchrec.data.format import open_items, validate
+from sidrec_torchrec.data.format import data_files, open_items, validate
 from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.environment import is_command_line, versions_and_hardware
-from sidrec_torchrec.errors import RunMismatchError, SidrecError, check_at_least, check_once
+from sidrec_torchrec.errors import SidrecError, check_at_least, check_once
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
-from sidrec_torchrec.jobs import (
-    collaborative_vectors,
-    encode_corpus,
-    prepare,
-    train_ranker,
-    train_tokenizer,
-    tune_tokenizer,
-)
+from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
 from sidrec_torchrec.ranker.arms import ARMS, NGRAM_ARMS, SIDE_ARMS, ArmConfig
-from sidrec_torchrec.ranker.model import RankerConfig
-from sidrec_torchrec.ranker.sharding import OptimizerConfig
+from sidrec_torchrec.ranker.training import RankerTrainingConfig
+from sidrec_torchrec.study.plans import TokenizerPlan, Variant
 from sidrec_torchrec.study.report import BASE_ARM, print_report, summarize_arm
 from sidrec_torchrec.study.report_html import write_html
+from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
 
+DATA_FILE = "data.json"  # what validation found
 SYNTHETIC_TARGETS = ("category", "tags")
 
 
@@ -54,20 +45,12 @@ class PipelineConfig:
         target: categorical columns the fused tokenizer predicts; none named means no target.
         collaborative: whether the fused tokenizer also predicts what users did with its training items.
         tune: whether the fused tokenizer is then tuned through a ranker.
-        tasks: columns of labels to predict, four at most; none named means ``label``, or, without such a column, whether an
-            event is one or a sampled negative.
-        cold_fraction: share of the items kept out of training (of tokenizers too), to test on unseen items.
-        train_fraction: share of the users that is trained on; all are tested.
-        max_history: most events before a row's first target.
-        stages: the fused tokenizer's digits.
-        rq_stages: digits of the traditional tokenizers, one per source, that the n-gram arms read.
-        tokenizer_epochs: most passes over the items for each tokenizer.
-        epochs: passes over the training sequences.
-        batch_events: events in a batch over all processes, padding included; 0 for a fiftieth of the training events,
-            but 512 at least and 8,192 at most.
-        model: sizes of the ranker.
-        arm: choices within arms.
-        optimizer: rates and schedule of the ranker.
+        fused: digits of the tokenizer of all sources.
+        residual: digits of the traditional tokenizers, one per source, that the n-gram arms read.
+        protocol: how logs become sequences.
+        tokenizer: how tokenizers are trained.
+        ranker: the ranker, and how it is trained; its seed is that of tuning, and ``seeds`` those of the arms.
+        arm_options: choices within arms.
     """
 
     out: Path
@@ -78,18 +61,12 @@ class PipelineConfig:
     target: tuple[str, ...] = ()
     collaborative: bool = True
     tune: bool = True
-    tasks: tuple[str, ...] = ()
-    cold_fraction: float = 0.25
-    train_fraction: float = 1.0
-    max_history: int = 512
-    stages: str = "ternary*25"
-    rq_stages: str = "onehot:256*3"
-    tokenizer_epochs: int = 40
-    epochs: int = 5
-    batch_events: int = 0
-    model: RankerConfig = field(default_factory=RankerConfig)
-    arm: ArmConfig = field(default_factory=ArmConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    fused: QuantizerConfig = field(default_factory=QuantizerConfig)
+    residual: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(kind="rq", stages="onehot:256*3"))
+    protocol: PrepareConfig = field(default_factory=PrepareConfig)
+    tokenizer: TokenizerTrainingConfig = field(default_factory=TokenizerTrainingConfig)
+    ranker: RankerTrainingConfig = field(default_factory=RankerTrainingConfig)
+    arm_options: ArmConfig = field(default_factory=ArmConfig)
 
     def __post_init__(self) -> None:
         for name in self.arms:
@@ -97,29 +74,18 @@ class PipelineConfig:
                 raise SidrecError(f"unknown arm '{name}'; there are {', '.join(ARMS)}")
         if len(set(self.arms)) != len(self.arms) or not self.arms:
             raise SidrecError(f"name each arm once, got '{','.join(self.arms)}'")
-        if self.model.attention == "codes" and (others := set(self.arms) - set(SIDE_ARMS)):
+        if self.ranker.model.attention == "codes" and (others := set(self.arms) - set(SIDE_ARMS)):
             raise SidrecError(
                 f"attention to codes needs arms whose SIDs travel: {', '.join(SIDE_ARMS)}; got {sorted(others)}"
             )
         check_once(self, "source", "target")
-        check_at_least(self, 1, "seeds", "epochs")
-        check_at_least(self, 0, "tokenizer_epochs", "batch_events")
+        check_at_least(self, 1, "seeds")
         # What the steps would refuse is refused before the first of them.
-        self.protocol()
-        self.model.weights(max(len(self.tasks), 1))
-        QuantizerConfig(kind="dpca", stages=self.stages)
-        quantizer = QuantizerConfig(kind="rq", stages=self.rq_stages)
-        if self.arm.ngram_depth > len(parse_stages(quantizer.stages)):
-            raise ValueError(f"ngram_depth {self.arm.ngram_depth} is more than the digits of {self.rq_stages}")
-
-    def protocol(self) -> PrepareConfig:
-        """How logs become sequences."""
-        return PrepareConfig(
-            cold_fraction=self.cold_fraction,
-            train_fraction=self.train_fraction,
-            tasks=self.tasks,
-            max_history=self.max_history,
-        )
+        self.ranker.model.weights(max(len(self.protocol.tasks), 1))
+        if self.arm_options.ngram_depth > len(parse_stages(self.residual.stages)):
+            raise ValueError(
+                f"ngram_depth {self.arm_options.ngram_depth} is more than the digits of {self.residual.stages}"
+            )
 
 
 def main(config: PipelineConfig) -> dict[str, Any]:
@@ -130,10 +96,23 @@ def main(config: PipelineConfig) -> dict[str, Any]:
 
     Raises:
         DataError: on bad data; names file, column and row.
-        RunMismatchError: if ``out`` holds another run.
+        RunMismatchError: if ``out`` holds another run, or one of data that have changed.
     """
-    with process_group() as processes, open_run(config.out, config, ignore=("out", "arms", "seeds")):
-        report = _Pipeline(config, processes).run()
+    inputs = () if config.data is None else data_files(config.data)
+    ignore = ("out", "arms", "seeds")  # more of these may join
+    with process_group() as processes, open_run(config.out, config, inputs=inputs, ignore=ignore):
+        data = _make_data(config, processes)
+        sources = config.source or tuple(open_items(data).source_dims)
+        targets = config.target or (() if config.data else SYNTHETIC_TARGETS)
+        open_items(data, sources=sources, targets=targets)  # refuses unknown columns
+        tuning = replace(config.ranker, model=replace(config.ranker.model, attention="vectors"))
+        study = StudyProtocol(protocol=config.protocol, tokenizer=config.tokenizer, tuning=tuning)
+        workspace = Workspace(config.out, data, study)
+        report = _compare(config, workspace, _variants(config, sources, targets))
+        report |= {
+            "data": {"folder": str(data), "sources": sources, "targets": targets} | read_json(config.out / DATA_FILE),
+            "processes": processes.world_size,
+        }
         if processes.is_main:
             write_json(config.out / "report.json", report)
             write_html(report, config.out)
@@ -143,170 +122,74 @@ def main(config: PipelineConfig) -> dict[str, Any]:
         return report
 
 
-class _Pipeline:
-    """One run; its steps leave their results in folders of ``out``, so that a second run finds them."""
-
-    def __init__(self, config: PipelineConfig, processes: Processes) -> None:
-        self.config = config
-        self.processes = processes
-        self.out = config.out
-        self.data = config.data or config.out / "data"
-
-    def run(self) -> dict[str, Any]:
-        self._open_data()
-        self.sources = self.config.source or tuple(open_items(self.data).source_dims)
-        self.targets = self.config.target or (() if self.config.data else SYNTHETIC_TARGETS)
-        open_items(self.data, sources=self.sources, targets=self.targets)  # refuses unknown columns
-        self._prepare()
-        tokenizers = {}
-        if set(SIDE_ARMS) & set(self.config.arms):
-            tokenizers["side"] = self._tokenize(
-                "side", self.sources, self.targets, "dpca", self.config.stages, fused=True
-            )
-        if set(NGRAM_ARMS) & set(self.config.arms):
-            for source in self.sources:
-                tokenizers[f"rq-{source}"] = self._tokenize(f"rq-{source}", (source,), (), "rq", self.config.rq_stages)
-        runs = {arm: [self._rank(arm, seed) for seed in range(self.config.seeds)] for arm in self.config.arms}
-        return self._report(tokenizers, runs)
-
-    def _prepare(self) -> None:
-        job = prepare.PrepareJobConfig(data=self.data, out=self.out / "prepared", protocol=self.config.protocol())
-        self._timed("prepare", lambda: prepare.main(job))
-
-    def _tokenize(
-        self,
-        name: str,
-        sources: tuple[str, ...],
-        targets: tuple[str, ...],
-        kind: str,
-        stages: str,
-        *,
-        fused: bool = False,
-    ) -> dict[str, Any]:
-        """Trains a tokenizer and encodes the corpus with it; returns its metrics."""
-        collaborative = fused and self.config.collaborative
-        train = train_tokenizer.TrainTokenizerConfig(
-            data=self._with_vectors() if collaborative else self.data,
-            out=self.out / "tokenizers" / name,
-            source=sources,
-            predict=("collaborative",) if collaborative else (),
-            target=targets,
-            epochs=self.config.tokenizer_epochs,
-            quantizer=QuantizerConfig(kind=kind, stages=stages),
-            exclude=self.out / "prepared" / "sequences" / "cold_items.parquet",
-        )
-        metrics = self._timed(f"train tokenizer {name}", lambda: train_tokenizer.main(train))
-        tokenizer = self._tuned(name, train) if fused and self.config.tune else train.out
-        encode = encode_corpus.EncodeCorpusConfig(data=self.data, tokenizer=tokenizer, out=self.out / "sids" / name)
-        report = self._timed(f"encode {name}", lambda: encode_corpus.main(encode))
-        return {"training": metrics, "corpus": report}
-
-    def _tuned(self, name: str, trained: train_tokenizer.TrainTokenizerConfig) -> Path:
-        """A folder of the tokenizer, tuned through a ranker as large as those that are compared."""
-        job = tune_tokenizer.TuneTokenizerConfig(
-            data=self.data,
-            prepared=self.out / "prepared" / "sequences",
-            tokenizer=trained.out,
-            out=self.out / "tokenizers" / f"{name}-tuned",
-            content=trained.data,
-            epochs=self.config.epochs,
-            batch_events=self.config.batch_events,
-            model=dataclasses.replace(self.config.model, attention="vectors"),
-            optimizer=self.config.optimizer,
-        )
-        self._timed(f"tune tokenizer {name}", lambda: tune_tokenizer.main(job))
-        return job.out
-
-    def _with_vectors(self) -> Path:
-        """A folder of the items with collaborative vectors."""
-        job = collaborative_vectors.CollaborativeVectorsConfig(
-            data=self.data, prepared=self.out / "prepared" / "sequences", out=self.out / "collaborative"
-        )
-        self._timed("collaborative vectors", lambda: collaborative_vectors.main(job))
-        return job.out
-
-    def _rank(self, arm: str, seed: int) -> dict[str, Any]:
-        job = train_ranker.TrainRankerConfig(
-            data=self.data,
-            prepared=self.out / "prepared" / "sequences",
-            out=self.out / "rankers" / arm / f"seed-{seed}",
+def _variants(config: PipelineConfig, sources: tuple[str, ...], targets: tuple[str, ...]) -> list[Variant]:
+    """Each arm as it comes, with the tokenizers it reads."""
+    fused = TokenizerPlan(
+        name="side",
+        quantizer=config.fused,
+        sources=sources,
+        targets=targets,
+        collaborative=config.collaborative,
+        tuned=config.tune,
+    )
+    residual = tuple(TokenizerPlan(name=f"rq-{s}", quantizer=config.residual, sources=(s,)) for s in sources)
+    tokenizers = dict.fromkeys(SIDE_ARMS, (fused,)) | dict.fromkeys(NGRAM_ARMS, residual)
+    return [
+        Variant(
+            name=arm,
             arm=arm,
-            source=self.sources if arm == "raw" else (),
-            sids=self._sids(arm),
-            epochs=self.config.epochs,
-            batch_events=self.config.batch_events,
-            seed=seed,
-            model=self.config.model,
-            arms=self.config.arm,
-            optimizer=self.config.optimizer,
+            sources=sources if arm == "raw" else (),
+            tokenizers=tokenizers.get(arm, ()),
+            arm_options=config.arm_options,
+            training=config.ranker,
         )
-        return self._timed(f"train ranker {arm} seed {seed}", lambda: train_ranker.main(job))
+        for arm in config.arms
+    ]
 
-    def _sids(self, arm: str) -> tuple[Path, ...]:
-        """Folders of the SIDs an arm reads."""
-        names = {
-            **dict.fromkeys(SIDE_ARMS, ("side",)),
-            **dict.fromkeys(NGRAM_ARMS, tuple(f"rq-{source}" for source in self.sources)),
-        }
-        return tuple(self.out / "sids" / name for name in names.get(arm, ()))
 
-    def _report(self, tokenizers: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-        sequences = read_json(self.out / "prepared" / "sequences" / "prepared.json")
-        steps = self._steps()
-        return {
-            "arms": {arm: summarize_arm(results, runs.get(BASE_ARM)) for arm, results in runs.items()},
-            "tokenizer": tokenizers,
-            "seeds": self.config.seeds,
-            "protocol": _protocol(self.config, sequences),
-            "data": {"folder": str(self.data), "sources": self.sources, "targets": self.targets}
-            | read_json(self.out / "data.json"),
-            "sequences": sequences,
-            "command": _command(),
-            **versions_and_hardware(),
-            "processes": self.processes.world_size,
-            "steps": steps,
-            "seconds": sum(steps.values()),
-        }
+def _compare(config: PipelineConfig, workspace: Workspace, variants: list[Variant]) -> dict[str, Any]:
+    """Runs the steps; returns what they came to."""
+    prepared = workspace.prepare()
+    plans = {plan.name: plan for variant in variants for plan in variant.tokenizers}
+    tokenizers = {
+        name: {"training": workspace.train_tokenizer(plan), "corpus": workspace.encode(plan)}
+        for name, plan in plans.items()
+    }
+    runs = {v.name: [workspace.rank(v, seed) for seed in range(config.seeds)] for v in variants}
+    steps = workspace.seconds()
+    sequences = read_json(prepared.folder / "prepared.json")
+    return {
+        "arms": {arm: summarize_arm(results, runs.get(BASE_ARM)) for arm, results in runs.items()},
+        "tokenizer": tokenizers,
+        "seeds": config.seeds,
+        "protocol": _protocol(config.protocol, sequences),
+        "sequences": sequences,
+        "command": _command(),
+        **versions_and_hardware(),
+        "steps": steps,
+        "seconds": sum(steps.values()),
+    }
 
-    def _steps(self) -> dict[str, float]:
-        """Seconds of each finished step, over all the runs that worked on this folder."""
-        path = self.out / "steps.json"
-        return read_json(path) if path.exists() else {}
 
-    def _timed(self, name: str, job: Callable[[], Any]) -> Any:
-        """Runs a step; notes its seconds if it was not finished before."""
-        start = time.monotonic()
-        result = job()
-        if self.processes.is_main:
-            steps = self._steps()
-            if name not in steps:
-                write_json(self.out / "steps.json", steps | {name: time.monotonic() - start})
-        dist.barrier()
-        return result
-
-    def _open_data(self) -> None:
-        """Makes or checks the data on the main process; refuses data that changed since the run began."""
-        message = [None]
-        if self.processes.is_main:
-            try:
-                self._check_data(self.out / "data.json")
-            except SidrecError as error:
-                message = [error]
-        dist.broadcast_object_list(message)
-        if message[0] is not None:
-            raise message[0]
-
-    def _check_data(self, path: Path) -> None:
-        if path.exists():
-            if read_json(path)["fingerprint"] != data_fingerprint(self.data):
-                raise RunMismatchError(f"{self.out}: {self.data} changed since this run began; give another --out")
-            return
-        if self.config.data is None:
-            write_synthetic(SyntheticConfig(), self.data, progress=True)
-        with stage("check data", None, show=True) as progress:
-            summary = validate(self.data, self.config.tasks)
-            progress.advance(0, f"{summary['events']:,} events, {summary['users']:,} users, {summary['items']:,} items")
-        write_json(path, {"summary": summary, "fingerprint": data_fingerprint(self.data)})
+def _make_data(config: PipelineConfig, processes: Processes) -> Path:
+    """The data's folder; on the main process makes it if there is none, and checks it, once."""
+    data = config.data or config.out / "data"
+    failure: list[Exception | None] = [None]
+    if processes.is_main and not (config.out / DATA_FILE).exists():
+        try:
+            if config.data is None:
+                write_synthetic(SyntheticConfig(), data, progress=True)
+            with stage("check data", None, show=True) as progress:
+                summary = validate(data, config.protocol.tasks)
+                counts = (f"{summary[kind]:,} {kind}" for kind in ("events", "users", "items"))
+                progress.advance(0, ", ".join(counts))
+            write_json(config.out / DATA_FILE, {"summary": summary})
+        except SidrecError as error:
+            failure = [error]
+    dist.broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise failure[0]
+    return data
 
 
 def _command() -> str:
@@ -316,14 +199,14 @@ def _command() -> str:
     return f"{__name__}.main, called from Python"  # whose own arguments, a notebook's kernel's say, are of no interest
 
 
-def _protocol(config: PipelineConfig, sequences: dict[str, Any]) -> str:
+def _protocol(protocol: PrepareConfig, sequences: dict[str, Any]) -> str:
     """How targets were made and split, in words."""
     text = (
-        "Per user, the last 20% of events are the test targets and read every earlier event; "
-        f"{config.cold_fraction:.0%} of the items, drawn at random, are kept out of training (cold)."
+        f"Per user, the last {protocol.test_fraction:.0%} of events are the test targets and read every earlier event; "
+        f"{protocol.cold_fraction:.0%} of the items, drawn at random, are kept out of training (cold)."
     )
-    if config.train_fraction < 1:
-        text += f" {config.train_fraction:.0%} of the users, drawn at random, are trained on; all are tested."
+    if protocol.train_fraction < 1:
+        text += f" {protocol.train_fraction:.0%} of the users, drawn at random, are trained on; all are tested."
     if sequences["sampled_negatives"]:
         text += (
             " The log holds positives only: each target has one sampled negative, matched in popularity (drawn from the "

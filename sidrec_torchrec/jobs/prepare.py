@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.data.format import data_files
+from sidrec_torchrec.data.prepare import SEQUENCES, PrepareConfig, open_prepared, prepare
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
@@ -24,6 +25,10 @@ class PrepareJobConfig:
     out: Path
     protocol: PrepareConfig = field(default_factory=PrepareConfig)
 
+    def files(self) -> list[Path]:
+        """The files the sequences are made from."""
+        return data_files(self.data)
+
 
 def main(config: PrepareJobConfig) -> dict[str, Any]:
     """Writes the sequences; one process works, the others wait. Returns counts by split.
@@ -32,14 +37,14 @@ def main(config: PrepareJobConfig) -> dict[str, Any]:
         DataError: on bad data; names file, column and row.
         RunMismatchError: if ``out`` holds sequences of another protocol or other data.
     """
-    with process_group() as processes, open_run(config.out, config) as run:
+    with process_group() as processes, open_run(config.out, config, inputs=config.files()) as run:
         if run.result is not None:
             return run.result
         result = None
         if processes.is_main:
             with stage("prepare sequences", None, show=True) as progress:
-                prepared = prepare(config.data, config.out / "sequences", config.protocol)
+                prepared = prepare(config.data, config.out / SEQUENCES, config.protocol)
                 result = prepared.counts
                 progress.advance(0, ", ".join(f"{s} {c['targets']:,} targets" for s, c in result.items()))
         run.finish(result)
-        return open_prepared(config.out / "sequences").counts
+        return open_prepared(config.out / SEQUENCES).counts

@@ -1,7 +1,7 @@
 """Tunes a tokenizer through a ranker: SIDs that tell what users' choices turn on."""
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +9,23 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from sidrec_torchrec.data.format import open_items
-from sidrec_torchrec.data.items import ITEMS_FILE
+from sidrec_torchrec.data.format import ITEMS_FILE, open_items
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.errors import DataError, check_at_least
 from sidrec_torchrec.fusion.item_store import ItemStore
 from sidrec_torchrec.fusion.item_tensors import ItemStream
-from sidrec_torchrec.fusion.tokenizer import Tokenizer
-from sidrec_torchrec.jobs.encode_corpus import tokenizer_folder
-from sidrec_torchrec.jobs.train_ranker import CHECKPOINTS, Training, TrainRankerConfig
-from sidrec_torchrec.jobs.train_tokenizer import TOKENIZER_FOLDER
-from sidrec_torchrec.ranker.model import RankerConfig
-from sidrec_torchrec.ranker.sharding import OptimizerConfig, shard
+from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer, tokenizer_files
+from sidrec_torchrec.ranker.sharding import shard
+from sidrec_torchrec.ranker.training import RankerTraining, RankerTrainingConfig
 from sidrec_torchrec.ranker.tuning import ItemRows, TokenizedItems, TuningRanker
-from sidrec_torchrec.training.checkpoints import BEST, Checkpoints
 from sidrec_torchrec.training.group import Processes, process_group
+from sidrec_torchrec.training.loop import Loop
 from sidrec_torchrec.training.runs import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneTokenizerConfig:
-    """What to tune, and on what.
+class TuneTokenizerConfig(RankerTrainingConfig):
+    """What to tune, on what, and through which ranker, which is not kept.
 
     Args:
         data: folder of ``items.parquet``, as prepared.
@@ -39,12 +35,7 @@ class TuneTokenizerConfig:
         content: folder of ``items.parquet`` with the same items and all that the tokenizer reads and predicts, say what
             collaborative-vectors wrote; none given: ``data``.
         epochs: passes over the training sequences.
-        batch_events: as of train-ranker.
-        checkpoint_batches: batches between two checkpoints; one is also made after each epoch.
         own_weight: of the tokenizer's own loss, beside the ranker's.
-        seed: of the ranker's weights, dropout and shuffling.
-        model: sizes of the ranker, which is not kept; it attends to vectors.
-        optimizer: rates and schedule, of the ranker and the tokenizer.
     """
 
     data: Path
@@ -53,33 +44,18 @@ class TuneTokenizerConfig:
     out: Path
     content: Path | None = None
     epochs: int = 4
-    batch_events: int = 0
-    checkpoint_batches: int = 1000
     own_weight: float = 1.0
-    seed: int = 0
-    model: RankerConfig = field(default_factory=RankerConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, 0, "own_weight")
         if self.model.attention != "vectors":
             raise ValueError("codes have no gradient: tune with attention to vectors, and attend to codes afterwards")
-        self.training()
 
-    def training(self) -> TrainRankerConfig:
-        """How its ranker is trained."""
-        names = (
-            "data",
-            "prepared",
-            "out",
-            "epochs",
-            "batch_events",
-            "checkpoint_batches",
-            "seed",
-            "model",
-            "optimizer",
-        )
-        return TrainRankerConfig(arm="tuning", **{name: getattr(self, name) for name in names})
+    def files(self) -> list[Path]:
+        """The files it is tuned from."""
+        items = {folder / ITEMS_FILE for folder in (self.data, self.content or self.data)}
+        return [*sorted(items), *open_prepared(self.prepared).files(), *tokenizer_files(self.tokenizer)]
 
 
 def main(config: TuneTokenizerConfig) -> dict[str, Any]:
@@ -94,15 +70,15 @@ def main(config: TuneTokenizerConfig) -> dict[str, Any]:
     Raises:
         DataError: on bad items (names file, column and row), other items than those prepared, or columns that the
             tokenizer was trained with and ``content`` lacks.
-        RunMismatchError: if ``out`` holds a run of another configuration.
+        RunMismatchError: if ``out`` holds a run of another configuration, or of inputs that have changed.
     """
-    with process_group() as processes, open_run(config.out, config) as run:
+    with process_group() as processes, open_run(config.out, config, inputs=config.files()) as run:
         return run.result or run.finish(_tune(config, processes))
 
 
 def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     prepared = open_prepared(config.prepared)
-    tokenizer = Tokenizer.load(tokenizer_folder(config.tokenizer))
+    tokenizer = Tokenizer.load(config.tokenizer)
     before = tokenizer.codec.spec.fingerprint
     store = config.out / "items"
     content = _open_store(config, tokenizer, prepared, store)
@@ -111,13 +87,13 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     dim, features = tokenizer.model.config.latent_dim, prepared.user_features
     ranker = TuningRanker(config.model, items, dim, None, features, processes.device, len(prepared.tasks))
     model = shard(ranker, config.optimizer, processes.device)
-    course = Training(config.training(), prepared, ItemRows(), model, processes).run()
-    Checkpoints(config.out / CHECKPOINTS).load(BEST, {"model": model.state_dict()})
+    training = RankerTraining("tuning", config, model, prepared, ItemRows(), processes)
+    course = Loop(training, config.loop(), config.out, processes).run()
     tuned = Tokenizer(tokenizer.model.cpu(), tokenizer.vocabularies)
     if processes.is_main:
         tuned.save(config.out / TOKENIZER_FOLDER)
         shutil.rmtree(store)
-    return {"fingerprint": tuned.codec.spec.fingerprint, "before": before, **course}
+    return {"fingerprint": tuned.codec.spec.fingerprint, "before": before, **training.result(course)}
 
 
 def _open_store(config: TuneTokenizerConfig, tokenizer: Tokenizer, prepared: Prepared, store: Path) -> ItemStore:

@@ -15,6 +15,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from sidrec_torchrec.errors import check_at_least, check_share
 from sidrec_torchrec.ranker.model import Ranker
+from sidrec_torchrec.training.schedule import rate_factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,7 @@ class OptimizerConfig:
 
     def factor(self, progress: float) -> float:
         """Share of the peak rate at ``progress`` in [0, 1] of training."""
-        if progress < self.warmup:
-            return max(progress, 1e-3) / self.warmup
-        done = min((progress - self.warmup) / (1 - self.warmup), 1.0)
-        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done))))
+        return rate_factor(progress, warmup=self.warmup, decay_from=self.warmup)
 
 
 def shard(model: Ranker, config: OptimizerConfig, device: torch.device) -> DistributedModelParallel:

@@ -20,7 +20,7 @@ class Stage:
         self._task = task
         self.note = ""
 
-    def advance(self, steps: int = 1, note: str | None = None) -> None:
+    def advance(self, steps: float = 1, note: str | None = None) -> None:
         """Moves on by ``steps``; ``note`` is shown behind the bar (say, the loss)."""
         self.note = self.note if note is None else note
         if self._bar is not None:
@@ -28,13 +28,14 @@ class Stage:
 
 
 @contextmanager
-def stage(title: str, total: int | None, *, show: bool) -> Iterator[Stage]:
+def stage(title: str, total: float | None, *, show: bool, line: bool = True) -> Iterator[Stage]:
     """Shows progress over ``total`` steps (None if unknown) while the block runs; then one line with note and seconds.
 
     Args:
         title: what is done.
         total: steps.
         show: False on all processes but the main one.
+        line: whether the line stays; of hundreds of epochs, few are worth one.
     """
     start = time.monotonic()
     if not show or _is_quiet.get():
@@ -50,9 +51,16 @@ def stage(title: str, total: int | None, *, show: bool) -> Iterator[Stage]:
         with Progress(*columns, console=console, transient=True) as bar:
             current = Stage(bar, bar.add_task(title, total=total, note=""))
             yield current
-    console.print(
-        f"{title}: {current.note} ({time.monotonic() - start:.0f} s)", highlight=False, markup=False, soft_wrap=True
-    )
+    if line:
+        console.print(
+            f"{title}: {current.note} ({time.monotonic() - start:.0f} s)", highlight=False, markup=False, soft_wrap=True
+        )
+
+
+def say(text: str) -> None:
+    """A line on what a job does, where progress is shown; call on the main process."""
+    if not _is_quiet.get():
+        Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

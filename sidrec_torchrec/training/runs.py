@@ -1,27 +1,35 @@
-"""Output folders: each belongs to one configuration; a finished one is read back, another's is refused.
+"""Output folders: each belongs to one configuration and its inputs; a finished one is read back, another's is refused.
+
+A folder knows its inputs by their content, so that it may be moved or copied, with them or without, and so that a result is
+not taken for one of inputs that have changed since.
 
 While a job works in a folder it holds a lock there, so that no second one does. The kernel lets go of a killed job's lock.
 """
 
-import dataclasses
 import fcntl
+import hashlib
 import os
 import socket
-import typing
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch.distributed as dist
 
 from sidrec_torchrec.errors import FolderBusyError, RunMismatchError, SidrecError
 from sidrec_torchrec.files import read_json, remove_temporaries, write_json
+from sidrec_torchrec.training.config_json import config_json, without_paths
+from sidrec_torchrec.training.progress import say
 
 CONFIG_FILE = "run.json"
 RESULT_FILE = "metrics.json"
 LOCK_FILE = "run.lock"
+INPUTS = "inputs"  # in CONFIG_FILE, beside the config's fields: what each input file was
+
+_is_within: ContextVar[bool] = ContextVar("is_within", default=False)  # another run, whose step this one is
 
 
 @dataclass(frozen=True)
@@ -45,19 +53,22 @@ class Run:
 
 
 @contextmanager
-def open_run(folder: Path, config: Any, ignore: tuple[str, ...] = ("out",)) -> Iterator[Run]:
+def open_run(
+    folder: Path, config: Any, *, inputs: Iterable[Path] = (), ignore: tuple[str, ...] = ("out",)
+) -> Iterator[Run]:
     """Claims ``folder`` for ``config``, and for this job alone as long as it runs; call on every process of the group.
 
     A job that is refused before it wrote anything takes its claim back, so that it can be called again without the mistake.
 
     Args:
         folder: made if it is not there.
-        config: the job's config dataclass.
-        ignore: fields that may differ: they name places, not results.
+        config: the job's config dataclass. Its paths may differ from those of an earlier call: inputs count by content.
+        inputs: files the result depends on; one that is not there counts as such.
+        ignore: fields that may differ: they do not change results.
 
     Raises:
         FolderBusyError: if another process works in the folder.
-        RunMismatchError: if the folder belongs to another configuration; names the fields that differ.
+        RunMismatchError: if the folder belongs to another configuration, or an input has changed; says what differs.
     """
     folder = Path(folder)
     with ExitStack() as stack:
@@ -65,7 +76,8 @@ def open_run(folder: Path, config: Any, ignore: tuple[str, ...] = ("out",)) -> I
         if dist.get_rank() == 0:
             try:
                 is_locked = stack.enter_context(_locked(folder))
-                stack.enter_context(_claimed(folder, {k: v for k, v in config_json(config).items() if k not in ignore}))
+                claim = {k: v for k, v in config_json(config, folder).items() if k not in ignore}
+                stack.enter_context(_claimed(folder, claim, list(inputs)))
                 if is_locked:
                     remove_temporaries(folder)
             except (SidrecError, OSError) as error:
@@ -74,95 +86,149 @@ def open_run(folder: Path, config: Any, ignore: tuple[str, ...] = ("out",)) -> I
         if failure[0] is not None:
             raise failure[0]
         result_file = folder / RESULT_FILE
-        yield Run(folder, read_json(result_file) if result_file.exists() else None)
-
-
-def config_json(config: Any) -> dict[str, Any]:
-    """A config dataclass as a JSON value; paths are made absolute."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-
-
-def config_from_json(kind: type, value: dict[str, Any]) -> Any:
-    """The config dataclass ``config_json`` wrote; ``kind`` is its class."""
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: _typed(hints[name], value[name]) for name in value})
-
-
-def _typed(hint: Any, value: Any) -> Any:
-    if value is None:
-        return None
-    if dataclasses.is_dataclass(hint):
-        return config_from_json(hint, value)
-    options = [option for option in typing.get_args(hint) if option is not type(None)]
-    if typing.get_origin(hint) is tuple:
-        return tuple(_typed(options[0], v) for v in value)
-    if options:  # Optional
-        return _typed(options[0], value)
-    return hint(value)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return config_json(value)
-    if isinstance(value, Path):
-        return str(value.resolve())
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return value
+        result = read_json(result_file) if result_file.exists() else None
+        if result is not None and dist.get_rank() == 0 and not _is_within.get():
+            say(f"{folder}: finished before; its result is read back. To run again, remove it or give another folder")
+        token = _is_within.set(True)
+        try:
+            yield Run(folder, result)
+        finally:
+            _is_within.reset(token)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    """Holds the folder's lock; False where there can be none."""
+    """Holds the folder's lock; False where there can be none. Leaves neither the lock nor an empty folder it made."""
+    made = _make_folder(folder)
+    path, file = folder / LOCK_FILE, None
+    try:
+        file = _open_locked(path)
+        if file is not None:
+            with suppress(OSError):  # a full disk, as the job will say
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
+        yield file is not None
+    finally:
+        if file is not None:
+            path.unlink(missing_ok=True)  # while it is held: whoever has opened it by now sees that it is gone
+            file.close()
+        with suppress(OSError):  # something is in it, as it should be
+            for parent in made:
+                parent.rmdir()
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Makes the folder; returns the folders that were not there, the innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    is_locked = False
-    with ExitStack() as stack:
+    return missing
+
+
+def _open_locked(path: Path) -> TextIO | None:
+    """The lock file, locked; None where there can be no lock: a read-only disk, or a file system without locks.
+
+    Raises:
+        FolderBusyError: if another process holds it; names the process.
+    """
+    while True:
         try:
-            file = stack.enter_context(open(folder / LOCK_FILE, "a+"))
+            file = open(path, "a+")  # noqa: SIM115 - it stays open as long as the lock is held
+        except OSError:
+            return None
+        try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            is_locked = True
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "another process"
+            file.close()
             raise FolderBusyError(
-                f"{folder}: {owner} is working in it; wait for its end, or give another folder"
+                f"{path.parent}: {owner} is working in it; wait for its end, or give another folder"
             ) from None
         except OSError:
-            pass  # read-only, where only finished runs are read back; full, as the job will say; or without locks
-        yield is_locked
+            file.close()
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # its last holder has removed it since: lock the one that is there now
 
 
 @contextmanager
-def _claimed(folder: Path, config: dict[str, Any]) -> Iterator[None]:
-    """Writes the configuration; on an error takes it away again if nothing else was written.
+def _claimed(folder: Path, config: dict[str, Any], inputs: list[Path]) -> Iterator[None]:
+    """Writes configuration and inputs; on an error takes them away again if nothing else was written.
 
     Raises:
-        RunMismatchError: if another one is there; says how it differs.
+        RunMismatchError: if others are there; says how they differ.
     """
     path = folder / CONFIG_FILE
     if path.exists():
         there = read_json(path)
-        changed = [name for name in sorted(there.keys() | config) if there.get(name) != config.get(name)]
-        if changed:
-            differences = "; ".join(f"{name} was {there.get(name)!r}, is {config.get(name)!r}" for name in changed)
-            raise RunMismatchError(
-                f"{folder}: holds another run ({differences}); give another folder, or remove this one"
-            )
+        known = there.pop(INPUTS, None)
+        _check_config(folder, there, config)
+        if known is not None:  # a run of an earlier version did not say
+            _check_inputs(folder, known, inputs)
     elif _files(folder):
         raise RunMismatchError(f"{folder}: holds files of something else; give an empty or new folder")
     else:
-        write_json(path, config)
+        write_json(path, config | {INPUTS: {_label(file, inputs): _describe(file) for file in inputs}})
     try:
         yield
     except Exception:
         if _files(folder) == {CONFIG_FILE}:
             path.unlink()
         raise
+
+
+def _check_config(folder: Path, there: dict[str, Any], config: dict[str, Any]) -> None:
+    there, config = without_paths(there), without_paths(config)
+    changed = [name for name in sorted(there.keys() | config) if there.get(name) != config.get(name)]
+    if changed:
+        differences = "; ".join(f"{name} was {there.get(name)!r}, is {config.get(name)!r}" for name in changed)
+        raise RunMismatchError(f"{folder}: holds another run ({differences}); give another folder, or remove this one")
+
+
+def _check_inputs(folder: Path, known: dict[str, Any], inputs: list[Path]) -> None:
+    """Refuses inputs that are not what they were."""
+    labels = {_label(file, inputs): file for file in inputs}
+    changed = [f"{label} was not read" for label in labels.keys() - known]
+    changed += [f"{label} is not read any more" for label in known.keys() - labels]
+    for label in labels.keys() & known:
+        file, was = labels[label], known[label]
+        if was is not None and file.exists() and _glance(file) == was["glance"]:
+            continue  # neither touched nor moved
+        now = _describe(file)
+        if (was and was["sha256"]) != (now and now["sha256"]):
+            changed.append(f"{file} {'is gone' if now is None else 'is there now' if was is None else 'has changed'}")
+    if changed:
+        raise RunMismatchError(
+            f"{folder}: was made from other inputs ({'; '.join(sorted(changed))}); give another folder, or remove this one"
+        )
+
+
+def _label(file: Path, inputs: list[Path]) -> str:
+    """The file's name, with as many of the folders above as tell it from the others: it stays if all are moved."""
+    for count in range(1, len(file.parts) + 1):
+        label = "/".join(file.parts[-count:])
+        if sum("/".join(other.parts[-count:]) == label for other in inputs) == 1:
+            return label
+    return str(file)
+
+
+def _glance(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _describe(file: Path) -> dict[str, Any] | None:
+    """What the file is, by its whole content; None if there is none."""
+    if not file.is_file():
+        return None
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return {"sha256": digest.hexdigest(), "glance": _glance(file)}
 
 
 def _files(folder: Path) -> set[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
-from sidrec_torchrec.fusion.config import QuantizerConfig
+from sidrec_torchrec.fusion.config import QuantizerConfig, VQFusionOptions
 from sidrec_torchrec.jobs import encode_corpus, train_tokenizer
 
 
@@ -39,7 +39,11 @@ def sids(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         ("text", ("text_emb",), QuantizerConfig(kind="rq", stages="onehot:8*2")),
     ):
         train = train_tokenizer.TrainTokenizerConfig(
-            data=corpus, out=folder / "tokenizers" / name, source=sources, epochs=1, quantizer=quantizer, latent_dim=16
+            data=corpus,
+            out=folder / "tokenizers" / name,
+            source=sources,
+            epochs=1,
+            model=VQFusionOptions(quantizer=quantizer, latent_dim=16),
         )
         train_tokenizer.main(train)
         encode_corpus.main(encode_corpus.EncodeCorpusConfig(data=corpus, tokenizer=train.out, out=folder / name))

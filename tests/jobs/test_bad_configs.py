@@ -6,6 +6,7 @@ import pytest
 from sidrec_torchrec import cli
 from sidrec_torchrec.data.collaborative import CollaborativeConfig
 from sidrec_torchrec.data.prepare import PrepareConfig
+from sidrec_torchrec.fusion.config import VQFusionOptions
 from sidrec_torchrec.jobs.pipeline import PipelineConfig
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
 from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
@@ -40,7 +41,7 @@ NAN = float("nan")
         (PrepareConfig, {"max_history": 0}, "max_history must be at least 1"),
         (TrainRankerConfig, {"data": "d", "prepared": "p", "out": "o", "epochs": 0}, "epochs must be at least 1"),
         (TrainTokenizerConfig, {"data": "d", "out": "o", "batch_size": 0}, "batch_size must be at least 1"),
-        (TrainTokenizerConfig, {"data": "d", "out": "o", "dropout": -0.1}, "dropout must lie in"),
+        (VQFusionOptions, {"dropout": -0.1}, "dropout must lie in"),
         (TrainTokenizerConfig, {"data": "d", "out": "o", "predict": ("a", "a")}, "name each predict once, got 'a,a'"),
         (CollaborativeConfig, {"prior_events": float("inf")}, "prior_events must be finite, got inf"),
         (PipelineConfig, {"out": "o", "seeds": 0}, "seeds must be at least 1"),
@@ -55,13 +56,13 @@ def test_config_names_the_bad_field(config, values, message):
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("--epochs", "0", "epochs must be at least 1, got 0"),
-        ("--stages", "trits*25", "cannot read 'trits*25'"),
-        ("--rq-stages", "ternary*3", "residual VQ takes one-hot digits"),
-        ("--cold-fraction", "1", "cold_fraction must lie in [0, 1), got 1.0"),
-        ("--model.dim", "63", "dim must be a multiple of 4"),
-        ("--arm.side-mode", "digit", "side_mode must be one of"),
-        ("--arm.ngram-depth", "4", "ngram_depth 4 is more than the digits of onehot:256*3"),
+        ("--ranker.epochs", "0", "epochs must be at least 1, got 0"),
+        ("--fused.stages", "trits*25", "cannot read 'trits*25'"),
+        ("--residual.stages", "ternary*3", "residual VQ takes one-hot digits"),
+        ("--protocol.cold-fraction", "1", "cold_fraction must lie in [0, 1), got 1.0"),
+        ("--ranker.model.dim", "63", "dim must be a multiple of 4"),
+        ("--arm-options.side-mode", "digit", "side_mode must be one of"),
+        ("--arm-options.ngram-depth", "4", "ngram_depth 4 is more than the digits of onehot:256*3"),
     ],
 )
 def test_bad_flag_leaves_no_folder_that_would_refuse_the_corrected_command(flag, value, message, tmp_path, capsys):

@@ -12,7 +12,8 @@ import torch
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.data.format import open_items
 from sidrec_torchrec.data.sids import read_sids
-from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError
+from sidrec_torchrec.errors import DataError, RunMismatchError
+from sidrec_torchrec.fusion.config import VQFusionOptions
 from sidrec_torchrec.fusion.model import ItemTensors
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
 from sidrec_torchrec.jobs import encode_corpus, train_tokenizer
@@ -105,22 +106,26 @@ def test_finished_run_is_read_back_and_another_refused(config, corpus, tmp_path,
     other = tmp_path / "other"
     other.mkdir()
     pq.write_table(pq.read_table(corpus / "items.parquet"), other / "items.parquet")
-    with pytest.raises(RunMismatchError, match=r"holds another run \(data was"):
+    assert encode_corpus.main(dataclasses.replace(config, data=other)) == result  # the same items elsewhere
+    pq.write_table(pq.read_table(corpus / "items.parquet").slice(1), other / "items.parquet")
+    with pytest.raises(RunMismatchError, match=r"other inputs \(.*other/items.parquet has changed\)"):
         encode_corpus.main(dataclasses.replace(config, data=other))
 
 
 def test_sids_of_a_tokenizer_that_was_trained_again_are_refused(config, corpus, tmp_path):
     """The same folders, another codec within: the configurations agree, the fingerprints do not."""
     folder = tmp_path / "tokenizer"
-    train = train_tokenizer.TrainTokenizerConfig(data=corpus, out=folder, epochs=0, latent_dim=8)
+    train = train_tokenizer.TrainTokenizerConfig(data=corpus, out=folder, epochs=0, model=VQFusionOptions(latent_dim=8))
     train_tokenizer.main(train)
     config = dataclasses.replace(config, tokenizer=folder)
     encode_corpus.main(config)
-    again = dataclasses.replace(train, out=tmp_path / "again", latent_dim=4)
+    again = dataclasses.replace(train, out=tmp_path / "again", model=VQFusionOptions(latent_dim=4))
     train_tokenizer.main(again)
     folder.rename(tmp_path / "old")
     again.out.rename(folder)
-    with pytest.raises(CodecMismatchError, match="holds SIDs: made with codec"):
+    with pytest.raises(
+        RunMismatchError, match=r"other inputs \(.*tokenizer.json has changed; .*tokenizer.pt has changed\)"
+    ):
         encode_corpus.main(config)
 
 

@@ -9,15 +9,13 @@ import sys
 import pytest
 import torch
 
-from sidrec_torchrec.data.batches import SequenceBatches
-from sidrec_torchrec.data.prepare import open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.jobs import export_ranker, train_ranker
 from sidrec_torchrec.jobs.export_ranker import ExportRankerConfig, check_predictions
 from sidrec_torchrec.ranker.arms import ArmConfig
+from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.serving import requests_of
-from sidrec_torchrec.training.checkpoints import BEST
 from sidrec_torchrec.training.group import process_group
 from tests.jobs.test_train_ranker import SMALL, make_config
 
@@ -25,6 +23,7 @@ CODES = dataclasses.replace(SMALL, attention="codes", seeds=2)
 
 LOAD = """
 import sys, torch
+from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import Scorer
 inputs = torch.load(sys.argv[2])
 torch.save(Scorer(sys.argv[1])(**inputs), sys.argv[3])
@@ -36,18 +35,15 @@ assert "torchrec" not in sys.modules and "fbgemm_gpu" not in sys.modules
 def trained(corpus, prepared, sids, tmp_path_factory):
     """A ranker, and its test batches with what it predicts of them."""
     out = tmp_path_factory.mktemp("ranker") / "codes"
-    arms = ArmConfig(side_mode="decoded")
-    config = make_config(corpus, prepared, sids, out, "learned-side", model=CODES, arms=arms)
+    options = ArmConfig(side_mode="decoded")
+    config = make_config(corpus, prepared, sids, out, "learned-side", model=CODES, arm_options=options)
     train_ranker.main(config)
-    sequences = open_prepared(prepared)
     with process_group() as processes:
-        arm = train_ranker.load_arm(config, sequences)
-        model = train_ranker.build_ranker(config, sequences, arm, processes)
-        _, checkpoints = train_ranker.open_trained(out)
-        checkpoints.load(BEST, {"model": model.state_dict()})
-        model.eval()
+        parts = config.open()
+        model = parts.sharded(processes).eval()
+        TrainedRanker.open(out).load(model)
         pairs = []
-        for batch in SequenceBatches(sequences, "test", arm, batch_events=1024):
+        for batch in parts.batches("test", processes):
             words_NW = batch.items["sid"].values().unsqueeze(1)
             with torch.no_grad():
                 pairs.append((requests_of(batch, words_NW), model(batch)[1].prediction[:, 0]))
@@ -90,11 +86,10 @@ def test_a_compiled_package_loads_without_torchrec(trained, tmp_path):
 
 def test_other_predictions_are_refused(trained):
     config, _ = trained
-    prepared = open_prepared(config.prepared)
-    with process_group():
-        arm = train_ranker.load_arm(config, prepared)
-    ranker = train_ranker.unsharded_ranker(config, prepared, arm, torch.device("cpu")).eval()
-    batch = next(iter(SequenceBatches(prepared, "test", arm, batch_events=512)))
+    with process_group() as processes:
+        parts = config.open()
+        batch = next(iter(parts.batches("test", processes)))
+    ranker = parts.whole(torch.device("cpu")).eval()
     with pytest.raises(SidrecError, match="predictions differ by .* from the trained one's"):
         check_predictions(ranker, batch, lambda **inputs: torch.zeros(len(inputs["request_M"])))
 
@@ -109,7 +104,7 @@ def test_what_cannot_be_exported_is_refused(corpus, prepared, sids, tmp_path, mo
     train_ranker.main(config)
     with pytest.raises(SidrecError, match="train one with --arm side --model.attention codes"):
         export_ranker.main(ExportRankerConfig(ranker=config.out, out=out))
-    shutil.rmtree(config.out / "checkpoints" / BEST)
+    shutil.rmtree(config.out / "checkpoints" / "best")
     with pytest.raises(SidrecError, match="no trained epoch yet"):
         export_ranker.main(ExportRankerConfig(ranker=config.out, out=out))
     monkeypatch.setenv("CXX", "/no/compiler")

@@ -9,10 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidrec_torchrec.errors import DataError, RunMismatchError, SidrecError
-from sidrec_torchrec.jobs import pipeline, train_ranker
+from sidrec_torchrec.fusion.config import QuantizerConfig
+from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
+from sidrec_torchrec.jobs import pipeline, train_ranker, train_tokenizer
 from sidrec_torchrec.jobs.pipeline import PipelineConfig
 from sidrec_torchrec.ranker.arms import ArmConfig
+from sidrec_torchrec.ranker.training import RankerTrainingConfig
 from tests.jobs.test_train_ranker import SMALL
+
+RANKER = RankerTrainingConfig(epochs=1, batch_events=1024, model=SMALL)
 
 
 def make_config(corpus, out, **changes):
@@ -21,13 +26,11 @@ def make_config(corpus, out, **changes):
         "out": out,
         "arms": ("none", "prefix-ngram", "side"),
         "target": ("category", "tags"),
-        "stages": "ternary*10",
-        "rq_stages": "onehot:8*2",
-        "epochs": 1,
-        "tokenizer_epochs": 1,
-        "batch_events": 1024,
-        "model": SMALL,
-        "arm": ArmConfig(table_dim=16, ngram_rows=200),
+        "fused": QuantizerConfig(stages="ternary*10"),
+        "residual": QuantizerConfig(kind="rq", stages="onehot:8*2"),
+        "tokenizer": TokenizerTrainingConfig(epochs=1),
+        "ranker": RANKER,
+        "arm_options": ArmConfig(table_dim=16, ngram_rows=200),
     }
     return PipelineConfig(**values | changes)
 
@@ -66,22 +69,22 @@ def test_second_run_trains_nothing(finished, corpus, monkeypatch, capsys):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(train_ranker, "_train_and_test", fail)
-    monkeypatch.setattr(pipeline.train_tokenizer, "_train", fail)
+    monkeypatch.setattr(train_tokenizer, "_train", fail)
     assert pipeline.main(make_config(corpus, out)) == report
     assert "prefix-ngram" in capsys.readouterr().out
 
 
 def test_refusals(finished, corpus, tmp_path):
     out, _ = finished
-    with pytest.raises(RunMismatchError, match="another run .*epochs was 1, is 2"):
-        pipeline.main(make_config(corpus, out, epochs=2))
+    with pytest.raises(RunMismatchError, match="another run .*'epochs': 1.*'epochs': 2"):
+        pipeline.main(make_config(corpus, out, ranker=dataclasses.replace(RANKER, epochs=2)))
     with pytest.raises(DataError, match="no target 'genres'; available: .*'category'"):
         pipeline.main(make_config(corpus, tmp_path / "a", target=("genres",)))
     with pytest.raises(DataError, match="no source 'plot_emb'; available: 'text_emb', 'image_emb'"):
         pipeline.main(make_config(corpus, tmp_path / "b", source=("plot_emb",)))
     codes = dataclasses.replace(SMALL, attention="codes")
     with pytest.raises(SidrecError, match=r"attention to codes needs arms whose SIDs travel: side, .*; got \['none'\]"):
-        make_config(corpus, tmp_path / "run", arms=("none", "side"), model=codes)
+        make_config(corpus, tmp_path / "run", arms=("none", "side"), ranker=dataclasses.replace(RANKER, model=codes))
     with pytest.raises(SidrecError, match="unknown arm 'sidee'"):
         make_config(corpus, tmp_path / "c", arms=("none", "sidee"))
     (tmp_path / "d").mkdir()
@@ -96,7 +99,7 @@ def test_changed_data_is_noticed(finished, corpus, tmp_path):
     pipeline.main(make_config(data, out, arms=("none",)))
     events = pq.read_table(data / "events.parquet")
     pq.write_table(events.slice(0, events.num_rows - 1), data / "events.parquet")
-    with pytest.raises(RunMismatchError, match="changed since this run began"):
+    with pytest.raises(RunMismatchError, match=r"made from other inputs \(.*events.parquet has changed\)"):
         pipeline.main(make_config(data, out, arms=("none",)))
 
 

@@ -13,10 +13,13 @@ from sidrec_torchrec.data.collaborative import CollaborativeConfig
 from sidrec_torchrec.data.format import open_items
 from sidrec_torchrec.data.sids import read_sids
 from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.fusion.config import VQFusionOptions
 from sidrec_torchrec.jobs import collaborative_vectors, encode_corpus, train_tokenizer
 from sidrec_torchrec.jobs.collaborative_vectors import CollaborativeVectorsConfig
 from sidrec_torchrec.jobs.encode_corpus import EncodeCorpusConfig
 from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
+
+SMALL = VQFusionOptions(latent_dim=8)
 
 
 def test_the_jobs_train_with_them_and_encode_without(corpus: Path, tmp_path):
@@ -29,7 +32,7 @@ def test_the_jobs_train_with_them_and_encode_without(corpus: Path, tmp_path):
     column = pa.array(tastes, pa.list_(pa.float32(), 3))
     pq.write_table(table.append_column("tastes", column), with_tastes / "items.parquet")
     train = TrainTokenizerConfig(
-        data=with_tastes, out=tmp_path / "t", predict=("tastes",), target=("category",), epochs=6, latent_dim=8
+        data=with_tastes, out=tmp_path / "t", predict=("tastes",), target=("category",), epochs=6, model=SMALL
     )
     result = train_tokenizer.main(train)
     assert (
@@ -75,9 +78,7 @@ def test_collaborative_vectors_are_added_to_the_items(corpus: Path, prepared: Pa
     )  # what is tested was not looked at
     assert open_items(config.out, sources=["collaborative"]).source_dims == {"collaborative": 6}
     assert collaborative_vectors.main(config) == result
-    train = TrainTokenizerConfig(
-        data=config.out, out=tmp_path / "t", predict=("collaborative",), epochs=1, latent_dim=8
-    )
+    train = TrainTokenizerConfig(data=config.out, out=tmp_path / "t", predict=("collaborative",), epochs=1, model=SMALL)
     assert "collaborative" in train_tokenizer.main(train)["validation"]["reconstruction"]
     with pytest.raises(DataError, match="there is a column 'text_emb' already; rename it, or name another"):
         collaborative_vectors.main(dataclasses.replace(config, out=tmp_path / "other", column="text_emb"))

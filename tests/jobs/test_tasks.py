@@ -14,9 +14,10 @@ from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.jobs import evaluate, export_ranker, pipeline, train_ranker
 from sidrec_torchrec.ranker.arms import ArmConfig
 from sidrec_torchrec.ranker.model import ATTENTIONS
+from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.serving import requests_of
-from sidrec_torchrec.training.checkpoints import BEST
+from sidrec_torchrec.training.checkpoints import Checkpoints
 from sidrec_torchrec.training.group import process_group
 from tests.jobs.test_train_ranker import SMALL, Killed, make_config, train_here
 
@@ -57,14 +58,11 @@ def trained(labeled, sequences, sids, tmp_path_factory):
 
 def predictions(config, split="test"):
     """Of the best epoch on a split, by the unsharded ranker: probability, label and weight, float64 [S, K]."""
-    prepared = open_prepared(config.prepared)
     with process_group() as processes, torch.no_grad():
-        arm = train_ranker.load_arm(config, prepared)
-        ranker = train_ranker.unsharded_ranker(config, prepared, arm, torch.device("cpu")).eval()
-        state = ranker.state_dict()
-        train_ranker.open_trained(config.out)[1].load(BEST, {"model": state})
-        ranker.load_state_dict(state)
-        outputs = [ranker(batch)[1] for batch in train_ranker.batches(config, prepared, arm, split, processes)]
+        parts = config.open()
+        ranker = parts.whole(torch.device("cpu")).eval()
+        TrainedRanker.open(config.out).load(ranker)
+        outputs = [ranker(batch)[1] for batch in parts.batches(split, processes)]
     return [
         torch.cat([getattr(o, name) for o in outputs]).double().numpy() for name in ("prediction", "label", "weight")
     ]
@@ -106,16 +104,16 @@ def test_both_tasks_are_learned(attention, labeled, sequences, sids, tmp_path):
 def test_an_interrupted_run_goes_on_where_it_was(trained, tmp_path, monkeypatch):
     whole_config, whole = trained
     config = dataclasses.replace(whole_config, out=tmp_path / "killed", checkpoint_batches=2)
-    save = train_ranker.Checkpoints.save
+    save = Checkpoints.save
 
     def save_then_die(self, name, state):
         save(self, name, state)
         raise Killed
 
-    monkeypatch.setattr(train_ranker.Checkpoints, "save", save_then_die)
+    monkeypatch.setattr(Checkpoints, "save", save_then_die)
     with pytest.raises(Killed):
         train_ranker.main(config)
-    monkeypatch.setattr(train_ranker.Checkpoints, "save", save)
+    monkeypatch.setattr(Checkpoints, "save", save)
     resumed = train_ranker.main(config)
     assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
     assert resumed["test"] == pytest.approx(whole["test"], rel=1e-5)
@@ -136,12 +134,11 @@ def test_the_exported_ranker_scores_both_tasks(trained, tmp_path):
     file = tmp_path / "ranker.pt2"
     metadata = export_ranker.main(export_ranker.ExportRankerConfig(ranker=config.out, out=file, compiled=False))
     assert metadata["tasks"] == list(TASKS)
-    scorer, prepared = Scorer(file), open_prepared(config.prepared)
+    scorer = Scorer(file)
     expected_SK = torch.from_numpy(predictions(config)[0])
     with process_group() as processes:
-        arm = train_ranker.load_arm(config, prepared)
-        parts = train_ranker.batches(config, prepared, arm, "test", processes)
-        scored = [scorer(**requests_of(batch, batch.items["sid"].values().unsqueeze(1))) for batch in parts]
+        batches = config.open().batches("test", processes)
+        scored = [scorer(**requests_of(batch, batch.items["sid"].values().unsqueeze(1))) for batch in batches]
     torch.testing.assert_close(torch.cat(scored).double(), expected_SK, rtol=0, atol=1e-5)
 
 

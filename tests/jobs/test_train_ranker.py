@@ -8,15 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError, SidrecError
 from sidrec_torchrec.jobs import evaluate, train_ranker
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig
 from sidrec_torchrec.ranker.model import ATTENTIONS, RankerConfig
-from sidrec_torchrec.training.checkpoints import BEST, LAST
+from sidrec_torchrec.training.checkpoints import BEST, LAST, Checkpoints
+from sidrec_torchrec.training.config_json import config_from_json, config_json
 from sidrec_torchrec.training.group import process_group
-from sidrec_torchrec.training.runs import config_from_json, config_json
 
 SMALL = RankerConfig(dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), dropout=0.0)
 
@@ -33,7 +33,7 @@ def make_config(
         epochs=2,
         batch_events=1024,
         model=SMALL,
-        arms=ArmConfig(table_dim=16, ngram_rows=200),
+        arm_options=ArmConfig(table_dim=16, ngram_rows=200),
     )
     return dataclasses.replace(config, **changes)
 
@@ -63,8 +63,8 @@ def test_every_arm_learns(arm, corpus, prepared, sids, tmp_path):
 @pytest.mark.parametrize("arm", ["side", "learned-side"])
 def test_attention_to_codes_learns(arm, corpus, prepared, sids, tmp_path):
     model = dataclasses.replace(SMALL, attention="codes")
-    arms = ArmConfig(side_mode="decoded")
-    changes = {"model": model, "arms": arms, "epochs": 4}
+    arm_options = ArmConfig(side_mode="decoded")
+    changes = {"model": model, "arm_options": arm_options, "epochs": 4}
     config = make_config(corpus, prepared, sids, tmp_path / "codes", arm, **changes)
     result = train_ranker.main(config)
     assert result["train_loss"][-1] < result["train_loss"][0]
@@ -113,7 +113,7 @@ def test_two_processes_equal_one(arm, corpus, prepared, sids, tmp_path, run_dist
     # Two wide user tables: each goes whole to one process, and the other's checkpoint does without it.
     changes = {
         "model": dataclasses.replace(SMALL, dim=64),
-        "arms": ArmConfig(table_dim=16, ngram_rows=200, table_dropout=0, digit_dropout=0),
+        "arm_options": ArmConfig(table_dim=16, ngram_rows=200, table_dropout=0, digit_dropout=0),
     }
     one = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "one", arm, **changes))
     results = run_distributed(train_here, 2, make_config(corpus, prepared, sids, tmp_path / "two", arm, **changes))
@@ -140,7 +140,7 @@ def test_interrupted_run_goes_on_where_it_was(arm, after, corpus, prepared, sids
     changes = {"checkpoint_batches": 2, "model": dataclasses.replace(SMALL, dropout=0.2)}  # dropout goes on as well
     whole = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "whole", arm, **changes))
     config = make_config(corpus, prepared, sids, tmp_path / "killed", arm, **changes)
-    save, saves = train_ranker.Checkpoints.save, []
+    save, saves = Checkpoints.save, []
 
     def save_then_die(self, name, state):
         save(self, name, state)
@@ -148,11 +148,11 @@ def test_interrupted_run_goes_on_where_it_was(arm, after, corpus, prepared, sids
         if after in (len(saves), name, saves[-2:]):  # within the first epoch, in its end, and right after it
             raise Killed
 
-    monkeypatch.setattr(train_ranker.Checkpoints, "save", save_then_die)
+    monkeypatch.setattr(Checkpoints, "save", save_then_die)
     with pytest.raises(Killed):
         train_ranker.main(config)
     assert not (tmp_path / "killed" / "metrics.json").exists()
-    monkeypatch.setattr(train_ranker.Checkpoints, "save", save)
+    monkeypatch.setattr(Checkpoints, "save", save)
     resumed = train_ranker.main(config)
     assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
     assert resumed["test"]["ne_all"] == pytest.approx(whole["test"]["ne_all"], rel=1e-5)
@@ -177,7 +177,9 @@ def test_refusals(corpus, prepared, sids, tmp_path):
         train_ranker.main(dataclasses.replace(config, arm="all-ngram", sids=both[:1], out=tmp_path / "c"))
     deep = ArmConfig(ngram_depth=3)
     with pytest.raises(SidrecError, match="n-grams of the SIDs 'text': depth must be 1 to 2"):
-        train_ranker.main(dataclasses.replace(config, arm="prefix-ngram", sids=both[1:], arms=deep, out=tmp_path / "c"))
+        train_ranker.main(
+            dataclasses.replace(config, arm="prefix-ngram", sids=both[1:], arm_options=deep, out=tmp_path / "c")
+        )
     codes = dataclasses.replace(SMALL, attention="codes")
     with pytest.raises(SidrecError, match="whose one SID travels, such as 'side'; got 'side' of 2 SIDs"):
         train_ranker.main(dataclasses.replace(config, arm="side", sids=both, model=codes, out=tmp_path / "c"))
@@ -210,17 +212,17 @@ def test_other_items_than_prepared_are_refused(corpus, prepared, sids, tmp_path)
 
 def test_config_survives_json(corpus, prepared, sids, tmp_path):
     config = make_config(corpus, prepared, sids, tmp_path / "run", "side")
-    assert config_from_json(TrainRankerConfig, json.loads(json.dumps(config_json(config)))) == config
+    kept = json.loads(json.dumps(config_json(config, tmp_path)))
+    assert config_from_json(TrainRankerConfig, kept, tmp_path) == config
 
 
 def test_candidate_never_sees_its_own_label(corpus, prepared, sids, tmp_path):
     """Flipping the actions of a row's last event changes no prediction but through later events' history."""
     config = make_config(corpus, prepared, sids, tmp_path / "run", "side")
     with process_group() as processes:
-        split = open_prepared(prepared)
-        arm = train_ranker.load_arm(config, split)
-        model = train_ranker.build_ranker(config, split, arm, processes).eval()
-        batch = next(iter(train_ranker.batches(config, split, arm, "test", processes)))
+        parts = config.open()
+        model = parts.sharded(processes).eval()
+        batch = next(iter(parts.batches("test", processes)))
         with torch.no_grad():
             _, before = model(batch)
             last_N = batch.lengths_B.cumsum(0) - 1

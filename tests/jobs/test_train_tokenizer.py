@@ -1,5 +1,6 @@
 """The tokenizer's training: better than its start, the same on two processes, and plain words on bad input."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,11 +12,12 @@ import torch
 
 from sidrec_torchrec.data.synthetic_items import SyntheticConfig, items_table, make_items
 from sidrec_torchrec.errors import DataError, RunMismatchError, SidrecError
-from sidrec_torchrec.fusion.config import QuantizerConfig
+from sidrec_torchrec.fusion.config import QuantizerConfig, VQFusionOptions
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
 from sidrec_torchrec.jobs import train_tokenizer
 from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
 
+OPTIONS = {field.name for field in dataclasses.fields(VQFusionOptions)}
 DPCA, RQ = QuantizerConfig(stages="ternary*10"), QuantizerConfig(kind="rq", stages="onehot:8*3")
 
 
@@ -39,11 +41,10 @@ def make_config(items: Path, out: Path, **changes) -> TrainTokenizerConfig:
         "epochs": 2,
         "batch_size": 64,
         "validation_fraction": 0.2,
-        "latent_dim": 16,
-        "hidden_dim": 64,
-        "quantizer": DPCA,
     }
-    return TrainTokenizerConfig(**values | changes)
+    options = {"latent_dim": 16, "hidden_dim": 64, "quantizer": DPCA}
+    options |= {name: changes.pop(name) for name in OPTIONS & changes.keys()}
+    return TrainTokenizerConfig(model=VQFusionOptions(**options), **values | changes)
 
 
 def changed_items(items: Path, folder: Path, column: str, values: list) -> Path:

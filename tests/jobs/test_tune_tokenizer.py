@@ -11,6 +11,7 @@ import torch
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.data.sids import read_sids
 from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError
+from sidrec_torchrec.fusion.config import VQFusionOptions
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
 from sidrec_torchrec.jobs import encode_corpus, tune_tokenizer
 from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
@@ -19,6 +20,7 @@ from sidrec_torchrec.jobs.tune_tokenizer import TuneTokenizerConfig
 from sidrec_torchrec.ranker.model import RankerConfig
 from sidrec_torchrec.training.checkpoints import Checkpoints
 
+TOKENIZER = VQFusionOptions(latent_dim=16, dropout=0.0, prefix_share=0.0)
 SMALL = RankerConfig(dim=64, num_heads=2, item_hidden=16, head_dims=(16, 8), dropout=0.0)
 
 
@@ -26,9 +28,7 @@ SMALL = RankerConfig(dim=64, num_heads=2, item_hidden=16, head_dims=(16, 8), dro
 def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer without dropout, of two sources and two targets: one class, several classes."""
     out = tmp_path_factory.mktemp("trained")
-    config = TrainTokenizerConfig(
-        data=corpus, out=out, target=("category", "tags"), epochs=2, latent_dim=16, dropout=0.0, prefix_share=0.0
-    )
+    config = TrainTokenizerConfig(data=corpus, out=out, target=("category", "tags"), epochs=2, model=TOKENIZER)
     train_tokenizer(config)
     return out
 
@@ -123,7 +123,9 @@ def test_predicted_sources_come_from_the_content_folder(corpus, prepared, tmp_pa
     content = tmp_path / "content"
     content.mkdir()
     pq.write_table(table.append_column("taste", table["image_emb"]), content / "items.parquet")
-    train = TrainTokenizerConfig(data=content, out=tmp_path / "t", predict=("taste",), epochs=1, latent_dim=16)
+    train = TrainTokenizerConfig(
+        data=content, out=tmp_path / "t", predict=("taste",), epochs=1, model=VQFusionOptions(latent_dim=16)
+    )
     train_tokenizer(train)
     config = make_config(corpus, prepared, train.out, tmp_path / "tuned", epochs=1)
     with pytest.raises(DataError, match="no source 'taste'"):

@@ -1,0 +1,148 @@
+"""What a ranker is made of and trained on; and the folder of a trained one, from which it is made again."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sidrec_torchrec.data.batches import SequenceBatches
+from sidrec_torchrec.data.format import ITEMS_FILE
+from sidrec_torchrec.data.prepare import Prepared, open_prepared
+from sidrec_torchrec.data.sids import sid_files
+from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.files import read_json
+from sidrec_torchrec.jobs.arm_inputs import load_arm_inputs
+from sidrec_torchrec.ranker.arms import Arm, ArmConfig, PackedSIDs, build_arm
+from sidrec_torchrec.ranker.model import Ranker
+from sidrec_torchrec.ranker.sharding import shard
+from sidrec_torchrec.ranker.training import RankerTrainingConfig
+from sidrec_torchrec.training.checkpoints import BEST, Checkpoints
+from sidrec_torchrec.training.config_json import config_from_json
+from sidrec_torchrec.training.group import Processes
+from sidrec_torchrec.training.loop import CHECKPOINTS
+from sidrec_torchrec.training.runs import CONFIG_FILE, INPUTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerRecipe(RankerTrainingConfig):
+    """A ranker: what it reads, by which arm, and how it is trained.
+
+    Args:
+        data: folder of ``items.parquet``.
+        prepared: folder the prepare job wrote.
+        arm: how items are fed to it, by name; see docs/ranker.md.
+        source: sources the raw arm uses; none named means all.
+        sids: folders encode-corpus wrote, for the arms that read SIDs: of one fused tokenizer, or one per source.
+        arm_options: choices within the arm.
+    """
+
+    data: Path
+    prepared: Path
+    arm: str = "side"
+    source: tuple[str, ...] = ()
+    sids: tuple[Path, ...] = ()
+    arm_options: ArmConfig = field(default_factory=ArmConfig)
+
+    def files(self) -> list[Path]:
+        """The files a ranker depends on."""
+        return [Path(self.data) / ITEMS_FILE, *open_prepared(self.prepared).files(), *sid_files(self.sids)]
+
+    def open(self, prepared: Path | None = None) -> "RankerParts":
+        """Its sequences and arm; lays out the arm's inputs where they are not yet. Call on every process.
+
+        Args:
+            prepared: other sequences of the same items; None for its own.
+        """
+        opened = open_prepared(prepared or self.prepared)
+        inputs = load_arm_inputs(self.arm, data=self.data, prepared=opened, sources=self.source, sids=self.sids)
+        return RankerParts(self, opened, build_arm(self.arm, self.arm_options, inputs))
+
+
+@dataclass(frozen=True)
+class RankerParts:
+    """An opened recipe.
+
+    Args:
+        recipe: whose.
+        prepared: its sequences.
+        arm: its arm.
+    """
+
+    recipe: RankerRecipe
+    prepared: Prepared
+    arm: Arm
+
+    def sharded(self, processes: Processes) -> nn.Module:
+        """The ranker with fresh weights, sharded over the processes."""
+        torch.manual_seed(self.recipe.seed)
+        return shard(self.whole(processes.device), self.recipe.optimizer, processes.device)
+
+    def whole(self, device: torch.device) -> Ranker:
+        """The ranker, whole."""
+        config, arm = self.recipe.model, self.arm
+        if config.attention == "codes":
+            if arm.events is None:
+                several = f" of {len(self.recipe.sids)} SIDs" if len(self.recipe.sids) > 1 else ""
+                raise SidrecError(
+                    f"attention to codes needs an arm whose one SID travels, such as 'side'; got '{self.recipe.arm}'{several}"
+                )
+            items, events = PackedSIDs(arm.events, device), arm.events
+        else:
+            items, events = arm.module(device), None
+        features = self.prepared.user_features
+        return Ranker(config, items, arm.dim, events, features, device, len(self.prepared.tasks))
+
+    def batches(self, split: str, processes: Processes) -> SequenceBatches:
+        """This process's batches of a split; training ones are shuffled."""
+        return self.recipe.batches(self.prepared, self.arm, split, processes)
+
+
+@dataclass(frozen=True)
+class TrainedRanker:
+    """A folder that train-ranker wrote. Made by ``open``.
+
+    Args:
+        folder: the folder.
+        recipe: what it was made of.
+    """
+
+    folder: Path
+    recipe: RankerRecipe
+
+    @staticmethod
+    def open(folder: Path) -> "TrainedRanker":
+        """Call on every process of the group.
+
+        Raises:
+            SidrecError: if there is no trained ranker, or one of another version of this package.
+        """
+        folder = Path(folder)
+        path = folder / CONFIG_FILE
+        if not path.exists():
+            raise SidrecError(f"{path}: not found; name a folder train-ranker wrote")
+        if not Checkpoints(folder / CHECKPOINTS).has(BEST):
+            raise SidrecError(f"{folder}: no trained epoch yet; run train-ranker to its end")
+        value = {k: v for k, v in read_json(path).items() if k not in (INPUTS, "out")}
+        try:
+            return TrainedRanker(folder, config_from_json(RankerRecipe, _renamed(value), folder))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SidrecError(f"{path}: not of a ranker this version can read ({error}); train it again") from error
+
+    def load(self, model: nn.Module) -> None:
+        """Fills the model, whole or sharded, with the weights of the best epoch.
+
+        Raises:
+            CodecMismatchError: if it was trained on SIDs of another codec.
+            SidrecError: if they are broken, or of another model.
+        """
+        state = {"model": model.state_dict()}
+        Checkpoints(self.folder / CHECKPOINTS).load(BEST, state)
+        model.load_state_dict(state["model"])
+
+
+def _renamed(value: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a run, those of earlier versions under their names of today."""
+    model = {("learned_queries" if k == "seeds" else k): v for k, v in value["model"].items()}
+    return {("arm_options" if k == "arms" else k): v for k, v in value.items()} | {"model": model}

@@ -1,0 +1,173 @@
+"""Training a ranker on prepared sequences: what the training loop needs to know of it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from torchrec.distributed.train_pipeline import TrainPipeline, TrainPipelineBase, TrainPipelineSparseDist
+from torchrec.distributed.types import ShardedModule
+
+from sidrec_torchrec.data.batches import ItemFeatures, RankBatch, SequenceBatches
+from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.errors import check_at_least
+from sidrec_torchrec.ranker.metrics import RankingMetrics
+from sidrec_torchrec.ranker.model import RankerConfig, RankerOutput
+from sidrec_torchrec.ranker.sharding import OptimizerConfig, RankerOptimizer
+from sidrec_torchrec.training.group import Processes
+from sidrec_torchrec.training.loop import Course, LoopConfig, Step, Trainee, Values
+from sidrec_torchrec.training.progress import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerTrainingConfig:
+    """A ranker, and how it is trained.
+
+    Args:
+        epochs: passes over the training sequences.
+        batch_events: events in a batch over all processes, padding included; 0 for a fiftieth of the training events,
+            but 512 at least and 8,192 at most.
+        checkpoint_batches: batches between two checkpoints; one is also made after each epoch.
+        seed: of weights, dropout and shuffling.
+        model: sizes of the ranker.
+        optimizer: rates and schedule.
+    """
+
+    epochs: int = 5
+    batch_events: int = 0
+    checkpoint_batches: int = 1000
+    seed: int = 0
+    model: RankerConfig = field(default_factory=RankerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "epochs", "checkpoint_batches")
+        check_at_least(self, 0, "batch_events", "seed")
+
+    def loop(self) -> LoopConfig:
+        """What of it the training loop sees to."""
+        return LoopConfig(epochs=self.epochs, checkpoint_batches=self.checkpoint_batches)
+
+    def batches(self, prepared: Prepared, features: ItemFeatures, split: str, processes: Processes) -> SequenceBatches:
+        """This process's batches of a split; training ones are shuffled."""
+        return SequenceBatches(
+            prepared,
+            split,
+            features,
+            batch_events=self.batch_events or min(max(prepared.counts["train"]["events"] // 50, 512), 8192),
+            rank=processes.rank,
+            world_size=processes.world_size,
+            shuffle=split == "train",
+            seed=self.seed,
+        )
+
+
+class RankerTraining(Trainee):
+    """A sharded ranker in training.
+
+    Args:
+        name: for progress: the arm's.
+        config: how to train.
+        model: the sharded ranker.
+        prepared: sequences to train and validate on.
+        features: what travels with their events.
+        processes: the group.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: RankerTrainingConfig,
+        model: nn.Module,
+        prepared: Prepared,
+        features: ItemFeatures,
+        processes: Processes,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.losses = prepared.tasks
+        self.epoch_size = prepared.counts["train"]["targets"]
+        self.validation_size = prepared.counts["validation"]["targets"]
+        self.optimizer = RankerOptimizer(model, config.optimizer)
+        self._config = config
+        self._processes = processes
+        self._weights = config.model.weights(len(prepared.tasks))
+        self._train = config.batches(prepared, features, "train", processes)
+        self._validation = config.batches(prepared, features, "validation", processes)
+
+    def seed(self, epoch: int, batch: int) -> None:
+        """Dropout depends on the batch's place alone."""
+        place = (self._config.seed, epoch, batch, self._processes.rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+
+    def steps(self, epoch: int, first: int, before_step: Callable[[], None]) -> Iterator[Step]:
+        """See ``Trainee``."""
+        pipeline = _pipeline(self.model, self.optimizer, self._processes.device)
+        self._train.start_at(epoch, first)
+        loader = iter(_loader(self._train, self._processes.device))
+        while True:
+            before_step()
+            try:
+                output: RankerOutput = pipeline.progress(loader)
+            except StopIteration:
+                break
+            yield Step(int(output.global_targets), output.loss_sum, output.weight.sum(0))
+        if isinstance(pipeline, TrainPipelineSparseDist):
+            pipeline.detach()  # gives the model its own forward back, to evaluate with
+
+    def validate(self, progress: Stage) -> Values:
+        """See ``RankingMetrics.compute``; nothing where no user validates."""
+        return evaluate(self.model, self._validation, self._processes, progress) if self.validation_size else {}
+
+    def score(self, values: Values) -> float | None:
+        return values.get("ne_all")
+
+    def result(self, course: Course) -> dict[str, Any]:
+        """How training went, as jobs report it."""
+        return {
+            "validation": course.validation(),
+            "train_loss": [self.total({t: epoch[f"train {t}"] for t in self.losses}) for epoch in course.epochs],
+            "train_seconds": course.seconds,
+            "best_epoch": course.best,
+        }
+
+    def total(self, losses: dict[str, float]) -> float:
+        """The sum over tasks, weighted."""
+        return sum(weight * loss for weight, loss in zip(self._weights, losses.values(), strict=True))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage) -> Values:
+    """Metrics of the model on a split; see ``RankingMetrics.compute``."""
+    model.eval()
+    metrics = RankingMetrics(processes.rank, processes.world_size, processes.device, data.prepared.tasks)
+    for batch in data:
+        _, output = model(batch.to(processes.device))
+        metrics.update(output)
+        progress.advance(int(batch.global_targets))
+    values = metrics.compute()
+    # few validation targets are cold; of them only the sum is worth a look
+    shown = ("warm", "cold") if data.split == "test" else ("all",)
+    progress.advance(0, ", ".join(f"NE {part} {_short(values[f'ne_{part}'])}" for part in shown))
+    return values
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _pipeline(model: nn.Module, optimizer: RankerOptimizer, device: torch.device) -> TrainPipeline:
+    """Sends the next batch's ids to their shards while this one is computed, if the model has sharded tables."""
+    if any(isinstance(module, ShardedModule) for module in model.modules()):
+        return TrainPipelineSparseDist(model, optimizer, device)
+    return TrainPipelineBase(model, optimizer, device)
+
+
+def _loader(data: SequenceBatches, device: torch.device) -> Iterator[RankBatch]:
+    """Batches made one ahead by a worker where the device is a GPU; on CPU the cores are busy with the model."""
+    if device.type == "cpu":
+        return data
+    return DataLoader(data, batch_size=None, num_workers=1, pin_memory=True, prefetch_factor=4)

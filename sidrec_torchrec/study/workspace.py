@@ -1,0 +1,162 @@
+"""A study's folder and its steps: each leaves its result in a folder of its own, where a second run finds it."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from sidrec_torchrec.data.prepare import COLD_ITEMS_FILE, SEQUENCES, PrepareConfig, Prepared, open_prepared
+from sidrec_torchrec.files import read_json, write_json
+from sidrec_torchrec.fusion.config import VQFusionOptions
+from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
+from sidrec_torchrec.jobs import (
+    collaborative_vectors,
+    encode_corpus,
+    prepare,
+    train_ranker,
+    train_tokenizer,
+    tune_tokenizer,
+)
+from sidrec_torchrec.ranker.training import RankerTrainingConfig
+from sidrec_torchrec.study.plans import TokenizerPlan, Variant
+
+COLLABORATIVE = "collaborative"  # the column of what users do with items
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyProtocol:
+    """What is the same for everything a study compares.
+
+    Args:
+        protocol: how logs become sequences.
+        tokenizer: how tokenizers are trained.
+        tuning: the ranker they are tuned through.
+    """
+
+    protocol: PrepareConfig = field(default_factory=PrepareConfig)
+    tokenizer: TokenizerTrainingConfig = field(default_factory=TokenizerTrainingConfig)
+    tuning: RankerTrainingConfig = field(default_factory=RankerTrainingConfig)
+
+
+class Workspace:
+    """The steps of a study; call them on every process of the group.
+
+    The one place that says what a tokenizer may see: the items that the protocol does not keep out of training.
+
+    Args:
+        out: the study's folder.
+        data: folder of the data.
+        study: what all its steps share.
+        tokenizers: folder of a study of the same data and protocol whose tokenizers to use; None for its own.
+    """
+
+    def __init__(self, out: Path, data: Path, study: StudyProtocol, *, tokenizers: Path | None = None) -> None:
+        self.out = Path(out)
+        self.data = Path(data)
+        self.study = study
+        self._made = Path(tokenizers or out)
+
+    def prepare(self) -> Prepared:
+        """The sequences."""
+        job = prepare.PrepareJobConfig(data=self.data, out=self.out / "prepared", protocol=self.study.protocol)
+        self._timed("prepare", lambda: prepare.main(job))
+        return open_prepared(job.out)
+
+    def train_tokenizer(self, plan: TokenizerPlan) -> dict[str, Any]:
+        """Trains the plan's tokenizer, and tunes it where it is to be; returns the metrics of training."""
+        train = train_tokenizer.TrainTokenizerConfig(
+            data=self._with_vectors() if plan.collaborative else self.data,
+            out=self._made / "tokenizers" / plan.name.removesuffix(_TUNED),
+            source=plan.sources,
+            predict=(COLLABORATIVE,) if plan.collaborative else (),
+            target=plan.targets,
+            exclude=self._sequences / COLD_ITEMS_FILE,
+            model=VQFusionOptions(quantizer=plan.quantizer),
+            **_fields(self.study.tokenizer),
+        )
+        metrics = self._timed(f"train tokenizer {plan.name}", lambda: train_tokenizer.main(train))
+        if plan.tuned:
+            job = tune_tokenizer.TuneTokenizerConfig(
+                data=self.data,
+                prepared=self._sequences,
+                tokenizer=train.out,
+                out=self._tokenizer(plan),
+                content=train.data,
+                **_fields(self.study.tuning),
+            )
+            self._timed(f"tune tokenizer {plan.name}", lambda: tune_tokenizer.main(job))
+        return metrics
+
+    def encode(self, plan: TokenizerPlan) -> dict[str, Any]:
+        """Encodes the corpus with the plan's trained tokenizer; returns the report."""
+        job = encode_corpus.EncodeCorpusConfig(data=self.data, tokenizer=self._tokenizer(plan), out=self.sids(plan))
+        return self._timed(f"encode {plan.name}", lambda: encode_corpus.main(job))
+
+    def sids(self, plan: TokenizerPlan) -> Path:
+        """Where the plan's SIDs are."""
+        return self._made / "sids" / plan.name
+
+    def rank(self, variant: Variant, seed: int, *, name: str | None = None) -> dict[str, Any]:
+        """Trains and tests a ranker; returns its metrics.
+
+        Args:
+            variant: its arm; its SIDs have been encoded.
+            seed: of the ranker.
+            name: of the run's folder, if not ``seed-SEED``.
+        """
+        job = train_ranker.TrainRankerConfig(
+            data=self.data,
+            prepared=self.out / "prepared" / SEQUENCES,
+            out=self.out / "rankers" / variant.name / (name or f"seed-{seed}"),
+            arm=variant.arm,
+            source=variant.sources,
+            sids=tuple(self.sids(plan) for plan in variant.tokenizers),
+            arm_options=variant.arm_options,
+            **_fields(variant.training) | {"seed": seed},
+        )
+        return self._timed(f"train ranker {variant.name} seed {seed}", lambda: train_ranker.main(job))
+
+    def seconds(self) -> dict[str, float]:
+        """Of each finished step, over all the runs that worked on this folder."""
+        path = self.out / "steps.json"
+        return read_json(path) if path.exists() else {}
+
+    @property
+    def _sequences(self) -> Path:
+        """What tokenizers are trained and tuned on."""
+        return self._made / "prepared" / SEQUENCES
+
+    def _tokenizer(self, plan: TokenizerPlan) -> Path:
+        name = plan.name.removesuffix(_TUNED)
+        return self._made / "tokenizers" / (name + _TUNED if plan.tuned else name)
+
+    def _with_vectors(self) -> Path:
+        """A folder of the items with collaborative vectors."""
+        job = collaborative_vectors.CollaborativeVectorsConfig(
+            data=self.data, prepared=self._sequences, out=self._made / "collaborative", column=COLLABORATIVE
+        )
+        self._timed("collaborative vectors", lambda: collaborative_vectors.main(job))
+        return job.out
+
+    def _timed(self, name: str, job: Callable[[], Any]) -> Any:
+        """Runs a step; notes its seconds if it was not finished before."""
+        start = time.monotonic()
+        result = job()
+        if dist.get_rank() == 0:
+            steps = self.seconds()
+            if name not in steps:
+                write_json(self.out / "steps.json", steps | {name: time.monotonic() - start})
+        dist.barrier()
+        return result
+
+
+_TUNED = "-tuned"  # a plan's name may say that it is
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    """Of a config that others extend, for one of them."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

@@ -1,0 +1,86 @@
+"""Config dataclasses as JSON, as run folders keep them."""
+
+import dataclasses
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+_PATH = "path"  # a path is {"path": relative to the run's folder, "was": absolute}
+_WAS = "was"
+
+
+def config_json(config: Any, folder: Path) -> dict[str, Any]:
+    """A config dataclass as a JSON value.
+
+    Args:
+        config: its fields are numbers, text, paths, configs, and tuples and dicts of them.
+        folder: that paths are written relative to.
+    """
+    return {field.name: _plain(getattr(config, field.name), folder) for field in dataclasses.fields(config)}
+
+
+def config_from_json(kind: type, value: dict[str, Any], folder: Path) -> Any:
+    """The config dataclass ``config_json`` wrote.
+
+    Args:
+        kind: its class.
+        value: what ``config_json`` gave.
+        folder: where it is kept now: a path is what lies there relative to it; if nothing does, what lay there once.
+
+    Raises:
+        KeyError: on a field that ``kind`` has not.
+        TypeError: if a field without a default is missing.
+    """
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _typed(hints[name], value[name], folder) for name in value})
+
+
+def without_paths(value: Any) -> Any:
+    """The JSON value with no word on where paths lead, only on how many there are."""
+    if isinstance(value, dict):
+        return "a path" if _is_path(value) else {k: without_paths(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_paths(v) for v in value]
+    return value
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {_PATH, _WAS}
+
+
+def _typed(hint: Any, value: Any, folder: Path) -> Any:
+    if value is None:
+        return None
+    if dataclasses.is_dataclass(hint):
+        return config_from_json(hint, value, folder)
+    origin, options = typing.get_origin(hint), [o for o in typing.get_args(hint) if o is not types.NoneType]
+    if origin is tuple:
+        return tuple(_typed(options[0], v, folder) for v in value)
+    if origin is dict:
+        return {k: _typed(options[1], v, folder) for k, v in value.items()}
+    if options:  # Optional
+        return _typed(options[0], value, folder)
+    if hint is Path:
+        return _located(value, folder)
+    return hint(value)
+
+
+def _located(value: dict[str, str] | str, folder: Path) -> Path:
+    if isinstance(value, str):  # of an earlier version
+        return Path(value)
+    path = Path(os.path.normpath(folder.resolve() / value[_PATH]))
+    return path if path.exists() or not Path(value[_WAS]).exists() else Path(value[_WAS])
+
+
+def _plain(value: Any, folder: Path) -> Any:
+    if dataclasses.is_dataclass(value):
+        return config_json(value, folder)
+    if isinstance(value, Path):
+        return {_PATH: os.path.relpath(value.resolve(), folder.resolve()), _WAS: str(value.resolve())}
+    if isinstance(value, list | tuple):
+        return [_plain(v, folder) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v, folder) for k, v in value.items()}
+    return value
