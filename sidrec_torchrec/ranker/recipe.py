@@ -144,5 +144,5 @@ class TrainedRanker:
 
 def _renamed(value: dict[str, Any]) -> dict[str, Any]:
     """The fields of a run, those of earlier versions under their names of today."""
-    model = {("learned_queries" if k == "seeds" else k): v for k, v in value["model"].items()}
+    model = {k: v for k, v in value["model"].items()}
     return {("arm_options" if k == "arms" else k): v for k, v in value.items()} | {"model": model}

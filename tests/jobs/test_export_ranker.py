@@ -23,7 +23,6 @@ CODES = dataclasses.replace(SMALL, attention="codes", seeds=2)
 
 LOAD = """
 import sys, torch
-from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import Scorer
 inputs = torch.load(sys.argv[2])
 torch.save(Scorer(sys.argv[1])(**inputs), sys.argv[3])

@@ -11,12 +11,14 @@ import torch
 
 from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
 from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
 from sidrec_torchrec.jobs import evaluate, export_ranker, pipeline, train_ranker
 from sidrec_torchrec.ranker.arms import ArmConfig
 from sidrec_torchrec.ranker.model import ATTENTIONS
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.serving import requests_of
+from sidrec_torchrec.ranker.training import RankerTrainingConfig
 from sidrec_torchrec.training.checkpoints import Checkpoints
 from sidrec_torchrec.training.group import process_group
 from tests.jobs.test_train_ranker import SMALL, Killed, make_config, train_here
@@ -52,7 +54,8 @@ def trained(labeled, sequences, sids, tmp_path_factory):
     """A ranker of both tasks that attends to codes: its configuration and result."""
     model = dataclasses.replace(SMALL, attention="codes", task_weights=(1.0, 2.0))
     out = tmp_path_factory.mktemp("ranker") / "codes"
-    config = make_config(labeled, sequences, sids, out, "side", model=model, arms=ArmConfig(side_mode="decoded"))
+    options = ArmConfig(side_mode="decoded")
+    config = make_config(labeled, sequences, sids, out, "side", model=model, arm_options=options)
     return config, train_ranker.main(config)
 
 
@@ -93,7 +96,7 @@ def test_both_tasks_are_learned(attention, labeled, sequences, sids, tmp_path):
     model = dataclasses.replace(SMALL, attention=attention)
     # digits, none dropped: in so small a corpus the decoded vectors of a tokenizer of one epoch say little
     arms = ArmConfig(side_mode="digits", digit_dropout=0.0)
-    config = make_config(labeled, sequences, sids, tmp_path / "run", "side", model=model, arms=arms, epochs=8)
+    config = make_config(labeled, sequences, sids, tmp_path / "run", "side", model=model, arm_options=arms, epochs=8)
     result = train_ranker.main(config)
     assert result["train_loss"][-1] < result["train_loss"][0]
     first, best = (result["validation"][epoch] for epoch in (0, result["best_epoch"]))
@@ -150,9 +153,9 @@ def test_refusals(trained, prepared, tmp_path):
     with pytest.raises(SidrecError, match="task_weights must name 2, one per task, or none"):
         train_ranker.main(dataclasses.replace(config, out=tmp_path / "run", model=model))
     with pytest.raises(SidrecError, match="task_weights must name 1, one per task"):
-        pipeline.PipelineConfig(out=tmp_path, model=model)
+        pipeline.PipelineConfig(out=tmp_path, ranker=RankerTrainingConfig(model=model))
     with pytest.raises(ValueError, match="name each task once"):
-        pipeline.PipelineConfig(out=tmp_path, tasks=("like", "like"))
+        PrepareConfig(tasks=("like", "like"))
 
 
 def test_the_pipeline_reports_every_task(labeled, tmp_path, capsys):
@@ -161,11 +164,9 @@ def test_the_pipeline_reports_every_task(labeled, tmp_path, capsys):
             out=tmp_path / "run",
             data=labeled,
             arms=("none", "side"),
-            tasks=TASKS,
-            tokenizer_epochs=1,
-            epochs=1,
-            batch_events=1024,
-            model=SMALL,
+            protocol=PrepareConfig(tasks=TASKS),
+            tokenizer=TokenizerTrainingConfig(epochs=1),
+            ranker=RankerTrainingConfig(epochs=1, batch_events=1024, model=SMALL),
         )
     )
     assert "The tasks are label, like" in report["protocol"]
