@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from sidrec_torchrec.data.format import open_items
-from sidrec_torchrec.fusion.config import QuantizerConfig
+from sidrec_torchrec.fusion.config import QuantizerConfig, VQFusionOptions
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
@@ -69,11 +69,11 @@ def main() -> None:
     held_out = np.sort(np.random.default_rng(1).permutation(ids)[: int(len(ids) * HELD_OUT)])
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments.data, Path(folder), held_out)
-        quantizer = QuantizerConfig(stages=arguments.stages)
-        start = bench.measure("start", sources, targets, quantizer=quantizer, epochs=0)
-        trained = bench.measure("trained", sources, targets, quantizer=quantizer)
-        rq = QuantizerConfig(kind="rq", stages=arguments.rq_stages)
-        traditional = {source: bench.measure(f"rq-{source}", (source,), (), quantizer=rq) for source in sources}
+        model = VQFusionOptions(quantizer=QuantizerConfig(stages=arguments.stages))
+        start = bench.measure("start", sources, targets, model=model, epochs=0)
+        trained = bench.measure("trained", sources, targets, model=model)
+        rq = VQFusionOptions(quantizer=QuantizerConfig(kind="rq", stages=arguments.rq_stages))
+        traditional = {source: bench.measure(f"rq-{source}", (source,), (), model=rq) for source in sources}
     print(f"{len(held_out):,} of {len(ids):,} items held out of training\n")
     print("| | bits | " + " | ".join([*sources, *targets, "seconds"]) + " |")
     print("|---|---|" + "---|" * (len(sources) + len(targets) + 1))

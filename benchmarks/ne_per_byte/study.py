@@ -1,8 +1,14 @@
 """What the study compares: ways of feeding items, each with the tokenizers it needs and the settings it is tuned over."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+
+from sidrec_torchrec.fusion.config import QuantizerConfig
+from sidrec_torchrec.ranker.arms import ArmConfig
+from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.sharding import OptimizerConfig
+from sidrec_torchrec.ranker.training import RankerTrainingConfig
+from sidrec_torchrec.study.plans import TokenizerPlan, Variant
 
 BASE = "none"
 TRADITIONAL = "prefix n-grams"  # of residual codes of content: traditional SIDs
@@ -12,47 +18,16 @@ CROSS = "side on residual codes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerPlan:
-    """A tokenizer to train on the items that are not cold.
+class Entry:
+    """A variant of the study.
 
     Args:
-        name: of its folder.
-        kind: of its quantizer, ``dpca`` or ``rq``.
-        stages: its digits.
-        source: the one source it reads; None for all.
-        with_targets: whether it also predicts the targets.
-        collaborative: whether it also predicts the collaborative vectors of its training items.
-        tuned: whether it is then tuned through a ranker.
-    """
-
-    name: str
-    kind: str
-    stages: str
-    source: str | None = None
-    with_targets: bool = True
-    collaborative: bool = False
-    tuned: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One way of feeding items.
-
-    Args:
-        name: in tables.
         family: what is coloured alike; gains are given as multiples of the best ``TRADITIONAL`` one.
-        arm: the ranker's arm.
-        tokenizers: that make its SIDs: one, or one per source.
-        arm_options: fields of ``ArmConfig``.
-        model_options: fields of ``RankerConfig``.
+        variant: what it is.
     """
 
-    name: str
     family: str
-    arm: str
-    tokenizers: tuple[TokenizerPlan, ...] = ()
-    arm_options: dict[str, Any] = field(default_factory=dict)
-    model_options: dict[str, Any] = field(default_factory=dict)
+    variant: Variant
 
 
 # Every variant is tuned over as many settings: rates for all, with them shares of learned rows and of SIDE's digits to drop.
@@ -70,102 +45,122 @@ SETTINGS = tuple(
 )
 
 
-def variants(sources: tuple[str, ...]) -> Iterator[Variant]:
-    """All variants for items of these sources."""
-    yield Variant(name="none", family=BASE, arm="none")
-    yield Variant(name="raw", family="raw", arm="raw")
-    yield Variant(name="id", family="id", arm="id")
-    yield from _traditional(sources)
-    yield from _side(sources)
-
-
-def _traditional(sources: tuple[str, ...]) -> Iterator[Variant]:
-    """N-grams of residual codes: per source as is usual, and of all we give our own tokenizers."""
-    for codewords, depth in ((256, 3), (256, 6), (2048, 3)):
-        yield _ngrams(f"prefix n-grams, RQ {codewords}x{depth} per source", *_residual(sources, codewords, depth))
-    yield _ngrams("all n-grams, RQ 256x3 per source", *_residual(sources, 256, 3), arm="all-ngram")
-    for what, plan in _RQ.items():
-        yield _ngrams(f"prefix n-grams, RQ 256x5 {what}", plan)
-
-
-def _residual(sources: tuple[str, ...], codewords: int, depth: int) -> Iterator[TokenizerPlan]:
-    """A residual tokenizer of each source, of content alone."""
-    for source in sources:
-        name, stages = f"rq-{codewords}x{depth}-{source}", f"onehot:{codewords}*{depth}"
-        yield TokenizerPlan(name=name, kind="rq", stages=stages, source=source, with_targets=False)
-
-
-def _ngrams(name: str, *tokenizers: TokenizerPlan, arm: str = "prefix-ngram") -> Variant:
-    told = any(plan.collaborative or plan.tuned for plan in tokenizers)
-    return Variant(
-        name=name,
-        family=TOLD_TRADITIONAL if told else TRADITIONAL,
-        arm=arm,
-        tokenizers=tokenizers,
-        arm_options={"ngram_rows": 65_536},
+def tuned(variant: Variant, setting: dict[str, float], epochs: int) -> Variant:
+    """The variant at one of the settings."""
+    options = replace(
+        variant.arm_options, table_dropout=setting["table_dropout"], digit_dropout=setting["digit_dropout"]
+    )
+    rates = OptimizerConfig(learning_rate=setting["learning_rate"], table_learning_rate=setting["table_learning_rate"])
+    model = replace(variant.training.model, dropout=setting["dropout"])
+    return replace(
+        variant, arm_options=options, training=RankerTrainingConfig(epochs=epochs, model=model, optimizer=rates)
     )
 
 
-def _side(sources: tuple[str, ...]) -> Iterator[Variant]:
-    """SIDE and what is made of it, first by what is learned, then by how the SIDs are made."""
-    plain, told, best = _trits(25), _trits(25, collaborative=True), _trits(25, collaborative=True, tuned=True)
-    yield _ours("SIDE, 25 trits", plain)
-    yield _ours("SIDE, 25 trits, collaborative", told)
-    yield _ours("SIDE as digits, 25 trits, collaborative", told, side_mode="digits")
-    yield _ours("SIDE, 25 trits, tuned", _trits(25, tuned=True))
-    for count in (5, 10, 25, 39, 60):  # 5: a byte; 39: as many as one word holds
-        tuned = _trits(count, collaborative=True, tuned=True)
-        yield _ours(f"SIDE, {count} trits, collaborative, tuned", tuned)
-    yield _ours("LearnedSIDE, 25 trits", plain, arm="learned-side")
-    yield _ours("LearnedSIDE, 25 trits, collaborative", told, arm="learned-side")
-    yield _ours("LearnedSIDE, 25 trits, collaborative, tuned", best, arm="learned-side")
-    for count in (10, 39, 60):
-        yield _ours(f"LearnedSIDE, {count} trits, collaborative", _trits(count, collaborative=True), arm="learned-side")
-    yield _ours("hybrid, 25 trits + 2,187 rows, collaborative", told, arm="hybrid")
-    for arm in ("side", "learned-side"):
-        name = f"code-space attention, {arm}, 25 trits, collaborative, tuned"
-        yield _ours(name, best, arm=arm, model_options={"attention": "codes"})
-    no_targets = TokenizerPlan(name="dpca-25-no-targets", kind="dpca", stages="ternary*25", with_targets=False)
-    mixed = TokenizerPlan(name="dpca-mixed", kind="dpca", stages="onehot:256,ternary*20")
-    yield _ours("SIDE, 25 trits, no targets", no_targets)
-    apart = [
-        TokenizerPlan(name=f"dpca-12-{source}", kind="dpca", stages="ternary*12", source=source, with_targets=False)
-        for source in sources
-    ]
-    yield _ours("SIDE, 12 trits per source, no targets", *apart)
-    yield _ours("SIDE, one-hot 256 + 20 trits", mixed)
-    for what, plan in _RQ.items():
-        yield Variant(name=f"LearnedSIDE on RQ 256x5 {what}", family=CROSS, arm="learned-side", tokenizers=(plan,))
+class Entries:
+    """All entries of a study, for items of some sources and targets.
+
+    Args:
+        sources: of the items.
+        targets: that fused tokenizers may predict.
+    """
+
+    def __init__(self, sources: tuple[str, ...], targets: tuple[str, ...]) -> None:
+        self.sources = sources
+        self.targets = targets
+
+    def __iter__(self) -> Iterator[Entry]:
+        yield _entry(BASE, "none", "none")
+        yield Entry(family="raw", variant=Variant(name="raw", arm="raw", sources=self.sources))
+        yield _entry("id", "id", "id")
+        yield from self._traditional()
+        yield from self._side()
+
+    def _traditional(self) -> Iterator[Entry]:
+        """N-grams of residual codes: per source as is usual, and of all we give our own tokenizers."""
+        for codewords, depth in ((256, 3), (256, 6), (2048, 3)):
+            yield _ngrams(f"prefix n-grams, RQ {codewords}x{depth} per source", *self._residual(codewords, depth))
+        yield _ngrams("all n-grams, RQ 256x3 per source", *self._residual(256, 3), arm="all-ngram")
+        for what, plan in self._fused_residual().items():
+            yield _ngrams(f"prefix n-grams, RQ 256x5 {what}", plan)
+
+    def _residual(self, codewords: int, depth: int) -> Iterator[TokenizerPlan]:
+        """A residual tokenizer of each source, of content alone."""
+        for source in self.sources:
+            quantizer = QuantizerConfig(kind="rq", stages=f"onehot:{codewords}*{depth}")
+            yield TokenizerPlan(name=f"rq-{codewords}x{depth}-{source}", quantizer=quantizer, sources=(source,))
+
+    def _fused_residual(self) -> dict[str, TokenizerPlan]:
+        quantizer = QuantizerConfig(kind="rq", stages="onehot:256*5")
+        return {
+            "fused": self._fused("rq-256x5", quantizer),
+            "fused, collaborative": self._fused("rq-256x5", quantizer, collaborative=True),
+            "fused, collaborative, tuned": self._fused("rq-256x5", quantizer, collaborative=True, tuned=True),
+        }
+
+    def _side(self) -> Iterator[Entry]:
+        """SIDE and what is made of it, first by what is learned, then by how the SIDs are made."""
+        plain, told = self._trits(25), self._trits(25, collaborative=True)
+        best = self._trits(25, collaborative=True, tuned=True)
+        yield _ours("SIDE, 25 trits", plain)
+        yield _ours("SIDE, 25 trits, collaborative", told)
+        yield _ours("SIDE as digits, 25 trits, collaborative", told, options=ArmConfig(side_mode="digits"))
+        yield _ours("SIDE, 25 trits, tuned", self._trits(25, tuned=True))
+        for count in (5, 10, 25, 39, 60):  # 5: a byte; 39: as many as one word holds
+            plan = self._trits(count, collaborative=True, tuned=True)
+            yield _ours(f"SIDE, {count} trits, collaborative, tuned", plan)
+        yield _ours("LearnedSIDE, 25 trits", plain, arm="learned-side")
+        yield _ours("LearnedSIDE, 25 trits, collaborative", told, arm="learned-side")
+        yield _ours("LearnedSIDE, 25 trits, collaborative, tuned", best, arm="learned-side")
+        for count in (10, 39, 60):
+            plan = self._trits(count, collaborative=True)
+            yield _ours(f"LearnedSIDE, {count} trits, collaborative", plan, arm="learned-side")
+        yield _ours("hybrid, 25 trits + 2,187 rows, collaborative", told, arm="hybrid")
+        for arm in ("side", "learned-side"):
+            name = f"code-space attention, {arm}, 25 trits, collaborative, tuned"
+            yield _ours(name, best, arm=arm, model=RankerConfig(attention="codes"))
+        no_targets = TokenizerPlan(name="dpca-25-no-targets", quantizer=_ternary(25), sources=self.sources)
+        yield _ours("SIDE, 25 trits, no targets", no_targets)
+        apart = [
+            TokenizerPlan(name=f"dpca-12-{source}", quantizer=_ternary(12), sources=(source,))
+            for source in self.sources
+        ]
+        yield _ours("SIDE, 12 trits per source, no targets", *apart)
+        mixed = self._fused("dpca-mixed", QuantizerConfig(stages="onehot:256,ternary*20"))
+        yield _ours("SIDE, one-hot 256 + 20 trits", mixed)
+        for what, plan in self._fused_residual().items():
+            yield _ours(f"LearnedSIDE on RQ 256x5 {what}", plan, arm="learned-side", family=CROSS)
+
+    def _trits(self, count: int, **told: bool) -> TokenizerPlan:
+        return self._fused(f"dpca-{count}", _ternary(count), **told)
+
+    def _fused(self, name: str, quantizer: QuantizerConfig, **told: bool) -> TokenizerPlan:
+        """Of all sources, predicting the targets; ``collaborative`` and ``tuned`` are part of its name."""
+        name = "-".join([name, *(word for word in ("collaborative", "tuned") if told.get(word))])
+        return TokenizerPlan(name=name, quantizer=quantizer, sources=self.sources, targets=self.targets, **told)
 
 
-_RQ = {
-    "fused": TokenizerPlan(name="rq-256x5", kind="rq", stages="onehot:256*5"),
-    "fused, collaborative": TokenizerPlan(
-        name="rq-256x5-collaborative", kind="rq", stages="onehot:256*5", collaborative=True
-    ),
-    "fused, collaborative, tuned": TokenizerPlan(
-        name="rq-256x5-collaborative-tuned", kind="rq", stages="onehot:256*5", collaborative=True, tuned=True
-    ),
-}
+def _ternary(count: int) -> QuantizerConfig:
+    return QuantizerConfig(stages=f"ternary*{count}")
 
 
-def _trits(count: int, *, collaborative: bool = False, tuned: bool = False) -> TokenizerPlan:
-    name = f"dpca-{count}{'-collaborative' if collaborative else ''}{'-tuned' if tuned else ''}"
-    return TokenizerPlan(name=name, kind="dpca", stages=f"ternary*{count}", collaborative=collaborative, tuned=tuned)
+def _entry(family: str, name: str, arm: str, *tokenizers: TokenizerPlan, **options: object) -> Entry:
+    return Entry(family=family, variant=Variant(name=name, arm=arm, tokenizers=tokenizers, **options))
+
+
+def _ngrams(name: str, *tokenizers: TokenizerPlan, arm: str = "prefix-ngram") -> Entry:
+    told = any(plan.collaborative or plan.tuned for plan in tokenizers)
+    options = ArmConfig(ngram_rows=65_536)
+    return _entry(TOLD_TRADITIONAL if told else TRADITIONAL, name, arm, *tokenizers, arm_options=options)
 
 
 def _ours(
     name: str,
     *tokenizers: TokenizerPlan,
     arm: str = "side",
-    model_options: dict[str, Any] | None = None,
-    **arm_options: Any,
-) -> Variant:
-    return Variant(
-        name=name,
-        family=OURS,
-        arm=arm,
-        tokenizers=tokenizers,
-        arm_options=arm_options,
-        model_options=model_options or {},
-    )
+    family: str = OURS,
+    options: ArmConfig | None = None,
+    model: RankerConfig | None = None,
+) -> Entry:
+    training = RankerTrainingConfig(model=model or RankerConfig())
+    return _entry(family, name, arm, *tokenizers, arm_options=options or ArmConfig(), training=training)

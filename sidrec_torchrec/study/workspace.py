@@ -111,7 +111,7 @@ class Workspace:
         job = train_ranker.TrainRankerConfig(
             data=self.data,
             prepared=self.out / "prepared" / SEQUENCES,
-            out=self.out / "rankers" / variant.name / (name or f"seed-{seed}"),
+            out=self.out / "rankers" / variant.name.replace(" ", "-").replace(",", "") / (name or f"seed-{seed}"),
             arm=variant.arm,
             source=variant.sources,
             sids=tuple(self.sids(plan) for plan in variant.tokenizers),
