@@ -32,7 +32,7 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
 fi
 
 install -r "$requirements/torch.txt" 'setuptools>=77'
-install -r "$requirements/core.txt" -r "$requirements/with_torch.txt" -r "$requirements/$device.txt" -r "$requirements/test.txt"
+install -r "$requirements/base.txt" -r "$requirements/core.txt" -r "$requirements/with_torch.txt" -r "$requirements/$device.txt" -r "$requirements/test.txt"
 install --no-deps -r "$requirements/torchrec.txt"
 install --no-deps --no-build-isolation -e .
 "$venv/bin/sidrec" doctor

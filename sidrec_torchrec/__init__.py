@@ -1,26 +1,37 @@
 """Semantic IDs in TorchRec: fuse an item's content into one discrete ID, and rank from it.
 
-Public names load when first used, so that the command line starts at once and ``sidrec doctor`` runs even where torch,
-torchrec and fbgemm do not match.
+Public names load when first used, so that the command line starts at once, ``sidrec doctor`` runs even where torch, torchrec
+and fbgemm do not match, and a server that only scores needs no TorchRec.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sidrec_torchrec.environment import check_environment, is_command_line
+from sidrec_torchrec.environment import check_if_installed, is_command_line
+
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:  # for editors and type checkers; the same names as below
     from sidrec_torchrec.codec.alphabet import Levels, OneHot, Real, Signs, Ternary, format_stages, parse_stages
     from sidrec_torchrec.codec.codec import Codec
     from sidrec_torchrec.codec.dpca import DPCA, DPCAConfig
     from sidrec_torchrec.codec.packing import SIDSpec
+    from sidrec_torchrec.codec.quantizer import Quantizer
     from sidrec_torchrec.codec.residual_vq import ResidualVQ, ResidualVQConfig
+    from sidrec_torchrec.data.sids import open_sids, read_sids
+    from sidrec_torchrec.data.vocabulary import Vocabulary
     from sidrec_torchrec.errors import SidrecError
-    from sidrec_torchrec.fusion.config import VQFusionConfig
+    from sidrec_torchrec.fusion.config import QuantizerConfig, VQFusionConfig, VQFusionOptions
     from sidrec_torchrec.fusion.model import ItemTensors, VQFusion
     from sidrec_torchrec.fusion.tokenizer import Tokenizer
     from sidrec_torchrec.ops.code_attention import code_attention
     from sidrec_torchrec.ops.side_decode import side_decode
+    from sidrec_torchrec.ranker.arms import Arm, ArmConfig
+    from sidrec_torchrec.ranker.model import Ranker, RankerConfig
+    from sidrec_torchrec.ranker.recipe import RankerRecipe, TrainedRanker
+    from sidrec_torchrec.ranker.scorer import Scorer
+    from sidrec_torchrec.ranker.sharding import OptimizerConfig
+    from sidrec_torchrec.ranker.training import RankerTrainingConfig
     from sidrec_torchrec.side.code_attention import CodeAttention
     from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection
     from sidrec_torchrec.side.expansion import LearnedSIDE, SIDEConfig
@@ -33,13 +44,22 @@ _PUBLIC = {
     "codec.codec": ["Codec"],
     "codec.dpca": ["DPCA", "DPCAConfig"],
     "codec.packing": ["SIDSpec"],
+    "codec.quantizer": ["Quantizer"],
     "codec.residual_vq": ["ResidualVQ", "ResidualVQConfig"],
+    "data.sids": ["open_sids", "read_sids"],
+    "data.vocabulary": ["Vocabulary"],
     "errors": ["SidrecError"],
-    "fusion.config": ["VQFusionConfig"],
+    "fusion.config": ["QuantizerConfig", "VQFusionConfig", "VQFusionOptions"],
     "fusion.model": ["ItemTensors", "VQFusion"],
     "fusion.tokenizer": ["Tokenizer"],
     "ops.code_attention": ["code_attention"],
     "ops.side_decode": ["side_decode"],
+    "ranker.arms": ["Arm", "ArmConfig"],
+    "ranker.model": ["Ranker", "RankerConfig"],
+    "ranker.recipe": ["RankerRecipe", "TrainedRanker"],
+    "ranker.scorer": ["Scorer"],
+    "ranker.sharding": ["OptimizerConfig"],
+    "ranker.training": ["RankerTrainingConfig"],
     "side.code_attention": ["CodeAttention"],
     "side.collection": ["SIDEBagCollection", "SIDECollection"],
     "side.expansion": ["LearnedSIDE", "SIDEConfig"],
@@ -49,7 +69,7 @@ _PUBLIC = {
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _PUBLIC.items() for name in names}
 
-__all__ = list(_MODULE_OF)
+__all__ = ["__version__", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:
@@ -59,8 +79,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
 
 
 if not is_command_line():  # which says it in its own way, after `doctor` has had its chance
-    check_environment()
+    check_if_installed()

@@ -18,9 +18,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 TORCH_OF_FBGEMM = {"1.6": "2.11", "1.7": "2.12", "1.8": "2.13", "1.9": "2.14"}
 """Which torch a series of fbgemm is built for; torchrec must be of fbgemm's series. None of them pins the others."""
 
@@ -44,12 +41,25 @@ def check_environment() -> None:
         raise ImportError(_advice(problems, versions))
 
 
+def check_if_installed() -> None:
+    """As ``check_environment``, but lets pass where there is no torchrec at all: scoring needs none.
+
+    Raises:
+        ImportError: says what does not match, and the commands that mend it.
+    """
+    if "torchrec" in installed_versions():
+        check_environment()
+
+
 def doctor() -> int:
     """Prints versions and devices, what is wrong with them, and what to type.
 
     Returns:
         Exit code: 0 if the set matches, 1 if it does not.
     """
+    from rich.console import Console  # a server has no need of it
+    from rich.table import Table
+
     console = Console(highlight=False)
     versions, machine = installed_versions(), hardware()
     table = Table(show_header=False)

@@ -24,7 +24,7 @@ class FolderBusyError(SidrecError):
     """Another process is working in an output folder."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, in one line; its type's name if it says nothing. Torch's and Arrow's go on for a page."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 

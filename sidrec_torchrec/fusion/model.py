@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sidrec_torchrec.codec.quantizer import QuantizerOutput
+from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput
 from sidrec_torchrec.fusion.config import TargetConfig, VQFusionConfig
 from sidrec_torchrec.fusion.losses import TaskWeights, global_means, reconstruction_loss, target_loss
 
@@ -74,6 +74,10 @@ class VQFusion(nn.Module):
     Args:
         config: sources, targets, sizes.
     """
+
+    quantizer: Quantizer
+    standardize: nn.ModuleDict
+    config: VQFusionConfig
 
     def __init__(self, config: VQFusionConfig) -> None:
         super().__init__()

@@ -72,6 +72,8 @@ class TokenizerTraining(Trainee):
             float32.
     """
 
+    model: VQFusion
+    optimizer: "_Optimizer"
     starts_trained = True
 
     def __init__(

@@ -1,6 +1,6 @@
 """Training a ranker on prepared sequences: what the training loop needs to know of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,8 @@ class RankerTraining(Trainee):
         processes: the group.
     """
 
+    optimizer: RankerOptimizer
+
     def __init__(
         self,
         name: str,
@@ -129,7 +131,7 @@ class RankerTraining(Trainee):
         """How training went, as jobs report it."""
         return {
             "validation": course.validation(),
-            "train_loss": [self.total({t: epoch[f"train {t}"] for t in self.losses}) for epoch in course.epochs],
+            "train_loss": [self.total(losses) for losses in course.training()],
             "train_seconds": course.seconds,
             "best_epoch": course.best,
         }
@@ -166,7 +168,7 @@ def _pipeline(model: nn.Module, optimizer: RankerOptimizer, device: torch.device
     return TrainPipelineBase(model, optimizer, device)
 
 
-def _loader(data: SequenceBatches, device: torch.device) -> Iterator[RankBatch]:
+def _loader(data: SequenceBatches, device: torch.device) -> Iterable[RankBatch]:
     """Batches made one ahead by a worker where the device is a GPU; on CPU the cores are busy with the model."""
     if device.type == "cpu":
         return data

@@ -18,7 +18,7 @@ _KEY = "item"
 class ItemRows:
     """What travels with an event while its tokenizer is trained: the row of its item."""
 
-    keys = (_KEY,)
+    keys: tuple[str, ...] = (_KEY,)
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
         """int64 [N] of int32 [N]."""

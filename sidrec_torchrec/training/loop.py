@@ -138,6 +138,13 @@ class Course:
     best: int = 0
     seconds: float = 0.0
 
+    def training(self) -> list[dict[str, float]]:
+        """The mean of each loss, by epoch trained."""
+        losses = [
+            {k[6:]: v for k, v in epoch.items() if k.startswith("train ") and v is not None} for epoch in self.epochs
+        ]
+        return [epoch for epoch in losses if epoch]
+
     def validation(self) -> list[Values]:
         """What validation said, by epoch."""
         return [{k: v for k, v in epoch.items() if not k.startswith("train ")} for epoch in self.epochs]
@@ -293,7 +300,7 @@ class Loop:
     def _resume(self) -> None:
         trainee = self._trainee
         optimizer = trainee.optimizer.state_to_load()
-        state = {"model": trainee.model.state_dict(), "optimizer": optimizer, "place": ""}
+        state: dict[str, Any] = {"model": trainee.model.state_dict(), "optimizer": optimizer, "place": ""}
         self._checkpoints.load(LAST, state)
         trainee.model.load_state_dict(state["model"])
         trainee.optimizer.load_state_dict(state["optimizer"])
