@@ -17,6 +17,7 @@ from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
 from sidrec_torchrec.files import atomic_path, write_json
 
 CODEC_FILES = _JSON_FILE, _TENSOR_FILE = "codec.json", "codec.pt"
+CODEC_FOLDER = "codec"  # beside SIDs, so that a folder of them decodes by itself
 _FORMAT = 1  # of both files together, as docs/sid_format.md describes them
 
 
@@ -113,7 +114,7 @@ class Codec:
                 "that made them, or encode the corpus again"
             )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Writes the codec as ``folder``, whole or not at all."""
         with atomic_path(folder) as temporary:
             temporary.mkdir()
@@ -123,13 +124,18 @@ class Codec:
             write_json(temporary / _JSON_FILE, described | {"checksum": _checksum(described, tensors)})
 
     @staticmethod
-    def load(folder: Path) -> "Codec":
+    def load(folder: str | Path) -> "Codec":
         """Reads what ``save`` wrote.
+
+        Args:
+            folder: the codec's, or one of SIDs that encode-corpus wrote, which holds it.
 
         Raises:
             DataError: if a file is missing, broken, not what was saved, or of a newer format than this version reads.
         """
         folder = Path(folder)
+        if not (folder / _JSON_FILE).exists() and (folder / CODEC_FOLDER).is_dir():
+            folder = folder / CODEC_FOLDER
         try:
             described = json.loads((folder / _JSON_FILE).read_text())
             _check_format(described["format"], folder)

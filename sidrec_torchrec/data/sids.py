@@ -10,14 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.codec.alphabet import format_stages, parse_stages
-from sidrec_torchrec.codec.codec import CODEC_FILES, Codec
+from sidrec_torchrec.codec.codec import CODEC_FILES, CODEC_FOLDER, Codec
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path
 
 SIDS_FILE = "sids.parquet"
-CODEC_FOLDER = "codec"  # beside the file, so that a folder of SIDs decodes by itself
 _FINGERPRINT, _STAGES = b"sidrec.fingerprint", b"sidrec.stages"
 
 
@@ -94,7 +93,7 @@ class SIDFile:
         return self.table.read_unique_ids("item_id"), np.concatenate([words_NW for _, words_NW in self.batches()])
 
 
-def open_sids(path: Path) -> SIDFile:
+def open_sids(path: str | Path) -> SIDFile:
     """Opens a SID file, whatever codec made it; nothing but the schema is read yet.
 
     Args:
@@ -103,6 +102,7 @@ def open_sids(path: Path) -> SIDFile:
     Raises:
         DataError: if the file is missing, broken, empty or no SID file.
     """
+    path = Path(path)
     path = path / SIDS_FILE if path.is_dir() else path
     if not path.exists():
         raise DataError(f"{path}: not found; run encode-corpus first")
@@ -121,7 +121,7 @@ def open_sids(path: Path) -> SIDFile:
     return SIDFile(table, spec)
 
 
-def read_sids(path: Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
+def read_sids(path: str | Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
     """Item ids, int64 [N], and packed SIDs, int64 [N, W], in file order.
 
     Args:

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.codec.codec import Codec, fingerprint_of
+from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec, fingerprint_of
 from sidrec_torchrec.data.format import Vocabulary
-from sidrec_torchrec.data.sids import CODEC_FOLDER
 from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
 from sidrec_torchrec.files import atomic_path, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig, TargetConfig, VQFusionConfig
@@ -104,7 +103,7 @@ class Tokenizer:
         }
         return Decoded(sources, probabilities)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Writes the tokenizer as ``folder``, whole or not at all."""
         with atomic_path(folder) as temporary:
             temporary.mkdir()
@@ -118,7 +117,7 @@ class Tokenizer:
             write_json(temporary / _JSON_FILE, value)
 
     @staticmethod
-    def load(folder: Path) -> "Tokenizer":
+    def load(folder: str | Path) -> "Tokenizer":
         """Reads what ``save`` wrote.
 
         Args:

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 
-from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec
 from sidrec_torchrec.data.fingerprint import file_fingerprint
 from sidrec_torchrec.data.format import open_items
 from sidrec_torchrec.data.item_arrays import write_rows, write_vectors
 from sidrec_torchrec.data.prepare import Prepared
-from sidrec_torchrec.data.sids import CODEC_FOLDER, SIDS_FILE, read_sids
+from sidrec_torchrec.data.sids import SIDS_FILE, read_sids
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.ranker.arms import NGRAM_ARMS, SIDE_ARMS, ArmInputs, SIDArray
 

@@ -15,10 +15,11 @@ from sidrec_torchrec.data.items import Items, open_items
 from sidrec_torchrec.data.sids import SIDFile, open_sids
 from sidrec_torchrec.errors import DataError, check_at_least
 from sidrec_torchrec.files import write_json
+from sidrec_torchrec.training.config import JobConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecCollisionsConfig:
+class CodecCollisionsConfig(JobConfig):
     """What to look at.
 
     Args:
@@ -42,6 +43,7 @@ class CodecCollisionsConfig:
     json: Path | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, 0, "groups")
         check_at_least(self, 1, "members")
         if self.column and self.items is None:

@@ -11,6 +11,7 @@ from sidrec_torchrec.codec.alphabet import format_stages
 from sidrec_torchrec.codec.design import Candidate, Design, DesignConfig, design, stage_lists
 from sidrec_torchrec.errors import DataError, check_at_least, check_share
 from sidrec_torchrec.fusion.item_tensors import ItemStream
+from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.progress import stage
 
 _CAPTION = (
@@ -19,7 +20,7 @@ _CAPTION = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecDesignConfig:
+class CodecDesignConfig(JobConfig):
     """What to measure on.
 
     Args:
@@ -48,6 +49,7 @@ class CodecDesignConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.design_config()  # checks what the two share
         check_share(self, "held_out")
         check_at_least(self, 2, "max_items")

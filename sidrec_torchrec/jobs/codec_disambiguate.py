@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from sidrec_torchrec.codec.alphabet import OneHot
-from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.codec.report import PrefixGroups
-from sidrec_torchrec.data.sids import CODEC_FOLDER, SIDS_FILE, open_sids, write_sids
+from sidrec_torchrec.data.sids import SIDS_FILE, open_sids, write_sids
 from sidrec_torchrec.errors import DataError, RunMismatchError
 from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.training.config import JobConfig
 
 _BLOCK = 1 << 16  # SIDs packed again at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecDisambiguateConfig:
+class CodecDisambiguateConfig(JobConfig):
     """What to make unique.
 
     Args:
@@ -36,6 +37,7 @@ class CodecDisambiguateConfig:
     radix: int = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         OneHot(self.radix)
 
 

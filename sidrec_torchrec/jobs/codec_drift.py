@@ -14,11 +14,12 @@ from sidrec_torchrec.codec.report import DigitUse
 from sidrec_torchrec.data.sids import SIDFile, open_sids
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import read_json, write_json
+from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.runs import RESULT_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecDriftConfig:
+class CodecDriftConfig(JobConfig):
     """What to compare.
 
     Args:

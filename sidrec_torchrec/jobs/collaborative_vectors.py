@@ -14,13 +14,14 @@ from sidrec_torchrec.data.format import ITEMS_FILE
 from sidrec_torchrec.data.prepare import open_prepared
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollaborativeVectorsConfig:
+class CollaborativeVectorsConfig(JobConfig):
     """What to learn from.
 
     Args:

@@ -12,12 +12,13 @@ from sidrec_torchrec.data.sids import read_sids
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.fusion.tokenizer import Decoded, Tokenizer
+from sidrec_torchrec.training.config import JobConfig
 
 _BLOCK = 8192  # SIDs decoded at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeSIDsConfig:
+class DecodeSIDsConfig(JobConfig):
     """What to decode.
 
     Args:

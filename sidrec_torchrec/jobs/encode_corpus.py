@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from sidrec_torchrec.codec.codec import CODEC_FOLDER
 from sidrec_torchrec.data.format import ITEMS_FILE, open_items
-from sidrec_torchrec.data.sids import CODEC_FOLDER, SIDS_FILE, join_sids, write_sids
+from sidrec_torchrec.data.sids import SIDS_FILE, join_sids, write_sids
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import Tokenizer, tokenizer_files
+from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
@@ -23,7 +25,7 @@ _BLOCK = 8192  # items encoded at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeCorpusConfig:
+class EncodeCorpusConfig(JobConfig):
     """What to encode.
 
     Args:

@@ -9,12 +9,13 @@ from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.training import evaluate
+from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(JobConfig):
     """Which ranker to evaluate, on what.
 
     Args:

@@ -20,6 +20,7 @@ from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import FORMAT, METADATA, Scorer
 from sidrec_torchrec.ranker.serving import INPUTS, ServingRanker, export, requests_of
+from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
 
@@ -27,7 +28,7 @@ _TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRankerConfig:
+class ExportRankerConfig(JobConfig):
     """Which ranker to export, and where to.
 
     Args:

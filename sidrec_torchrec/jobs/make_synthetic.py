@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
+from sidrec_torchrec.training.config import JobConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeSyntheticConfig(SyntheticConfig):
+class MakeSyntheticConfig(SyntheticConfig, JobConfig):
     """What to make, and where.
 
     Args:
@@ -16,6 +17,10 @@ class MakeSyntheticConfig(SyntheticConfig):
     """
 
     out: Path
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        JobConfig.__post_init__(self)
 
 
 def main(config: MakeSyntheticConfig) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from sidrec_torchrec.study.plans import TokenizerPlan, Variant
 from sidrec_torchrec.study.report import BASE_ARM, print_report, summarize_arm
 from sidrec_torchrec.study.report_html import write_html
 from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
+from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
@@ -32,7 +33,7 @@ SYNTHETIC_TARGETS = ("category", "tags")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineConfig:
+class PipelineConfig(JobConfig):
     """What to compare, on what.
 
     Args:
@@ -69,6 +70,7 @@ class PipelineConfig:
     arm_options: ArmConfig = field(default_factory=ArmConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.arms:
             if name not in ARMS:
                 raise SidrecError(f"unknown arm '{name}'; there are {', '.join(ARMS)}")

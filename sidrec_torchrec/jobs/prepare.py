@@ -6,13 +6,14 @@ from typing import Any
 
 from sidrec_torchrec.data.format import data_files
 from sidrec_torchrec.data.prepare import SEQUENCES, PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareJobConfig:
+class PrepareJobConfig(JobConfig):
     """What to split, and how.
 
     Args:

@@ -14,13 +14,14 @@ from sidrec_torchrec.fusion.model import VQFusion
 from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer
 from sidrec_torchrec.fusion.training import TokenizerTraining, TokenizerTrainingConfig
+from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import Loop
 from sidrec_torchrec.training.runs import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTokenizerConfig(TokenizerTrainingConfig):
+class TrainTokenizerConfig(TokenizerTrainingConfig, JobConfig):
     """What to learn from, and how.
 
     Args:
@@ -46,6 +47,7 @@ class TrainTokenizerConfig(TokenizerTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        JobConfig.__post_init__(self)
         if both := set(self.source) & set(self.predict):
             raise ValueError(f"{sorted(both)} are both sources to fuse and to predict; name each once")
         check_once(self, "source", "predict", "target")

@@ -18,13 +18,14 @@ from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer, tokeni
 from sidrec_torchrec.ranker.sharding import shard
 from sidrec_torchrec.ranker.training import RankerTraining, RankerTrainingConfig
 from sidrec_torchrec.ranker.tuning import ItemRows, TokenizedItems, TuningRanker
+from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import Loop
 from sidrec_torchrec.training.runs import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneTokenizerConfig(RankerTrainingConfig):
+class TuneTokenizerConfig(RankerTrainingConfig, JobConfig):
     """What to tune, on what, and through which ranker, which is not kept.
 
     Args:
@@ -48,6 +49,7 @@ class TuneTokenizerConfig(RankerTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        JobConfig.__post_init__(self)
         check_at_least(self, 0, "own_weight")
         if self.model.attention != "vectors":
             raise ValueError("codes have no gradient: tune with attention to vectors, and attend to codes afterwards")

@@ -19,14 +19,14 @@ from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.sharding import shard
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
 from sidrec_torchrec.training.checkpoints import BEST, Checkpoints
-from sidrec_torchrec.training.config_json import config_from_json
+from sidrec_torchrec.training.config import JobConfig, config_from_json
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.loop import CHECKPOINTS
 from sidrec_torchrec.training.runs import CONFIG_FILE, INPUTS
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankerRecipe(RankerTrainingConfig):
+class RankerRecipe(RankerTrainingConfig, JobConfig):
     """A ranker: what it reads, by which arm, and how it is trained.
 
     Args:
@@ -45,9 +45,13 @@ class RankerRecipe(RankerTrainingConfig):
     sids: tuple[Path, ...] = ()
     arm_options: ArmConfig = field(default_factory=ArmConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        JobConfig.__post_init__(self)
+
     def files(self) -> list[Path]:
         """The files a ranker depends on."""
-        return [Path(self.data) / ITEMS_FILE, *open_prepared(self.prepared).files(), *sid_files(self.sids)]
+        return [self.data / ITEMS_FILE, *open_prepared(self.prepared).files(), *sid_files(self.sids)]
 
     def open(self, prepared: Path | None = None) -> "RankerParts":
         """Its sequences and arm; lays out the arm's inputs where they are not yet. Call on every process.

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from sidrec_torchrec.errors import FolderBusyError, RunMismatchError, SidrecError
 from sidrec_torchrec.files import read_json, remove_temporaries, write_json
-from sidrec_torchrec.training.config_json import config_json, without_paths
+from sidrec_torchrec.training.config import config_json, without_paths
 from sidrec_torchrec.training.progress import say
 
 CONFIG_FILE = "run.json"

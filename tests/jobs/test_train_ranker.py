@@ -15,7 +15,7 @@ from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig
 from sidrec_torchrec.ranker.model import ATTENTIONS, RankerConfig
 from sidrec_torchrec.training.checkpoints import BEST, LAST, Checkpoints
-from sidrec_torchrec.training.config_json import config_from_json, config_json
+from sidrec_torchrec.training.config import config_from_json, config_json
 from sidrec_torchrec.training.group import process_group
 
 SMALL = RankerConfig(dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), dropout=0.0)

@@ -1,4 +1,4 @@
-"""Config dataclasses as JSON, as run folders keep them."""
+"""Config dataclasses of jobs: paths that may be given as text, and JSON, as run folders keep it."""
 
 import dataclasses
 import os
@@ -9,6 +9,18 @@ from typing import Any
 
 _PATH = "path"  # a path is {"path": relative to the run's folder, "was": absolute}
 _WAS = "was"
+
+
+class JobConfig:
+    """Base of dataclasses with fields that are paths, which may be given as text."""
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
+                object.__setattr__(self, name, Path(value))
+            elif isinstance(value, tuple | list) and typing.get_args(hint) == (Path, ...):
+                object.__setattr__(self, name, tuple(map(Path, value)))
 
 
 def config_json(config: Any, folder: Path) -> dict[str, Any]:
