@@ -65,7 +65,7 @@ def main(config: ExportRankerConfig) -> dict[str, Any]:
         state = ranker.state_dict()
         checkpoints.load(BEST, {"model": state})
         ranker.load_state_dict(state)
-        metadata = describe(arm.events.codec.spec, prepared.user_values(trained.data), prepared.tasks)
+        metadata = describe(model.reader.spec, prepared.user_values(trained.data), prepared.tasks)
         batch = next(iter(batches(trained, prepared, arm, "test", processes)))
         if processes.is_main:
             with stage("export", 2, show=True) as progress, tempfile.TemporaryDirectory() as folder:

@@ -28,10 +28,10 @@ from sidrec_torchrec.jobs import (
     train_tokenizer,
     tune_tokenizer,
 )
-from sidrec_torchrec.ranker.arms import ARMS, NGRAM_ARMS, SIDE_ARMS, ArmConfig
-from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, Needs, Tokenizers
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig
-from sidrec_torchrec.study.report import BASE_ARM, print_report, summarize_arm
+from sidrec_torchrec.study.report import print_report, summarize_arm
 from sidrec_torchrec.study.report_html import write_html
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.progress import stage
@@ -92,15 +92,11 @@ class PipelineConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        for name in self.arms:
-            if name not in ARMS:
-                raise SidrecError(f"unknown arm '{name}'; there are {', '.join(ARMS)}")
         if len(set(self.arms)) != len(self.arms) or not self.arms:
             raise SidrecError(f"name each arm once, got '{','.join(self.arms)}'")
-        if self.model.attention == "codes" and (others := set(self.arms) - set(SIDE_ARMS)):
-            raise SidrecError(
-                f"attention to codes needs arms whose SIDs travel: {', '.join(SIDE_ARMS)}; got {sorted(others)}"
-            )
+        for name in self.arms:
+            ARMS[name]  # refuses an unknown one
+            self.model.reader.check_arm(name)
         check_once(self, "source", "target")
         check_at_least(self, 1, "seeds", "epochs")
         check_at_least(self, 0, "tokenizer_epochs", "batch_events")
@@ -159,11 +155,11 @@ class _Pipeline:
         open_items(self.data, sources=self.sources, targets=self.targets)  # refuses unknown columns
         self._prepare()
         tokenizers = {}
-        if set(SIDE_ARMS) & set(self.config.arms):
+        if self._reads_sids_of(Tokenizers.FUSED):
             tokenizers["side"] = self._tokenize(
                 "side", self.sources, self.targets, "dpca", self.config.stages, fused=True
             )
-        if set(NGRAM_ARMS) & set(self.config.arms):
+        if self._reads_sids_of(Tokenizers.PER_SOURCE):
             for source in self.sources:
                 tokenizers[f"rq-{source}"] = self._tokenize(f"rq-{source}", (source,), (), "rq", self.config.rq_stages)
         runs = {arm: [self._rank(arm, seed) for seed in range(self.config.seeds)] for arm in self.config.arms}
@@ -211,7 +207,7 @@ class _Pipeline:
             content=trained.data,
             epochs=self.config.epochs,
             batch_events=self.config.batch_events,
-            model=dataclasses.replace(self.config.model, attention="vectors"),
+            model=dataclasses.replace(self.config.model, attention=RankerConfig.attention),
             optimizer=self.config.optimizer,
         )
         self._timed(f"tune tokenizer {name}", lambda: tune_tokenizer.main(job))
@@ -231,7 +227,7 @@ class _Pipeline:
             prepared=self.out / "prepared" / "sequences",
             out=self.out / "rankers" / arm / f"seed-{seed}",
             arm=arm,
-            source=self.sources if arm == "raw" else (),
+            source=self.sources if ARMS[arm].needs is Needs.VECTORS else (),
             sids=self._sids(arm),
             epochs=self.config.epochs,
             batch_events=self.config.batch_events,
@@ -244,17 +240,22 @@ class _Pipeline:
 
     def _sids(self, arm: str) -> tuple[Path, ...]:
         """Folders of the SIDs an arm reads."""
-        names = {
-            **dict.fromkeys(SIDE_ARMS, ("side",)),
-            **dict.fromkeys(NGRAM_ARMS, tuple(f"rq-{source}" for source in self.sources)),
-        }
-        return tuple(self.out / "sids" / name for name in names.get(arm, ()))
+        if ARMS[arm].needs is not Needs.SIDS:
+            return ()
+        names = {Tokenizers.FUSED: ["side"], Tokenizers.PER_SOURCE: [f"rq-{source}" for source in self.sources]}
+        return tuple(self.out / "sids" / name for name in names[ARMS[arm].tokenizers])
+
+    def _reads_sids_of(self, tokenizers: Tokenizers) -> bool:
+        """Whether there is an arm that reads SIDs which these make."""
+        kinds = [ARMS[arm] for arm in self.config.arms]
+        return any(kind.needs is Needs.SIDS and kind.tokenizers is tokenizers for kind in kinds)
 
     def _report(self, tokenizers: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         sequences = read_json(self.out / "prepared" / "sequences" / "prepared.json")
         steps = self._steps()
+        base = next((results for arm, results in runs.items() if ARMS[arm].is_base), None)
         return {
-            "arms": {arm: summarize_arm(results, runs.get(BASE_ARM)) for arm, results in runs.items()},
+            "arms": {arm: summarize_arm(results, base) for arm, results in runs.items()},
             "tokenizer": tokenizers,
             "seeds": self.config.seeds,
             "protocol": _protocol(self.config, sequences),

@@ -20,11 +20,11 @@ from sidrec_torchrec.data.batches import RankBatch, SequenceBatches
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.errors import SidrecError, check_at_least
 from sidrec_torchrec.files import read_json
-from sidrec_torchrec.jobs.arm_inputs import load_arm_inputs
-from sidrec_torchrec.ranker.arms import Arm, ArmConfig, PackedSIDs, build_arm
+from sidrec_torchrec.ranker.arms import Arm, ArmConfig, open_arm
 from sidrec_torchrec.ranker.bytes import bytes_per_event, table_bytes
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.metrics import RankingMetrics
-from sidrec_torchrec.ranker.model import Ranker, RankerConfig
+from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.sharding import OptimizerConfig, RankerOptimizer, shard
 from sidrec_torchrec.training.checkpoints import BEST, LAST, Checkpoints
 from sidrec_torchrec.training.group import Processes, process_group
@@ -42,7 +42,8 @@ class TrainRankerConfig:
         data: folder of ``items.parquet``.
         prepared: folder the prepare job wrote.
         out: folder for checkpoints, curves and ``metrics.json``.
-        arm: ``none``, ``raw``, ``prefix-ngram``, ``all-ngram``, ``side``, ``learned-side``, ``hybrid`` or ``id``.
+        arm: its name in ``ARMS``: ``none``, ``raw``, ``prefix-ngram``, ``all-ngram``, ``side``, ``learned-side``, ``hybrid``,
+            ``id``, or another package's.
         source: sources the raw arm uses; none named means all.
         sids: folders encode-corpus wrote, for the arms that read SIDs: of one fused tokenizer, or one per source.
         epochs: passes over the training sequences.
@@ -104,14 +105,9 @@ def open_trained(folder: Path) -> tuple[TrainRankerConfig, Checkpoints]:
 
 def load_arm(config: TrainRankerConfig, prepared: Prepared) -> Arm:
     """The run's arm; lays out its inputs where they are not yet."""
-    inputs = load_arm_inputs(
-        config.arm,
-        data=config.data,
-        prepared=prepared,
-        sources=config.source,
-        sids=config.sids,
+    return open_arm(
+        config.arm, config.arms, data=config.data, prepared=prepared, sources=config.source, sids=config.sids
     )
-    return build_arm(config.arm, config.arms, inputs)
 
 
 def build_ranker(config: TrainRankerConfig, prepared: Prepared, arm: Arm, processes: Processes) -> nn.Module:
@@ -122,16 +118,10 @@ def build_ranker(config: TrainRankerConfig, prepared: Prepared, arm: Arm, proces
 
 def unsharded_ranker(config: TrainRankerConfig, prepared: Prepared, arm: Arm, device: torch.device) -> Ranker:
     """The run's ranker, whole."""
-    if config.model.attention == "codes":
-        if arm.events is None:
-            several = f" of {len(config.sids)} SIDs" if len(config.sids) > 1 else ""
-            raise SidrecError(
-                f"attention to codes needs an arm whose one SID travels, such as 'side'; got '{config.arm}'{several}"
-            )
-        items, events = PackedSIDs(arm.events, device), arm.events
-    else:
-        items, events = arm.module(device), None
-    return Ranker(config.model, items, arm.dim, events, prepared.user_features, device, len(prepared.tasks))
+    reader = config.model.reader
+    reader.check_arm(config.arm)
+    items, sid = reader.items(arm, device), next(iter(arm.sids), None)
+    return Ranker(config.model, items, arm.dim, sid, prepared.user_features, device, len(prepared.tasks))
 
 
 def batches(

@@ -19,7 +19,7 @@ from sidrec_torchrec.fusion.tokenizer import Tokenizer
 from sidrec_torchrec.jobs.encode_corpus import tokenizer_folder
 from sidrec_torchrec.jobs.train_ranker import CHECKPOINTS, Training, TrainRankerConfig
 from sidrec_torchrec.jobs.train_tokenizer import TOKENIZER_FOLDER
-from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig, shard
 from sidrec_torchrec.ranker.tuning import ItemRows, TokenizedItems, TuningRanker
 from sidrec_torchrec.training.checkpoints import BEST, Checkpoints
@@ -62,7 +62,7 @@ class TuneTokenizerConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "own_weight")
-        if self.model.attention != "vectors":
+        if self.model.reader.reads_codes:
             raise ValueError("codes have no gradient: tune with attention to vectors, and attend to codes afterwards")
         self.training()
 

@@ -24,7 +24,7 @@ NAN = float("nan")
         (RankerConfig, {"dim": 66}, "dim must be a multiple of 4 and of num_heads .4., got 66"),
         (RankerConfig, {"num_heads": 0}, "num_heads must be at least 1"),
         (RankerConfig, {"head_dims": ()}, "head_dims must be one or more widths"),
-        (RankerConfig, {"seeds": -1}, "seeds must be at least 0, got -1"),
+        (RankerConfig, {"learned_queries": -1}, "learned_queries must be at least 0, got -1"),
         (RankerConfig, {"blocks": -1}, "blocks must be at least 0, got -1"),
         (RankerConfig, {"block_events": 0}, "block_events must be at least 1, got 0"),
         (RankerConfig, {"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),

@@ -1,37 +1,26 @@
-"""Arms: the ways of feeding items to the ranker that a comparison swaps, everything else being equal.
+"""What an arm is, and what it is made of.
 
 An arm has two sides. In the loader, ``values`` gives what travels with each event (looked up by item row in arrays mapped
 from disk; in production it is logged with the event). In the model, ``module`` turns the batch's KeyedJaggedTensor into
 one vector per event.
 """
 
-import dataclasses
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.codec.packing import SIDSpec, word_names
-from sidrec_torchrec.data.item_arrays import map_rows
-from sidrec_torchrec.errors import SidrecError, check_at_least, check_share
-from sidrec_torchrec.side.collection import SIDECollection
-from sidrec_torchrec.side.expansion import MODES, OfCodec, SIDEConfig
-from sidrec_torchrec.side.hybrid import CoarseIds, HybridCollection
-from sidrec_torchrec.side.ngram import AllNgram, NgramCollection, PrefixNgram
-
-SIDE_ARMS = ("side", "learned-side", "hybrid")  # the fused tokenizer's SID, expanded
-NGRAM_ARMS = ("prefix-ngram", "all-ngram")  # traditional SIDs, looked up
-ARMS = ("none", "raw", *NGRAM_ARMS, *SIDE_ARMS, "id")
+from sidrec_torchrec.errors import check_at_least, check_share
+from sidrec_torchrec.registry import Registry
+from sidrec_torchrec.side.expansion import MODES, SIDEConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,33 +56,19 @@ class ArmConfig:
             raise ValueError(f"side_mode must be one of {', '.join(MODES)}; got '{self.side_mode}'")
 
 
-class Arm(ABC):
-    """One way of feeding items.
+class Needs(Enum):
+    """What an arm is made of, besides the number of items."""
 
-    Attributes:
-        keys: keys of the batch's item KJT.
-        dim: width of the module's output.
-    """
+    NOTHING = auto()
+    VECTORS = auto()  # of sources
+    SIDS = auto()  # of all sources in one, or of each
 
-    keys: tuple[str, ...] = ()
-    dim: int = 1
 
-    @abstractmethod
-    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        """By key, a tensor [N] or [N, width] for rows of the item file, int32 [N]."""
+class Tokenizers(Enum):
+    """Which tokenizers make an arm's SIDs, in a study that does not say it itself."""
 
-    @abstractmethod
-    def module(self, device: torch.device) -> nn.Module:
-        """KeyedJaggedTensor of N events -> float32 [N, dim]."""
-
-    @property
-    def events(self) -> SIDEConfig | None:
-        """The SIDs that travel, for attention to codes; None if the arm has none."""
-        return None
-
-    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
-        """Columns an event log keeps for this arm; by default what travels in the KJT."""
-        return {key: pa.array(value.numpy()) for key, value in self.values(item_N).items()}
+    FUSED = auto()  # one that fuses all sources
+    PER_SOURCE = auto()  # a residual one of each source
 
 
 @dataclass(frozen=True)
@@ -110,8 +85,9 @@ class ArmInputs:
 
     Args:
         num_items: rows of the item file.
-        vectors: per source, a ``.npy`` of float16 [num_items, d], of root mean square 1; zeros where missing.
-        sids: SIDs by tokenizer: one for all sources, or one per source.
+        vectors: per source, a ``.npy`` of float16 [num_items, d], of root mean square 1; zeros where missing. Empty unless
+            the arm needs vectors.
+        sids: SIDs by tokenizer: one for all sources, or one per source. Empty unless the arm needs SIDs.
     """
 
     num_items: int
@@ -119,279 +95,59 @@ class ArmInputs:
     sids: dict[str, SIDArray] = field(default_factory=dict)
 
 
-def build_arm(name: str, config: ArmConfig, inputs: ArmInputs) -> Arm:
-    """The arm of this name.
+class Arm(ABC):
+    """One way of feeding items. Registered by name in ``ARMS``, it is all that others know of it.
+
+    Args:
+        inputs: what it needs.
+        config: choices within arms.
+
+    Attributes:
+        needs: what ``inputs`` must hold.
+        tokenizers: which tokenizers make its SIDs by default, if it needs SIDs.
+        travels_as_codes: whether its SIDs can be read in code space. An instance that can be has one of them in ``sids``.
+        is_base: whether it is what the gains of the others are relative to.
+        keys: keys of the batch's item KJT.
+        dim: width of the module's output.
+        sids: the packed SIDs that travel, for readers of codes; empty if they are none's to read.
 
     Raises:
-        SidrecError: on an unknown name, or SIDs that the arm cannot read.
-    """
-    match name:
-        case "none":
-            return NoneArm()
-        case "raw":
-            return RawArm(inputs.vectors)
-        case "id":
-            return IdArm(inputs.num_items, config)
-        case "side":
-            return SideArm(inputs.sids, config, learned=False)
-        case "learned-side":
-            return SideArm(inputs.sids, config, learned=True)
-        case "hybrid":
-            return HybridArm(inputs.sids, config)
-        case "prefix-ngram":
-            return NgramArm(inputs.sids, config, PrefixNgram)
-        case "all-ngram":
-            return NgramArm(inputs.sids, config, AllNgram)
-    raise SidrecError(f"unknown arm '{name}'; there are {', '.join(ARMS)}")
+        SidrecError: on SIDs that the arm cannot read.
 
+    Example::
 
-class NoneArm(Arm):
-    """No item content: a candidate is told apart by its context alone."""
+        @ARMS.register("popularity")
+        class Popularity(Arm):
+            keys = ("popularity",)
 
-    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        return {}
-
-    def module(self, device: torch.device) -> nn.Module:
-        return _NoItems()
-
-
-class RawArm(Arm):
-    """Every source's vector travels with the event: the upper bound on content, and on bytes."""
-
-    def __init__(self, vectors: dict[str, Path]) -> None:
-        self.keys = tuple(vectors)
-        self._vectors = {name: map_rows(path) for name, path in vectors.items()}
-        self._dims = {name: array.shape[1] for name, array in self._vectors.items()}
-        self.dim = sum(self._dims.values())
-
-    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        return {name: torch.from_numpy(array[item_N]) for name, array in self._vectors.items()}
-
-    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
-        return {
-            name: pa.FixedSizeListArray.from_arrays(pa.array(array[item_N].reshape(-1)), self._dims[name])
-            for name, array in self._vectors.items()
-        }
-
-    def module(self, device: torch.device) -> nn.Module:
-        return _RawVectors(self._dims)
-
-
-class IdArm(Arm):
-    """A learned row per item."""
-
-    keys = ("item_id",)
-
-    def __init__(self, num_items: int, config: ArmConfig) -> None:
-        self.dim = config.table_dim
-        self._num_items = num_items
-        self._dropout = config.table_dropout
-
-    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        return {"item_id": torch.from_numpy(item_N.astype(np.int64))}
-
-    def module(self, device: torch.device) -> nn.Module:
-        # Rows start at zero: an item never trained on says nothing, and sharding cannot change the start.
-        table = EmbeddingConfig(
-            name="item_id",
-            embedding_dim=self.dim,
-            num_embeddings=self._num_items,
-            feature_names=["item_id"],
-            init_fn=nn.init.zeros_,
-        )
-        return _OneFeature(EmbeddingCollection(tables=[table], device=device), "item_id", self._dropout)
-
-
-class SideArm(Arm):
-    """SIDE: packed SIDs travel, and are expanded by a module without parameters, or with learned rows (``LearnedSIDE``).
-
-    One SID travels as ``sid``; several, side by side, under the names of their tokenizers.
+            def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None: ...
+            def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]: ...
+            def module(self, device: torch.device) -> nn.Module: ...
     """
 
-    def __init__(self, sids: dict[str, SIDArray], config: ArmConfig, *, learned: bool) -> None:
-        by_feature = dict(zip(["sid"], sids.values(), strict=True)) if len(sids) == 1 else sids
-        self._words = {feature: map_rows(sid.path) for feature, sid in by_feature.items()}
-        self._tables = [
-            SIDEConfig(name=feature, feature_names=[feature], codec=sid.codec, mode=config.side_mode, learned=learned)
-            for feature, sid in by_feature.items()
-        ]
-        self._dropout, self._digit_dropout = config.table_dropout, config.digit_dropout
-        self.keys = tuple(key for feature, words in self._words.items() for key in word_names(feature, words.shape[1]))
-        self.dim = sum(table.embedding_dim for table in self._tables)
+    needs: ClassVar[Needs] = Needs.NOTHING
+    tokenizers: ClassVar[Tokenizers] = Tokenizers.FUSED
+    travels_as_codes: ClassVar[bool] = False
+    is_base: ClassVar[bool] = False
 
-    @property
-    def events(self) -> SIDEConfig | None:
-        return self._tables[0] if len(self._tables) == 1 else None
+    keys: tuple[str, ...] = ()
+    dim: int = 1
+    sids: tuple[SIDEConfig, ...] = ()
 
+    def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
+        pass
+
+    @abstractmethod
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        words = [torch.from_numpy(words[item_N]).unbind(1) for words in self._words.values()]
-        return dict(zip(self.keys, itertools.chain(*words), strict=False))  # a subclass may have more keys
+        """By key, a tensor [N] or [N, width] for rows of the item file, int32 [N]."""
 
+    @abstractmethod
     def module(self, device: torch.device) -> nn.Module:
-        modules = [self._expansion(table, device) for table in self._tables]
-        return modules[0] if len(modules) == 1 else _SideBySide(modules)
-
-    def _expansion(self, table: SIDEConfig, device: torch.device) -> nn.Module:
-        (feature,) = table.feature_names
-        fixed = dataclasses.replace(table, learned=False, digit_dropout=self._digit_dropout)
-        frozen = _OneFeature(SIDECollection(tables=[fixed], device=device), feature, 0.0)
-        if not table.learned:
-            return frozen
-        learned = _OneFeature(SIDECollection(tables=[table], device=device), feature, 0.0)
-        return _Fallback(learned, frozen, self._dropout)
-
-
-class HybridArm(SideArm):
-    """SIDE, and a learned row per prefix of the SID; the id of the prefix is made when the batch is."""
-
-    def __init__(self, sids: dict[str, SIDArray], config: ArmConfig) -> None:
-        if len(sids) != 1:
-            raise SidrecError(f"the arm 'hybrid' reads one SID, got {', '.join(sids)}")
-        super().__init__(sids, config, learned=False)
-        (self._table,) = self._tables
-        try:
-            self._coarse = CoarseIds.at_most(self._table.codec.spec, config.coarse_ids)
-        except ValueError as error:
-            raise SidrecError(f"the arm 'hybrid': {error}; raise coarse_ids") from None
-        self.keys = (*self.keys, self._coarse.key("sid"))
-        self.dim += config.table_dim
-        self._config = config
-
-    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        words_NW = torch.from_numpy(self._words["sid"][item_N])
-        return {**super().values(item_N), self._coarse.key("sid"): self._coarse.ids(words_NW)}
+        """KeyedJaggedTensor of N events -> float32 [N, dim]; or None, if all items are alike."""
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
-        return {key: pa.array(value.numpy()) for key, value in super().values(item_N).items()}
-
-    def module(self, device: torch.device) -> nn.Module:
-        table = dataclasses.replace(self._table, digit_dropout=self._digit_dropout)
-        collection = HybridCollection(table, self._coarse, self._config.table_dim, device)
-        return _Hybrid(collection, self._config.table_dropout)
+        """Columns an event log keeps for this arm; by default what travels in the KJT."""
+        return {key: pa.array(value.numpy()) for key, value in self.values(item_N).items()}
 
 
-class NgramArm(Arm):
-    """Traditional SIDs (Zheng et al., arXiv 2504.02137): per tokenizer, n-grams of residual codes in a hashed table."""
-
-    def __init__(self, sids: dict[str, SIDArray], config: ArmConfig, ngram: type[PrefixNgram]) -> None:
-        self._words = {name: map_rows(sid.path) for name, sid in sids.items()}
-        self._ngrams = {name: _ngrams(name, sid.codec.spec, config, ngram) for name, sid in sids.items()}
-        self.keys = tuple(key for name, ngrams in self._ngrams.items() for key in ngrams.keys(name))
-        self.dim = config.table_dim * len(sids)
-        self._config = config
-
-    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        values = {}
-        for name, ngrams in self._ngrams.items():
-            tokens_NP = ngrams.tokens(torch.from_numpy(self._words[name][item_N]))
-            values |= dict(zip(ngrams.keys(name), tokens_NP.unbind(1), strict=True))
-        return values
-
-    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
-        # A log keeps the code itself; its n-grams are made when the batch is.
-        return {
-            column: pa.array(word_N)
-            for name, words in self._words.items()
-            for column, word_N in zip(word_names(name, words.shape[1]), words[item_N].T, strict=True)
-        }
-
-    def module(self, device: torch.device) -> nn.Module:
-        tables = NgramCollection(self._ngrams, embedding_dim=self._config.table_dim, device=device)
-        return nn.Sequential(tables, _RowDropout(self._config.table_dropout))
-
-
-def _ngrams(name: str, spec: SIDSpec, config: ArmConfig, ngram: type[PrefixNgram]) -> PrefixNgram:
-    try:
-        return ngram(spec, num_rows=config.ngram_rows, depth=config.ngram_depth or spec.num_digits)
-    except ValueError as error:
-        raise SidrecError(f"n-grams of the SIDs '{name}': {error}") from None
-
-
-class PackedSIDs(nn.Module):
-    """The batch's SIDs as they travel: KeyedJaggedTensor of N events -> int64 [N, W], checked."""
-
-    def __init__(self, events: SIDEConfig, device: torch.device) -> None:
-        super().__init__()
-        self._feature = events.feature_names[0]
-        self.codec = OfCodec(events, {}, device)
-
-    def forward(self, items: KeyedJaggedTensor) -> Tensor:
-        return self.codec.read(items, self._feature).values()
-
-
-class _NoItems(nn.Module):
-    def forward(self, items: KeyedJaggedTensor) -> None:
-        return None
-
-
-class _RawVectors(nn.Module):
-    """Vectors of each source side by side."""
-
-    def __init__(self, dims: dict[str, int]) -> None:
-        super().__init__()
-        self._dims = dims
-
-    def forward(self, items: KeyedJaggedTensor) -> Tensor:
-        return torch.cat([items[name].values().view(-1, dim).float() for name, dim in self._dims.items()], dim=1)
-
-
-class _SideBySide(nn.ModuleList):
-    """Modules' vectors side by side."""
-
-    def forward(self, items: KeyedJaggedTensor) -> Tensor:
-        return torch.cat([module(items) for module in self], dim=1)
-
-
-class _OneFeature(nn.Module):
-    """The vectors an embedding collection gives one feature."""
-
-    def __init__(self, collection: nn.Module, feature: str, dropout: float) -> None:
-        super().__init__()
-        self.collection = collection
-        self.dropout = _RowDropout(dropout)
-        self._feature = feature
-
-    def forward(self, items: KeyedJaggedTensor) -> Tensor:
-        return self.dropout(self.collection(items)[self._feature].values())
-
-
-class _Hybrid(nn.Module):
-    """SIDE's vectors and the table's rows side by side."""
-
-    def __init__(self, collection: HybridCollection, dropout: float) -> None:
-        super().__init__()
-        self.collection = collection
-        self.dropout = _RowDropout(dropout)
-
-    def forward(self, items: KeyedJaggedTensor) -> Tensor:
-        side_NE, rows_ND = self.collection(items)
-        return torch.cat([side_NE, self.dropout(rows_ND)], dim=1)
-
-
-class _Fallback(nn.Module):
-    """What ``learned`` gives; in training, for a share ``p`` of the events, what ``frozen`` gives."""
-
-    def __init__(self, learned: nn.Module, frozen: nn.Module, p: float) -> None:
-        super().__init__()
-        self.learned, self.frozen = learned, frozen
-        self.p = p
-
-    def forward(self, items: KeyedJaggedTensor) -> Tensor:
-        x_NE = self.learned(items)
-        if not self.training or not self.p:
-            return x_NE
-        kept_N1 = torch.rand(len(x_NE), 1, device=x_NE.device) >= self.p
-        return torch.where(kept_N1, x_NE, self.frozen(items))
-
-
-class _RowDropout(nn.Module):
-    """Zeroes whole rows in training with probability ``p``; the others are not scaled, as in serving."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x_ND: Tensor) -> Tensor:
-        if not self.training or not self.p:
-            return x_ND
-        return x_ND * (torch.rand(len(x_ND), 1, device=x_ND.device) >= self.p)
+ARMS: Registry[type[Arm]] = Registry("arm")
