@@ -88,7 +88,7 @@ def test_attention_to_codes_needs_codes(corpus, prepared, sids, tmp_path):
     model = dataclasses.replace(SMALL, attention="codes")
     with pytest.raises(SidrecError, match="needs an arm whose SIDs travel: side, learned-side; got 'raw'"):
         train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "raw", "raw", model=model))
-    with pytest.raises(SidrecError, match="unknown reader 'dense'; there are vectors, codes"):
+    with pytest.raises(SidrecError, match="unknown reader 'dense'; there are codes, vectors"):
         RankerConfig(attention="dense")
 
 
