@@ -36,8 +36,8 @@ from sidrec_torchrec.jobs import (
     train_tokenizer,
     tune_tokenizer,
 )
-from sidrec_torchrec.ranker.arms import ArmConfig
-from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, Needs
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig
 
 TUNING_SEED = 1_000
@@ -189,7 +189,7 @@ class Study:
                 prepared=self.sequences,
                 out=self.out / "rankers" / variant.name.replace(" ", "-").replace(",", "") / name,
                 arm=variant.arm,
-                source=tuple(self.arguments.source) if variant.arm == "raw" else (),
+                source=tuple(self.arguments.source) if ARMS[variant.arm].needs is Needs.VECTORS else (),
                 sids=sids,
                 epochs=self.arguments.epochs,
                 seed=seed,

@@ -10,7 +10,7 @@ from sidrec_torchrec.jobs.pipeline import PipelineConfig
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
 from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
 from sidrec_torchrec.ranker.arms import ArmConfig
-from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig
 from sidrec_torchrec.training.runs import CONFIG_FILE
 

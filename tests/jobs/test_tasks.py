@@ -90,7 +90,7 @@ def test_metrics_and_the_choice_of_the_epoch(trained):
     assert evaluate.main(evaluate.EvaluateConfig(ranker=config.out)) == result["test"]
 
 
-@pytest.mark.parametrize("attention", READERS)
+@pytest.mark.parametrize("attention", list(READERS))
 def test_both_tasks_are_learned(attention, labeled, sequences, sids, tmp_path):
     model = dataclasses.replace(SMALL, attention=attention)
     # digits, none dropped: in so small a corpus the decoded vectors of a tokenizer of one epoch say little

@@ -13,7 +13,7 @@ from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchErr
 from sidrec_torchrec.jobs import evaluate, train_ranker
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig
-from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.readers import READERS
 from sidrec_torchrec.training.checkpoints import BEST, LAST
 from sidrec_torchrec.training.group import process_group
@@ -39,7 +39,7 @@ def make_config(
     return dataclasses.replace(config, **changes)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", list(ARMS))
 def test_every_arm_learns(arm, corpus, prepared, sids, tmp_path):
     config = make_config(corpus, prepared, sids, tmp_path / arm, arm, epochs=4)
     result = train_ranker.main(config)
@@ -74,7 +74,7 @@ def test_attention_to_codes_learns(arm, corpus, prepared, sids, tmp_path):
     assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "codes")) == result["test"]
 
 
-@pytest.mark.parametrize("attention", READERS)
+@pytest.mark.parametrize("attention", list(READERS))
 def test_learned_queries_and_blocks_learn(attention, corpus, prepared, sids, tmp_path):
     model = dataclasses.replace(SMALL, attention=attention, learned_queries=2, blocks=1, block_events=8)
     config = make_config(corpus, prepared, sids, tmp_path / "run", "side", model=model, epochs=4)

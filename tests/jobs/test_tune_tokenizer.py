@@ -16,7 +16,7 @@ from sidrec_torchrec.jobs import encode_corpus, tune_tokenizer
 from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
 from sidrec_torchrec.jobs.train_tokenizer import main as train_tokenizer
 from sidrec_torchrec.jobs.tune_tokenizer import TuneTokenizerConfig
-from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.training.checkpoints import Checkpoints
 
 SMALL = RankerConfig(dim=64, num_heads=2, item_hidden=16, head_dims=(16, 8), dropout=0.0)

@@ -8,7 +8,8 @@ from torch import nn
 
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ops.code_attention import gap_bucket
-from sidrec_torchrec.ranker.model import Ranker, RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
+from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.readers import READERS
 from sidrec_torchrec.ranker.serving import ServingRanker
 from sidrec_torchrec.ranker.targets import Targets, newest_events
@@ -67,7 +68,7 @@ def test_newest_events_are_what_the_definition_says():
     assert int(batch.visible_N.sum()) - len(newest) >= 5  # so that there are older ones too
 
 
-@pytest.mark.parametrize("attention", READERS)
+@pytest.mark.parametrize("attention", list(READERS))
 @torch.no_grad()
 def test_each_target_reads_what_it_would_read_alone(attention):
     """The blocks run anew for every target, over the events before it and no others."""
@@ -97,7 +98,7 @@ def test_each_target_reads_what_it_would_read_alone(attention):
         torch.testing.assert_close(pooled_SQD[s, 1 + LEARNED :], expected_PD, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", READERS)
+@pytest.mark.parametrize("attention", list(READERS))
 @torch.no_grad()
 def test_a_prediction_depends_on_exactly_what_its_target_may_read(attention):
     """So no later event moves it, its own label neither, and no event that is not visible."""
@@ -125,7 +126,7 @@ def test_a_prediction_depends_on_exactly_what_its_target_may_read(attention):
             torch.testing.assert_close(changed[1][~may_move], before[~may_move], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("attention", READERS)
+@pytest.mark.parametrize("attention", list(READERS))
 def test_nothing_new_and_nothing_old(attention):
     """Rows without any visible event, and blocks that leave nothing to the other reader."""
     batch = make_batch()

@@ -9,7 +9,8 @@ from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.jobs.export_ranker import describe, write
-from sidrec_torchrec.ranker.model import Ranker, RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
+from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.readers import PackedSIDs
 from sidrec_torchrec.ranker.scorer import METADATA, Scorer
 from sidrec_torchrec.ranker.serving import ServingRanker, export

@@ -12,8 +12,9 @@ from sidrec_torchrec.data.tasks import UNKNOWN, label_of, num_actions
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.jobs.export_ranker import describe, write
 from sidrec_torchrec.ops.code_attention import gap_bucket
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.metrics import RankingMetrics
-from sidrec_torchrec.ranker.model import Context, Ranker, RankerConfig, RankerOutput
+from sidrec_torchrec.ranker.model import Context, Ranker, RankerOutput
 from sidrec_torchrec.ranker.readers import READERS
 from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.serving import ServingRanker, export, requests_of
@@ -53,7 +54,7 @@ def make_ranker(attention: str, **changes) -> tuple[Ranker, torch.Tensor]:
     return ranker.eval(), items
 
 
-@pytest.mark.parametrize("attention", READERS)
+@pytest.mark.parametrize("attention", list(READERS))
 def test_the_loss_is_the_weighted_sum_of_masked_means(attention):
     weights = (1.0, 0.5, 3.0)
     batch, (ranker, items) = make_batch(), make_ranker(attention, task_weights=weights)
