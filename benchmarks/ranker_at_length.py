@@ -23,11 +23,13 @@ from sidrec_torchrec.codec.alphabet import Ternary
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.batches import RankBatch
-from sidrec_torchrec.ranker.arms import PackedSIDs
-from sidrec_torchrec.ranker.model import ATTENTIONS, Ranker, RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
+from sidrec_torchrec.ranker.model import Ranker
+from sidrec_torchrec.ranker.readers import PackedSIDs
 from sidrec_torchrec.side.collection import SIDECollection
 from sidrec_torchrec.side.expansion import SIDEConfig
 
+ATTENTIONS = ("vectors", "codes")
 TARGETS = 32
 STEPS = 5
 AXES = ("T", "B", "D")
@@ -87,8 +89,8 @@ def measure(attention: str, T: int, B: int, D: int) -> dict[str, float]:
     events = SIDEConfig(name="item", feature_names=["sid"], codec=codec)
     cpu = torch.device("cpu")
     config = RankerConfig(dim=D, attention=attention)
-    items = PackedSIDs(events, cpu) if attention == "codes" else Vectors(events)
-    model = Ranker(config, items, events.embedding_dim, events if attention == "codes" else None, {}, cpu)
+    items = PackedSIDs(events, cpu) if config.reader.reads_codes else Vectors(events)
+    model = Ranker(config, items, events.embedding_dim, events, {}, cpu)
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
     step(model, optimizer, make_batch(100, 1))  # builds operators, allocates optimizer state
     batch, before, times = make_batch(T, B), peak_mib(), []

@@ -22,8 +22,9 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.jobs.export_ranker import describe, write
-from sidrec_torchrec.ranker.arms import PackedSIDs
-from sidrec_torchrec.ranker.model import Context, Ranker, RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
+from sidrec_torchrec.ranker.model import Context, Ranker
+from sidrec_torchrec.ranker.readers import PackedSIDs
 from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.serving import ServingRanker, export
 from sidrec_torchrec.side.expansion import SIDEConfig

@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as below
     from sidrec_torchrec.ops.code_attention import code_attention
     from sidrec_torchrec.ops.side_decode import side_decode
     from sidrec_torchrec.ranker.arms import Arm, ArmConfig
-    from sidrec_torchrec.ranker.model import Ranker, RankerConfig
+    from sidrec_torchrec.ranker.config import RankerConfig
+    from sidrec_torchrec.ranker.model import Ranker
     from sidrec_torchrec.ranker.recipe import RankerRecipe, TrainedRanker
     from sidrec_torchrec.ranker.scorer import Scorer
     from sidrec_torchrec.ranker.sharding import OptimizerConfig
@@ -55,7 +56,8 @@ _PUBLIC = {
     "ops.code_attention": ["code_attention"],
     "ops.side_decode": ["side_decode"],
     "ranker.arms": ["Arm", "ArmConfig"],
-    "ranker.model": ["Ranker", "RankerConfig"],
+    "ranker.config": ["RankerConfig"],
+    "ranker.model": ["Ranker"],
     "ranker.recipe": ["RankerRecipe", "TrainedRanker"],
     "ranker.scorer": ["Scorer"],
     "ranker.sharding": ["OptimizerConfig"],

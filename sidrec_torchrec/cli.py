@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sidrec_torchrec.data.converters import CONVERTERS
 from sidrec_torchrec.environment import check_environment, doctor
 from sidrec_torchrec.errors import SidrecError
 
@@ -22,12 +23,12 @@ class Command:
     """What the command line offers under one name.
 
     Args:
-        function: ``module:function``, imported only when called; it takes one config dataclass.
+        function: it takes one config dataclass; as ``module:function`` it is imported only when called.
         help: what it does.
         print_result: whether to print what the function returns.
     """
 
-    function: str
+    function: str | Callable[..., Any]
     help: str
     print_result: bool = False
 
@@ -56,8 +57,6 @@ COMMANDS = {
     ),
     "codec drift": Command(f"{_JOBS}.codec_drift:main", "say how SIDs moved between two codecs or two corpora"),
     "data synthetic": Command(f"{_JOBS}.make_synthetic:main", "make a corpus whose structure is known"),
-    "data movielens": Command(f"{_DATA}.converters:convert_movielens", "convert a MovieLens release", True),
-    "data amazon-reviews": Command(f"{_DATA}.converters:convert_amazon_reviews", "convert Amazon reviews", True),
     "data validate": Command(f"{_DATA}.validate:print_validation", "check a data folder, and say what is in it"),
 }
 _GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
@@ -82,14 +81,14 @@ def main(arguments: list[str]) -> int:
     name, rest = _split_name(arguments)
     if name == _DOCTOR:
         return doctor()
-    if name not in COMMANDS:
+    if name not in COMMANDS and name not in _converters():
         return _print_usage(name)
     try:
         check_environment()
     except ImportError as error:
         return _print_error(error)
     try:
-        return call(COMMANDS[name], rest, prog=f"sidrec {name}")
+        return call(_command(name), rest, prog=f"sidrec {name}")
     except (SidrecError, OSError) as error:  # OSError: no permission, no space, a file where a folder should be
         if os.environ.get("SIDREC_DEBUG") == "1":
             raise
@@ -107,8 +106,10 @@ def call(command: Command, arguments: list[str], *, prog: str) -> int:
         arguments: flags. ``--a-b`` is ``--a_b``; a flag of several values may be repeated, or hold a comma list.
         prog: the command as the user typed it.
     """
-    module, _, name = command.function.partition(":")
-    function = getattr(importlib.import_module(module), name)
+    function = command.function
+    if isinstance(function, str):
+        module, _, name = function.partition(":")
+        function = getattr(importlib.import_module(module), name)
     result = function(parse_config(_config_class(function), arguments, prog=prog, description=command.help))
     if command.print_result:
         print(json.dumps(result, indent=2))
@@ -171,6 +172,19 @@ def _config_class(function: Callable[..., Any]) -> type:
     return next(kind for name, kind in hints.items() if name != "return")
 
 
+def _converters() -> dict[str, str]:
+    """By command, the name of the converter that it calls."""
+    return {f"data {name}": name for name in CONVERTERS}
+
+
+def _command(name: str) -> Command:
+    """What there is under this name; a converter is loaded."""
+    if name in COMMANDS:
+        return COMMANDS[name]
+    function = CONVERTERS[_converters()[name]]
+    return Command(function, (function.__doc__ or "").partition("\n")[0], print_result=True)
+
+
 def _split_name(arguments: list[str]) -> tuple[str, list[str]]:
     words = 2 if arguments and arguments[0] in _GROUPS else 1
     return " ".join(arguments[:words]), arguments[words:]
@@ -179,6 +193,7 @@ def _split_name(arguments: list[str]) -> tuple[str, list[str]]:
 def _print_usage(name: str) -> int:
     lines = ["usage: sidrec COMMAND [--flag value ...]", "       sidrec COMMAND --help", ""]
     lines += [f"  {name:<22}{command.help}" for name, command in COMMANDS.items()]
+    lines += [f"  {command:<22}convert {converter} to our format" for command, converter in _converters().items()]
     lines += [f"  {_DOCTOR:<22}say what is installed, whether it matches, and what to type if it does not"]
     asked = bool(name) and {*name.split()} <= {*_GROUPS, "-h", "--help", "help"}
     print("\n".join(lines), file=sys.stdout if asked else sys.stderr)

@@ -1,30 +1,33 @@
 """Classes by name, of one kind: arms, readers, quantizers, converters. Other packages add theirs by entry points."""
 
-from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.errors import SidrecError, first_line
 
 Registered = TypeVar("Registered")
 
 
 class Registry(Generic[Registered]):
-    """What there is of one kind, by name, in the order of registration.
+    """What there is of one kind, by name: first what is registered, in that order, then what is loaded when asked for.
 
-    Another package adds to it by an entry point whose value is a module that registers, or what is to be registered::
+    Another package adds to it by an entry point, which is loaded when its name is asked for; names alone load nothing::
 
         [project.entry-points."sidrec_torchrec.arms"]
         my-arm = "my_package.arms:MyArm"
 
     Args:
         kind: what it holds, in the singular, for messages: ``arm``.
+        late: entries of this package that are loaded like those of others, as ``module:object`` by name; for what
+            takes long to import.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, late: Mapping[str, str] | None = None) -> None:
         self.kind = kind
         self._entries: dict[str, Registered] = {}
-        self._is_complete = False
+        self._late = late or {}
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
         """Decorator: enters a class, or whatever the kind is, under ``name``.
@@ -44,27 +47,32 @@ class Registry(Generic[Registered]):
         """What is registered as ``name``.
 
         Raises:
-            SidrecError: on an unknown name; lists those there are.
+            SidrecError: on an unknown name; lists those there are. On an entry point that cannot be loaded; names it.
         """
-        self._complete()
         if name not in self._entries:
-            raise SidrecError(f"unknown {self.kind} '{name}'; there are {', '.join(self)}")
+            if name not in self._points:
+                raise SidrecError(f"unknown {self.kind} '{name}'; there are {', '.join(self)}")
+            self._load(self._points[name])
         return self._entries[name]
 
-    def __contains__(self, name: str) -> bool:
-        self._complete()
-        return name in self._entries
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._points
 
     def __iter__(self) -> Iterator[str]:
-        self._complete()
-        return iter(tuple(self._entries))
+        return iter(dict.fromkeys([*self._entries, *self._points]))
 
-    def _complete(self) -> None:
-        """Loads what other packages offer, once."""
-        if self._is_complete:
-            return
-        self._is_complete = True
-        for point in entry_points(group=f"sidrec_torchrec.{self.kind}s"):
-            loaded = point.load()  # a module has registered by now
-            if isinstance(loaded, type) or callable(loaded):
-                self._entries.setdefault(point.name, loaded)
+    @cached_property
+    def _points(self) -> dict[str, EntryPoint]:
+        """What can be loaded, by name: of this package, and what others offer."""
+        group = f"sidrec_torchrec.{self.kind}s"
+        offered = {point.name: point for point in entry_points(group=group)}
+        return offered | {name: EntryPoint(name, value, group) for name, value in self._late.items()}
+
+    def _load(self, point: EntryPoint) -> None:
+        try:
+            loaded = point.load()
+        except Exception as error:  # whatever another package's import may raise
+            raise SidrecError(
+                f"the {self.kind} '{point.name}' cannot be loaded from {point.value}: {first_line(error)}"
+            ) from error
+        self._entries.setdefault(point.name, loaded)  # its module may have registered it by this name itself

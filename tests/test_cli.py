@@ -10,6 +10,7 @@ import pytest
 
 from sidrec_torchrec import cli
 from sidrec_torchrec.cli import Command, main, parse_config
+from sidrec_torchrec.data.converters import CONVERTERS
 from sidrec_torchrec.errors import DataError
 
 
@@ -158,7 +159,7 @@ def test_unknown_commands(capsys):
         assert "data movielens" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "job"])
+@pytest.mark.parametrize("name", [*cli.COMMANDS, *(f"data {name}" for name in CONVERTERS)])
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*name.split(), "--help"])
@@ -170,7 +171,7 @@ def test_help_and_a_doctor_who_finds_a_mismatch_do_without_torch():
     code = """
 import sys
 from sidrec_torchrec import cli, environment
-cli.main(["--help"])
+assert cli.main(["--help"]) == 0
 environment.installed_versions = lambda: {"torch": "2.11.0", "torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"}
 assert cli.main(["doctor"]) == 1
 assert "torch" not in sys.modules
@@ -183,3 +184,18 @@ def test_a_synthetic_corpus_is_made_and_valid(tmp_path, capsys):
     assert main(["data", "synthetic", *flags]) == 0
     assert main(["data", "validate", "--data", str(tmp_path / "corpus")]) == 0
     assert "valid" in capsys.readouterr().out
+
+
+def test_a_converter_of_another_package_is_a_command(monkeypatch, capsys):
+    def convert(config: Outer) -> dict[str, int]:
+        """Converts logs of another kind."""
+        return {"events": len(config.source)}
+
+    monkeypatch.setitem(CONVERTERS._entries, "other-logs", convert)
+    assert main(["--help"]) == 0
+    assert "data other-logs       convert other-logs to our format" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["data", "other-logs", "--help"])
+    assert "Converts logs of another kind." in capsys.readouterr().out
+    assert main(["data", "other-logs", "--out", "d"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"events": 1}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.ranker.arms import ArmConfig
-from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
 from sidrec_torchrec.study.plans import TokenizerPlan, Variant

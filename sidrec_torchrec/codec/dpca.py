@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from sidrec_torchrec.codec.alphabet import Alphabet, OneHot, Ternary
 from sidrec_torchrec.codec.dpca_fit import FitOptions, fit
-from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput, add_tables, check_width, squared_distance
+from sidrec_torchrec.codec.quantizer import (
+    QUANTIZERS,
+    Quantizer,
+    QuantizerOutput,
+    add_tables,
+    check_width,
+    squared_distance,
+)
 from sidrec_torchrec.codec.search import codes, encode
 from sidrec_torchrec.errors import check_at_least
 from sidrec_torchrec.processes import is_first_process
@@ -50,6 +57,7 @@ class DPCAConfig:
         check_at_least(self, 0, "iterations", "commitment")
 
 
+@QUANTIZERS.register("dpca")
 class DPCA(Quantizer):
     """Discrete PCA, learned in closed form (``fit``) and, from there, by gradient.
 
@@ -73,6 +81,10 @@ class DPCA(Quantizer):
         self._widths = [stage.width for stage in config.stages]
         self.basis_RD = nn.Parameter(torch.randn(sum(self._widths), config.dim) / config.dim**0.5)
         self.register_buffer("mean_D", torch.zeros(config.dim))
+
+    @classmethod
+    def build(cls, dim: int, stages: tuple[Alphabet, ...], *, commitment: float) -> "DPCA":
+        return cls(DPCAConfig(dim=dim, stages=stages, commitment=commitment))
 
     @property
     def offset(self) -> Tensor:

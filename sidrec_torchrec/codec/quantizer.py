@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from sidrec_torchrec.codec.alphabet import Alphabet
+from sidrec_torchrec.registry import Registry
 
 
 class QuantizerOutput(NamedTuple):
@@ -28,6 +29,8 @@ class QuantizerOutput(NamedTuple):
 class Quantizer(nn.Module, ABC):
     """Encodes vectors into digits. Every quantizer here is additive: a vector is an offset plus one row per digit.
 
+    Registered by name in ``QUANTIZERS``, it can be VQ Fusion's.
+
     Attributes:
         stages: alphabet of each digit, coarse to fine.
         dim: width of the vectors.
@@ -37,6 +40,25 @@ class Quantizer(nn.Module, ABC):
         super().__init__()
         self.stages = stages
         self.dim = dim
+
+    @classmethod
+    def check_stages(cls, stages: tuple[Alphabet, ...]) -> None:
+        """Refuses stages it cannot have; by default it can have any.
+
+        Raises:
+            ValueError: on such stages; says which it takes.
+        """
+
+    @classmethod
+    @abstractmethod
+    def build(cls, dim: int, stages: tuple[Alphabet, ...], *, commitment: float) -> "Quantizer":
+        """An untrained quantizer.
+
+        Args:
+            dim: width of the vectors.
+            stages: alphabet of each digit, coarse to fine; ``check_stages`` has let them pass.
+            commitment: weight, in training, of the pull of vectors towards their decoded digits.
+        """
 
     @abstractmethod
     def initialize(self, z_ND: Tensor) -> None:
@@ -82,6 +104,9 @@ class Quantizer(nn.Module, ABC):
             IndexError: on a digit out of range.
         """
         return add_tables(self.offset, self.digit_tables(), digits_NL, num_digits)
+
+
+QUANTIZERS: Registry[type[Quantizer]] = Registry("quantizer")
 
 
 def add_tables(

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.codec.alphabet import OneHot
+from sidrec_torchrec.codec.alphabet import Alphabet, OneHot, format_stages
 from sidrec_torchrec.codec.kmeans import kmeans
 from sidrec_torchrec.codec.quantizer import (
+    QUANTIZERS,
     Quantizer,
     QuantizerOutput,
     add_tables,
@@ -53,6 +54,7 @@ class ResidualVQConfig:
             )
 
 
+@QUANTIZERS.register("rq")
 class ResidualVQ(Quantizer):
     """Each stage quantizes what the stages before left, with K free codewords.
 
@@ -68,6 +70,18 @@ class ResidualVQ(Quantizer):
         self.register_buffer("count_LK", torch.ones(shape))
         self.register_buffer("sum_LKD", self.codebook_LKD.clone())
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @classmethod
+    def check_stages(cls, stages: tuple[Alphabet, ...]) -> None:
+        if len(set(stages)) > 1 or not isinstance(stages[0], OneHot):
+            raise ValueError(
+                f"residual VQ takes one-hot digits of one size, like 'onehot:256*3'; got '{format_stages(stages)}'"
+            )
+
+    @classmethod
+    def build(cls, dim: int, stages: tuple[Alphabet, ...], *, commitment: float) -> "ResidualVQ":
+        config = ResidualVQConfig(dim=dim, codebook_size=stages[0].radix, num_stages=len(stages), commitment=commitment)
+        return cls(config)
 
     @property
     def offset(self) -> Tensor:

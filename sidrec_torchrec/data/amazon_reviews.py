@@ -51,12 +51,13 @@ class AmazonReviewsConfig:
 
 
 def convert_amazon_reviews(config: AmazonReviewsConfig) -> dict[str, Any]:
-    """Writes ``items.parquet``, ``events.parquet`` and ``user_ids.parquet``.
+    """Converts Amazon reviews.
 
-    Users and items are numbered from 0 as they first come; ``user_ids.parquet`` and the column ``asin`` of the items
-    keep the names they had. Items: those that are reviewed, with ``title``, ``categories`` (list), ``brand`` and
-    ``text`` (title, features, description); without metadata these are null. Events also keep ``rating``; timestamps
-    are seconds. The reviews are read twice; memory holds the ids, the texts of the items, and a 64th of the events.
+    Writes ``items.parquet``, ``events.parquet`` and ``user_ids.parquet``. Users and items are
+    numbered from 0 as they first come; ``user_ids.parquet`` and the column ``asin`` of the items keep the names they had.
+    Items: those that are reviewed, with ``title``, ``categories`` (list), ``brand`` and ``text`` (title, features,
+    description); without metadata these are null. Events also keep ``rating``; timestamps are seconds. The reviews are
+    read twice; memory holds the ids, the texts of the items, and a 64th of the events.
 
     Returns:
         Counts: ``items``, ``items_without_metadata``, ``users``, ``events``, ``label_rate``.

@@ -1,6 +1,18 @@
-"""From public data sets, as their authors publish them, to our format (docs/data.md)."""
+"""From public data sets, as their authors publish them, to our format (docs/data.md).
 
-from sidrec_torchrec.data.amazon_reviews import AmazonReviewsConfig, convert_amazon_reviews
-from sidrec_torchrec.data.movielens import MovieLensConfig, convert_movielens
+A converter is a function of one config dataclass that writes a data folder and returns counts; the first line of its
+docstring is its help. ``sidrec data NAME`` calls it. It loads when it is called: ``sidrec --help`` shows its name alone.
+"""
 
-__all__ = ["AmazonReviewsConfig", "MovieLensConfig", "convert_amazon_reviews", "convert_movielens"]
+from collections.abc import Callable
+from typing import Any
+
+from sidrec_torchrec.registry import Registry
+
+CONVERTERS: Registry[Callable[[Any], dict[str, Any]]] = Registry(
+    "converter",
+    {
+        "movielens": "sidrec_torchrec.data.movielens:convert_movielens",
+        "amazon-reviews": "sidrec_torchrec.data.amazon_reviews:convert_amazon_reviews",
+    },
+)

@@ -38,10 +38,11 @@ class MovieLensConfig:
 
 
 def convert_movielens(config: MovieLensConfig) -> dict[str, Any]:
-    """Writes ``items.parquet``, ``events.parquet`` and, if age and so on are known, ``users.parquet``.
+    """Converts a MovieLens release.
 
-    Ids are MovieLens' own. Items: ``title``, ``year``, ``genres`` (list), ``text``. Events also keep ``rating``.
-    Memory holds the movies, and a 64th of the events at a time.
+    Writes ``items.parquet``, ``events.parquet`` and, if age and so on are known, ``users.parquet``. Ids are
+    MovieLens' own. Items: ``title``, ``year``, ``genres`` (list), ``text``. Events also keep ``rating``. Memory holds the
+    movies, and a 64th of the events at a time.
 
     Returns:
         Counts: ``items``, ``events``, ``label_rate``.

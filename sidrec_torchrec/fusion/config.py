@@ -6,13 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from sidrec_torchrec.codec.alphabet import OneHot, parse_stages
-from sidrec_torchrec.codec.dpca import DPCA, DPCAConfig
-from sidrec_torchrec.codec.quantizer import Quantizer
-from sidrec_torchrec.codec.residual_vq import ResidualVQ, ResidualVQConfig
+import sidrec_torchrec.codec.dpca
+import sidrec_torchrec.codec.residual_vq  # noqa: F401  both register their quantizers
+from sidrec_torchrec.codec.alphabet import parse_stages
+from sidrec_torchrec.codec.quantizer import QUANTIZERS, Quantizer
 from sidrec_torchrec.errors import DataError, check_at_least, check_share
 
-QUANTIZERS = ("dpca", "rq")
 WEIGHTINGS = ("fixed", "uncertainty")
 
 
@@ -21,12 +20,13 @@ class QuantizerConfig:
     """The quantizer of the fused latent.
 
     Args:
-        kind: ``dpca``, or ``rq`` for residual VQ.
+        kind: its name in ``QUANTIZERS``: ``dpca``, ``rq`` for residual VQ, or another package's.
         stages: digits, e.g. ``ternary*25`` or ``onehot:256*3``; residual VQ takes one-hot digits of one size.
         commitment: weight of the pull of latents towards their decoded digits.
 
     Raises:
-        ValueError: on an unknown kind, or stages it cannot have.
+        SidrecError: on an unknown kind.
+        ValueError: on stages it cannot have.
     """
 
     kind: str = "dpca"
@@ -34,20 +34,11 @@ class QuantizerConfig:
     commitment: float = 0.25
 
     def __post_init__(self) -> None:
-        stages = parse_stages(self.stages)
-        if self.kind not in QUANTIZERS:
-            raise ValueError(f"quantizer kind must be one of {', '.join(QUANTIZERS)}; got '{self.kind}'")
-        if self.kind == "rq" and (len(set(stages)) > 1 or not isinstance(stages[0], OneHot)):
-            raise ValueError(f"residual VQ takes one-hot digits of one size, like 'onehot:256*3'; got '{self.stages}'")
+        QUANTIZERS[self.kind].check_stages(parse_stages(self.stages))
 
     def build(self, dim: int) -> Quantizer:
         """An untrained quantizer of vectors of width ``dim``."""
-        stages = parse_stages(self.stages)
-        if self.kind == "dpca":
-            return DPCA(DPCAConfig(dim=dim, stages=stages, commitment=self.commitment))
-        return ResidualVQ(
-            ResidualVQConfig(dim=dim, codebook_size=stages[0].radix, num_stages=len(stages), commitment=self.commitment)
-        )
+        return QUANTIZERS[self.kind].build(dim, parse_stages(self.stages), commitment=self.commitment)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ def main(config: ExportRankerConfig) -> dict[str, Any]:
         model = ServingRanker(ranker)
         trained.load(ranker)
         user_values = parts.prepared.user_values(trained.recipe.data)
-        metadata = describe(parts.arm.events.codec.spec, user_values, parts.prepared.tasks)
+        metadata = describe(model.reader.spec, user_values, parts.prepared.tasks)
         batch = next(iter(parts.batches("test", processes)))
         if processes.is_main:
             with stage("export", 2, show=True) as progress, tempfile.TemporaryDirectory() as folder:

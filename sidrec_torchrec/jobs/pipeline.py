@@ -17,10 +17,11 @@ from sidrec_torchrec.errors import SidrecError, check_at_least, check_once
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
-from sidrec_torchrec.ranker.arms import ARMS, NGRAM_ARMS, SIDE_ARMS, ArmConfig
+from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, Needs, Tokenizers
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
 from sidrec_torchrec.study.plans import TokenizerPlan, Variant
-from sidrec_torchrec.study.report import BASE_ARM, print_report, summarize_arm
+from sidrec_torchrec.study.report import print_report, summarize_arm
 from sidrec_torchrec.study.report_html import write_html
 from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
 from sidrec_torchrec.training.config import JobConfig
@@ -71,15 +72,11 @@ class PipelineConfig(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.arms:
-            if name not in ARMS:
-                raise SidrecError(f"unknown arm '{name}'; there are {', '.join(ARMS)}")
         if len(set(self.arms)) != len(self.arms) or not self.arms:
             raise SidrecError(f"name each arm once, got '{','.join(self.arms)}'")
-        if self.ranker.model.attention == "codes" and (others := set(self.arms) - set(SIDE_ARMS)):
-            raise SidrecError(
-                f"attention to codes needs arms whose SIDs travel: {', '.join(SIDE_ARMS)}; got {sorted(others)}"
-            )
+        for name in self.arms:
+            ARMS[name]  # refuses an unknown one
+            self.ranker.model.reader.check_arm(name)
         check_once(self, "source", "target")
         check_at_least(self, 1, "seeds")
         # What the steps would refuse is refused before the first of them.
@@ -107,7 +104,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
         sources = config.source or tuple(open_items(data).source_dims)
         targets = config.target or (() if config.data else SYNTHETIC_TARGETS)
         open_items(data, sources=sources, targets=targets)  # refuses unknown columns
-        tuning = replace(config.ranker, model=replace(config.ranker.model, attention="vectors"))
+        tuning = replace(config.ranker, model=replace(config.ranker.model, attention=RankerConfig.attention))
         study = StudyProtocol(protocol=config.protocol, tokenizer=config.tokenizer, tuning=tuning)
         workspace = Workspace(config.out, data, study)
         report = _compare(config, workspace, _variants(config, sources, targets))
@@ -135,13 +132,13 @@ def _variants(config: PipelineConfig, sources: tuple[str, ...], targets: tuple[s
         tuned=config.tune,
     )
     residual = tuple(TokenizerPlan(name=f"rq-{s}", quantizer=config.residual, sources=(s,)) for s in sources)
-    tokenizers = dict.fromkeys(SIDE_ARMS, (fused,)) | dict.fromkeys(NGRAM_ARMS, residual)
+    tokenizers = {Tokenizers.FUSED: (fused,), Tokenizers.PER_SOURCE: residual}
     return [
         Variant(
             name=arm,
             arm=arm,
-            sources=sources if arm == "raw" else (),
-            tokenizers=tokenizers.get(arm, ()),
+            sources=sources if ARMS[arm].needs is Needs.VECTORS else (),
+            tokenizers=tokenizers[ARMS[arm].tokenizers] if ARMS[arm].needs is Needs.SIDS else (),
             arm_options=config.arm_options,
             training=config.ranker,
         )
@@ -158,10 +155,11 @@ def _compare(config: PipelineConfig, workspace: Workspace, variants: list[Varian
         for name, plan in plans.items()
     }
     runs = {v.name: [workspace.rank(v, seed) for seed in range(config.seeds)] for v in variants}
+    base = next((runs[v.name] for v in variants if ARMS[v.arm].is_base), None)
     steps = workspace.seconds()
     sequences = read_json(prepared.folder / "prepared.json")
     return {
-        "arms": {arm: summarize_arm(results, runs.get(BASE_ARM)) for arm, results in runs.items()},
+        "arms": {arm: summarize_arm(results, base) for arm, results in runs.items()},
         "tokenizer": tokenizers,
         "seeds": config.seeds,
         "protocol": _protocol(config.protocol, sequences),

@@ -51,7 +51,7 @@ class TuneTokenizerConfig(RankerTrainingConfig, JobConfig):
         super().__post_init__()
         JobConfig.__post_init__(self)
         check_at_least(self, 0, "own_weight")
-        if self.model.attention != "vectors":
+        if self.model.reader.reads_codes:
             raise ValueError("codes have no gradient: tune with attention to vectors, and attend to codes afterwards")
 
     def files(self) -> list[Path]:

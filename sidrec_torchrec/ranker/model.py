@@ -1,6 +1,5 @@
 """The long-sequence ranker: item vectors -> target attention over the history -> feature interaction -> a logit per task."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,71 +13,14 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of, num_actions
-from sidrec_torchrec.errors import SidrecError, check_at_least, check_share
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, gap_bucket
-from sidrec_torchrec.ranker.readers import BlockReader, CodeReader, ItemVectors, VectorReader
+from sidrec_torchrec.ranker.config import RankerConfig
+from sidrec_torchrec.ranker.readers import BlockReader, Reader
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.side.expansion import SIDEConfig
 
-ATTENTIONS = ("vectors", "codes")
 _COUNT_BUCKETS = 32
 _CONTEXT_DIM = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankerConfig:
-    """Sizes of the ranker; the same for every arm.
-
-    Args:
-        dim: width of item vectors, attention and user tables.
-        num_heads: attention heads.
-        attention: ``vectors`` attends to a vector per event; ``codes`` to packed SIDs, which are never decoded
-            (the side arms alone have them): for long histories.
-        seeds: learned queries that read what each target reads, besides the target itself.
-        blocks: HSTU blocks in which the newest events read each other, before targets read them; older events are read as
-            ``attention`` says.
-        block_events: how many of the events before a row's first target the blocks read, besides those since.
-        item_hidden: hidden width of the map from an arm's item features to item vectors.
-        cross_layers: layers of the low-rank cross network (DCN-v2).
-        head_dims: hidden widths of the final perceptron.
-        dropout: share of an item vector's components dropped in training.
-        task_weights: weight of each task's loss, in the order of the tasks; none given means 1 each.
-    """
-
-    dim: int = 64
-    num_heads: int = 4
-    attention: str = "vectors"
-    seeds: int = 0
-    blocks: int = 0
-    block_events: int = 256
-    item_hidden: int = 128
-    cross_layers: int = 1
-    head_dims: tuple[int, ...] = (128, 64)
-    dropout: float = 0.1
-    task_weights: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "dim", "num_heads", "item_hidden", "cross_layers", "block_events")
-        check_at_least(self, 0, "seeds", "blocks")
-        check_share(self, "dropout")
-        if self.dim % 4 or self.dim % self.num_heads:  # fbgemm wants table rows of whole 16 bytes
-            raise ValueError(f"dim must be a multiple of 4 and of num_heads ({self.num_heads}), got {self.dim}")
-        if self.attention not in ATTENTIONS:
-            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}; got '{self.attention}'")
-        if not self.head_dims or min(self.head_dims) < 1:
-            raise ValueError(f"head_dims must be one or more widths of at least 1, got {self.head_dims}")
-        if not all(0 < weight < math.inf for weight in self.task_weights):
-            raise ValueError(f"task_weights must be above 0, got {self.task_weights}")
-
-    def weights(self, num_tasks: int) -> tuple[float, ...]:
-        """Weight of each task's loss.
-
-        Raises:
-            SidrecError: if ``task_weights`` are of another number of tasks.
-        """
-        if self.task_weights and len(self.task_weights) != num_tasks:
-            raise SidrecError(f"task_weights must name {num_tasks}, one per task, or none; got {self.task_weights}")
-        return self.task_weights or (1.0,) * num_tasks
 
 
 @dataclass(frozen=True)
@@ -107,9 +49,9 @@ class Ranker(nn.Module):
 
     Args:
         config: sizes.
-        items: the arm's module: the batch's item KJT -> float [N, items_dim], or, for attention to codes, packed SIDs.
+        items: what the reader reads of the batch's item KJT: ``Reader.items`` of an arm.
         items_dim: width of the arm's features.
-        events: the SIDs, for attention to codes.
+        sid: codec and mode of the packed SIDs, for a reader of codes.
         user_features: number of codes by user feature.
         device: where to build the user tables.
         num_tasks: labels of an event.
@@ -120,7 +62,7 @@ class Ranker(nn.Module):
         config: RankerConfig,
         items: nn.Module,
         items_dim: int,
-        events: SIDEConfig | None,
+        sid: SIDEConfig | None,
         user_features: dict[str, int],
         device: torch.device,
         num_tasks: int = 1,
@@ -128,7 +70,7 @@ class Ranker(nn.Module):
         super().__init__()
         self.items = items
         self.users = user_tables(user_features, config.dim, device) if user_features else None
-        self.head = RankerHead(config, items_dim, events, tuple(user_features), device, num_tasks)
+        self.head = RankerHead(config, items_dim, sid, tuple(user_features), device, num_tasks)
 
     def forward(self, batch: RankBatch) -> tuple[Tensor, RankerOutput]:
         """Loss and predictions.
@@ -170,7 +112,7 @@ class RankerHead(nn.Module):
         self,
         config: RankerConfig,
         items_dim: int,
-        events: SIDEConfig | None,
+        sid: SIDEConfig | None,
         user_features: tuple[str, ...],
         device: torch.device,
         num_tasks: int,
@@ -180,15 +122,11 @@ class RankerHead(nn.Module):
         self.num_tasks = num_tasks
         self.register_buffer("weights_K", torch.tensor(config.weights(num_tasks), device=device), persistent=False)
         actions = num_actions(num_tasks)
-        vectors = ItemVectors(items_dim, config.item_hidden, config.dim, config.dropout).to(device)
-        if config.attention == "codes":
-            self.reader = CodeReader(vectors, events, config.dim, config.num_heads, config.seeds, actions, device)
-        else:
-            self.reader = VectorReader(vectors, config.dim, config.num_heads, config.seeds, actions).to(device)
+        reader = config.reader(config, items_dim, sid, actions, device)
+        self.reader: Reader | BlockReader = reader
         if config.blocks:
-            newest = (config.blocks, config.block_events, config.dim, config.num_heads, actions)
-            self.reader = BlockReader(self.reader, *newest).to(device)
-        self.interaction = Interaction(config, len(user_features), num_tasks).to(device)
+            self.reader = BlockReader(reader, config, actions).to(device)
+        self.interaction = Interaction(config, self.reader.num_pools, len(user_features), num_tasks).to(device)
 
     def forward(self, batch: RankBatch, items: Tensor | None, users: KeyedTensor | None) -> tuple[Tensor, RankerOutput]:
         """See ``Ranker``; ``items`` is what the arm's module gave."""
@@ -267,20 +205,26 @@ class Context:
 
 
 class Interaction(nn.Module):
-    """From a target's features to its logits."""
+    """From a target's features to its logits.
 
-    def __init__(self, config: RankerConfig, num_user_features: int, num_tasks: int) -> None:
+    Args:
+        config: sizes.
+        num_pools: P, vectors that are pooled for each target.
+        num_user_features: of users.
+        num_tasks: logits.
+    """
+
+    def __init__(self, config: RankerConfig, num_pools: int, num_user_features: int, num_tasks: int) -> None:
         super().__init__()
         self.count = nn.Embedding(_COUNT_BUCKETS, _CONTEXT_DIM)
         self.gap = nn.Embedding(GAP_BUCKETS, _CONTEXT_DIM)
-        pools = (1 + config.seeds) * (2 if config.blocks else 1)
-        width = (1 + 2 * pools + num_user_features) * config.dim + 2 * _CONTEXT_DIM + num_tasks
+        width = (1 + 2 * num_pools + num_user_features) * config.dim + 2 * _CONTEXT_DIM + num_tasks
         self.cross = LowRankCrossNet(width, config.cross_layers, low_rank=config.dim)
         self.mlp = MLP(width, list(config.head_dims), activation="relu")
         self.logit = nn.Linear(config.head_dims[-1], num_tasks)
 
     def forward(self, q_SD: Tensor, pooled_SPD: Tensor, context: Context, users_SD: list[Tensor]) -> Tensor:
-        """Logits, float [S, K], of targets with vectors ``q_SD`` whose queries pooled ``pooled_SPD``."""
+        """Logits, float [S, K], of targets with vectors ``q_SD`` that pooled ``pooled_SPD``."""
         features = [q_SD, pooled_SPD.flatten(1), (q_SD.unsqueeze(1) * pooled_SPD).flatten(1)]
         features += [self.count(context.count_S), self.gap(context.gap_S), context.log_odds_SK, *users_SD]
         return self.logit(self.mlp(self.cross(torch.cat(features, dim=1))))

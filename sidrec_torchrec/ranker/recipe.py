@@ -13,8 +13,7 @@ from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.data.sids import sid_files
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import read_json
-from sidrec_torchrec.jobs.arm_inputs import load_arm_inputs
-from sidrec_torchrec.ranker.arms import Arm, ArmConfig, PackedSIDs, build_arm
+from sidrec_torchrec.ranker.arms import Arm, ArmConfig, open_arm
 from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.sharding import shard
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
@@ -32,8 +31,8 @@ class RankerRecipe(RankerTrainingConfig, JobConfig):
     Args:
         data: folder of ``items.parquet``.
         prepared: folder the prepare job wrote.
-        arm: how items are fed to it, by name; see docs/ranker.md.
-        source: sources the raw arm uses; none named means all.
+        arm: how items are fed to it, by its name in ``ARMS``; see docs/ranker.md.
+        source: sources whose vectors the arm reads, if it reads any; none named means all.
         sids: folders encode-corpus wrote, for the arms that read SIDs: of one fused tokenizer, or one per source.
         arm_options: choices within the arm.
     """
@@ -60,8 +59,8 @@ class RankerRecipe(RankerTrainingConfig, JobConfig):
             prepared: other sequences of the same items; None for its own.
         """
         opened = open_prepared(prepared or self.prepared)
-        inputs = load_arm_inputs(self.arm, data=self.data, prepared=opened, sources=self.source, sids=self.sids)
-        return RankerParts(self, opened, build_arm(self.arm, self.arm_options, inputs))
+        inputs = {"data": self.data, "prepared": opened, "sources": self.source, "sids": self.sids}
+        return RankerParts(self, opened, open_arm(self.arm, self.arm_options, **inputs))
 
 
 @dataclass(frozen=True)
@@ -86,17 +85,10 @@ class RankerParts:
     def whole(self, device: torch.device) -> Ranker:
         """The ranker, whole."""
         config, arm = self.recipe.model, self.arm
-        if config.attention == "codes":
-            if arm.events is None:
-                several = f" of {len(self.recipe.sids)} SIDs" if len(self.recipe.sids) > 1 else ""
-                raise SidrecError(
-                    f"attention to codes needs an arm whose one SID travels, such as 'side'; got '{self.recipe.arm}'{several}"
-                )
-            items, events = PackedSIDs(arm.events, device), arm.events
-        else:
-            items, events = arm.module(device), None
+        config.reader.check_arm(self.recipe.arm)
+        items, sid = config.reader.items(arm, device), next(iter(arm.sids), None)
         features = self.prepared.user_features
-        return Ranker(config, items, arm.dim, events, features, device, len(self.prepared.tasks))
+        return Ranker(config, items, arm.dim, sid, features, device, len(self.prepared.tasks))
 
     def batches(self, split: str, processes: Processes) -> SequenceBatches:
         """This process's batches of a split; training ones are shuffled."""
@@ -148,5 +140,5 @@ class TrainedRanker:
 
 def _renamed(value: dict[str, Any]) -> dict[str, Any]:
     """The fields of a run, those of earlier versions under their names of today."""
-    model = {k: v for k, v in value["model"].items()}
+    model = {("learned_queries" if k == "seeds" else k): v for k, v in value["model"].items()}
     return {("arm_options" if k == "arms" else k): v for k, v in value.items()} | {"model": model}

@@ -7,7 +7,6 @@ from torch.export import Dim, ExportedProgram
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.model import Context, Ranker
-from sidrec_torchrec.ranker.readers import BlockReader, CodeReader
 from sidrec_torchrec.ranker.targets import Targets
 
 INPUTS: dict[str, tuple[str, ...]] = {
@@ -27,29 +26,21 @@ INPUTS: dict[str, tuple[str, ...]] = {
 class ServingRanker(nn.Module):
     """Scores candidates of B requests, each against the history of its user, in code space.
 
-    Made of a trained ``Ranker`` that attends to codes, unsharded; shares its parameters. The candidates of a request share
-    its history, which is never decoded; learned seeds, which do not depend on the candidate, read it once per request.
+    Made of a trained ``Ranker`` whose reader can be served, unsharded; shares its parameters. The candidates of a request
+    share its history, which is never decoded; learned queries, which do not depend on the candidate, read it once per request.
 
     Args:
         ranker: the trained ranker.
 
     Raises:
-        SidrecError: if the ranker attends to vectors, or has blocks.
+        SidrecError: if its reader cannot be served: one of vectors, or one with blocks.
     """
 
     def __init__(self, ranker: Ranker) -> None:
         super().__init__()
         reader = ranker.head.reader
-        if isinstance(reader, BlockReader):
-            raise SidrecError(
-                "this ranker has blocks, whose newest events are counted from a row's first target, which a request does not "
-                "have; train one without --model.blocks"
-            )
-        if not isinstance(reader, CodeReader):
-            raise SidrecError(
-                "this ranker attends to vectors, which a server would have to look up for every event; train one with "
-                "--arm side --model.attention codes"
-            )
+        if reader.unservable is not None:
+            raise SidrecError(f"this ranker {reader.unservable}")
         self.reader = reader
         self.interaction = ranker.head.interaction
         self.num_tasks = ranker.head.num_tasks
@@ -87,23 +78,14 @@ class ServingRanker(nn.Module):
         Returns:
             float [M]; with several tasks [M, K].
         """
-        attention, seeds_KD = self.reader.attention, self.reader.queries.seeds_KD
-        begin_M, end_M = offsets_B1[request_M], offsets_B1[request_M + 1]
-        time_M = request_time_B[request_M]
-        buckets_N1 = action_N.unsqueeze(1)
-        q_MD = self.reader.vectors(attention.events(candidate_MW))
-        pooled_MPD = attention(q_MD, history_NW, begin_M, end_M, buckets_N1, time_N, time_M).unsqueeze(1)
-        if seeds_KD is not None:
-            request_B = torch.arange(request_time_B.shape[0], device=request_M.device)
-            begin_B, end_B = offsets_B1[request_B], offsets_B1[request_B + 1]  # slices would make export refuse B = 1
-            query_BKD = seeds_KD.expand(request_B.shape[0], -1, -1)
-            pooled_BKD = attention(query_BKD, history_NW, begin_B, end_B, buckets_N1, time_N, request_time_B)
-            pooled_MPD = torch.cat([pooled_MPD, pooled_BKD[request_M]], dim=1)
+        q_MD, pooled_MPD = self.reader.serve(
+            history_NW, action_N, time_N, offsets_B1, candidate_MW, request_M, request_time_B
+        )
         context = Context.of_ranges(
             order_S=num_events_B[request_M],
-            time_S=time_M,
-            begin_S=begin_M,
-            end_S=end_M,
+            time_S=request_time_B[request_M],
+            begin_S=offsets_B1[request_M],
+            end_S=offsets_B1[request_M + 1],
             time_V=time_N,
             action_V=action_N,
             num_tasks=self.num_tasks,
@@ -124,7 +106,7 @@ def export(model: ServingRanker) -> ExportedProgram:
         "events": 5,
         "candidates": 6,
     }  # of the example; 0 and 1 would be constants
-    sizes |= {"words": len(model.reader.attention.events.last_W), "user features": len(model.user_tables)}
+    sizes |= {"words": model.reader.spec.num_words, "user features": len(model.user_tables)}
     example = [torch.zeros([sizes[size] for size in shape], dtype=torch.int64) for shape in INPUTS.values()]
     dynamic = [{i: dims[size] for i, size in enumerate(shape) if size in dims} for shape in INPUTS.values()]
     return torch.export.export(model, tuple(example), dynamic_shapes=tuple(dynamic))

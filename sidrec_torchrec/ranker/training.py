@@ -14,8 +14,9 @@ from torchrec.distributed.types import ShardedModule
 from sidrec_torchrec.data.batches import ItemFeatures, RankBatch, SequenceBatches
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.errors import check_at_least
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.metrics import RankingMetrics
-from sidrec_torchrec.ranker.model import RankerConfig, RankerOutput
+from sidrec_torchrec.ranker.model import RankerOutput
 from sidrec_torchrec.ranker.sharding import OptimizerConfig, RankerOptimizer
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.loop import Course, LoopConfig, Step, Trainee, Values

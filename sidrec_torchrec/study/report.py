@@ -6,15 +6,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-BASE_ARM = "none"  # NE gains are relative to it
-
 
 def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None) -> dict[str, Any]:
     """One arm over its seeds.
 
     Args:
         runs: ``metrics.json`` of each seed.
-        base: the same of the arm ``none``; None if it was not run, then there are no gains.
+        base: the same of the arm that gains are relative to; None if it was not run, then there are no gains.
 
     Returns:
         Values per seed (of several tasks, those of each and their means), NE gains of the means,

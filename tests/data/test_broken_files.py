@@ -14,7 +14,7 @@ from sidrec_torchrec.data.fingerprint import file_fingerprint
 from sidrec_torchrec.data.item_arrays import map_rows, write_rows
 from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, open_prepared, prepare
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.ranker.arms import NoneArm
+from sidrec_torchrec.ranker.arms import ArmConfig, ArmInputs, NoneArm
 
 
 @pytest.fixture
@@ -46,7 +46,8 @@ def spoil(path: Path) -> None:
 def test_sequences(prepared: Prepared, damage):
     damage(prepared.path("train"))
     with pytest.raises(DataError, match=r"train\.parquet: not a sequences file, or cut short: .*; prepare again"):
-        list(SequenceBatches(prepared, "train", NoneArm(), batch_events=512))
+        arm = NoneArm(ArmInputs(num_items=prepared.num_items), ArmConfig())
+        list(SequenceBatches(prepared, "train", arm, batch_events=512))
     with pytest.raises(DataError, match=r"train\.parquet: not a sequences file, or cut short: .*; prepare again"):
         collaborative_vectors(prepared, CollaborativeConfig())
 

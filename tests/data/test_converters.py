@@ -9,13 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sidrec_torchrec.data.converters import (
-    AmazonReviewsConfig,
-    MovieLensConfig,
-    convert_amazon_reviews,
-    convert_movielens,
-)
+from sidrec_torchrec.data.amazon_reviews import AmazonReviewsConfig, convert_amazon_reviews
 from sidrec_torchrec.data.format import open_items, open_users, validate
+from sidrec_torchrec.data.movielens import MovieLensConfig, convert_movielens
 from sidrec_torchrec.data.text_source import HashedTfidf
 from sidrec_torchrec.errors import DataError
 

@@ -11,7 +11,7 @@ from sidrec_torchrec.jobs.pipeline import PipelineConfig
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
 from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
 from sidrec_torchrec.ranker.arms import ArmConfig
-from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.sharding import OptimizerConfig
 from sidrec_torchrec.training.runs import CONFIG_FILE
 
@@ -25,7 +25,7 @@ NAN = float("nan")
         (RankerConfig, {"dim": 66}, "dim must be a multiple of 4 and of num_heads .4., got 66"),
         (RankerConfig, {"num_heads": 0}, "num_heads must be at least 1"),
         (RankerConfig, {"head_dims": ()}, "head_dims must be one or more widths"),
-        (RankerConfig, {"seeds": -1}, "seeds must be at least 0, got -1"),
+        (RankerConfig, {"learned_queries": -1}, "learned_queries must be at least 0, got -1"),
         (RankerConfig, {"blocks": -1}, "blocks must be at least 0, got -1"),
         (RankerConfig, {"block_events": 0}, "block_events must be at least 1, got 0"),
         (RankerConfig, {"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),

@@ -19,7 +19,7 @@ from sidrec_torchrec.ranker.serving import requests_of
 from sidrec_torchrec.training.group import process_group
 from tests.jobs.test_train_ranker import SMALL, make_config
 
-CODES = dataclasses.replace(SMALL, attention="codes", seeds=2)
+CODES = dataclasses.replace(SMALL, attention="codes", learned_queries=2)
 
 LOAD = """
 import sys, torch

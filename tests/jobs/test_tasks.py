@@ -14,7 +14,7 @@ from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
 from sidrec_torchrec.jobs import evaluate, export_ranker, pipeline, train_ranker
 from sidrec_torchrec.ranker.arms import ArmConfig
-from sidrec_torchrec.ranker.model import ATTENTIONS
+from sidrec_torchrec.ranker.readers import READERS
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.serving import requests_of
@@ -91,7 +91,7 @@ def test_metrics_and_the_choice_of_the_epoch(trained):
     assert evaluate.main(evaluate.EvaluateConfig(ranker=config.out)) == result["test"]
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", list(READERS))
 def test_both_tasks_are_learned(attention, labeled, sequences, sids, tmp_path):
     model = dataclasses.replace(SMALL, attention=attention)
     # digits, none dropped: in so small a corpus the decoded vectors of a tokenizer of one epoch say little

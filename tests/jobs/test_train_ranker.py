@@ -13,7 +13,8 @@ from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchErr
 from sidrec_torchrec.jobs import evaluate, train_ranker
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig
-from sidrec_torchrec.ranker.model import ATTENTIONS, RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
+from sidrec_torchrec.ranker.readers import READERS
 from sidrec_torchrec.training.checkpoints import BEST, LAST, Checkpoints
 from sidrec_torchrec.training.config import config_from_json, config_json
 from sidrec_torchrec.training.group import process_group
@@ -38,7 +39,7 @@ def make_config(
     return dataclasses.replace(config, **changes)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", list(ARMS))
 def test_every_arm_learns(arm, corpus, prepared, sids, tmp_path):
     config = make_config(corpus, prepared, sids, tmp_path / arm, arm, epochs=4)
     result = train_ranker.main(config)
@@ -73,9 +74,9 @@ def test_attention_to_codes_learns(arm, corpus, prepared, sids, tmp_path):
     assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "codes")) == result["test"]
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_seeds_and_blocks_learn(attention, corpus, prepared, sids, tmp_path):
-    model = dataclasses.replace(SMALL, attention=attention, seeds=2, blocks=1, block_events=8)
+@pytest.mark.parametrize("attention", list(READERS))
+def test_learned_queries_and_blocks_learn(attention, corpus, prepared, sids, tmp_path):
+    model = dataclasses.replace(SMALL, attention=attention, learned_queries=2, blocks=1, block_events=8)
     config = make_config(corpus, prepared, sids, tmp_path / "run", "side", model=model, epochs=4)
     result = train_ranker.main(config)
     assert result["train_loss"][-1] < result["train_loss"][0]
@@ -85,11 +86,9 @@ def test_seeds_and_blocks_learn(attention, corpus, prepared, sids, tmp_path):
 
 def test_attention_to_codes_needs_codes(corpus, prepared, sids, tmp_path):
     model = dataclasses.replace(SMALL, attention="codes")
-    with pytest.raises(
-        SidrecError, match="attention to codes needs an arm whose one SID travels, such as 'side'; got 'raw'"
-    ):
+    with pytest.raises(SidrecError, match="needs an arm whose SIDs travel: side, learned-side; got 'raw'"):
         train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "raw", "raw", model=model))
-    with pytest.raises(ValueError, match="attention must be one of vectors, codes; got 'dense'"):
+    with pytest.raises(SidrecError, match="unknown reader 'dense'; there are codes, vectors"):
         RankerConfig(attention="dense")
 
 
@@ -181,7 +180,7 @@ def test_refusals(corpus, prepared, sids, tmp_path):
             dataclasses.replace(config, arm="prefix-ngram", sids=both[1:], arm_options=deep, out=tmp_path / "c")
         )
     codes = dataclasses.replace(SMALL, attention="codes")
-    with pytest.raises(SidrecError, match="whose one SID travels, such as 'side'; got 'side' of 2 SIDs"):
+    with pytest.raises(SidrecError, match="attention to codes reads one SID of each event; this arm has 2"):
         train_ranker.main(dataclasses.replace(config, arm="side", sids=both, model=codes, out=tmp_path / "c"))
     with pytest.raises(DataError, match="prepared.json: not found"):
         train_ranker.main(dataclasses.replace(config, prepared=tmp_path, out=tmp_path / "d"))

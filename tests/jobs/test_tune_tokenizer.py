@@ -17,7 +17,7 @@ from sidrec_torchrec.jobs import encode_corpus, tune_tokenizer
 from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
 from sidrec_torchrec.jobs.train_tokenizer import main as train_tokenizer
 from sidrec_torchrec.jobs.tune_tokenizer import TuneTokenizerConfig
-from sidrec_torchrec.ranker.model import RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.training.checkpoints import Checkpoints
 
 TOKENIZER = VQFusionOptions(latent_dim=16, dropout=0.0, prefix_share=0.0)

@@ -8,7 +8,9 @@ from torch import nn
 
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ops.code_attention import gap_bucket
-from sidrec_torchrec.ranker.model import ATTENTIONS, Ranker, RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
+from sidrec_torchrec.ranker.model import Ranker
+from sidrec_torchrec.ranker.readers import READERS
 from sidrec_torchrec.ranker.serving import ServingRanker
 from sidrec_torchrec.ranker.targets import Targets, newest_events
 from tests.ranker.test_attention import attend_by_loops
@@ -22,15 +24,15 @@ from tests.ranker.test_targets import (
     make_events,
 )
 
-BLOCK_EVENTS, SEEDS, FEATURES = 3, 1, 5
+BLOCK_EVENTS, LEARNED, FEATURES = 3, 1, 5
 
 
 def make_ranker(attention: str, **changes) -> tuple[Ranker, torch.Tensor]:
     """With random weights, and the batch's items."""
     torch.manual_seed(0)
-    options = {"attention": attention, "seeds": SEEDS, "blocks": 2, "block_events": BLOCK_EVENTS} | changes
+    options = {"attention": attention, "learned_queries": LEARNED, "blocks": 2, "block_events": BLOCK_EVENTS} | changes
     config = RankerConfig(dim=DIM, num_heads=2, item_hidden=16, head_dims=(16,), **options)
-    if attention == "codes":
+    if READERS[attention].reads_codes:
         events, (_, items) = make_events(), make_code_reader(0)
         ranker = Ranker(config, nn.Identity(), events.embedding_dim, events, {}, torch.device("cpu"))
     else:
@@ -66,7 +68,7 @@ def test_newest_events_are_what_the_definition_says():
     assert int(batch.visible_N.sum()) - len(newest) >= 5  # so that there are older ones too
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", list(READERS))
 @torch.no_grad()
 def test_each_target_reads_what_it_would_read_alone(attention):
     """The blocks run anew for every target, over the events before it and no others."""
@@ -79,7 +81,7 @@ def test_each_target_reads_what_it_would_read_alone(attention):
     )
     plain_SD, older_SPD = reader.older(older_batch, items, Targets.of(older_batch))
     torch.testing.assert_close(q_SD, plain_SD)
-    torch.testing.assert_close(pooled_SQD[:, : 1 + SEEDS], older_SPD)
+    torch.testing.assert_close(pooled_SQD[:, : 1 + LEARNED], older_SPD)
     for s, (_, event, reads) in enumerate(by_definition(batch)):
         places = torch.tensor([t for t in reads if t in newest], dtype=torch.int64)
         time_T, action_T = batch.timestamp_N[places], batch.action_N[places]
@@ -93,10 +95,10 @@ def test_each_target_reads_what_it_would_read_alone(attention):
         everything_11T = torch.ones(1, 1, len(places), dtype=torch.bool)
         arguments = (query_PD[None, None], x_1TD, x_1TD, action_T.unsqueeze(0), gaps_11T, everything_11T)
         expected_PD = attend_by_loops(reader.attention, *arguments)[0, 0]
-        torch.testing.assert_close(pooled_SQD[s, 1 + SEEDS :], expected_PD, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pooled_SQD[s, 1 + LEARNED :], expected_PD, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", list(READERS))
 @torch.no_grad()
 def test_a_prediction_depends_on_exactly_what_its_target_may_read(attention):
     """So no later event moves it, its own label neither, and no event that is not visible."""
@@ -124,7 +126,7 @@ def test_a_prediction_depends_on_exactly_what_its_target_may_read(attention):
             torch.testing.assert_close(changed[1][~may_move], before[~may_move], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", list(READERS))
 def test_nothing_new_and_nothing_old(attention):
     """Rows without any visible event, and blocks that leave nothing to the other reader."""
     batch = make_batch()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
-from sidrec_torchrec.ranker.arms import Arm
+from sidrec_torchrec.ranker.arms import Arm, ArmConfig, ArmInputs
 from sidrec_torchrec.ranker.bytes import bytes_per_event, table_bytes
 from tests.data.test_prepare import write_corpus
 
@@ -30,7 +30,8 @@ class Noise(Arm):
 def test_incompressible_values_cost_their_size(tmp_path):
     write_corpus(tmp_path / "data", users=100)
     prepared = prepare(tmp_path / "data", tmp_path / "out", PrepareConfig())
-    costs = bytes_per_event(Noise(), prepared)
+    noise = Noise(ArmInputs(num_items=prepared.num_items), ArmConfig())
+    costs = bytes_per_event(noise, prepared)
     assert costs["bytes_per_event_kjt"] == 16
     assert costs["bytes_per_event_stored"] == pytest.approx(16, rel=0.15)
 

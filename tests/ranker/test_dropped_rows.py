@@ -10,7 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec
-from sidrec_torchrec.ranker.arms import ArmConfig, ArmInputs, SIDArray, build_arm
+from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, ArmInputs, SIDArray
 
 ITEMS, EVENTS = 50, 4_000
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def sids(tmp_path: Path) -> SIDArray:
 
 def build(name: str, sids: SIDArray, p: float) -> tuple[torch.nn.Module, KeyedJaggedTensor]:
     config = ArmConfig(table_dropout=p, digit_dropout=0, table_dim=8)
-    arm = build_arm(name, config, ArmInputs(num_items=ITEMS, sids={"codes": sids}))
+    arm = ARMS[name](ArmInputs(num_items=ITEMS, sids={"codes": sids}), config)
     values = arm.values(np.random.default_rng(0).integers(0, ITEMS, EVENTS).astype(np.int32))
     keys, tensors = zip(*values.items(), strict=True)
     lengths = torch.ones(EVENTS * len(keys), dtype=torch.int64)

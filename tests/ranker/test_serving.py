@@ -9,8 +9,9 @@ from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.jobs.export_ranker import describe, write
-from sidrec_torchrec.ranker.arms import PackedSIDs
-from sidrec_torchrec.ranker.model import Ranker, RankerConfig
+from sidrec_torchrec.ranker.config import RankerConfig
+from sidrec_torchrec.ranker.model import Ranker
+from sidrec_torchrec.ranker.readers import PackedSIDs
 from sidrec_torchrec.ranker.scorer import METADATA, Scorer
 from sidrec_torchrec.ranker.serving import ServingRanker, export
 from sidrec_torchrec.side.code_attention import CodeAttention
@@ -30,13 +31,15 @@ SIZES = {  # events and candidates of each request
 
 
 def make_model(
-    stages: str = "onehot:40,ternary*50", learned: bool = False, users: dict = USERS, seeds: int = 0
+    stages: str = "onehot:40,ternary*50", learned: bool = False, users: dict = USERS, learned_queries: int = 0
 ) -> ServingRanker:
     torch.manual_seed(0)
     spec = SIDSpec(parse_stages(stages), "some-codec")
     codec = Codec(spec, torch.randn(9), tuple(torch.randn(radix, 9) for radix in spec.radices))
     events = SIDEConfig(name="item", feature_names=["sid"], codec=codec, mode="decoded", learned=learned)
-    config = RankerConfig(dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), attention="codes", seeds=seeds)
+    config = RankerConfig(
+        dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), attention="codes", learned_queries=learned_queries
+    )
     sizes = {name: len(values) + 1 for name, values in users.items()}
     ranker = Ranker(config, PackedSIDs(events, CPU), events.embedding_dim, events, sizes, CPU)
     with torch.no_grad():  # tables, biases and terms start at zero
@@ -49,7 +52,7 @@ def make_model(
 def make_inputs(model: ServingRanker, lengths: list[int], candidates: list[int]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     N, B, M = sum(lengths), len(lengths), sum(candidates)
-    spec = model.reader.attention.events._codec.spec
+    spec = model.reader.spec
 
     def below(limits, rows: int) -> Tensor:
         columns = [torch.randint(limit, (rows,), generator=generator) for limit in limits]
@@ -68,15 +71,15 @@ def make_inputs(model: ServingRanker, lengths: list[int], candidates: list[int])
     }
 
 
-@pytest.fixture(scope="module", params=[0, 3], ids=["", "seeds"])
+@pytest.fixture(scope="module", params=[0, 3], ids=["", "learned queries"])
 def model(request) -> ServingRanker:
-    return make_model(seeds=request.param)
+    return make_model(learned_queries=request.param)
 
 
 @pytest.fixture(scope="module")
 def scorer(model, tmp_path_factory) -> Scorer:
     file = tmp_path_factory.mktemp("package") / "ranker.pt2"
-    write(export(model), describe(model.reader.attention.events._codec.spec, USERS), file, compiled=False)
+    write(export(model), describe(model.reader.spec, USERS), file, compiled=False)
     return Scorer(file)
 
 

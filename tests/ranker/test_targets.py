@@ -9,8 +9,9 @@ from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, gap_bucket
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.model import Context
-from sidrec_torchrec.ranker.readers import CodeReader, ItemVectors
+from sidrec_torchrec.ranker.readers import CodeReader
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.side.expansion import SIDEConfig
 
@@ -53,14 +54,14 @@ def make_events() -> SIDEConfig:
     return SIDEConfig(name="item", feature_names=["sid"], codec=codec)
 
 
-def make_code_reader(seeds: int) -> tuple[CodeReader, torch.Tensor]:
+def make_code_reader(learned_queries: int) -> tuple[CodeReader, torch.Tensor]:
     """With random weights, and the batch's packed SIDs."""
     events, generator = make_events(), torch.Generator().manual_seed(2)
     spec = events.codec.spec
     words_NW = spec.pack(torch.stack([torch.randint(r, (sum(LENGTHS),), generator=generator) for r in spec.radices], 1))
     torch.manual_seed(2)
-    vectors = ItemVectors(events.embedding_dim, 16, DIM, 0.0)
-    reader = CodeReader(vectors, events, DIM, 2, seeds, 2, torch.device("cpu"))
+    config = RankerConfig(dim=DIM, num_heads=2, item_hidden=16, dropout=0.0, learned_queries=learned_queries)
+    reader = CodeReader(config, events.embedding_dim, events, 2, torch.device("cpu"))
     with torch.no_grad():
         for parameter in (reader.attention.bias_UH, reader.attention.bucket_value_UD):
             parameter.normal_()
@@ -106,7 +107,7 @@ def test_context_of_a_target():
 
 
 def test_a_target_in_code_space_depends_on_exactly_what_it_reads():
-    batch, (reader, words_NW) = make_batch(), make_code_reader(seeds=0)
+    batch, (reader, words_NW) = make_batch(), make_code_reader(0)
     spec = make_events().codec.spec
     targets = Targets.of(batch)
     with torch.no_grad():

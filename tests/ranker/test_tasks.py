@@ -12,8 +12,10 @@ from sidrec_torchrec.data.tasks import UNKNOWN, label_of, num_actions
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.jobs.export_ranker import describe, write
 from sidrec_torchrec.ops.code_attention import gap_bucket
+from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.metrics import RankingMetrics
-from sidrec_torchrec.ranker.model import ATTENTIONS, Context, Ranker, RankerConfig, RankerOutput
+from sidrec_torchrec.ranker.model import Context, Ranker, RankerOutput
+from sidrec_torchrec.ranker.readers import READERS
 from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.serving import ServingRanker, export, requests_of
 from sidrec_torchrec.ranker.targets import Targets
@@ -40,7 +42,7 @@ def make_ranker(attention: str, **changes) -> tuple[Ranker, torch.Tensor]:
     """With random weights, and the item features of ``make_batch``."""
     torch.manual_seed(0)
     config = RankerConfig(dim=DIM, num_heads=2, item_hidden=16, head_dims=(16,), attention=attention, **changes)
-    if attention == "codes":
+    if READERS[attention].reads_codes:
         events, (_, items) = make_events(), make_code_reader(0)
         ranker = Ranker(config, nn.Identity(), events.embedding_dim, events, {}, CPU, len(TASKS))
     else:
@@ -52,7 +54,7 @@ def make_ranker(attention: str, **changes) -> tuple[Ranker, torch.Tensor]:
     return ranker.eval(), items
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", list(READERS))
 def test_the_loss_is_the_weighted_sum_of_masked_means(attention):
     weights = (1.0, 0.5, 3.0)
     batch, (ranker, items) = make_batch(), make_ranker(attention, task_weights=weights)
@@ -116,7 +118,7 @@ def test_attention_to_codes_knows_every_action():
 
 @torch.no_grad()
 def test_serving_predicts_every_task(tmp_path):
-    batch, (ranker, words_NW) = make_batch(), make_ranker("codes", seeds=2)
+    batch, (ranker, words_NW) = make_batch(), make_ranker("codes", learned_queries=2)
     _, expected = ranker.head(batch, words_NW, None)
     model, inputs = ServingRanker(ranker), requests_of(batch, words_NW)
     inputs["user_BF"] = inputs["user_BF"].long()

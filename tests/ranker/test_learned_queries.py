@@ -1,23 +1,25 @@
-"""Learned seeds: each reads what a target may read, whatever the target is, in training and in serving."""
+"""Learned queries: each reads what a target may read, whatever the target is, in training and in serving."""
 
 import pytest
 import torch
 
 from sidrec_torchrec.ops.code_attention import gap_bucket
-from sidrec_torchrec.ranker.model import Ranker, RankerConfig
-from sidrec_torchrec.ranker.readers import ItemVectors, VectorReader
+from sidrec_torchrec.ranker.config import RankerConfig
+from sidrec_torchrec.ranker.model import Ranker
+from sidrec_torchrec.ranker.readers import VectorReader
 from sidrec_torchrec.ranker.serving import ServingRanker, requests_of
 from sidrec_torchrec.ranker.targets import Targets
 from tests.ranker.test_attention import attend_by_loops
 from tests.ranker.test_targets import DIM, LENGTHS, by_definition, make_batch, make_code_reader, make_events
 
 CPU = torch.device("cpu")
-SEEDS, FEATURES = 3, 5
+LEARNED, FEATURES = 3, 5
 
 
-def make_vector_reader(seeds: int) -> VectorReader:
+def make_vector_reader(learned_queries: int) -> VectorReader:
     torch.manual_seed(1)
-    reader = VectorReader(ItemVectors(FEATURES, 16, DIM, 0.0), DIM, 2, seeds, num_actions=2)
+    config = RankerConfig(dim=DIM, num_heads=2, item_hidden=16, dropout=0.0, learned_queries=learned_queries)
+    reader = VectorReader(config, FEATURES, None, 2, CPU)
     with torch.no_grad():
         for parameter in reader.attention.parameters():
             parameter.normal_(std=0.5)
@@ -26,11 +28,11 @@ def make_vector_reader(seeds: int) -> VectorReader:
 
 @torch.no_grad()
 def test_over_vectors_each_query_pools_by_the_definition():
-    batch, reader = make_batch(), make_vector_reader(SEEDS)
+    batch, reader = make_batch(), make_vector_reader(LEARNED)
     features_NE = torch.randn(sum(LENGTHS), FEATURES)
     q_SD, pooled_SPD = reader(batch, features_NE, Targets.of(batch))
     x_ND = reader.vectors(features_NE)
-    assert pooled_SPD.shape == (len(q_SD), 1 + SEEDS, DIM)
+    assert pooled_SPD.shape == (len(q_SD), 1 + LEARNED, DIM)
     for s, (_, event, reads) in enumerate(by_definition(batch)):
         query_PD = torch.cat([x_ND[event : event + 1], reader.queries.seeds_KD])
         gap_T = gap_bucket(batch.timestamp_N[event] - batch.timestamp_N[reads])
@@ -46,30 +48,32 @@ def test_over_vectors_each_query_pools_by_the_definition():
         torch.testing.assert_close(pooled_SPD[s], expected_PD, rtol=1e-4, atol=1e-5)
 
 
-def test_over_codes_a_seed_pools_what_a_target_of_its_vector_would():
+def test_over_codes_a_learned_query_pools_what_a_target_of_its_vector_would():
     """The attention itself is proved in tests/side/test_code_attention.py; here, who asks and what each reads."""
-    batch, (reader, words_NW) = make_batch(), make_code_reader(SEEDS)
+    batch, (reader, words_NW) = make_batch(), make_code_reader(LEARNED)
     q_SD, pooled_SPD = reader(batch, words_NW, Targets.of(batch))
     for s, (_, event, reads) in enumerate(by_definition(batch)):
         expected_PD = reader.attention(
             torch.cat([q_SD[s : s + 1], reader.queries.seeds_KD]),
             words_NW[reads],
-            torch.zeros(1 + SEEDS, dtype=torch.int64),
-            torch.full((1 + SEEDS,), len(reads)),
+            torch.zeros(1 + LEARNED, dtype=torch.int64),
+            torch.full((1 + LEARNED,), len(reads)),
             batch.action_N[reads].unsqueeze(1),
             batch.timestamp_N[reads],
-            batch.timestamp_N[event].expand(1 + SEEDS),
+            batch.timestamp_N[event].expand(1 + LEARNED),
         )
         torch.testing.assert_close(pooled_SPD[s], expected_PD, rtol=1e-4, atol=1e-5)
     pooled_SPD.square().sum().backward()
     assert (reader.queries.seeds_KD.grad.norm(dim=1) > 0).all()
 
 
-@pytest.mark.parametrize("seeds", [0, SEEDS])
+@pytest.mark.parametrize("learned_queries", [0, LEARNED])
 @torch.no_grad()
-def test_serving_predicts_what_the_ranker_does(seeds):
+def test_serving_predicts_what_the_ranker_does(learned_queries):
     batch, (_, words_NW) = make_batch(), make_code_reader(0)
-    config = RankerConfig(dim=DIM, num_heads=2, item_hidden=16, head_dims=(16,), attention="codes", seeds=seeds)
+    config = RankerConfig(
+        dim=DIM, num_heads=2, item_hidden=16, head_dims=(16,), attention="codes", learned_queries=learned_queries
+    )
     events = make_events()
     ranker = Ranker(config, torch.nn.Identity(), events.embedding_dim, events, {}, CPU).eval()
     for parameter in ranker.parameters():

@@ -1,6 +1,7 @@
-"""Lays out what an arm needs per item as arrays beside the prepared sequences; made once, shared by arms and seeds."""
+"""An arm by its name: what it needs per item is laid out as arrays beside the prepared sequences, once for all that share it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,47 +14,53 @@ from sidrec_torchrec.data.item_arrays import write_rows, write_vectors
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.sids import SIDS_FILE, read_sids
 from sidrec_torchrec.errors import DataError, SidrecError
-from sidrec_torchrec.ranker.arms import NGRAM_ARMS, SIDE_ARMS, ArmInputs, SIDArray
+from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray
 
 
-def load_arm_inputs(
-    arm: str,
+def open_arm(
+    name: str,
+    config: ArmConfig,
     *,
     data: Path,
     prepared: Prepared,
-    sources: tuple[str, ...],
-    sids: tuple[Path, ...],
-) -> ArmInputs:
-    """What ``arm`` needs, laid out under ``prepared``'s folder where it is not yet; on every process.
+    sources: Sequence[str] = (),
+    sids: Sequence[Path] = (),
+) -> Arm:
+    """The arm of this name; what it needs is laid out under ``prepared``'s folder where it is not yet. On every process.
 
     Args:
-        arm: its name; only what it needs is laid out.
+        name: in ``ARMS``.
+        config: choices within arms.
         data: folder of ``items.parquet``.
         prepared: the prepared sequences.
-        sources: for ``raw``; empty for all.
-        sids: folders encode-corpus wrote, for arms that read SIDs.
+        sources: whose vectors an arm gets that needs vectors; empty for all.
+        sids: folders encode-corpus wrote, for an arm that needs SIDs.
 
     Raises:
-        SidrecError: if the arm needs SIDs and got none.
+        SidrecError: on an unknown name, or if the arm needs SIDs and got none, or some that it cannot read.
         DataError: if ``data``'s items are not those the sequences were prepared from, or the SIDs are of other items.
     """
+    kind = ARMS[name]
     prepared.check_items(data)
-    folder = prepared.folder / "arrays"
-    vectors = {}
-    if arm == "raw":
-        for source in sources or tuple(open_items(data).source_dims):
-            vectors[source] = folder / f"vectors-{source}.npy"
-            _once(vectors[source], lambda path, source=source: write_vectors(data, source, path))
-    reads_sids = arm in (*SIDE_ARMS, *NGRAM_ARMS)
-    if reads_sids and not sids:
-        raise SidrecError(f"the arm '{arm}' needs SIDs; name the folders encode-corpus wrote with --sids")
+    if kind.needs is Needs.SIDS and not sids:
+        raise SidrecError(f"the arm '{name}' needs SIDs; name the folders encode-corpus wrote with --sids")
     if len({path.name for path in sids}) < len(sids):
         raise SidrecError(f"--sids: two folders of one name, {', '.join(map(str, sids))}; SIDs are told apart by it")
-    return ArmInputs(
+    folder = prepared.folder / "arrays"
+    inputs = ArmInputs(
         num_items=prepared.num_items,
-        vectors=vectors,
-        sids={path.name: _sid_array(data, path, folder) for path in sids} if reads_sids else {},
+        vectors=_vectors(data, sources, folder) if kind.needs is Needs.VECTORS else {},
+        sids={path.name: _sid_array(data, path, folder) for path in sids} if kind.needs is Needs.SIDS else {},
     )
+    return kind(inputs, config)
+
+
+def _vectors(data: Path, sources: Sequence[str], folder: Path) -> dict[str, Path]:
+    vectors = {}
+    for source in sources or open_items(data).source_dims:
+        vectors[source] = folder / f"vectors-{source}.npy"
+        _once(vectors[source], partial(write_vectors, data, source))
+    return vectors
 
 
 def _sid_array(data: Path, encoded: Path, folder: Path) -> SIDArray:
@@ -61,7 +68,7 @@ def _sid_array(data: Path, encoded: Path, folder: Path) -> SIDArray:
     if not (encoded / SIDS_FILE).exists():
         raise DataError(f"{encoded / SIDS_FILE}: not found; run encode-corpus first")
     path = folder / f"sid-{codec.spec.fingerprint}-{file_fingerprint(encoded / SIDS_FILE)}.npy"
-    _once(path, lambda path: _write_sids(data, encoded, codec, path))
+    _once(path, partial(_write_sids, data, encoded, codec))
     return SIDArray(path, codec)
 
 

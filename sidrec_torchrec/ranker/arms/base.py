@@ -1,0 +1,153 @@
+"""What an arm is, and what it is made of.
+
+An arm has two sides. In the loader, ``values`` gives what travels with each event (looked up by item row in arrays mapped
+from disk; in production it is logged with the event). In the model, ``module`` turns the batch's KeyedJaggedTensor into
+one vector per event.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.errors import check_at_least, check_share
+from sidrec_torchrec.registry import Registry
+from sidrec_torchrec.side.expansion import MODES, SIDEConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmConfig:
+    """Choices within arms.
+
+    Args:
+        side_mode: what SIDE turns a SID into, ``digits`` or ``decoded``.
+        table_dim: width of learned item tables (``id``, ``hybrid`` and n-grams); a multiple of 4, as fbgemm needs.
+        ngram_rows: rows of each SID's table of n-grams.
+        ngram_depth: longest n-gram, in digits; 0 for all.
+        coarse_ids: rows of the hybrid arm's table, at most; the longest prefix of the SID that has no more values.
+        table_dropout: share of events whose learned rows are dropped whole in training, so that the ranker also learns
+            to do without: tables give zeros (which unseen items have), ``learned-side`` the rows it started with.
+        digit_dropout: share of each event's digits that SIDE leaves out in training, where its vectors are attended to.
+    """
+
+    side_mode: str = "decoded"
+    table_dim: int = 64
+    ngram_rows: int = 65_536
+    ngram_depth: int = 0
+    coarse_ids: int = 4_096
+    table_dropout: float = 0.35
+    digit_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "ngram_depth")
+        check_at_least(self, 1, "ngram_rows", "coarse_ids")
+        check_share(self, "table_dropout", "digit_dropout")
+        if self.table_dim < 4 or self.table_dim % 4:  # fbgemm wants table rows of whole 16 bytes
+            raise ValueError(f"table_dim must be a multiple of 4, got {self.table_dim}")
+        if self.side_mode not in MODES:
+            raise ValueError(f"side_mode must be one of {', '.join(MODES)}; got '{self.side_mode}'")
+
+
+class Needs(Enum):
+    """What an arm is made of, besides the number of items."""
+
+    NOTHING = auto()
+    VECTORS = auto()  # of sources
+    SIDS = auto()  # of all sources in one, or of each
+
+
+class Tokenizers(Enum):
+    """Which tokenizers make an arm's SIDs, in a study that does not say it itself."""
+
+    FUSED = auto()  # one that fuses all sources
+    PER_SOURCE = auto()  # a residual one of each source
+
+
+@dataclass(frozen=True)
+class SIDArray:
+    """Packed SIDs of every item: ``.npy`` of int64 [num_items, num_words], and the codec that made them."""
+
+    path: Path
+    codec: Codec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmInputs:
+    """What arms are made of: arrays mapped from disk, one row per row of the item file.
+
+    Args:
+        num_items: rows of the item file.
+        vectors: per source, a ``.npy`` of float16 [num_items, d], of root mean square 1; zeros where missing. Empty unless
+            the arm needs vectors.
+        sids: SIDs by tokenizer: one for all sources, or one per source. Empty unless the arm needs SIDs.
+    """
+
+    num_items: int
+    vectors: dict[str, Path] = field(default_factory=dict)
+    sids: dict[str, SIDArray] = field(default_factory=dict)
+
+
+class Arm(ABC):
+    """One way of feeding items. Registered by name in ``ARMS``, it is all that others know of it.
+
+    Args:
+        inputs: what it needs.
+        config: choices within arms.
+
+    Attributes:
+        needs: what ``inputs`` must hold.
+        tokenizers: which tokenizers make its SIDs by default, if it needs SIDs.
+        travels_as_codes: whether its SIDs can be read in code space. An instance that can be has one of them in ``sids``.
+        is_base: whether it is what the gains of the others are relative to.
+        keys: keys of the batch's item KJT.
+        dim: width of the module's output.
+        sids: the packed SIDs that travel, for readers of codes; empty if they are none's to read.
+
+    Raises:
+        SidrecError: on SIDs that the arm cannot read.
+
+    Example::
+
+        @ARMS.register("popularity")
+        class Popularity(Arm):
+            keys = ("popularity",)
+
+            def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None: ...
+            def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]: ...
+            def module(self, device: torch.device) -> nn.Module: ...
+    """
+
+    needs: ClassVar[Needs] = Needs.NOTHING
+    tokenizers: ClassVar[Tokenizers] = Tokenizers.FUSED
+    travels_as_codes: ClassVar[bool] = False
+    is_base: ClassVar[bool] = False
+
+    keys: tuple[str, ...] = ()
+    dim: int = 1
+    sids: tuple[SIDEConfig, ...] = ()
+
+    def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
+        pass
+
+    @abstractmethod
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        """By key, a tensor [N] or [N, width] for rows of the item file, int32 [N]."""
+
+    @abstractmethod
+    def module(self, device: torch.device) -> nn.Module:
+        """KeyedJaggedTensor of N events -> float32 [N, dim]; or None, if all items are alike."""
+
+    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
+        """Columns an event log keeps for this arm; by default what travels in the KJT."""
+        return {key: pa.array(value.numpy()) for key, value in self.values(item_N).items()}
+
+
+ARMS: Registry[type[Arm]] = Registry("arm")

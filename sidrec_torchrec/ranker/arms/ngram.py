@@ -1,0 +1,72 @@
+"""Traditional SIDs (Zheng et al., arXiv 2504.02137): per tokenizer, n-grams of residual codes in a hashed table."""
+
+from abc import ABC
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from sidrec_torchrec.codec.packing import word_names
+from sidrec_torchrec.data.item_arrays import map_rows
+from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray, Tokenizers
+from sidrec_torchrec.ranker.arms.modules import RowDropout
+from sidrec_torchrec.side.ngram import AllNgram, NgramCollection, PrefixNgram
+
+
+class _NgramArm(Arm, ABC):
+    """N-grams of each SID, made when the batch is, and looked up in a table of the SID's own."""
+
+    needs = Needs.SIDS
+    tokenizers = Tokenizers.PER_SOURCE
+    ngram: ClassVar[type[PrefixNgram]]
+
+    def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
+        self._config = config
+        self._words = {name: map_rows(sid.path) for name, sid in inputs.sids.items()}
+        self._ngrams = {name: self._ngrams_of(name, sid) for name, sid in inputs.sids.items()}
+        self.keys = tuple(key for name, ngrams in self._ngrams.items() for key in ngrams.keys(name))
+        self.dim = config.table_dim * len(inputs.sids)
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        for name, ngrams in self._ngrams.items():
+            tokens_NP = ngrams.tokens(torch.from_numpy(self._words[name][item_N]))
+            values |= dict(zip(ngrams.keys(name), tokens_NP.unbind(1), strict=True))
+        return values
+
+    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
+        # A log keeps the code itself; its n-grams are made when the batch is.
+        return {
+            column: pa.array(word_N)
+            for name, words in self._words.items()
+            for column, word_N in zip(word_names(name, words.shape[1]), words[item_N].T, strict=True)
+        }
+
+    def module(self, device: torch.device) -> nn.Module:
+        tables = NgramCollection(self._ngrams, embedding_dim=self._config.table_dim, device=device)
+        return nn.Sequential(tables, RowDropout(self._config.table_dropout))
+
+    def _ngrams_of(self, name: str, sid: SIDArray) -> PrefixNgram:
+        spec = sid.codec.spec
+        try:
+            return self.ngram(spec, num_rows=self._config.ngram_rows, depth=self._config.ngram_depth or spec.num_digits)
+        except ValueError as error:
+            raise SidrecError(f"n-grams of the SIDs '{name}': {error}") from None
+
+
+@ARMS.register("prefix-ngram")
+class PrefixNgramArm(_NgramArm):
+    """Every prefix of a residual SID."""
+
+    ngram = PrefixNgram
+
+
+@ARMS.register("all-ngram")
+class AllNgramArm(_NgramArm):
+    """Every run of a residual SID's digits."""
+
+    ngram = AllNgram

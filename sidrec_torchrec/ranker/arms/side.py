@@ -1,0 +1,143 @@
+"""SIDs that travel packed and are expanded in the model: by SIDE as it is, with learned rows, or beside a small table."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from sidrec_torchrec.codec.packing import word_names
+from sidrec_torchrec.data.item_arrays import map_rows
+from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs
+from sidrec_torchrec.ranker.arms.modules import OneFeature, RowDropout
+from sidrec_torchrec.side.collection import SIDECollection
+from sidrec_torchrec.side.expansion import SIDEConfig
+from sidrec_torchrec.side.hybrid import CoarseIds, HybridCollection
+
+
+@ARMS.register("side")
+class SideArm(Arm):
+    """SIDE: packed SIDs travel, and are expanded by a module without parameters.
+
+    One SID travels as ``sid``; several, side by side, under the names of their tokenizers.
+    """
+
+    needs = Needs.SIDS
+    travels_as_codes = True
+    learned: ClassVar[bool] = False
+
+    def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
+        sids = inputs.sids
+        by_feature = dict(zip(["sid"], sids.values(), strict=True)) if len(sids) == 1 else sids
+        self._words = {feature: map_rows(sid.path) for feature, sid in by_feature.items()}
+        self.sids = tuple(
+            SIDEConfig(
+                name=feature, feature_names=[feature], codec=sid.codec, mode=config.side_mode, learned=self.learned
+            )
+            for feature, sid in by_feature.items()
+        )
+        self._config = config
+        self.keys = tuple(key for feature, words in self._words.items() for key in word_names(feature, words.shape[1]))
+        self.dim = sum(sid.embedding_dim for sid in self.sids)
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        words = [torch.from_numpy(words[item_N]).unbind(1) for words in self._words.values()]
+        return dict(zip(self.keys, itertools.chain(*words), strict=True))
+
+    def module(self, device: torch.device) -> nn.Module:
+        modules = [self._expansion(sid, device) for sid in self.sids]
+        return modules[0] if len(modules) == 1 else _SideBySide(modules)
+
+    def _expansion(self, sid: SIDEConfig, device: torch.device) -> nn.Module:
+        """SIDE's vectors of one SID."""
+        (feature,) = sid.feature_names
+        fixed = dataclasses.replace(sid, learned=False, digit_dropout=self._config.digit_dropout)
+        return OneFeature(SIDECollection(tables=[fixed], device=device), feature, 0.0)
+
+
+@ARMS.register("learned-side")
+class LearnedSideArm(SideArm):
+    """SIDE with learned rows (``LearnedSIDE``)."""
+
+    learned = True
+
+    def _expansion(self, sid: SIDEConfig, device: torch.device) -> nn.Module:
+        (feature,) = sid.feature_names
+        frozen = super()._expansion(sid, device)
+        learned = OneFeature(SIDECollection(tables=[sid], device=device), feature, 0.0)
+        return _Fallback(learned, frozen, self._config.table_dropout)
+
+
+@ARMS.register("hybrid")
+class HybridArm(Arm):
+    """SIDE, and a learned row per prefix of the SID; the id of the prefix is made when the batch is."""
+
+    needs = Needs.SIDS
+
+    def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
+        if len(inputs.sids) != 1:
+            raise SidrecError(f"the arm 'hybrid' reads one SID, got {', '.join(inputs.sids)}")
+        self._side = SideArm(inputs, config)
+        (self._sid,) = self._side.sids
+        try:
+            self._coarse = CoarseIds.at_most(self._sid.codec.spec, config.coarse_ids)
+        except ValueError as error:
+            raise SidrecError(f"the arm 'hybrid': {error}; raise coarse_ids") from None
+        self._coarse_key = self._coarse.key("sid")
+        self.keys = (*self._side.keys, self._coarse_key)
+        self.dim = self._side.dim + config.table_dim
+        self._config = config
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        words = self._side.values(item_N)
+        return {**words, self._coarse_key: self._coarse.ids(torch.stack([*words.values()], dim=1))}
+
+    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
+        return self._side.stored(item_N)
+
+    def module(self, device: torch.device) -> nn.Module:
+        table = dataclasses.replace(self._sid, digit_dropout=self._config.digit_dropout)
+        collection = HybridCollection(table, self._coarse, self._config.table_dim, device)
+        return _Hybrid(collection, self._config.table_dropout)
+
+
+class _SideBySide(nn.ModuleList):
+    """Modules' vectors side by side."""
+
+    def forward(self, items: KeyedJaggedTensor) -> Tensor:
+        return torch.cat([module(items) for module in self], dim=1)
+
+
+class _Fallback(nn.Module):
+    """What ``learned`` gives; in training, for a share ``p`` of the events, what ``frozen`` gives."""
+
+    def __init__(self, learned: nn.Module, frozen: nn.Module, p: float) -> None:
+        super().__init__()
+        self.learned, self.frozen = learned, frozen
+        self.p = p
+
+    def forward(self, items: KeyedJaggedTensor) -> Tensor:
+        x_NE = self.learned(items)
+        if not self.training or not self.p:
+            return x_NE
+        kept_N1 = torch.rand(len(x_NE), 1, device=x_NE.device) >= self.p
+        return torch.where(kept_N1, x_NE, self.frozen(items))
+
+
+class _Hybrid(nn.Module):
+    """SIDE's vectors and the table's rows side by side."""
+
+    def __init__(self, collection: HybridCollection, dropout: float) -> None:
+        super().__init__()
+        self.collection = collection
+        self.dropout = RowDropout(dropout)
+
+    def forward(self, items: KeyedJaggedTensor) -> Tensor:
+        side_NE, rows_ND = self.collection(items)
+        return torch.cat([side_NE, self.dropout(rows_ND)], dim=1)

@@ -1,0 +1,76 @@
+"""Sizes of the ranker."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sidrec_torchrec.errors import SidrecError, check_at_least, check_share
+
+if TYPE_CHECKING:
+    from sidrec_torchrec.ranker.readers import Reader
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerConfig:
+    """Sizes of the ranker; the same for every arm.
+
+    Args:
+        dim: width of item vectors, attention and user tables.
+        num_heads: attention heads.
+        attention: the reader, by its name in ``READERS``: ``vectors`` attends to a vector per event; ``codes`` to packed
+            SIDs, which are never decoded (of arms whose SIDs travel): for long histories.
+        learned_queries: how many read what each target reads, besides the target itself.
+        blocks: HSTU blocks in which the newest events read each other, before targets read them; older events are read as
+            ``attention`` says.
+        block_events: how many of the events before a row's first target the blocks read, besides those since.
+        item_hidden: hidden width of the map from an arm's item features to item vectors.
+        cross_layers: layers of the low-rank cross network (DCN-v2).
+        head_dims: hidden widths of the final perceptron.
+        dropout: share of an item vector's components dropped in training.
+        task_weights: weight of each task's loss, in the order of the tasks; none given means 1 each.
+    """
+
+    dim: int = 64
+    num_heads: int = 4
+    attention: str = "vectors"
+    learned_queries: int = 0
+    blocks: int = 0
+    block_events: int = 256
+    item_hidden: int = 128
+    cross_layers: int = 1
+    head_dims: tuple[int, ...] = (128, 64)
+    dropout: float = 0.1
+    task_weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "dim", "num_heads", "item_hidden", "cross_layers", "block_events")
+        check_at_least(self, 0, "learned_queries", "blocks")
+        check_share(self, "dropout")
+        if self.dim % 4 or self.dim % self.num_heads:  # fbgemm wants table rows of whole 16 bytes
+            raise ValueError(f"dim must be a multiple of 4 and of num_heads ({self.num_heads}), got {self.dim}")
+        _ = self.reader  # refuses an unknown one
+        if not self.head_dims or min(self.head_dims) < 1:
+            raise ValueError(f"head_dims must be one or more widths of at least 1, got {self.head_dims}")
+        if not all(0 < weight < math.inf for weight in self.task_weights):
+            raise ValueError(f"task_weights must be above 0, got {self.task_weights}")
+
+    @property
+    def reader(self) -> "type[Reader]":
+        """The class that ``attention`` names.
+
+        Raises:
+            SidrecError: on an unknown name.
+        """
+        from sidrec_torchrec.ranker.readers import READERS  # they are built from this config
+
+        return READERS[self.attention]
+
+    def weights(self, num_tasks: int) -> tuple[float, ...]:
+        """Weight of each task's loss.
+
+        Raises:
+            SidrecError: if ``task_weights`` are of another number of tasks.
+        """
+        if self.task_weights and len(self.task_weights) != num_tasks:
+            raise SidrecError(f"task_weights must name {num_tasks}, one per task, or none; got {self.task_weights}")
+        return self.task_weights or (1.0,) * num_tasks

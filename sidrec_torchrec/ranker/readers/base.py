@@ -1,0 +1,152 @@
+"""What a reader is, and what all of them have: item vectors, and queries."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sidrec_torchrec.data.batches import RankBatch
+from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.ranker.arms.base import ARMS, Arm
+from sidrec_torchrec.ranker.config import RankerConfig
+from sidrec_torchrec.ranker.targets import Targets
+from sidrec_torchrec.registry import Registry
+from sidrec_torchrec.side.expansion import SIDEConfig
+
+
+class Queries(nn.Module):
+    """What each target asks of a history: its own vector, and learned queries that are the same for all targets.
+
+    What the learned ones pool says what the history is like whatever the target is. Source: pooling by multi-head
+    attention, Lee et al. 2019 (Set Transformer), section 3.2; they share the maps of the target's own attention.
+
+    Args:
+        num_learned: how many are learned; P is one more.
+        dim: width D of queries.
+    """
+
+    def __init__(self, num_learned: int, dim: int) -> None:
+        super().__init__()
+        self.num_learned = num_learned
+        # like item vectors, whose LayerNorm gives them this scale; the paper calls them seeds, and so do checkpoints
+        self.seeds_KD = nn.Parameter(torch.randn(num_learned, dim)) if num_learned else None
+
+    def forward(self, q_SD: Tensor) -> Tensor:
+        """float [..., P, D] of the targets' own, [..., D]."""
+        own_S1D = q_SD.unsqueeze(-2)
+        if self.seeds_KD is None:
+            return own_S1D
+        return torch.cat([own_S1D, self.seeds_KD.expand(*q_SD.shape[:-1], -1, -1)], dim=-2)
+
+
+class ItemVectors(nn.Module):
+    """An arm's item features to item vectors: a linear map plus a perceptron, normalized.
+
+    Args:
+        items_dim: width of the features.
+        hidden: of the perceptron.
+        dim: width D of the vectors.
+        dropout: share of a vector's components dropped in training.
+    """
+
+    def __init__(self, items_dim: int, hidden: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(items_dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(items_dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features_NE: Tensor) -> Tensor:
+        """float [N, D]."""
+        return self.dropout(self.norm(self.linear(features_NE) + self.mlp(features_NE)))
+
+
+class Reader(nn.Module, ABC):
+    """How targets read a history. Registered in ``READERS`` under the name that ``RankerConfig.attention`` gives.
+
+    What it reads is of one of two kinds: the vectors that an arm's module makes of events, or packed SIDs as they travel.
+
+    Args:
+        config: sizes.
+        items_dim: width E of the arm's features.
+        sid: codec and mode of the packed SIDs, for a reader of codes.
+        num_actions: actions an event can have.
+        device: where to build it.
+
+    Attributes:
+        reads_codes: whether it reads packed SIDs, which have no gradient; else vectors.
+        unservable: why ``ServingRanker`` cannot ask it, to follow "this ranker"; None if it can, by ``serve``.
+        vectors: the arm's features to item vectors.
+        queries: what each target asks.
+    """
+
+    reads_codes: ClassVar[bool] = False
+    unservable: ClassVar[str | None] = "has a reader that servers cannot ask; train one with another --model.attention"
+
+    def __init__(
+        self,
+        config: RankerConfig,
+        items_dim: int,
+        sid: SIDEConfig | None,
+        num_actions: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.vectors = ItemVectors(items_dim, config.item_hidden, config.dim, config.dropout).to(device)
+        self.queries = Queries(config.learned_queries, config.dim).to(device)
+
+    @classmethod
+    def check_arm(cls, name: str) -> None:
+        """Refuses an arm it cannot read, before anything is built.
+
+        Raises:
+            SidrecError: on such an arm; names those it can read.
+        """
+        if cls.reads_codes and not ARMS[name].travels_as_codes:
+            travel = ", ".join(arm for arm in ARMS if ARMS[arm].travels_as_codes)
+            raise SidrecError(f"attention to codes needs an arm whose SIDs travel: {travel}; got '{name}'")
+
+    @classmethod
+    def items(cls, arm: Arm, device: torch.device) -> nn.Module:
+        """The module that makes what it reads: item KJT of N events -> float [N, E], or packed SIDs int64 [N, W].
+
+        Raises:
+            SidrecError: if the arm has no such thing; see ``check_arm`` for what is known of its class.
+        """
+        return arm.module(device)
+
+    @property
+    def num_pools(self) -> int:
+        """P: vectors it pools for each target."""
+        return 1 + self.queries.num_learned
+
+    @abstractmethod
+    def item_vectors(self, items: Tensor | None, event_K: Tensor) -> Tensor:
+        """Vectors of some events' items, float [K, D]; see ``forward``."""
+
+    @abstractmethod
+    def forward(self, batch: RankBatch, items: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Vectors of the targets, float [S, D], and what their queries pool, float [S, P, D].
+
+        Args:
+            batch: N events.
+            items: what the module of ``items`` gave: float [N, E], None if all items are alike; or packed SIDs, int64.
+            targets: of the batch.
+        """
+
+    def serve(
+        self,
+        history_NW: Tensor,
+        action_N: Tensor,
+        time_N: Tensor,
+        offsets_B1: Tensor,
+        candidate_MW: Tensor,
+        request_M: Tensor,
+        request_time_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """As ``forward``, of requests' candidates: float [M, D] and [M, P, D]; for the arguments see ``ServingRanker``."""
+        raise NotImplementedError
+
+
+READERS: Registry[type[Reader]] = Registry("reader")

@@ -1,0 +1,112 @@
+"""A reader of packed SIDs, in code space."""
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from sidrec_torchrec.data.batches import RankBatch
+from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.ranker.arms.base import Arm
+from sidrec_torchrec.ranker.config import RankerConfig
+from sidrec_torchrec.ranker.readers.base import READERS, Reader
+from sidrec_torchrec.ranker.targets import Targets
+from sidrec_torchrec.side.code_attention import CodeAttention
+from sidrec_torchrec.side.expansion import OfCodec, SIDEConfig
+
+
+class PackedSIDs(nn.Module):
+    """The batch's SIDs as they travel: KeyedJaggedTensor of N events -> int64 [N, W], checked.
+
+    Args:
+        sid: codec of the SIDs, and the feature they travel as.
+        device: where its constants are.
+    """
+
+    def __init__(self, sid: SIDEConfig, device: torch.device) -> None:
+        super().__init__()
+        self._feature = sid.feature_names[0]
+        self.codec = OfCodec(sid, {}, device)
+
+    def forward(self, items: KeyedJaggedTensor) -> Tensor:
+        return self.codec.read(items, self._feature).values()
+
+
+@READERS.register("codes")
+class CodeReader(Reader):
+    """Reads packed SIDs in code space: only targets become vectors, and nothing is padded. See ``Reader``.
+
+    Attributes:
+        spec: of the SIDs.
+
+    Raises:
+        ValueError: without ``sid``.
+    """
+
+    reads_codes = True
+    unservable = None
+
+    def __init__(
+        self,
+        config: RankerConfig,
+        items_dim: int,
+        sid: SIDEConfig | None,
+        num_actions: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(config, items_dim, sid, num_actions, device)
+        if sid is None:
+            raise ValueError("attention to codes needs the SIDs' codec and mode; got no sid")
+        self.spec = sid.codec.spec
+        self.attention = CodeAttention(
+            sid,
+            config.dim,
+            config.num_heads,
+            side_information={"action": num_actions},
+            time_gaps=True,
+            device=device,
+        )
+
+    @classmethod
+    def items(cls, arm: Arm, device: torch.device) -> nn.Module:
+        if len(arm.sids) != 1:
+            raise SidrecError(f"attention to codes reads one SID of each event; this arm has {len(arm.sids)}")
+        return PackedSIDs(arm.sids[0], device)
+
+    def item_vectors(self, items: Tensor | None, event_K: Tensor) -> Tensor:
+        return self.vectors(self.attention.events(items[event_K]))
+
+    def forward(self, batch: RankBatch, items: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
+        q_SD = self.item_vectors(items, targets.event_S)
+        pooled_SPD = self.attention(
+            self.queries(q_SD),
+            items[targets.visible_V],
+            targets.begin_S,
+            targets.end_S,
+            batch.action_N[targets.visible_V].unsqueeze(1),
+            batch.timestamp_N[targets.visible_V],
+            batch.timestamp_N[targets.event_S],
+        )
+        return q_SD, pooled_SPD
+
+    def serve(
+        self,
+        history_NW: Tensor,
+        action_N: Tensor,
+        time_N: Tensor,
+        offsets_B1: Tensor,
+        candidate_MW: Tensor,
+        request_M: Tensor,
+        request_time_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Candidates of a request share its history; learned queries, which are the same for all, read it once."""
+        begin_M, end_M, time_M = offsets_B1[request_M], offsets_B1[request_M + 1], request_time_B[request_M]
+        buckets_N1, seeds_KD = action_N.unsqueeze(1), self.queries.seeds_KD
+        q_MD = self.vectors(self.attention.events(candidate_MW))
+        pooled_MPD = self.attention(q_MD, history_NW, begin_M, end_M, buckets_N1, time_N, time_M).unsqueeze(1)
+        if seeds_KD is None:
+            return q_MD, pooled_MPD
+        request_B = torch.arange(request_time_B.shape[0], device=request_M.device)
+        begin_B, end_B = offsets_B1[request_B], offsets_B1[request_B + 1]  # slices would make export refuse B = 1
+        query_BKD = seeds_KD.expand(request_B.shape[0], -1, -1)
+        pooled_BKD = self.attention(query_BKD, history_NW, begin_B, end_B, buckets_N1, time_N, request_time_B)
+        return q_MD, torch.cat([pooled_MPD, pooled_BKD[request_M]], dim=1)

@@ -1,0 +1,54 @@
+"""Some events of each row in padded blocks, and what targets pool of them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sidrec_torchrec.data.batches import RankBatch
+from sidrec_torchrec.ops.code_attention import gap_bucket
+from sidrec_torchrec.ranker.attention import TargetAttention
+from sidrec_torchrec.ranker.padding import RowLayout
+from sidrec_torchrec.ranker.targets import Targets
+
+
+@dataclass(frozen=True)
+class PaddedHistory:
+    """Some events of each row, in padded blocks.
+
+    Args:
+        batch: whose.
+        layout: of the events.
+        action_BT, time_BT, order_BT: int64.
+    """
+
+    batch: RankBatch
+    layout: RowLayout
+    action_BT: Tensor
+    time_BT: Tensor
+    order_BT: Tensor
+
+    @staticmethod
+    def of(batch: RankBatch, event_K: Tensor) -> "PaddedHistory":
+        """The events at places ``event_K``, int64, rising."""
+        row_K = torch.repeat_interleave(batch.lengths_B)[event_K]
+        layout = RowLayout.of(torch.bincount(row_K, minlength=len(batch.lengths_B)))
+        columns = (batch.action_N, batch.timestamp_N, batch.order_N)
+        return PaddedHistory(batch, layout, *(layout.pad(values_N[event_K]) for values_N in columns))
+
+    def gaps(self, time_BM: Tensor) -> Tensor:
+        """Time-gap bucket from each of these times back to each event, int32 [B, M, T]."""
+        return gap_bucket(time_BM.unsqueeze(2) - self.time_BT.unsqueeze(1))
+
+    def pool(
+        self, attention: TargetAttention, query_SPD: Tensor, targets: Targets, items_KD: Tensor, events_KD: Tensor
+    ) -> Tensor:
+        """What each target's queries pool of the events before it, float [S, P, D]."""
+        asks = RowLayout.of(self.batch.num_targets_B)
+        time_BM, order_BM = (asks.pad(x_N[targets.event_S]) for x_N in (self.batch.timestamp_N, self.batch.order_N))
+        reads_BMT = self.layout.is_entry_BT.unsqueeze(1) & (self.order_BT.unsqueeze(1) < order_BM.unsqueeze(2))
+        items_BTD, events_BTD = self.layout.pad(items_KD), self.layout.pad(events_KD)
+        pooled_BMPD = attention(
+            asks.pad(query_SPD), items_BTD, events_BTD, self.action_BT, self.gaps(time_BM), reads_BMT
+        )
+        return asks.jagged(pooled_BMPD)

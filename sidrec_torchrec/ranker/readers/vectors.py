@@ -1,0 +1,49 @@
+"""A reader of vectors of all events."""
+
+import torch
+from torch import Tensor, nn
+
+from sidrec_torchrec.data.batches import RankBatch
+from sidrec_torchrec.ranker.attention import TargetAttention
+from sidrec_torchrec.ranker.config import RankerConfig
+from sidrec_torchrec.ranker.readers.base import READERS, Reader
+from sidrec_torchrec.ranker.readers.history import PaddedHistory
+from sidrec_torchrec.ranker.targets import Targets
+from sidrec_torchrec.side.expansion import SIDEConfig
+
+
+@READERS.register("vectors")
+class VectorReader(Reader):
+    """Reads vectors of all events, in padded blocks; for any arm. See ``Reader``."""
+
+    unservable = (
+        "attends to vectors, which a server would have to look up for every event; train one with "
+        "--arm side --model.attention codes"
+    )
+
+    def __init__(
+        self,
+        config: RankerConfig,
+        items_dim: int,
+        sid: SIDEConfig | None,
+        num_actions: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(config, items_dim, sid, num_actions, device)
+        self.action = nn.Embedding(num_actions, config.dim)
+        self.norm = nn.LayerNorm(config.dim)
+        self.attention = TargetAttention(config.dim, config.num_heads, num_actions)
+        self.to(device)
+
+    def item_vectors(self, items: Tensor | None, event_K: Tensor) -> Tensor:
+        if items is None:  # all items alike
+            linear = self.vectors.linear
+            return self.vectors(linear.weight.new_zeros(len(event_K), linear.in_features))
+        return self.vectors(items[event_K])
+
+    def forward(self, batch: RankBatch, items: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
+        x_ND = self.item_vectors(items, torch.arange(len(batch.action_N), device=batch.action_N.device))
+        q_SD, x_VD = x_ND[targets.event_S], x_ND[targets.visible_V]
+        events_VD = self.norm(x_VD + self.action(batch.action_N[targets.visible_V]))
+        history = PaddedHistory.of(batch, targets.visible_V)
+        return q_SD, history.pool(self.attention, self.queries(q_SD), targets, x_VD, events_VD)
