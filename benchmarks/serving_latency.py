@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.jobs.export_ranker import describe, write
+from sidrec_torchrec.jobs.export import describe, write
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.model import Context, Ranker
 from sidrec_torchrec.ranker.readers import PackedSIDs

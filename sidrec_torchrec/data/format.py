@@ -16,7 +16,7 @@ from sidrec_torchrec.data.events import (
     open_users,
 )
 from sidrec_torchrec.data.items import ITEMS_FILE, ItemBatch, Items, open_items
-from sidrec_torchrec.data.validate import ValidateConfig, print_validation, validate
+from sidrec_torchrec.data.validate import validate
 from sidrec_torchrec.data.vocabulary import MAX_CLASSES, Vocabulary, scan_vocabularies
 
 __all__ = [
@@ -30,13 +30,11 @@ __all__ = [
     "Items",
     "UserBatch",
     "Users",
-    "ValidateConfig",
     "Vocabulary",
     "data_files",
     "open_events",
     "open_items",
     "open_users",
-    "print_validation",
     "scan_vocabularies",
     "validate",
 ]

@@ -11,16 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidrec_torchrec.data.format import (
-    ValidateConfig,
     Vocabulary,
     open_events,
     open_items,
     open_users,
-    print_validation,
     scan_vocabularies,
     validate,
 )
 from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.jobs import data_validate
 
 IDS = [10, 20, 30, 40, 50]
 TEXT = [[1.0, 2.0], None, [0.0, 0.0], [-0.5, 0.25], [3.0, 0.0]]
@@ -403,7 +402,7 @@ def test_summary_of_a_valid_folder(folder: Path, capsys) -> None:
         "history": {"p50": 2, "p90": 2, "max": 3},
         "users_without_row": 0,
     }
-    print_validation(ValidateConfig(data=folder))
+    data_validate.main(data_validate.DataValidateConfig(data=folder))
     printed = capsys.readouterr().out
     assert "2 wide, 2 missing" in printed
     assert "0.6000" in printed

@@ -11,8 +11,8 @@ import torch
 from sidrec_torchrec.data.format import open_events, validate
 from sidrec_torchrec.data.prepare import SPLITS, PrepareConfig, open_prepared, prepare
 from sidrec_torchrec.data.tasks import UNKNOWN, action_of, label_of, num_actions
-from sidrec_torchrec.data.validate import ValidateConfig, print_validation
 from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.jobs import data_validate
 from tests.data.test_prepare import rows_of, targets_of, write_corpus
 
 TASKS = ("label", "like", "long_view")
@@ -92,7 +92,7 @@ def test_validation_counts_labels(data, capsys):
     for task in TASKS:
         counts = np.bincount(digits(events, task), minlength=3)
         assert labels[task] == {"rate": pytest.approx(counts[1] / counts[:2].sum()), "missing": counts[UNKNOWN]}
-    print_validation(ValidateConfig(data=data, tasks=TASKS))
+    data_validate.main(data_validate.DataValidateConfig(data=data, tasks=TASKS))
     assert "label 'like'" in capsys.readouterr().out
 
 

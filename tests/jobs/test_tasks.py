@@ -12,7 +12,7 @@ import torch
 from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
-from sidrec_torchrec.jobs import evaluate, export_ranker, pipeline, train_ranker
+from sidrec_torchrec.jobs import evaluate, export, pipeline, train_ranker
 from sidrec_torchrec.ranker.arms import ArmConfig
 from sidrec_torchrec.ranker.readers import READERS
 from sidrec_torchrec.ranker.recipe import TrainedRanker
@@ -135,7 +135,7 @@ def test_two_processes_equal_one(trained, tmp_path, run_distributed):
 def test_the_exported_ranker_scores_both_tasks(trained, tmp_path):
     config, _ = trained
     file = tmp_path / "ranker.pt2"
-    metadata = export_ranker.main(export_ranker.ExportRankerConfig(ranker=config.out, out=file, compiled=False))
+    metadata = export.main(export.ExportConfig(ranker=config.out, out=file, compiled=False))
     assert metadata["tasks"] == list(TASKS)
     scorer = Scorer(file)
     expected_SK = torch.from_numpy(predictions(config)[0])

@@ -8,7 +8,7 @@ from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.errors import DataError, SidrecError
-from sidrec_torchrec.jobs.export_ranker import describe, write
+from sidrec_torchrec.jobs.export import describe, write
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.readers import PackedSIDs

@@ -10,7 +10,7 @@ from torch import nn
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of, num_actions
 from sidrec_torchrec.errors import DataError, SidrecError
-from sidrec_torchrec.jobs.export_ranker import describe, write
+from sidrec_torchrec.jobs.export import describe, write
 from sidrec_torchrec.ops.code_attention import gap_bucket
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.metrics import RankingMetrics

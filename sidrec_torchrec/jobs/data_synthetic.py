@@ -9,7 +9,7 @@ from sidrec_torchrec.training.config import JobConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeSyntheticConfig(SyntheticConfig, JobConfig):
+class DataSyntheticConfig(SyntheticConfig, JobConfig):
     """What to make, and where.
 
     Args:
@@ -23,7 +23,7 @@ class MakeSyntheticConfig(SyntheticConfig, JobConfig):
         JobConfig.__post_init__(self)
 
 
-def main(config: MakeSyntheticConfig) -> dict[str, Any]:
+def main(config: DataSyntheticConfig) -> dict[str, Any]:
     """Writes the corpus and says how well it can be predicted; returns the content of ``synthetic.json``."""
     corpus = SyntheticConfig(**{field.name: getattr(config, field.name) for field in fields(SyntheticConfig)})
     summary = write_synthetic(corpus, config.out, progress=True)

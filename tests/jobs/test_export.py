@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.jobs import export_ranker, train_ranker
-from sidrec_torchrec.jobs.export_ranker import ExportRankerConfig, check_predictions
+from sidrec_torchrec.jobs import export, train_ranker
+from sidrec_torchrec.jobs.export import ExportConfig, check_predictions
 from sidrec_torchrec.ranker.arms import ArmConfig
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import Scorer
@@ -52,7 +52,7 @@ def trained(corpus, prepared, sids, tmp_path_factory):
 def test_a_program_predicts_what_the_sharded_ranker_does(trained, tmp_path):
     config, pairs = trained
     file = tmp_path / "ranker.pt2"
-    metadata = export_ranker.main(ExportRankerConfig(ranker=config.out, out=file, compiled=False))
+    metadata = export.main(ExportConfig(ranker=config.out, out=file, compiled=False))
     scorer = Scorer(file)
     assert scorer.metadata == metadata
     assert len(pairs) > 1
@@ -65,7 +65,7 @@ def test_a_program_predicts_what_the_sharded_ranker_does(trained, tmp_path):
 def test_a_compiled_package_loads_without_torchrec(trained, tmp_path):
     config, pairs = trained
     file = tmp_path / "ranker.pt2"
-    export_ranker.main(ExportRankerConfig(ranker=config.out, out=file))
+    export.main(ExportConfig(ranker=config.out, out=file))
     inputs, expected = pairs[0]
     torch.save(inputs, tmp_path / "inputs.pt")
     command = [sys.executable, "-c", LOAD, file, tmp_path / "inputs.pt", tmp_path / "output.pt"]
@@ -96,17 +96,17 @@ def test_other_predictions_are_refused(trained):
 def test_what_cannot_be_exported_is_refused(corpus, prepared, sids, tmp_path, monkeypatch):
     out = tmp_path / "ranker.pt2"
     with pytest.raises(SidrecError, match="ends in .pt2"):
-        export_ranker.main(ExportRankerConfig(ranker=tmp_path, out=tmp_path / "ranker.bin"))
+        export.main(ExportConfig(ranker=tmp_path, out=tmp_path / "ranker.bin"))
     with pytest.raises(SidrecError, match="not found; name a folder train-ranker wrote"):
-        export_ranker.main(ExportRankerConfig(ranker=tmp_path, out=out))
+        export.main(ExportConfig(ranker=tmp_path, out=out))
     config = make_config(corpus, prepared, sids, tmp_path / "raw", "raw", epochs=1)
     train_ranker.main(config)
     with pytest.raises(SidrecError, match="train one with --arm side --model.attention codes"):
-        export_ranker.main(ExportRankerConfig(ranker=config.out, out=out))
+        export.main(ExportConfig(ranker=config.out, out=out))
     shutil.rmtree(config.out / "checkpoints" / "best")
     with pytest.raises(SidrecError, match="no trained epoch yet"):
-        export_ranker.main(ExportRankerConfig(ranker=config.out, out=out))
+        export.main(ExportConfig(ranker=config.out, out=out))
     monkeypatch.setenv("CXX", "/no/compiler")
     with pytest.raises(SidrecError, match="no C\\+\\+ compiler '/no/compiler'.* --compiled false"):
-        export_ranker.main(ExportRankerConfig(ranker=config.out, out=out))
+        export.main(ExportConfig(ranker=config.out, out=out))
     assert not out.exists()

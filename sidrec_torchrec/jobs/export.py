@@ -28,7 +28,7 @@ _TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRankerConfig(JobConfig):
+class ExportConfig(JobConfig):
     """Which ranker to export, and where to.
 
     Args:
@@ -43,7 +43,7 @@ class ExportRankerConfig(JobConfig):
     compiled: bool = True
 
 
-def main(config: ExportRankerConfig) -> dict[str, Any]:
+def main(config: ExportConfig) -> dict[str, Any]:
     """Exports the best epoch, checks that it predicts what the trained ranker does, and only then writes the file.
 
     Returns:
@@ -119,7 +119,7 @@ def check_predictions(ranker: Ranker, batch: RankBatch, scorer: Scorer) -> None:
         raise SidrecError(f"the exported ranker's predictions differ by {difference:.1e} from the trained one's")
 
 
-def _check(config: ExportRankerConfig) -> None:
+def _check(config: ExportConfig) -> None:
     if config.out.suffix != ".pt2":
         raise SidrecError(f"{config.out}: torch wants a name that ends in .pt2")
     compiler = os.environ.get("CXX", "g++")  # the one torch takes
