@@ -218,9 +218,10 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _series(version: str | None) -> str | None:
-    match = re.match(r"\d+\.\d+", version or "")
-    return match[0] if match else None
+def _series(version: str) -> str:
+    """Its first two numbers, such as ``2.11``; empty if it does not begin with two."""
+    match = re.match(r"\d+\.\d+", version)
+    return match[0] if match else ""
 
 
 def _requirements(name: str) -> list[str]:

@@ -8,7 +8,6 @@ several coordinates counts them in mixed radix, the first coordinate most signif
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,15 +18,17 @@ MAX_RADIX = 1 << 15  # digits travel as int16
 
 
 class Alphabet(ABC):
-    """What one digit of a SID can be.
+    """What one digit of a SID can be."""
 
-    Attributes:
-        radix: number of values; a digit lies in [0, radix). 0 for a real stage, which has no digits.
-        width: floats one digit expands to, and rows of the basis it weighs.
-    """
+    @property
+    @abstractmethod
+    def radix(self) -> int:
+        """Number of values; a digit lies in [0, radix). 0 for a real stage, which has no digits."""
 
-    radix: int
-    width: int
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Floats one digit expands to, and rows of the basis it weighs."""
 
     @abstractmethod
     def values(self) -> Tensor:
@@ -60,11 +61,11 @@ class OneHot(Alphabet):
             raise ValueError(f"a one-hot alphabet has 2 to {MAX_RADIX} values, got {self.size}")
 
     @property
-    def radix(self) -> int:  # type: ignore[override]
+    def radix(self) -> int:
         return self.size
 
     @property
-    def width(self) -> int:  # type: ignore[override]
+    def width(self) -> int:
         return self.size
 
     def values(self) -> Tensor:
@@ -86,7 +87,6 @@ class Grid(Alphabet):
         power: number of coordinates.
     """
 
-    name: ClassVar[str]
     count: int
     step: float
     power: int
@@ -98,12 +98,17 @@ class Grid(Alphabet):
             raise ValueError(f"a digit has at most {MAX_RADIX} values, {self} has more")
 
     @property
-    def radix(self) -> int:  # type: ignore[override]
+    def radix(self) -> int:
         return self.count**self.power
 
     @property
-    def width(self) -> int:  # type: ignore[override]
+    def width(self) -> int:
         return self.power
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Text form of one coordinate."""
 
     @property
     def lowest(self) -> float:
@@ -179,7 +184,7 @@ class Levels(Grid):
         super().__post_init__()
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         return f"levels:{self.count}"
 
 

@@ -74,7 +74,8 @@ class Events:
             for k, task in enumerate(self.tasks):
                 labels_NK[:, k] = self._labels(batch, task, first_row)
                 counts_K2[k] += [(labels_NK[:, k] == value).sum() for value in (0, 1)]
-            yield EventBatch(first_row, *(self.table.int64(batch, name, first_row) for name in ids), labels_NK)
+            user_ids_N, item_ids_N, timestamps_N = (self.table.int64(batch, name, first_row) for name in ids)
+            yield EventBatch(first_row, user_ids_N, item_ids_N, timestamps_N, labels_NK)
         for task, counts_2 in zip(self.tasks, counts_K2, strict=True):
             if not counts_2.all():
                 rows = f"{counts_2.sum()} rows" + " that have it" * bool(counts_2.sum() < self.num_events)

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +92,22 @@ class PrepareConfig:
             raise ValueError(f"train_fraction must be above 0 and at most 1, got {self.train_fraction}")
 
 
+class SplitCounts(TypedDict):
+    """What a split holds.
+
+    Args:
+        rows: of its file.
+        events: in all rows.
+        targets: in all rows.
+        labels: by task, targets that have its label.
+    """
+
+    rows: int
+    events: int
+    targets: int
+    labels: dict[str, int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A folder of prepared sequences. Made by ``prepare`` or ``open_prepared``.
@@ -103,7 +119,7 @@ class Prepared:
         user_features: number of codes by user feature; code 0 stands for a missing value.
         sampled_negatives: whether the negatives were sampled (logs of positives only).
         data: fingerprint of each file of the data folder; see ``data_fingerprint``.
-        counts: by split, rows, events, targets, and by task the targets that have its label.
+        counts: by split.
         tasks: names of the labels, in the order of an action's digits; see ``data.tasks``.
     """
 
@@ -112,7 +128,7 @@ class Prepared:
     user_features: dict[str, int]
     sampled_negatives: bool
     data: dict[str, str]
-    counts: dict[str, dict[str, Any]]
+    counts: dict[str, SplitCounts]
     tasks: tuple[str, ...]
 
     def files(self) -> list[Path]:
@@ -210,7 +226,7 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
 
 def _write_sequences(
     folder: Path, buckets: EventBuckets, splitter: "_Splitter", config: PrepareConfig
-) -> tuple[np.ndarray, dict[str, dict[str, Any]]]:
+) -> tuple[np.ndarray, dict[str, SplitCounts]]:
     """Writes every split; returns the seen items, bool [num_items], and the counts by split."""
     train_counts, test_counts = splitter.count_items(buckets)
     sampler = None
@@ -297,7 +313,7 @@ class _SequenceWriter:
     """Writes rows to a sequences file, a row group at a time, and counts them."""
 
     def __init__(self, path: Path, tasks: tuple[str, ...]) -> None:
-        self.counts = {"rows": 0, "events": 0, "targets": 0, "labels": dict.fromkeys(tasks, 0)}
+        self.counts: SplitCounts = {"rows": 0, "events": 0, "targets": 0, "labels": dict.fromkeys(tasks, 0)}
         self._writer = pq.ParquetWriter(path, sequence_schema(), compression="zstd")
         self._pending: list[Sequence] = []
 

@@ -92,7 +92,7 @@ class Vocabulary:
         hot_NC = np.zeros((len(column), len(self)), np.float32)
         known = labels >= 0
         hot_NC[rows[known], labels[known]] = 1.0
-        return hot_NC, hot_NC.any(axis=1)
+        return hot_NC, np.any(hot_NC, axis=1)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value ``from_json`` reads back."""

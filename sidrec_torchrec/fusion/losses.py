@@ -52,6 +52,9 @@ class TaskWeights(nn.Module):
         learned: whether to learn.
     """
 
+    fixed_K: Tensor
+    factor_K: Tensor
+
     def __init__(self, fixed: dict[str, float], is_regression: dict[str, bool], learned: bool) -> None:
         super().__init__()
         self.register_buffer("fixed_K", torch.tensor(list(fixed.values())))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ class VQFusion(nn.Module):
 
     def latent(self, items: ItemTensors) -> Tensor:
         """The fused latent before quantization, float32 [N, latent_dim]; missing sources count as learned vectors."""
-        total_ND = 0
+        total_ND = torch.zeros(())
         for name in self.config.read_sources:
             z_ND = self.encoders[name](self._standardized(items, name))
             total_ND = total_ND + torch.where(items.present[name].unsqueeze(1), z_ND, self.absent[name])
@@ -156,16 +157,18 @@ class VQFusion(nn.Module):
         x_NE = torch.cat(parts, dim=1).double()  # a missing source counts as its mean
         directions_ED = torch.linalg.eigh(x_NE.T @ x_NE).eigenvectors.flip(1)[:, : self.config.latent_dim]
         for name in self.config.predicted:
-            nn.init.zeros_(self.decoders[name].linear.weight)
-            nn.init.zeros_(self.decoders[name].linear.bias)
+            linear = _linear(self.decoders, name)
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
         for name, part_ED in zip(names, directions_ED.float().split([p.shape[1] for p in parts]), strict=True):
-            for linear, weight in ((self.encoders[name].linear, part_ED.T), (self.decoders[name].linear, part_ED)):
+            for linear, weight in ((_linear(self.encoders, name), part_ED.T), (_linear(self.decoders, name), part_ED)):
                 nn.init.zeros_(linear.weight)
                 nn.init.zeros_(linear.bias)
                 linear.weight[: weight.shape[0], : weight.shape[1]] = weight
-        for name, head in self.heads.items():
-            nn.init.zeros_(head.linear.weight)
-            head.linear.bias.copy_(_log_odds(items.labels[name][items.labelled[name]], self.config.targets[name]))
+        for name, target in self.config.targets.items():
+            linear = _linear(self.heads, name)
+            nn.init.zeros_(linear.weight)
+            linear.bias.copy_(_log_odds(items.labels[name][items.labelled[name]], target))
         was_training = self.training
         self.eval()
         self.quantizer.initialize(self.latent(items))
@@ -193,6 +196,9 @@ class VQFusion(nn.Module):
 
 class Standardize(nn.Module):
     """Centers a source and scales it to total variance 1, by statistics of the training items."""
+
+    mean_D: Tensor
+    scale: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -240,6 +246,11 @@ class _Residual(nn.Module):
     def forward(self, x_ND: Tensor) -> Tensor:
         y_ND = self.linear(x_ND * self.gain)
         return y_ND if self.perceptron is None else y_ND + self.perceptron(x_ND)
+
+
+def _linear(maps: nn.ModuleDict, name: str) -> nn.Linear:
+    """The linear part of one of some ``_Residual`` maps."""
+    return cast(_Residual, maps[name]).linear
 
 
 def _log_odds(labels: Tensor, target: TargetConfig) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from sidrec_torchrec.errors import DataError, SidrecError, check_at_least
 from sidrec_torchrec.fusion.item_tensors import ItemStream
-from sidrec_torchrec.fusion.model import VQFusion
+from sidrec_torchrec.fusion.model import Standardize, VQFusion
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.loop import LoopConfig, Step, Trainee, Values
 from sidrec_torchrec.training.progress import Stage
@@ -213,5 +213,5 @@ def standardize(model: VQFusion, train: ItemStream, device: torch.device) -> int
                 "square), of which float32 would make nothing; scale them to about 1"
             )
         variance = torch.tensor(square - float(mean_D.square().sum()))
-        model.standardize[name].set(mean_D.to(device), variance.to(device))
+        cast(Standardize, model.standardize[name]).set(mean_D.to(device), variance.to(device))
     return num_items

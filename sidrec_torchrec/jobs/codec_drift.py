@@ -62,7 +62,7 @@ def main(config: CodecDriftConfig) -> dict[str, Any]:
         "new": _describe(new),
         "common_items": len(common),
         "prefixes": [asdict(depth) for depth in prefixes],
-        "digits": digits and [asdict(digit) for digit in digits],
+        "digits": None if digits is None else [asdict(digit) for digit in digits],
         "reconstruction": _reconstructions(old, new),
     }
     if config.json is not None:

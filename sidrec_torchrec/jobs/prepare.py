@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sidrec_torchrec.data.format import data_files
-from sidrec_torchrec.data.prepare import SEQUENCES, PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.data.prepare import SEQUENCES, PrepareConfig, SplitCounts, open_prepared, prepare
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
@@ -41,11 +41,10 @@ def main(config: PrepareJobConfig) -> dict[str, Any]:
     with process_group() as processes, open_run(config.out, config, inputs=config.files()) as run:
         if run.result is not None:
             return run.result
-        result = None
+        counts: dict[str, SplitCounts] = {}
         if processes.is_main:
             with stage("prepare sequences", None, show=True) as progress:
-                prepared = prepare(config.data, config.out / SEQUENCES, config.protocol)
-                result = prepared.counts
-                progress.advance(0, ", ".join(f"{s} {c['targets']:,} targets" for s, c in result.items()))
-        run.finish(result)
+                counts = prepare(config.data, config.out / SEQUENCES, config.protocol).counts
+                progress.advance(0, ", ".join(f"{s} {c['targets']:,} targets" for s, c in counts.items()))
+        run.finish(counts)
         return open_prepared(config.out / SEQUENCES).counts

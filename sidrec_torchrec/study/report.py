@@ -72,14 +72,21 @@ def task_suffixes(report: dict[str, Any]) -> dict[str, str]:
 
 def spread(values: list[float | None]) -> str:
     """Mean and, over several seeds, standard deviation; a dash where a value is not defined."""
-    mean = _mean(values)
-    if mean is None:
+    known = _known(values)
+    if not known:
         return "-"
-    return f"{mean:.4f}" + (f" ±{stdev(values):.4f}" if len(values) > 1 else "")
+    return f"{fmean(known):.4f}" + (f" ±{stdev(known):.4f}" if len(known) > 1 else "")
 
 
 def _mean(values: list[float | None]) -> float | None:
-    return fmean(values) if values and None not in values else None
+    known = _known(values)
+    return fmean(known) if known else None
+
+
+def _known(values: list[float | None]) -> list[float]:
+    """The values; none at all where one of them is not defined."""
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else []
 
 
 def percent(value: float | None) -> str:

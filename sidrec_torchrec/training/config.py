@@ -65,7 +65,7 @@ def _is_path(value: Any) -> bool:
 def _typed(hint: Any, value: Any, folder: Path) -> Any:
     if value is None:
         return None
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return config_from_json(hint, value, folder)
     origin, options = typing.get_origin(hint), [o for o in typing.get_args(hint) if o is not types.NoneType]
     if origin is tuple:

@@ -2,9 +2,10 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,16 +16,15 @@ _is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 class Stage:
     """One bar, such as an epoch. Made by ``stage``."""
 
-    def __init__(self, bar: Progress | None, task: int | None) -> None:
-        self._bar = bar
-        self._task = task
+    def __init__(self, update: Callable[..., None] | None = None) -> None:
+        self._update = update
         self.note = ""
 
     def advance(self, steps: float = 1, note: str | None = None) -> None:
         """Moves on by ``steps``; ``note`` is shown behind the bar (say, the loss)."""
         self.note = self.note if note is None else note
-        if self._bar is not None:
-            self._bar.update(self._task, advance=steps, note=self.note)
+        if self._update is not None:
+            self._update(advance=steps, note=self.note)
 
 
 @contextmanager
@@ -39,17 +39,17 @@ def stage(title: str, total: float | None, *, show: bool, line: bool = True) -> 
     """
     start = time.monotonic()
     if not show or _is_quiet.get():
-        yield Stage(None, None)
+        yield Stage()
         return
     console = Console(stderr=True)
     if not sys.stderr.isatty():
-        current = Stage(None, None)
+        current = Stage()
         yield current
     else:
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
         columns += [TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
         with Progress(*columns, console=console, transient=True) as bar:
-            current = Stage(bar, bar.add_task(title, total=total, note=""))
+            current = Stage(partial(bar.update, bar.add_task(title, total=total, note="")))
             yield current
     if line:
         console.print(
