@@ -108,8 +108,8 @@ def call(command: Command, arguments: list[str], *, prog: str) -> int:
     """
     function = command.function
     if isinstance(function, str):
-        module, _, name = function.partition(":")
-        function = getattr(importlib.import_module(module), name)
+        module, _, attribute = function.partition(":")
+        function = getattr(importlib.import_module(module), attribute)
     result = function(parse_config(_config_class(function), arguments, prog=prog, description=command.help))
     if command.print_result:
         print(json.dumps(result, indent=2))

@@ -62,6 +62,11 @@ class ResidualVQ(Quantizer):
     over all processes, and dead ones are revived.
     """
 
+    codebook_LKD: Tensor
+    count_LK: Tensor
+    sum_LKD: Tensor
+    updates: Tensor
+
     def __init__(self, config: ResidualVQConfig) -> None:
         super().__init__((OneHot(config.codebook_size),) * config.num_stages, config.dim)
         self.config = config
