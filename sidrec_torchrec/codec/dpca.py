@@ -75,6 +75,8 @@ class DPCA(Quantizer):
         x_hat_ND = dpca.decode(digits_NL)
     """
 
+    mean_D: Tensor
+
     def __init__(self, config: DPCAConfig) -> None:
         super().__init__(config.stages, config.dim)
         self.config = config

@@ -108,6 +108,8 @@ def user_tables(user_features: dict[str, int], dim: int, device: torch.device) -
 class RankerHead(nn.Module):
     """All that follows the tables; dense, replicated."""
 
+    weights_K: Tensor
+
     def __init__(
         self,
         config: RankerConfig,

@@ -1,5 +1,7 @@
 """A trained ranker as a module that scores requests: plain tensors in, probabilities out, ready to be exported."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -7,6 +9,7 @@ from torch.export import Dim, ExportedProgram
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.model import Context, Ranker
+from sidrec_torchrec.ranker.readers import Reader
 from sidrec_torchrec.ranker.targets import Targets
 
 INPUTS: dict[str, tuple[str, ...]] = {
@@ -41,7 +44,7 @@ class ServingRanker(nn.Module):
         reader = ranker.head.reader
         if reader.unservable is not None:
             raise SidrecError(f"this ranker {reader.unservable}")
-        self.reader = reader
+        self.reader = cast(Reader, reader)  # the only other kind, with blocks, is unservable
         self.interaction = ranker.head.interaction
         self.num_tasks = ranker.head.num_tasks
         bags = ranker.users.embedding_bags if ranker.users is not None else {}

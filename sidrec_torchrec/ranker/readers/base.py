@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.arms.base import ARMS, Arm
@@ -79,10 +80,12 @@ class Reader(nn.Module, ABC):
         unservable: why ``ServingRanker`` cannot ask it, to follow "this ranker"; None if it can, by ``serve``.
         vectors: the arm's features to item vectors.
         queries: what each target asks.
+        spec: of the SIDs that a reader of codes reads.
     """
 
     reads_codes: ClassVar[bool] = False
     unservable: ClassVar[str | None] = "has a reader that servers cannot ask; train one with another --model.attention"
+    spec: SIDSpec
 
     def __init__(
         self,

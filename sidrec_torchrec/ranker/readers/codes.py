@@ -35,9 +35,6 @@ class PackedSIDs(nn.Module):
 class CodeReader(Reader):
     """Reads packed SIDs in code space: only targets become vectors, and nothing is padded. See ``Reader``.
 
-    Attributes:
-        spec: of the SIDs.
-
     Raises:
         ValueError: without ``sid``.
     """
@@ -73,9 +70,11 @@ class CodeReader(Reader):
         return PackedSIDs(arm.sids[0], device)
 
     def item_vectors(self, items: Tensor | None, event_K: Tensor) -> Tensor:
+        assert items is not None  # SIDs always travel
         return self.vectors(self.attention.events(items[event_K]))
 
     def forward(self, batch: RankBatch, items: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
+        assert items is not None
         q_SD = self.item_vectors(items, targets.event_S)
         pooled_SPD = self.attention(
             self.queries(q_SD),
