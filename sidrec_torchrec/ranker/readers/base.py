@@ -1,10 +1,11 @@
-"""What a reader is, and what all of them have: item vectors, and queries."""
+"""What a reader is, what it can read, and what all of them have: item vectors, and queries."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.batches import RankBatch
@@ -13,7 +14,7 @@ from sidrec_torchrec.ranker.arms.base import ARMS, Arm
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.registry import Registry
-from sidrec_torchrec.side.expansion import SIDEConfig
+from sidrec_torchrec.side.expansion import OfCodec, SIDEConfig
 
 
 class Queries(nn.Module):
@@ -61,6 +62,23 @@ class ItemVectors(nn.Module):
     def forward(self, features_NE: Tensor) -> Tensor:
         """float [N, D]."""
         return self.dropout(self.norm(self.linear(features_NE) + self.mlp(features_NE)))
+
+
+class PackedSIDs(nn.Module):
+    """The batch's SIDs as they travel: KeyedJaggedTensor of N events -> int64 [N, W], checked.
+
+    Args:
+        sid: codec of the SIDs, and the feature they travel as.
+        device: where its constants are.
+    """
+
+    def __init__(self, sid: SIDEConfig, device: torch.device) -> None:
+        super().__init__()
+        self._feature = sid.feature_names[0]
+        self.codec = OfCodec(sid, {}, device)
+
+    def forward(self, items: KeyedJaggedTensor) -> Tensor:
+        return self.codec.read(items, self._feature).values()
 
 
 class Reader(nn.Module, ABC):
@@ -115,9 +133,14 @@ class Reader(nn.Module, ABC):
         """The module that makes what it reads: item KJT of N events -> float [N, E], or packed SIDs int64 [N, W].
 
         Raises:
-            SidrecError: if the arm has no such thing; see ``check_arm`` for what is known of its class.
+            SidrecError: for a reader of codes, if the arm has not one SID to read; its class alone is refused earlier, by
+                ``check_arm``.
         """
-        return arm.module(device)
+        if not cls.reads_codes:
+            return arm.module(device)
+        if len(arm.sids) != 1:
+            raise SidrecError(f"attention to codes reads one SID of each event; this arm has {len(arm.sids)}")
+        return PackedSIDs(arm.sids[0], device)
 
     @property
     def num_pools(self) -> int:

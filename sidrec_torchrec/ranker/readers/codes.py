@@ -1,34 +1,14 @@
 """A reader of packed SIDs, in code space."""
 
 import torch
-from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torch import Tensor
 
 from sidrec_torchrec.data.batches import RankBatch
-from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.ranker.arms.base import Arm
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.readers.base import READERS, Reader
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.side.code_attention import CodeAttention
-from sidrec_torchrec.side.expansion import OfCodec, SIDEConfig
-
-
-class PackedSIDs(nn.Module):
-    """The batch's SIDs as they travel: KeyedJaggedTensor of N events -> int64 [N, W], checked.
-
-    Args:
-        sid: codec of the SIDs, and the feature they travel as.
-        device: where its constants are.
-    """
-
-    def __init__(self, sid: SIDEConfig, device: torch.device) -> None:
-        super().__init__()
-        self._feature = sid.feature_names[0]
-        self.codec = OfCodec(sid, {}, device)
-
-    def forward(self, items: KeyedJaggedTensor) -> Tensor:
-        return self.codec.read(items, self._feature).values()
+from sidrec_torchrec.side.expansion import SIDEConfig
 
 
 @READERS.register("codes")
@@ -62,12 +42,6 @@ class CodeReader(Reader):
             time_gaps=True,
             device=device,
         )
-
-    @classmethod
-    def items(cls, arm: Arm, device: torch.device) -> nn.Module:
-        if len(arm.sids) != 1:
-            raise SidrecError(f"attention to codes reads one SID of each event; this arm has {len(arm.sids)}")
-        return PackedSIDs(arm.sids[0], device)
 
     def item_vectors(self, items: Tensor | None, event_K: Tensor) -> Tensor:
         assert items is not None  # SIDs always travel
