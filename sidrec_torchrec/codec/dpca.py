@@ -164,7 +164,9 @@ class DPCA(Quantizer):
 
         Returns:
             Relative squared error ``|x - x_hat|^2 / |x - mean|^2`` of the start and after each round. The last basis is
-            kept, not that of the least error: rows are shrunk ever better, which helps on vectors not seen.
+            kept, not that of the least error: rows are shrunk ever better, which helps on vectors not seen. Fewer rounds
+            than asked for where there are fewer codes than digits to tell apart, in vectors of a few tight clusters say:
+            the first basis that greedy search can make nothing of ends the fit, and the one before is kept.
 
         Raises:
             ValueError: without vectors, on a wrong width, or on a value that is not finite; names the first bad row.

@@ -6,8 +6,13 @@ codebook update of additive quantization (Babenko & Lempitsky 2014) and LSQ (Mar
 
 Rows are shrunk by what the data itself says is noise (``shrinkage.py``). So the error on the vectors fitted may rise where
 that on others falls, and the last basis is the one to keep.
+
+But least squares trusts the codes to stay. Where there are fewer codes than digits to tell apart (vectors in tight clusters,
+fewer vectors than digits) many bases fit them equally well, and from most of those a greedy search finds other codes, with far
+greater error. So a basis that does not keep the promise of its least squares is dropped, and the one before is kept.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -34,6 +39,8 @@ from sidrec_torchrec.processes import (
 _SAMPLE_ROWS = 1 << 14  # of process 0, from which the basis is started
 _BLOCK_ROWS = 1 << 13
 _SEARCHED_ROUNDS = 4  # the last ones, which encode with the whole beam; before, greedy digits do as well
+_BROKEN = 1.25  # a basis is dropped if its error is this many times both what was promised and what was before
+_ROUNDING = 1e-9  # of the vectors' energy
 _TINY = 1e-30
 
 
@@ -69,24 +76,37 @@ class _Survey(NamedTuple):
     """What is known of the vectors before the first round: mean [D], number, principal axes (columns) and energy."""
 
     mean_D: Tensor
-    count: int
+    num_rows: int
     axes_DD: Tensor
     energy_D: Tensor
 
 
 class _State(NamedTuple):
-    """Where fitting stands: the basis of the next round, its ridge [S, bands], and the errors so far."""
+    """Where fitting stands.
+
+    Args:
+        survey: of the vectors.
+        basis_RD: of the next round; of a fit that is over, the one to keep.
+        weight_SB: its ridge, [S, bands].
+        errors: so far.
+        promised: the error it has with the codes it was fitted to.
+        before_RD: the basis of the round before, to which the last of the errors belongs.
+        is_over: whether there is no use in going on.
+    """
 
     survey: _Survey
     basis_RD: Tensor
     weight_SB: Tensor
     errors: list[float]
+    promised: float
+    before_RD: Tensor
+    is_over: bool
 
 
 def fit(chunks: Iterable[Tensor], options: FitOptions, *, device: torch.device, checkpoint: Path | None) -> Fitted:
     """See ``DPCA.fit``."""
     state = _load(checkpoint, options, device) or _begin(chunks, options, device)
-    while len(state.errors) <= options.rounds:
+    while len(state.errors) <= options.rounds and not state.is_over:
         state = _round(chunks, options, state)
         _save(checkpoint, options, state)
     return Fitted(state.survey.mean_D, state.basis_RD, state.errors)
@@ -99,35 +119,45 @@ def _begin(chunks: Iterable[Tensor], options: FitOptions, device: torch.device) 
     if is_first_process():
         basis_RD = start(torch.cat(sample) - survey.mean_D, options.stages, options.seed)
     copy_from_first_process(basis_RD)
-    return _State(survey, basis_RD, basis_RD.new_ones(len(options.stages), len(bands(options.dim))), [])
+    weight_SB = basis_RD.new_ones(len(options.stages), len(bands(options.dim)))
+    return _State(survey, basis_RD, weight_SB, [], math.inf, basis_RD, is_over=False)
 
 
 def _round(chunks: Iterable[Tensor], options: FitOptions, state: _State) -> _State:
     """Encodes with the basis, measures its error, and, unless this was the last round, finds the next basis."""
-    survey, basis_RD, weight_SB, errors = state
-    round_ = len(errors)
+    survey, basis_RD = state.survey, state.basis_RD
+    round_ = len(state.errors)
     beam = options.beam if options.rounds - round_ < _SEARCHED_ROUNDS else 1
     gram_RR, cross_RD = _sums(chunks, survey.mean_D, basis_RD, options.stages, beam)
+    error = _error(basis_RD, gram_RR, cross_RD, survey)
+    if round_ and error > _BROKEN * max(state.promised, state.errors[-1]) + _ROUNDING:
+        return state._replace(basis_RD=state.before_RD, is_over=True)
+    state = state._replace(errors=[*state.errors, error], before_RD=basis_RD)
+    if round_ == options.rounds:
+        return state
+    basis_RD, weight_SB, promised = _improve(gram_RR, cross_RD, state.weight_SB, survey, options.stages)
+    return state._replace(basis_RD=basis_RD, weight_SB=weight_SB, promised=promised)
+
+
+def _error(basis_RD: Tensor, gram_RR: Tensor, cross_RD: Tensor, survey: _Survey) -> float:
+    """Relative squared error |X - A U|^2 / |X|^2 of codes given by their sums."""
     # |X - A U|^2 = |X|^2 - 2 <A^T X, U> + <U, A^T A U>
     total = float(survey.energy_D.sum())
     left = max(0.0, total + float((basis_RD * (gram_RR @ basis_RD - 2 * cross_RD)).sum()))
-    errors = [*errors, left / max(total, _TINY)]
-    if round_ < options.rounds:
-        basis_RD, weight_SB = _improve(gram_RR, cross_RD, weight_SB, survey, options.stages)
-    return _State(survey, basis_RD, weight_SB, errors)
+    return left / max(total, _TINY)
 
 
 def _improve(
     gram_RR: Tensor, cross_RD: Tensor, weight_SB: Tensor, survey: _Survey, stages: tuple[Alphabet, ...]
-) -> tuple[Tensor, Tensor]:
-    """The next round's basis [R, D] and ridge weights [S, bands]."""
+) -> tuple[Tensor, Tensor, float]:
+    """The next round's basis [R, D], ridge weights [S, bands], and the error with the codes as they are."""
     widths = [stage.width for stage in stages]
     along_RD, weight_SB = shrunk_rows(
-        gram_RR, cross_RD @ survey.axes_DD, survey.energy_D, weight_SB, widths, survey.count
+        gram_RR, cross_RD @ survey.axes_DD, survey.energy_D, weight_SB, widths, survey.num_rows
     )
     basis_RD = along_RD @ survey.axes_DD.T
     order_S, order_R = _by_energy(basis_RD, gram_RR.diagonal(), stages)
-    return basis_RD[order_R], weight_SB[order_S]
+    return basis_RD[order_R], weight_SB[order_S], _error(basis_RD, gram_RR, cross_RD, survey)
 
 
 def _blocks(chunks: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
@@ -207,12 +237,14 @@ def _by_energy(basis_RD: Tensor, squares_R: Tensor, stages: tuple[Alphabet, ...]
     """Order of stages and of their rows: neighbours of one alphabet by energy, so that every prefix decodes well."""
     energy_R = squares_R * basis_RD.square().sum(1)
     rows_R = torch.arange(len(basis_RD), device=basis_RD.device)
-    order_of_stages, order_of_rows, first = [], [], 0
+    order_of_stages: list[Tensor] = []
+    order_of_rows: list[Tensor] = []
+    first = 0
     for alphabet, run in groupby(stages):
         length = len(list(run))
         last = first + alphabet.width * length
         order = energy_R[first:last].view(length, -1).sum(1).argsort(descending=True, stable=True)
-        order_of_stages.append(order + sum(map(len, order_of_stages)))
+        order_of_stages.append(order + sum(len(stages) for stages in order_of_stages))
         order_of_rows.append(rows_R[first:last].view(length, -1)[order].flatten())
         first = last
     return torch.cat(order_of_stages), torch.cat(order_of_rows)
@@ -228,8 +260,10 @@ def _load(checkpoint: Path | None, options: FitOptions, device: torch.device) ->
         raise held
     if held is None:
         return None
-    survey = _Survey(*(value.to(device) if isinstance(value, Tensor) else value for value in held["survey"]))
-    return _State(survey, held["basis"].to(device), held["weight"].to(device), held["errors"])
+    mean_D, num_rows, axes_DD, energy_D = held["survey"]
+    survey = _Survey(mean_D.to(device), num_rows, axes_DD.to(device), energy_D.to(device))
+    basis_RD, weight_SB, before_RD = (held[name].to(device) for name in ("basis", "weight", "before"))
+    return _State(survey, basis_RD, weight_SB, held["errors"], held["promised"], before_RD, held["is_over"])
 
 
 def _read(checkpoint: Path, options: FitOptions) -> dict | Exception:
@@ -237,6 +271,8 @@ def _read(checkpoint: Path, options: FitOptions) -> dict | Exception:
         held = torch.load(checkpoint, weights_only=True, map_location="cpu")
     except (RuntimeError, EOFError, UnpicklingError) as error:
         return DataError(f"{checkpoint}: not a checkpoint of fit, or a broken one ({error}); remove it and fit again")
+    if "before" not in held:
+        return DataError(f"{checkpoint}: of an earlier version of sidrec_torchrec; remove it and fit again")
     if held["options"] != str(options):
         return RunMismatchError(
             f"{checkpoint} is of another fit: {held['options']}, this one is {options}; give another path, or remove it"
@@ -248,6 +284,15 @@ def _save(checkpoint: Path | None, options: FitOptions, state: _State) -> None:
     """Writes all that the rounds to come depend on, whole or not at all."""
     if checkpoint is None or not is_first_process():
         return
-    held = {"options": str(options), "survey": tuple(state.survey), "basis": state.basis_RD}
+    held = {
+        "options": str(options),
+        "survey": tuple(state.survey),
+        "basis": state.basis_RD,
+        "weight": state.weight_SB,
+        "errors": state.errors,
+        "promised": state.promised,
+        "before": state.before_RD,
+        "is_over": state.is_over,
+    }
     with atomic_path(checkpoint) as path:
-        torch.save(held | {"weight": state.weight_SB, "errors": state.errors}, path)
+        torch.save(held, path)
