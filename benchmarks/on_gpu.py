@@ -27,11 +27,10 @@ from sidrec_torchrec.codec.alphabet import Ternary
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.ops import cuda
 from sidrec_torchrec.ops.code_attention import code_attention
-from sidrec_torchrec.ops.layout import CodeLayout
 from sidrec_torchrec.ops.side_decode import side_decode
 
 SPEC = SIDSpec((Ternary(),) * 25, "")
-DIGITS = CodeLayout.of(SPEC)
+DIGITS = SPEC.layout
 LAYOUT = list(DIGITS.radices), list(DIGITS.words)
 DIM, HEADS, ROWS, NGRAMS = 128, 4, 1_000_000, 3
 
@@ -47,7 +46,7 @@ def main() -> None:
         parser.error("there is no GPU")
     torch.manual_seed(0)
     torch.set_default_device("cuda")
-    kernels = "Triton" if cuda.is_available() else f"reference ({cuda.problem()})"
+    kernels = "Triton" if cuda.is_usable() else f"reference ({cuda.problem()})"
     comparisons = Comparisons(f"Operators on a GPU, 25 trits, D = {DIM}, H = {HEADS}; kernels: {kernels}")
     for events in arguments.events:
         for dtype in (torch.float32, torch.bfloat16):

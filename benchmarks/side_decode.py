@@ -21,7 +21,6 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from sidrec_torchrec.codec.alphabet import Ternary
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.native import build
-from sidrec_torchrec.ops.layout import CodeLayout
 from sidrec_torchrec.ops.side_decode import side_decode
 
 SPEC = SIDSpec((Ternary(),) * 25, "")
@@ -45,7 +44,7 @@ def main() -> None:
 
 def compare(comparisons: Comparisons, N: int) -> None:
     """Adds the comparisons at N events a call."""
-    joined = CodeLayout.of(SPEC).join()
+    joined = SPEC.layout.join()
     table_RD = joined.expand(torch.randn(joined.digits.num_values, DIM))
     chunks = list(joined.chunks.radices), list(joined.chunks.words)
     words_NW = torch.randint(3**25, (N, 1))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as below
     from sidrec_torchrec.side.code_attention import CodeAttention
     from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection
     from sidrec_torchrec.side.expansion import LearnedSIDE, SIDEConfig
-    from sidrec_torchrec.side.hybrid import CoarseIds, HybridCollection
+    from sidrec_torchrec.side.hybrid import CoarseIds, HybridVectors
     from sidrec_torchrec.side.ngram import PrefixNgram
     from sidrec_torchrec.side.replace import replace_tables
 
@@ -65,7 +65,7 @@ _PUBLIC = {
     "side.code_attention": ["CodeAttention"],
     "side.collection": ["SIDEBagCollection", "SIDECollection"],
     "side.expansion": ["LearnedSIDE", "SIDEConfig"],
-    "side.hybrid": ["CoarseIds", "HybridCollection"],
+    "side.hybrid": ["CoarseIds", "HybridVectors"],
     "side.ngram": ["PrefixNgram"],
     "side.replace": ["replace_tables"],
 }

@@ -36,12 +36,8 @@ class Choice(ABC):
         """Scale and shift [S, W] that make y of products, given the squared norms of the rows of S such choices."""
 
     @abstractmethod
-    def choose(self, y_WN: Tensor, digit_N: Tensor, error_N: Tensor | None, reach: float) -> Tensor | None:
-        """Writes the best digit of each column to ``digit_N``, of y's type. May change y.
-
-        Given that each y may be off by ``reach * error_N``, also says where that can change no digit, bool [N]; not of a
-        ``Coordinate``, whose y, as left, tells.
-        """
+    def choose(self, y_WN: Tensor, digit_N: Tensor) -> None:
+        """Writes the best digit of each column to ``digit_N``, of y's type. May change y."""
 
     @abstractmethod
     def weights(self, digit_N: Tensor) -> Tensor:
@@ -71,8 +67,7 @@ class Coordinate(Choice):
         shift = self.count / 2 - 1 - TIE if self.count else 0.0
         return scale_SW, torch.full_like(scale_SW, shift)
 
-    def choose(self, y_WN: Tensor, digit_N: Tensor, error_N: Tensor | None, reach: float) -> None:
-        """See ``Choice``. Leaves y where only another digit's threshold is a whole number within 1/2."""
+    def choose(self, y_WN: Tensor, digit_N: Tensor) -> None:
         if self.count:
             torch.ceil(y_WN[0].clamp_(-0.5, self.count - 1.5), out=digit_N)
         else:
@@ -108,17 +103,8 @@ class Codewords(Choice):
         inverse_S1 = torch.where(largest_S1 > 0, 1 / largest_S1, 0.0)
         return (-2 * inverse_S1).expand_as(norm_SW), norm_SW * inverse_S1
 
-    def choose(self, y_WN: Tensor, digit_N: Tensor, error_N: Tensor | None, reach: float) -> Tensor | None:
-        least_N = y_WN.amin(0)
-        if error_N is None:
-            digit_N.copy_((y_WN <= least_N + TIE).byte().argmax(0))
-            return None
-        near_WN = y_WN.le_(least_N + (2 * reach * error_N + TIE))  # 0 or 1
-        # where one is near, its number is the sum of numbers: a product, many times faster than argmax along columns
-        weights_2W = torch.stack([y_WN.new_ones(self.count), torch.arange(self.count).to(y_WN)])
-        near_N, sum_N = weights_2W @ near_WN
-        torch.clamp(sum_N, max=self.count - 1, out=digit_N)
-        return near_N == 1
+    def choose(self, y_WN: Tensor, digit_N: Tensor) -> None:
+        digit_N.copy_((y_WN <= y_WN.amin(0) + TIE).byte().argmax(0))
 
     def weights(self, digit_N: Tensor) -> Tensor:
         rows_K1 = torch.arange(self.count, device=digit_N.device).unsqueeze(1)

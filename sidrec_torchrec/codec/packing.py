@@ -18,32 +18,11 @@ import torch
 from torch import Tensor
 
 from sidrec_torchrec.codec.alphabet import Alphabet, format_stages, parse_stages
+from sidrec_torchrec.ops.layout import CodeLayout
 
 IntArray = TypeVar("IntArray", Tensor, np.ndarray)
 
 _WORD_LIMIT = 1 << 63
-_CHUNK_LIMIT = 256  # a chunk's value fits a byte
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive digits of one word that are looked up together.
-
-    The chunk's value in a word w is ``w // divisor % size``, itself the digits in mixed radix.
-
-    Args:
-        word: which word.
-        divisor: product of the radices behind the chunk in its word.
-        size: product of the chunk's own radices: at most 256, unless a single digit has more values.
-        first: its first digit.
-        count: its number of digits.
-    """
-
-    word: int
-    divisor: int
-    size: int
-    first: int
-    count: int
 
 
 @dataclass(frozen=True)
@@ -100,11 +79,6 @@ class SIDSpec:
         return (*words, range(first, self.num_digits))
 
     @cached_property
-    def _divisors(self) -> tuple[int, ...]:
-        """Per digit, the product of the radices behind it in its word."""
-        return tuple(math.prod(self.radices[j + 1 : word.stop]) for word in self._words for j in word)
-
-    @cached_property
     def word_limits(self) -> tuple[int, ...]:
         """Per word, the number of values it can take."""
         return tuple(math.prod(self.radices[word.start : word.stop]) for word in self._words)
@@ -136,7 +110,7 @@ class SIDSpec:
             raise ValueError(
                 f"row {row}, digit {digit} is {int(digits_NL[row, digit])}, expected 0 to {self.radices[digit] - 1}"
             )
-        scaled_NL = digits_NL * torch.tensor(self._divisors, device=digits_NL.device)
+        scaled_NL = digits_NL * torch.tensor(self.layout.divisors, device=digits_NL.device)
         return torch.stack([scaled_NL[:, word.start : word.stop].sum(1) for word in self._words], dim=1)
 
     def unpack(self, words_NW: IntArray) -> IntArray:
@@ -154,11 +128,7 @@ class SIDSpec:
         if isinstance(words_NW, np.ndarray):
             return self.unpack(_tensor(words_NW)).numpy()
         self.check_words(words_NW)
-        word_L = torch.tensor([w for w, digits in enumerate(self._words) for _ in digits], device=words_NW.device)
-        divisor_L = torch.tensor(self._divisors, device=words_NW.device)
-        radices_L = torch.tensor(self.radices, device=words_NW.device)
-        digits_NL = words_NW[:, word_L].div(divisor_L, rounding_mode="floor") % radices_L
-        return digits_NL.to(torch.int16)
+        return self.layout.values(words_NW).to(torch.int16)
 
     def check_words(self, words_NW: IntArray) -> None:
         """Refuses words that are not packed SIDs of this spec.
@@ -184,19 +154,10 @@ class SIDSpec:
                 f"row {row}, word {word} is {int(words_NW[row, word])}, no packed SID of {format_stages(self.stages)}"
             )
 
-    def chunks(self) -> tuple[Chunk, ...]:
-        """The digits cut into chunks of at most 256 values; a digit of more values is a chunk of its own."""
-        chunks = []
-        for w, word in enumerate(self._words):
-            first = word.start
-            while first < word.stop:
-                count, size = 1, self.radices[first]
-                while first + count < word.stop and size * self.radices[first + count] <= _CHUNK_LIMIT:
-                    size *= self.radices[first + count]
-                    count += 1
-                chunks.append(Chunk(w, self._divisors[first + count - 1], size, first, count))
-                first += count
-        return tuple(chunks)
+    @cached_property
+    def layout(self) -> CodeLayout:
+        """Where each digit stands in the words, as operators read them."""
+        return CodeLayout(self.radices, tuple(w for w, digits in enumerate(self._words) for _ in digits))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value ``from_json`` reads back."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sidrec_torchrec.codec.alphabet import Alphabet
 from sidrec_torchrec.codec.choices import TIE, Choice
+from sidrec_torchrec.ops.greedy import greedy
 
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
 _LARGEST = 1e9  # in float32: sums of products of three such numbers stay finite
@@ -118,10 +119,10 @@ class Float32Plan:
     def __init__(self, plan: Plan) -> None:
         exact = plan.choices
         bias_R = plan.bias_R - plan.weight_RD @ plan.offset_D
-        self.weight_RD, self.bias_R = plan.weight_RD.float(), bias_R.float()
-        self.choices = exact._replace(pull_RR=exact.pull_RR.float(), pull_RS=exact.pull_RS.float())
-        tensors = (self.weight_RD, self.bias_R, self.choices.pull_RR)
-        self.is_usable = all(bool((tensor.abs() < _LARGEST).all()) for tensor in tensors)
+        # what each column changes, column by column
+        self._tensors = plan.weight_RD.float(), bias_R.float(), exact.pull_RR.float().T.contiguous()
+        self._choices = exact
+        self.is_usable = all(bool((tensor.abs() < _LARGEST).all()) for tensor in self._tensors)
 
         largest_S = torch.tensor([choice.count - 1.0 for choice in exact.choices], dtype=torch.float64)
         size_R = bias_R.abs() + TIE + exact.pull_RS.abs() @ largest_S
@@ -136,44 +137,22 @@ class Float32Plan:
         # and as many again for the roundings to float32 and those of the comparisons
         terms = plan.weight_RD.shape[1] + len(exact.choices) + 64
         self._unit_error = 1.01 * terms * _UNIT_ROUNDOFF / (1 - terms * _UNIT_ROUNDOFF)
-        # runs of rows that are coordinates, with their reaches
-        self._coordinates: list[tuple[slice, Tensor]] = []
-        for is_coordinate, run in groupby(range(len(exact.choices)), key=lambda s: exact.choices[s].width == 1):
-            if is_coordinate:
-                numbers = list(run)
-                rows = slice(exact.rows[numbers[0]].start, exact.rows[numbers[-1]].stop)
-                reach_W1 = torch.tensor([exact.reach_S[s] for s in numbers]).unsqueeze(1)
-                self._coordinates.append((rows, reach_W1.reciprocal()))
 
-    def operands(self) -> tuple:
-        """What ``native/csrc/greedy.cpp`` needs to know besides the vectors."""
-        choices = self.choices.choices
-        stages = [number for number, stage in enumerate(self.choices.stages) for _ in stage.choices()]
+    def search(self, z_ND: Tensor, error_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Digits by greedy search.
+
+        Args:
+            z_ND: vectors, float; taken in float32.
+            error_N: float32, by how much, in length, a vector may be off the one that is meant; None for not at all.
+
+        Returns:
+            Digits, int16 [N, L], and whether they are surely those of float64, bool [N]; others may be anything.
+        """
+        choices = self._choices.choices
+        stages = [number for number, stage in enumerate(self._choices.stages) for _ in stage.choices()]
         widths, counts = [choice.width for choice in choices], [choice.count for choice in choices]
-        pull_RR = self.choices.pull_RR.T.contiguous()  # column by column
-        bounds = self.choices.reach_S, TIE, self._unit_error, self._size
-        return self.weight_RD, self.bias_R, pull_RR, widths, counts, stages, *bounds
-
-    def levels(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """y of float vectors [N, D], float32 [R, N], and ``error`` [N]; infinite where float32 could overflow."""
-        z_ND = z_ND.float()
-        y_RN = torch.addmm(self.bias_R.unsqueeze(1), self.weight_RD, z_ND.T)
-        norm_N = torch.linalg.vector_norm(z_ND, dim=1)
-        error_N = self._unit_error * (norm_N + self._size)
-        too_large_N = ~(norm_N < _LARGEST)
-        if too_large_N.any():
-            y_RN[:, too_large_N] = 0
-            error_N[too_large_N] = torch.inf
-        return y_RN, error_N
-
-    def coordinates_are_sure(self, y_RN: Tensor, error_N: Tensor) -> Tensor:
-        """Whether the errors can change the digit of no ``Coordinate``, bool [N], from y as ``choose`` left it."""
-        sure_N = torch.ones_like(error_N, dtype=torch.bool)
-        for rows, inverse_reach_W1 in self._coordinates:
-            own_WN = y_RN[rows]
-            # the nearest threshold is a whole number
-            sure_N &= own_WN.round().sub_(own_WN).abs_().mul_(inverse_reach_W1).amin(0) > error_N
-        return sure_N
+        bounds = self._choices.reach_S, TIE, self._unit_error, self._size
+        return greedy(z_ND.float(), *self._tensors, widths, counts, stages, *bounds, error_N)
 
 
 def float32_is_ieee() -> bool:

@@ -13,8 +13,7 @@ are those of float64 throughout. A vector that is not finite has an infinite bou
 to refuse it, without a pass over all others. A beam compares sums over all choices, and few of those differ by more than the
 bound: it runs in float64.
 
-The float32 search is in C++ (``native/csrc/greedy.cpp``), which reads every vector once; what it computes stands here, and runs
-where there is no compiler.
+The float32 search is an operator of its own (``ops/greedy.py``), which in C++ reads every vector once.
 """
 
 from collections.abc import Sequence
@@ -71,7 +70,7 @@ def encode(
         if fast is None:
             _encode_exactly(plan, z_ND[rows], beam, digits_NL[rows], range(len(z_ND))[rows])
             continue
-        digits_NL[rows], sure_N = _search_in_float32(fast, z_ND[rows])
+        digits_NL[rows], sure_N = fast.search(z_ND[rows])
         unsure_M = first + (~sure_N).nonzero().squeeze(1)
         exact_ML = torch.empty(len(unsure_M), len(stages), dtype=torch.int16)
         _encode_exactly(plan, z_ND[unsure_M], beam, exact_ML, unsure_M)
@@ -134,29 +133,16 @@ def _encode_exactly(plan: Plan, z_ND: Tensor, beam: int, out_NL: Tensor, rows: S
 
 def _search(choices: Choices, y_RN: Tensor, beam: int) -> Tensor:
     """Digits of choices, [S, N], as y's type. Uses up y_RN."""
-    return _greedy(choices, y_RN)[0] if beam == 1 else _beam(choices, y_RN, beam)
+    return _greedy(choices, y_RN) if beam == 1 else _beam(choices, y_RN, beam)
 
 
-def _search_in_float32(fast: Float32Plan, z_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Digits by greedy search, int16 [N, L]; and whether they are surely those of float64, bool [N]."""
-    if build.is_available():
-        return torch.ops.sidrec_cpu.greedy(z_ND.float().contiguous(), *fast.operands())
-    y_RN, error_N = fast.levels(z_ND)
-    digits_SN, sure_N = _greedy(fast.choices, y_RN, error_N)
-    sure_N &= fast.coordinates_are_sure(y_RN, error_N)
-    return fast.choices.join(digits_SN).T, sure_N
-
-
-def _greedy(choices: Choices, y_RN: Tensor, error_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Each choice takes what lowers the error most; also, where the errors change no codeword, bool [N]."""
+def _greedy(choices: Choices, y_RN: Tensor) -> Tensor:
+    """Each choice takes what lowers the error most; digits of choices, [S, N]."""
     digits_SN = y_RN.new_empty(len(choices.choices), y_RN.shape[1])
-    sure_N = torch.ones(y_RN.shape[1], dtype=torch.bool, device=y_RN.device)
     for number, (choice, rows) in enumerate(zip(choices.choices, choices.rows, strict=True)):
         own_WN = choices.subtract(number, y_RN[rows], digits_SN[:number])
-        own_sure_N = choice.choose(own_WN, digits_SN[number], error_N, choices.reach_S[number])
-        if own_sure_N is not None:
-            sure_N &= own_sure_N
-    return digits_SN, sure_N
+        choice.choose(own_WN, digits_SN[number])
+    return digits_SN
 
 
 def _beam(choices: Choices, y_RN: Tensor, beam: int) -> Tensor:

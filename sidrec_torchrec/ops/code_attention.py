@@ -9,18 +9,17 @@ Source: asymmetric distance computation (Jegou et al. 2011, section III) for the
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.ops import backends
 from sidrec_torchrec.ops.layout import CodeLayout, Joined
 
 GAP_BUCKETS = 32  # powers of two of the time unit: up to 136 years of seconds
 
 
-@torch.library.custom_op("sidrec::code_attention", mutates_args=())
-def code_attention(
+def by_definition(
     words_NW: Tensor,
     begin_M: Tensor,
     end_M: Tensor,
@@ -37,11 +36,11 @@ def code_attention(
     radices before digit j, plus, with times, ``scores_MVH[m, V - GAP_BUCKETS + gap_bucket(query_time - event_time)]``.
 
     Args:
-        words_NW: packed SIDs of all events, int64. Not checked: a word out of range is read as some other SID.
-        begin_M, end_M: query m reads events begin_m .. end_m - 1, int64; queries may share events, or read none.
+        words_NW: packed SIDs of all events, integers. Not checked: a word out of range is read as some other SID.
+        begin_M, end_M: query m reads events begin_m .. end_m - 1, integers; queries may share events, or read none.
         scores_MVH: per query, row and head: a row per digit and value, then, with times, one per time-gap bucket;
             float32 or float64.
-        event_time_N, query_time_M: int64, or both None.
+        event_time_N, query_time_M: integers, or both None.
         radices, digit_words: the digits, as ``CodeLayout`` has them.
         softmax: weights are the softmax of a query's scores; else silu(score), not normalized (HSTU's pointwise
             attention; Zhai et al. 2024, section 3.2).
@@ -54,12 +53,13 @@ def code_attention(
         ValueError: if scores have another number of rows or dtype, or only one time is given.
         RuntimeError: if a query reads events that are not there (on CUDA, a device assertion).
     """
-    layout = _check(scores_MVH, event_time_N, query_time_M, radices, digit_words)
-    inputs = (words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M)
-    kernels = backends.kernels("code_attention", scores_MVH)
-    if kernels is not None:
-        return kernels.code_attention(*_contiguous(inputs), radices, digit_words, softmax)
-    return reference(*inputs, layout, softmax)
+    *inputs, radices, digit_words, softmax = checked(
+        words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, radices, digit_words, softmax
+    )
+    return reference(*inputs, CodeLayout(tuple(radices), tuple(digit_words)), softmax)
+
+
+code_attention = torch.library.custom_op("sidrec::code_attention", by_definition, mutates_args=())
 
 
 @code_attention.register_fake
@@ -68,8 +68,7 @@ def _(words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, radices,
     return torch.empty_like(scores_MVH, memory_format=torch.contiguous_format), scores_MVH.new_empty(M, H)
 
 
-@torch.library.custom_op("sidrec::code_attention_backward", mutates_args=())
-def code_attention_backward(
+def backward_by_definition(
     words_NW: Tensor,
     begin_M: Tensor,
     end_M: Tensor,
@@ -89,12 +88,14 @@ def code_attention_backward(
     ``weight * (g + shift)``, where the shift (less the weighted mean of g, plus the gradient of the logarithm) is the
     same for all events of a query and needs no pass over them.
     """
-    layout = _check(scores_MVH, event_time_N, query_time_M, radices, digit_words)
-    inputs = (words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, grad_mass_MVH, lse_MH, shift_MH)
-    kernels = backends.kernels("code_attention", scores_MVH)
-    if kernels is not None:
-        return kernels.code_attention_backward(*_contiguous(inputs), radices, digit_words, softmax)
-    return reference_backward(*inputs, layout, softmax)
+    given = (words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, grad_mass_MVH, lse_MH, shift_MH)
+    *inputs, radices, digit_words, softmax = checked(*given, radices, digit_words, softmax)
+    return reference_backward(*inputs, CodeLayout(tuple(radices), tuple(digit_words)), softmax)
+
+
+code_attention_backward = torch.library.custom_op(
+    "sidrec::code_attention_backward", backward_by_definition, mutates_args=()
+)
 
 
 @code_attention_backward.register_fake
@@ -124,9 +125,9 @@ def gap_bucket(gap: Tensor) -> Tensor:
     """Logarithmic bucket of a time gap: floor(log2(gap + 1)), exact, int32 in [0, GAP_BUCKETS); negative gaps count as 0.
 
     Args:
-        gap: integers, of any shape.
+        gap: integers of any dtype, of any shape.
     """
-    exponent = torch.frexp(gap.clamp(0, (1 << GAP_BUCKETS) - 1).add_(1).double()).exponent
+    exponent = torch.frexp(gap.long().clamp(0, (1 << GAP_BUCKETS) - 1).add_(1).double()).exponent
     return exponent.sub_(1).clamp_max_(GAP_BUCKETS - 1)
 
 
@@ -207,7 +208,11 @@ def _expand(scores_MVH: Tensor, joined: Joined) -> Tensor:
 def _add_rows(table_MRH: Tensor, query_P: Tensor, rows_PC: Tensor) -> Tensor:
     """[P, H]: the sum of the rows each pair chooses of its query's table."""
     flat = table_MRH.flatten(0, 1)
-    return sum(flat[query_P * table_MRH.shape[1] + rows_P] for rows_P in rows_PC.T)
+    first_P, *others = rows_PC.T
+    sum_PH = flat[query_P * table_MRH.shape[1] + first_P]
+    for rows_P in others:
+        sum_PH = sum_PH + flat[query_P * table_MRH.shape[1] + rows_P]
+    return sum_PH
 
 
 def _masses(weight_PH: Tensor, query_P: Tensor, rows_PC: Tensor, M: int, joined: Joined) -> Tensor:
@@ -221,17 +226,30 @@ def _masses(weight_PH: Tensor, query_P: Tensor, rows_PC: Tensor, M: int, joined:
     return torch.cat([joined.sum_out(mass_MRH[:, :R]), mass_MRH[:, R:]], dim=1)
 
 
-def _check(scores_MVH, event_time_N, query_time_M, radices, digit_words) -> CodeLayout:
+def checked(
+    words_NW: Tensor,
+    begin_M: Tensor,
+    end_M: Tensor,
+    scores_MVH: Tensor,
+    event_time_N: Tensor | None,
+    query_time_M: Tensor | None,
+    *others: Any,
+) -> tuple[Any, ...]:
+    """The operators' arguments as kernels take them: all integers int64, all tensors contiguous.
+
+    Raises:
+        ValueError: as ``code_attention``.
+    """
     if (event_time_N is None) != (query_time_M is None):
         raise ValueError("times of both events and queries are needed, or of neither")
+    *gradients, radices, digit_words, softmax = others
     layout = CodeLayout(tuple(radices), tuple(digit_words))
     expected = layout.num_values + (0 if event_time_N is None else GAP_BUCKETS)
     if scores_MVH.ndim != 3 or scores_MVH.shape[1] != expected:
         raise ValueError(f"scores have shape {tuple(scores_MVH.shape)}, expected [queries, {expected}, heads]")
     if scores_MVH.dtype not in (torch.float32, torch.float64):  # thousands of weights are summed
         raise ValueError(f"scores are {scores_MVH.dtype}; give them in float32, or float64")
-    return layout
-
-
-def _contiguous(tensors: tuple) -> list:
-    return [tensor if tensor is None else tensor.contiguous() for tensor in tensors]
+    integers = (words_NW, begin_M, end_M, event_time_N, query_time_M)
+    words, begin, end, *times = (x if x is None else x.long().contiguous() for x in integers)
+    floats = (x.contiguous() for x in gradients)
+    return words, begin, end, scores_MVH.contiguous(), *times, *floats, radices, digit_words, softmax

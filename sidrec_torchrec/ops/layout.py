@@ -5,13 +5,10 @@ table of all their combinations, so that it is a sum of far fewer rows, of a tab
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-
-from sidrec_torchrec.codec.packing import SIDSpec
 
 CHUNK_LIMIT = 256  # values of a joined chunk; a digit of more is a chunk of its own
 
@@ -23,35 +20,28 @@ class CodeLayout:
     Args:
         radices: number of values of each.
         words: index of the int64 word of each; ascending.
+
+    Attributes:
+        divisors: a chunk's value in its word is ``word // divisor % radix``. Made at once: Dynamo cannot trace a
+            ``cached_property``, which holds a lock before Python 3.12.
     """
 
     radices: tuple[int, ...]
     words: tuple[int, ...]
-
-    @staticmethod
-    def of(*specs: SIDSpec) -> "CodeLayout":
-        """The digits of SIDs whose words stand side by side."""
-        radices, words, first = [], [], 0
-        for spec in specs:
-            radices += spec.radices
-            words += [first + chunk.word for chunk in spec.chunks() for _ in range(chunk.count)]
-            first += spec.num_words
-        return CodeLayout(tuple(radices), tuple(words))
+    divisors: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     @property
     def num_values(self) -> int:
         """V, the sum of all radices: rows of a table of one row per digit and value."""
         return sum(self.radices)
 
-    @cached_property
-    def divisors(self) -> tuple[int, ...]:
-        """A chunk's value in its word is ``word // divisor % radix``."""
+    def __post_init__(self) -> None:
         divisors, product, word = [], 1, -1
         for own_radix, own_word in zip(reversed(self.radices), reversed(self.words), strict=True):
             product = product if own_word == word else 1
             divisors.append(product)
             product, word = product * own_radix, own_word
-        return tuple(reversed(divisors))
+        object.__setattr__(self, "divisors", tuple(reversed(divisors)))
 
     def join(self, limit: int = CHUNK_LIMIT) -> "Joined":
         """Neighbouring digits of a word as one chunk, as long as it has at most ``limit`` values."""

@@ -5,16 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.ops import backends
 from sidrec_torchrec.ops.layout import CodeLayout, check_rows
 
 
-@torch.library.custom_op("sidrec::side_decode", mutates_args=())
-def side_decode(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_words: Sequence[int]) -> Tensor:
+def by_definition(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_words: Sequence[int]) -> Tensor:
     """Sum of one table row per chunk of each SID.
 
     Args:
-        words_NW: packed SIDs, int64. Not checked: a word out of range gives the rows of some other SID.
+        words_NW: packed SIDs, integers. Not checked: a word out of range gives the rows of some other SID.
         table_RD: a row per chunk and value, float; sums are in float32 at least.
         radices, chunk_words: the chunks, as ``CodeLayout`` has them.
 
@@ -26,10 +24,10 @@ def side_decode(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chun
     """
     layout = CodeLayout(tuple(radices), tuple(chunk_words))
     check_rows(table_RD, layout, 0)
-    kernels = backends.kernels("side_decode", table_RD)
-    if kernels is not None:
-        return kernels.side_decode(words_NW.contiguous(), table_RD.contiguous(), radices, chunk_words)
     return reference(words_NW, table_RD, layout)
+
+
+side_decode = torch.library.custom_op("sidrec::side_decode", by_definition, mutates_args=())
 
 
 @side_decode.register_fake
@@ -37,15 +35,14 @@ def _(words_NW, table_RD, radices, chunk_words):
     return table_RD.new_empty(words_NW.shape[0], table_RD.shape[1])
 
 
-@torch.library.custom_op("sidrec::side_decode_backward", mutates_args=())
-def side_decode_backward(
+def backward_by_definition(
     words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int], chunk_words: Sequence[int]
 ) -> Tensor:
     """The gradient of ``side_decode``'s table, [R, D] in the dtype of ``grad_ND``; sums are in float32 at least."""
-    kernels = backends.kernels("side_decode", grad_ND)
-    if kernels is not None:
-        return kernels.side_decode_backward(words_NW.contiguous(), grad_ND.contiguous(), radices, chunk_words)
     return reference_backward(words_NW, grad_ND, CodeLayout(tuple(radices), tuple(chunk_words)))
+
+
+side_decode_backward = torch.library.custom_op("sidrec::side_decode_backward", backward_by_definition, mutates_args=())
 
 
 @side_decode_backward.register_fake

@@ -4,6 +4,8 @@ Parameter-free unless a table is ``learned``. A feature ``f`` of a codec with on
 the keys ``f_0`` ... ``f_{W-1}``; each event is one packed SID.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
@@ -24,15 +26,22 @@ torch.fx.wrap("process_pooled_embeddings")
 torch.fx.wrap("reorder_inverse_indices")
 
 
-class _Expansions(nn.Module):
-    """The part both collections share: features to words to vectors."""
+class Expansions(nn.ModuleDict):
+    """SIDE of each table, by the table's name: what all collections share.
+
+    Args:
+        tables: of unique names.
+        device: where to build the constants; not meta.
+
+    Raises:
+        ValueError: on tables of equal names, or none.
+    """
 
     def __init__(self, tables: list[SIDEConfig], device: torch.device | None) -> None:
-        super().__init__()
         names = [table.name for table in tables]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"a collection needs tables of unique names, got {names}")
-        self.expansions = nn.ModuleDict({table.name: build_side(table, device) for table in tables})
+        super().__init__({table.name: build_side(table, device) for table in tables})
 
     @property
     def device(self) -> torch.device:
@@ -41,9 +50,30 @@ class _Expansions(nn.Module):
 
     def vectors(self, table: SIDEConfig, feature: str, features: KeyedJaggedTensor) -> tuple[JaggedTensor, Tensor]:
         """The feature's SIDs, with lengths and weights, and their vectors [N, D]."""
-        expansion = self.expansions[table.name]
+        expansion = self[table.name]
         sids = expansion.read(features, feature)
         return sids, expansion(sids.values())
+
+    def pooled(self, tables: list[SIDEConfig], features: KeyedJaggedTensor, is_weighted: bool) -> Tensor:
+        """The pooled vectors of each feature of each table side by side, [B, sum of D]; an empty bag is zeros."""
+        pooled, first_keys = [], []
+        for table in tables:
+            for feature in table.feature_names:
+                sids, vectors_ND = self.vectors(table, feature, features)
+                pooled.append(_pool(sids, vectors_ND, table.pooling == PoolingType.MEAN, is_weighted))
+                first_keys.append(word_names(feature, table.codec.spec.num_words)[0])
+        inverse = reorder_inverse_indices(features.inverse_indices_or_none(), first_keys)
+        return process_pooled_embeddings(pooled, inverse)
+
+
+def rename_keys(module: nn.Module, old: str, new: str) -> None:
+    """Lets ``module`` load checkpoints in which the names of a part of it began with ``old`` where they do with ``new``."""
+
+    def rename(_: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        for key in [key for key in state_dict if key.startswith(prefix + old)]:
+            state_dict[prefix + new + key[len(prefix + old) :]] = state_dict.pop(key)
+
+    module.register_load_state_dict_pre_hook(rename)
 
 
 @torch.fx.wrap
@@ -76,7 +106,8 @@ class SIDECollection(EmbeddingCollectionInterface):
     def __init__(self, tables: list[SIDEConfig], device: torch.device | None = None) -> None:
         super().__init__()
         self._tables = tables
-        self._expansions = _Expansions(tables, device)
+        self.tables = Expansions(tables, device)
+        rename_keys(self, "_expansions.expansions.", "tables.")  # what 0.1 called it
         self._names_by_table = get_embedding_names_by_table([t.embedding_config() for t in tables])
         self._embedding_dim = tables[0].embedding_dim
         for table in tables[1:]:
@@ -96,7 +127,7 @@ class SIDECollection(EmbeddingCollectionInterface):
         output = {}
         for table, names in zip(self._tables, self._names_by_table, strict=True):
             for feature, name in zip(table.feature_names, names, strict=True):
-                sids, vectors_ND = self._expansions.vectors(table, feature, features)
+                sids, vectors_ND = self.tables.vectors(table, feature, features)
                 output[name] = JaggedTensor(values=vectors_ND, lengths=sids.lengths(), offsets=sids.offsets())
         return output
 
@@ -114,7 +145,7 @@ class SIDECollection(EmbeddingCollectionInterface):
 
     @property
     def device(self) -> torch.device:
-        return self._expansions.device
+        return self.tables.device
 
 
 class SIDEBagCollection(EmbeddingBagCollectionInterface):
@@ -140,11 +171,9 @@ class SIDEBagCollection(EmbeddingBagCollectionInterface):
             raise ValueError("mean pooling takes no weights; use sum pooling")
         self._tables = tables
         self._is_weighted = is_weighted
-        self._expansions = _Expansions(tables, device)
+        self.tables = Expansions(tables, device)
+        rename_keys(self, "_expansions.expansions.", "tables.")  # what 0.1 called it
         self._names = [n for names in get_embedding_names_by_table(self.embedding_bag_configs()) for n in names]
-        self._first_keys = [
-            word_names(feature, table.codec.spec.num_words)[0] for table in tables for feature in table.feature_names
-        ]
         self._lengths = [table.embedding_dim for table in tables for _ in table.feature_names]
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
@@ -153,15 +182,8 @@ class SIDEBagCollection(EmbeddingBagCollectionInterface):
         Raises:
             DataError: as ``SIDECollection``.
         """
-        pooled = []
-        for table in self._tables:
-            for feature in table.feature_names:
-                sids, vectors_ND = self._expansions.vectors(table, feature, features)
-                pooled.append(_pool(sids, vectors_ND, table.pooling == PoolingType.MEAN, self._is_weighted))
-        inverse = reorder_inverse_indices(features.inverse_indices_or_none(), self._first_keys)
-        return KeyedTensor(
-            keys=self._names, values=process_pooled_embeddings(pooled, inverse), length_per_key=self._lengths
-        )
+        pooled_BE = self.tables.pooled(self._tables, features, self._is_weighted)
+        return KeyedTensor(keys=self._names, values=pooled_BE, length_per_key=self._lengths)
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         return [table.embedding_bag_config() for table in self._tables]
@@ -171,4 +193,4 @@ class SIDEBagCollection(EmbeddingBagCollectionInterface):
 
     @property
     def device(self) -> torch.device:
-        return self._expansions.device
+        return self.tables.device

@@ -6,7 +6,7 @@ Frozen, the only tensors are constants that follow from the codec, kept out of c
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,11 @@ from torch.nn import functional
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from sidrec_torchrec.codec.alphabet import format_stages, parse_stages
+from sidrec_torchrec.codec.alphabet import format_stages
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.codec.packing import SIDSpec, word_names
+from sidrec_torchrec.codec.packing import word_names
 from sidrec_torchrec.errors import DataError, check_share
-from sidrec_torchrec.ops.layout import CodeLayout, Joined, digit_rows
+from sidrec_torchrec.ops.layout import Joined, digit_rows
 from sidrec_torchrec.ops.side_decode import side_decode
 
 MODES = ("digits", "decoded")
@@ -89,6 +89,8 @@ class SIDEConfig:
 class OfCodec(nn.Module):
     """What holds constants of a codec: they survive moves and casts, and a checkpoint of another codec is refused.
 
+    A checkpoint keeps the codec's fingerprint alone, as text in a tensor, since the constants follow from the codec.
+
     Args:
         table: whose codec.
         constants: buffers by name.
@@ -98,21 +100,26 @@ class OfCodec(nn.Module):
         ValueError: on the meta device: TorchRec would fill the constants with zeros in silence.
     """
 
+    last_W: Tensor
+    fingerprint: Tensor
+
     def __init__(self, table: SIDEConfig, constants: Mapping[str, Tensor], device: torch.device | None) -> None:
         super().__init__()
         device = torch.device("cpu") if device is None else torch.device(device)
         if device.type == "meta":
             raise ValueError(f"SIDE '{table.name}' cannot be built on the meta device; build it on the real one")
+        spec = table.codec.spec
         self._codec = table.codec
-        last_W = torch.tensor([limit - 1 for limit in table.codec.spec.word_limits])
-        self._constants = {**constants, "last_W": last_W}
+        last_W = torch.tensor([limit - 1 for limit in spec.word_limits])
+        self._constants = {**constants, "last_W": last_W, "fingerprint": _as_bytes(spec.fingerprint)}
         for name, constant in self._constants.items():
-            self.register_buffer(name, constant.to(device, copy=True), persistent=False)
-        self.stages = format_stages(table.codec.spec.stages)
+            self.register_buffer(name, constant.to(device, copy=True), persistent=name == "fingerprint")
+        self.stages = format_stages(spec.stages)
+        self._num_words = spec.num_words
 
     def read(self, features: KeyedJaggedTensor, feature: str) -> JaggedTensor:
-        """A feature's SIDs, int64 [N, W]; see ``read_sids``."""
-        return read_sids(features, feature, self.stages, self.last_W)
+        """A feature's SIDs, int64 [N, W]; see ``gather_sids``."""
+        return gather_sids(features, feature, word_names(feature, self._num_words), self.stages, self.last_W)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OfCodec":
         super()._apply(fn, recurse)
@@ -120,20 +127,36 @@ class OfCodec(nn.Module):
             getattr(self, name).copy_(constant)
         return self
 
-    def get_extra_state(self) -> str:
-        """What a checkpoint keeps: whose SIDs the model was trained on. The constants follow from the codec.
-
-        Text, because distributed checkpoints take a dict apart, and miss it where a table lies on another process.
-        """
-        return json.dumps(self._codec.spec.to_json())
-
-    def set_extra_state(self, state: str) -> None:
-        """Refuses a checkpoint of another codec.
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Refuses a checkpoint of another codec, also one that has been read into this very module's tensors.
 
         Raises:
             CodecMismatchError: names both fingerprints.
         """
-        self._codec.check(json.loads(state)["fingerprint"], "checkpoint")
+        text = state_dict.pop(prefix + "_extra_state", None)  # what 0.1 kept
+        if text is not None:
+            state_dict[prefix + "fingerprint"] = _as_bytes(json.loads(text)["fingerprint"])
+        if prefix + "rows_VE" in state_dict:  # what 0.1 called it
+            state_dict[prefix + "rows"] = state_dict.pop(prefix + "rows_VE")
+        if prefix + "fingerprint" in state_dict:
+            kept = _as_text(state_dict[prefix + "fingerprint"])
+            self.fingerprint.copy_(self._constants["fingerprint"])  # the checkpoint may have been read into it
+            if kept != _as_text(self.fingerprint):
+                self._codec.check(kept, "checkpoint")
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+_FINGERPRINT_BYTES = 64  # all fingerprints take as many, so that a checkpoint of any codec can be read, and refused
+
+
+def _as_bytes(fingerprint: str) -> Tensor:
+    """uint8 [64]: text that fits a tensor, as checkpoints want it."""
+    raw = fingerprint.encode()[:_FINGERPRINT_BYTES].ljust(_FINGERPRINT_BYTES, b"\0")
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+
+
+def _as_text(fingerprint: Tensor) -> str:
+    return bytes(fingerprint.cpu().flatten().tolist()).rstrip(b"\0").decode(errors="replace")
 
 
 class FrozenSIDE(OfCodec):
@@ -147,20 +170,24 @@ class FrozenSIDE(OfCodec):
         layout: the digits, and ``rows_VE`` a row of each of their values: what a SID's vector is the sum of.
     """
 
+    rows_VE: Tensor
+    table_RE: Tensor
+    first_L: Tensor
+
     def __init__(self, table: SIDEConfig, device: torch.device | None = None) -> None:
         rows_VE, joined = _rows(table)
         radices_L = torch.tensor(joined.digits.radices)
         constants = {"rows_VE": rows_VE, "table_RE": joined.expand(rows_VE), "first_L": radices_L.cumsum(0) - radices_L}
         super().__init__(table, constants, device)
         self.layout = joined.digits
-        self._chunks = joined.chunks
+        self._radices, self._words = list(joined.chunks.radices), list(joined.chunks.words)
         self._digit_dropout = table.digit_dropout
 
     def forward(self, words_NW: Tensor) -> Tensor:
         """float [N, embedding_dim] of packed SIDs, int64 [N, W], as ``read`` has checked them."""
         if self.training and self._digit_dropout:
             return self._of_some_digits(words_NW)
-        return side_decode(words_NW, self.table_RE, list(self._chunks.radices), list(self._chunks.words))
+        return side_decode(words_NW, self.table_RE, self._radices, self._words)
 
     def _of_some_digits(self, words_NW: Tensor) -> Tensor:
         """The sum of the rows of a random share of the digits; not scaled, as that of a SID cut short is not.
@@ -191,11 +218,17 @@ class LearnedSIDE(OfCodec):
         super().__init__(table, {}, device)
         rows_VE, joined = _rows(table)
         self.layout = joined.chunks
-        self.rows_VE = nn.Parameter(joined.expand(rows_VE).to(self.last_W.device))
+        self._radices, self._words = list(self.layout.radices), list(self.layout.words)
+        self.rows = nn.Parameter(joined.expand(rows_VE).to(self.last_W.device))
+
+    @property
+    def rows_VE(self) -> Tensor:
+        """A row of each value of each chunk, float [V, embedding_dim]; the parameter itself."""
+        return self.rows
 
     def forward(self, words_NW: Tensor) -> Tensor:
         """float [N, embedding_dim] of packed SIDs, int64 [N, W], as ``read`` has checked them."""
-        return side_decode(words_NW, self.rows_VE, list(self.layout.radices), list(self.layout.words))
+        return side_decode(words_NW, self.rows, self._radices, self._words)
 
 
 def build_side(table: SIDEConfig, device: torch.device | None = None) -> FrozenSIDE | LearnedSIDE:
@@ -206,7 +239,7 @@ def build_side(table: SIDEConfig, device: torch.device | None = None) -> FrozenS
 def _rows(table: SIDEConfig) -> tuple[Tensor, Joined]:
     """A row per digit and value, float32 [V, embedding_dim], whose sums are SIDE's vectors; and how digits join."""
     codec, decoded = table.codec, table.mode == "decoded"
-    joined = CodeLayout.of(codec.spec).join()
+    joined = codec.spec.layout.join()
     rows_VE = digit_rows(codec.digit_tables if decoded else codec.value_tables(), joined.digits)
     if decoded:
         rows_VE[: codec.spec.radices[0]] += codec.offset_D  # every SID takes one of these rows
@@ -216,18 +249,16 @@ def _rows(table: SIDEConfig) -> tuple[Tensor, Joined]:
 # What follows looks at values, or asks tensors for their device: fx must call it rather than trace it.
 
 
-@lru_cache
-def _spec(stages: str) -> SIDSpec:
-    return SIDSpec(parse_stages(stages), "")
-
-
 @torch.fx.wrap
-def read_sids(features: KeyedJaggedTensor, feature: str, stages: str, last_W: Tensor) -> JaggedTensor:
+def gather_sids(
+    features: KeyedJaggedTensor, feature: str, keys: list[str], stages: str, last_W: Tensor
+) -> JaggedTensor:
     """A feature's SIDs, values int64 [N, W], gathered from the keys of its words and checked.
 
     Args:
-        features: holds the key ``feature``, or ``feature_0`` ... if a SID has several words.
+        features: holds the keys.
         feature: its name.
+        keys: of its words; see ``word_names``.
         stages: of its SIDs, as text.
         last_W: int64, the greatest value of each word.
 
@@ -235,8 +266,7 @@ def read_sids(features: KeyedJaggedTensor, feature: str, stages: str, last_W: Te
         DataError: if a key is missing or, on CPU, a value is no packed SID; names feature and row. On CUDA and in graphs
             an assertion fails instead, without a wait.
     """
-    spec, by_key = _spec(stages), features.to_dict()
-    keys = word_names(feature, spec.num_words)
+    by_key = features.to_dict()
     missing = [key for key in keys if key not in by_key]
     if missing:
         raise DataError(
@@ -246,7 +276,7 @@ def read_sids(features: KeyedJaggedTensor, feature: str, stages: str, last_W: Te
     words = [by_key[key] for key in keys]
     _check_lengths(feature, keys, words)
     words_NW = torch.stack([word.values() for word in words], dim=1)
-    _check_words(feature, spec, words_NW, last_W)
+    _check_words(feature, stages, words_NW, last_W)
     first = words[0]
     return JaggedTensor(words_NW, weights=first.weights_or_none(), lengths=first.lengths(), offsets=first.offsets())
 
@@ -260,22 +290,23 @@ def _check_lengths(feature: str, keys: list[str], words: list[JaggedTensor]) -> 
         if first.lengths().shape != other.lengths().shape:
             raise DataError(message)
         equal = (first.lengths() == other.lengths()).all()
-        if can_look_at(equal):
-            if not equal:
-                raise DataError(message)
-        else:
+        if not can_look_at(equal):
             torch._assert_async(equal, message)
+        elif not equal:
+            raise DataError(message)
 
 
-def _check_words(feature: str, spec: SIDSpec, words_NW: Tensor, last_W: Tensor) -> None:
-    if can_look_at(words_NW) or words_NW.dtype != torch.int64:
-        try:
-            spec.check_words(words_NW)
-        except ValueError as error:
-            raise DataError(f"feature '{feature}': {error}") from None
-    else:
-        message = f"feature '{feature}': a word is no packed SID of {format_stages(spec.stages)}"
-        torch._assert_async(((words_NW >= 0) & (words_NW <= last_W)).all(), message)
+def _check_words(feature: str, stages: str, words_NW: Tensor, last_W: Tensor) -> None:
+    if words_NW.dtype != torch.int64:
+        shape = tuple(words_NW.shape)
+        raise DataError(f"feature '{feature}': words have shape {shape} and dtype {words_NW.dtype}, expected int64")
+    wrong_NW = (words_NW < 0) | (words_NW > last_W)
+    if not can_look_at(words_NW):
+        torch._assert_async(~wrong_NW.any(), f"feature '{feature}': a word is no packed SID of {stages}")
+    elif wrong_NW.any():
+        row, word = wrong_NW.nonzero()[0].tolist()
+        value = int(words_NW[row, word])
+        raise DataError(f"feature '{feature}': row {row}, word {word} is {value}, no packed SID of {stages}")
 
 
 def can_look_at(values: Tensor) -> bool:

@@ -30,7 +30,7 @@ class CoarseIds:
     num_digits: int
 
     def __post_init__(self) -> None:
-        in_first_word = sum(chunk.count for chunk in self.spec.chunks() if chunk.word == 0)
+        in_first_word = self.spec.layout.words.count(0)
         if not 1 <= self.num_digits <= in_first_word:
             raise ValueError(
                 f"num_digits must be 1 to {in_first_word}, the digits of the first word; got {self.num_digits}"
@@ -65,7 +65,7 @@ class CoarseIds:
         return f"{feature}_coarse"
 
 
-class HybridCollection(nn.Module):
+class HybridVectors(nn.Module):
     """SIDE's vectors and rows of a learned table; the table is sharded like any TorchRec collection.
 
     The batch's KeyedJaggedTensor holds the coarse ids already (``CoarseIds.ids`` under ``CoarseIds.key``), so that TorchRec

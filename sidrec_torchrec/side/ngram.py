@@ -79,7 +79,7 @@ class AllNgram(PrefixNgram):
         return range(self.spec.num_digits)
 
 
-class NgramCollection(nn.Module):
+class NgramVectors(nn.Module):
     """The sum of a SID's n-gram embeddings, per source; learned tables, sharded like any TorchRec collection.
 
     The batch's KeyedJaggedTensor holds the tokens already (``PrefixNgram.tokens`` under ``PrefixNgram.keys``), so that

@@ -24,7 +24,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import word_names
-from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection
+from sidrec_torchrec.side.collection import Expansions, rename_keys
 from sidrec_torchrec.side.expansion import SIDEConfig
 
 # What holds tables; all but the exact EmbeddingBagCollection and EmbeddingCollection is left whole: it is sharded or
@@ -210,16 +210,17 @@ class _Replaced(nn.Module):
         configs = _configs(collection)
         _check_keys(configs, codecs)
         if device is None:
-            device = next(collection.parameters()).device  # the collection's own word is older than a move
+            device = next(collection.parameters()).device  # collection.device does not follow a move
             device = torch.device("cpu") if device.type == "meta" else device
         kept = [config for config in configs if config.name not in codecs]
+        gone = [config for config in configs if config.name in codecs]
         self.tables = _keep(collection, kept) if kept else None
-        self.sides, self.projections = nn.ModuleDict(), nn.ModuleDict()
-        for config in configs:
-            if config.name in codecs:
-                table = _side_config(config, codecs[config.name], options)
-                self.sides[config.name] = self._side(collection, table, device)
-                self.projections[config.name] = _projection(table, config.embedding_dim, device)
+        self._side_tables = [_side_config(config, codecs[config.name], options) for config in gone]
+        self.side = Expansions(self._side_tables, device)
+        self.projections = nn.ModuleDict()
+        for config, table in zip(gone, self._side_tables, strict=True):
+            self.projections[config.name] = _projection(table, config.embedding_dim, device)
+            rename_keys(self, f"sides.{config.name}._expansions.expansions.", "side.")  # what 0.1 called it
         self._configs = [replace(c, num_embeddings=1) if c.name in codecs else c for c in configs]
         self._names_by_table = get_embedding_names_by_table(configs)
         self._names = [name for names in self._names_by_table for name in names]
@@ -235,22 +236,22 @@ class _Replaced(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where SIDE is."""
-        return next(self.sides.buffers()).device
+        return self.side.device
 
 
 class ReplacedBagCollection(_Replaced, EmbeddingBagCollectionInterface):
     """An ``EmbeddingBagCollection`` with SIDE for some of its tables; made by ``replace_tables``.
 
-    ``tables`` holds the others, or is None; ``sides`` and ``projections`` hold SIDE and its linear map, by table name.
+    ``tables`` holds the others, or is None; ``side`` and ``projections`` hold SIDE and its linear map, by table name.
     """
-
-    @staticmethod
-    def _side(collection: EmbeddingBagCollection, table: SIDEConfig, device: torch.device) -> SIDEBagCollection:
-        return SIDEBagCollection([table], collection.is_weighted(), device)
 
     def __init__(self, collection: EmbeddingBagCollection, *arguments) -> None:
         super().__init__(collection, *arguments)
         self._is_weighted = collection.is_weighted()
+        if self._is_weighted and any(table.pooling == PoolingType.MEAN for table in self._side_tables):
+            raise ValueError("mean pooling takes no weights; use sum pooling")
+        self._side_features = [(table.name, name) for table in self._side_tables for name in table.feature_names]
+        self._side_widths = [table.embedding_dim for table in self._side_tables for _ in table.feature_names]
         self._lengths = [
             config.embedding_dim
             for config, names in zip(self._configs, self._names_by_table, strict=True)
@@ -264,9 +265,10 @@ class ReplacedBagCollection(_Replaced, EmbeddingBagCollectionInterface):
             DataError: as ``SIDEBagCollection``.
         """
         kept = None if self.tables is None else self.tables(features)  # first: sharded, it communicates meanwhile
-        pooled = {name: side(features) for name, side in self.sides.items()}
+        parts = self.side.pooled(self._side_tables, features, self._is_weighted).split(self._side_widths, dim=1)
+        pooled = {feature: parts[i] for i, feature in enumerate(self._side_features)}  # fx cannot zip them
         columns = [
-            self.projections[table](pooled[table][name]) if table in pooled else kept[name]
+            self.projections[table](pooled[table, name]) if (table, name) in pooled else kept[name]
             for table, name in self._sources
         ]
         return KeyedTensor(keys=self._names, length_per_key=self._lengths, values=torch.cat(columns, dim=1))
@@ -281,17 +283,17 @@ class ReplacedBagCollection(_Replaced, EmbeddingBagCollectionInterface):
 class ReplacedCollection(_Replaced, EmbeddingCollectionInterface):
     """An ``EmbeddingCollection`` with SIDE for some of its tables; made by ``replace_tables``.
 
-    ``tables`` holds the others, or is None; ``sides`` and ``projections`` hold SIDE and its linear map, by table name.
+    ``tables`` holds the others, or is None; ``side`` and ``projections`` hold SIDE and its linear map, by table name.
     """
 
-    @staticmethod
-    def _side(collection: EmbeddingCollection, table: SIDEConfig, device: torch.device) -> SIDECollection:
+    def __init__(self, collection: EmbeddingCollection, *arguments) -> None:
+        super().__init__(collection, *arguments)
         if collection.need_indices():
+            names = ", ".join(f"'{table.name}'" for table in self._side_tables)
             raise ValueError(
-                f"table '{table.name}' is in a collection that returns indices, which SIDE has none of; build it with "
+                f"table {names} is in a collection that returns indices, which SIDE has none of; build it with "
                 "need_indices=False"
             )
-        return SIDECollection([table], device)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """By embedding name, in the order of the collection it stands for, float32 [N, embedding_dim].
@@ -300,13 +302,20 @@ class ReplacedCollection(_Replaced, EmbeddingCollectionInterface):
             DataError: as ``SIDECollection``.
         """
         kept = None if self.tables is None else self.tables(features)  # first: sharded, it communicates meanwhile
-        expanded = {name: side(features) for name, side in self.sides.items()}
-        output = {}
-        for embedding, (table, name) in zip(self._names, self._sources, strict=True):
-            output[embedding] = (
-                _mapped(expanded[table][name], self.projections[table]) if table in expanded else kept[name]
-            )
-        return output
+        expanded = {
+            (table.name, name): self._expand(table, name, features)
+            for table in self._side_tables
+            for name in table.feature_names
+        }
+        return {
+            embedding: expanded[table, name] if (table, name) in expanded else kept[name]
+            for embedding, (table, name) in zip(self._names, self._sources, strict=True)
+        }
+
+    def _expand(self, table: SIDEConfig, feature: str, features: KeyedJaggedTensor) -> JaggedTensor:
+        sids, vectors_ND = self.side.vectors(table, feature, features)
+        vectors_ND = self.projections[table.name](vectors_ND)
+        return JaggedTensor(values=vectors_ND, lengths=sids.lengths(), offsets=sids.offsets())
 
     def embedding_configs(self) -> list[EmbeddingConfig]:
         return self._configs
@@ -319,10 +328,6 @@ class ReplacedCollection(_Replaced, EmbeddingCollectionInterface):
 
     def embedding_names_by_table(self) -> list[list[str]]:
         return self._names_by_table
-
-
-def _mapped(sids: JaggedTensor, linear: nn.Module) -> JaggedTensor:
-    return JaggedTensor(values=linear(sids.values()), lengths=sids.lengths(), offsets=sids.offsets())
 
 
 _REPLACED = {EmbeddingBagCollection: ReplacedBagCollection, EmbeddingCollection: ReplacedCollection}

@@ -119,18 +119,20 @@ def test_what_cpp_is_sure_of_is_what_float64_says(stages, dim):
     fast = Float32Plan(plan)
     for count in (1, 47, 48, 49, 2500):
         x_ND = of_all_kinds(count, dim)
-        digits_NL, sure_N = search._search_in_float32(fast, x_ND)
+        digits_NL, sure_N = fast.search(x_ND)
         expected_NL = torch.empty_like(digits_NL)
         search._encode_exactly(plan, x_ND, 1, expected_NL, range(count))
         assert torch.equal(digits_NL[sure_N], expected_NL[sure_N])
     assert sure_N[:500].float().mean() > 0.6
     assert not sure_N[2000:].any()  # too large for float32
-    # the plain search in float32 has the same bounds
-    choices = fast.choices
-    y_RN, error_N = fast.levels(x_ND)
-    _, reference_N = search._greedy(choices, y_RN, error_N)
-    reference_N &= fast.coordinates_are_sure(y_RN, error_N)
+    # the reference has the same bounds
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIDREC_OPS", "reference")
+        _, reference_N = fast.search(x_ND)
     assert (sure_N ^ reference_N).float().mean() < 0.01
+    # vectors that may be off by as much are sure less often, and never where they are not sure by themselves
+    _, less_N = fast.search(x_ND, torch.full((count,), 1e6))
+    assert not (less_N & ~sure_N).any() and less_N.sum() < sure_N.sum()
 
 
 def test_float32_is_sure_where_no_threshold_is_near_and_only_there(implementation):
@@ -148,7 +150,7 @@ def test_float32_is_sure_where_no_threshold_is_near_and_only_there(implementatio
     basis_RD = torch.from_numpy(np.linalg.qr(rng.standard_normal((40, 40)))[0])
     x_ND = (torch.from_numpy(weights_NR) @ basis_RD).float()
     plan = Plan(basis_RD, parse_stages("ternary*20,onehot:20"), 0.0)
-    digits_NL, found_N = search._search_in_float32(Float32Plan(plan), x_ND)
+    digits_NL, found_N = Float32Plan(plan).search(x_ND)
     assert found_N.tolist() == sure_N.tolist()
     exact_NL = torch.empty(2000, 21, dtype=torch.int16)
     search._encode_exactly(plan, x_ND, 1, exact_NL, range(2000))

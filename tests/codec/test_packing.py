@@ -72,17 +72,18 @@ def test_prefix_is_the_word_divided_by_the_radices_behind_it(stages, data):
 @given(specs_and_digits())
 def test_chunks_cover_every_digit_once_and_recombine_to_the_words(spec_and_digits):
     spec, digits = spec_and_digits
-    chunks = spec.chunks()
-    covered = [d for chunk in chunks for d in range(chunk.first, chunk.first + chunk.count)]
-    assert covered == list(range(spec.num_digits))
-    for row, words in zip(digits, spec.pack(torch.tensor(digits)).tolist(), strict=True):
-        rebuilt = [0] * spec.num_words
-        for chunk in chunks:
-            own = slice(chunk.first, chunk.first + chunk.count)
-            value = words[chunk.word] // chunk.divisor % chunk.size
+    joined = spec.layout.join()
+    chunks = joined.chunks
+    assert sum(joined.counts) == spec.num_digits
+    words_NW = spec.pack(torch.tensor(digits))
+    for row, words, values in zip(digits, words_NW.tolist(), chunks.values(words_NW).tolist(), strict=True):
+        rebuilt, first = [0] * spec.num_words, 0
+        for c, (value, count) in enumerate(zip(values, joined.counts, strict=True)):
+            own = slice(first, first + count)
             assert [value] == big_words(spec.radices[own], row[own])
-            assert chunk.size == math.prod(spec.radices[own]) and (chunk.size <= 256 or chunk.count == 1)
-            rebuilt[chunk.word] += value * chunk.divisor
+            assert chunks.radices[c] == math.prod(spec.radices[own]) and (chunks.radices[c] <= 256 or count == 1)
+            rebuilt[chunks.words[c]] += value * chunks.divisors[c]
+            first += count
         assert rebuilt == words
 
 
@@ -114,7 +115,7 @@ def test_sizes():
     assert (spec.num_digits, spec.num_words) == (21, 1)
     assert spec.bits == pytest.approx(8 + 20 * math.log2(3))
     assert spec.word_limits == (256 * 3**20,)
-    assert [chunk.size for chunk in spec.chunks()] == [256, 243, 243, 243, 243]
+    assert spec.layout.join().chunks.radices == (256, 243, 243, 243, 243)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from sidrec_torchrec.native import build
-from sidrec_torchrec.ops import backends, cpu
+from sidrec_torchrec.ops.code_attention import code_attention
+from sidrec_torchrec.ops.kernels import kernel_runs
+from sidrec_torchrec.ops.side_decode import side_decode
 
 DECODE_TWICE = """
 import torch
@@ -29,8 +31,8 @@ def decode_twice(**environment) -> subprocess.CompletedProcess:
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler")
 def test_built_where_there_is_a_compiler():
     assert build.problem() is None
-    assert backends.kernels("side_decode", torch.zeros(1)) is cpu
-    assert backends.kernels("side_decode", torch.zeros(1, dtype=torch.float64)) is None
+    assert kernel_runs(side_decode, "cpu", torch.float32)
+    assert not kernel_runs(side_decode, "cpu", torch.float64)
 
 
 def test_without_a_compiler_the_reference_runs_with_one_warning(tmp_path):
@@ -68,4 +70,4 @@ def test_a_compiler_that_takes_too_long_is_a_warning_too(tmp_path, monkeypatch):
 
 def test_the_reference_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("SIDREC_OPS", "reference")
-    assert backends.kernels("code_attention", torch.zeros(1)) is None
+    assert not kernel_runs(code_attention, "cpu", torch.float32)

@@ -15,7 +15,6 @@ from sidrec_torchrec.ops.code_attention import (
     reference,
     reference_backward,
 )
-from sidrec_torchrec.ops.layout import CodeLayout
 
 STAGES = ["ternary", "ternary*25", "onehot:256,ternary*20", "onehot:300,ternary*50", "onehot:4*7"]
 TIMES = pytest.mark.parametrize("times", [False, True], ids=["", "times"])
@@ -28,7 +27,7 @@ class Case:
     def __init__(self, stages, heads=4, events=700, queries=9, times=False, seed=0, dtype=torch.float32, scale=1.0):
         generator = torch.Generator().manual_seed(seed)
         self.spec = SIDSpec(parse_stages(stages), "test")
-        self.layout = CodeLayout.of(self.spec)
+        self.layout = self.spec.layout
         columns = [torch.randint(r, (events,), generator=generator) for r in self.spec.radices]
         self.digits_NL = torch.stack(columns, dim=1)
         self.words_NW = self.spec.pack(self.digits_NL)

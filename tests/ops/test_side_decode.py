@@ -29,7 +29,7 @@ def make_inputs(spec: SIDSpec, dim: int, rows: int, seed: int = 0):
 
 
 def arguments(spec, words_NW, tables, limit=256):
-    joined = CodeLayout.of(spec).join(limit)
+    joined = spec.layout.join(limit)
     table_RD = joined.expand(digit_rows(tables, joined.digits))
     return words_NW, table_RD, list(joined.chunks.radices), list(joined.chunks.words)
 
@@ -155,7 +155,7 @@ def test_exports_with_any_number_of_rows():
 def test_wrong_tables_are_refused():
     spec = SIDSpec(parse_stages("onehot:5,ternary"), "test")
     with pytest.raises(ValueError, match=r"digit tables have \[3, 5\] rows, expected \[5, 3\]"):
-        digit_rows([torch.zeros(3, 2), torch.zeros(5, 2)], CodeLayout.of(spec))
+        digit_rows([torch.zeros(3, 2), torch.zeros(5, 2)], spec.layout)
     words_NW, table_RD, *chunks = arguments(spec, *make_inputs(spec, 4, 6)[1:])
     with pytest.raises(ValueError, match="a table of 14 rows, expected 15"):
         side_decode(words_NW, table_RD[1:], *chunks)

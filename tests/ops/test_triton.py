@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +9,13 @@ import torch
 
 from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.packing import SIDSpec
-from sidrec_torchrec.ops import backends, code_attention, cuda, side_decode
+from sidrec_torchrec.ops import code_attention, cuda, side_decode
+from sidrec_torchrec.ops.kernels import kernel_runs
 from sidrec_torchrec.ops.layout import CodeLayout
 from tests.ops.test_code_attention import SOFTMAX, TIMES, Case, assert_equal
 from tests.ops.test_side_decode import arguments, make_inputs
 
+OPERATORS = (side_decode.side_decode, code_attention.code_attention)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STAGES = ["ternary*14", "onehot:300,ternary*36", "onehot:4*7"]
 
@@ -133,17 +134,17 @@ class TestChoice:
         cuda.problem.cache_clear()
         try:
             with pytest.warns(UserWarning, match="Triton cannot be imported") as warnings:
-                chosen = [backends.kernels(name, on_cuda()) for name in ("side_decode", "code_attention")]
-            assert chosen == [None, None] and len(warnings) == 1
+                chosen = [kernel_runs(op, "cuda", torch.float32) for op in OPERATORS]
+            assert chosen == [False, False] and len(warnings) == 1
         finally:
             cuda.problem.cache_clear()
 
     def test_on_cuda_triton_runs_unless_results_must_be_deterministic(self, triton):
-        assert backends.kernels("code_attention", on_cuda()) is cuda
-        assert backends.kernels("code_attention", on_cuda(torch.float64)) is None
+        assert kernel_runs(code_attention.code_attention, "cuda", torch.float32)
+        assert not kernel_runs(code_attention.code_attention, "cuda", torch.float64)
         torch.use_deterministic_algorithms(True)
         try:
-            assert backends.kernels("code_attention", on_cuda()) is None
+            assert not kernel_runs(code_attention.code_attention, "cuda", torch.float32)
         finally:
             torch.use_deterministic_algorithms(False)
 
@@ -211,8 +212,3 @@ def check_attention(case, softmax):
 
 def move(tensors, device=DEVICE):
     return [tensor if tensor is None else tensor.to(device) for tensor in tensors]
-
-
-def on_cuda(dtype=torch.float32):
-    """As much of a CUDA tensor as the choice looks at."""
-    return SimpleNamespace(dtype=dtype, device=torch.device("cuda"))

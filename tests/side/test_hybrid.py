@@ -10,7 +10,7 @@ from sidrec_torchrec.codec.alphabet import OneHot, Ternary, parse_stages
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.side.expansion import SIDEConfig
-from sidrec_torchrec.side.hybrid import CoarseIds, HybridCollection
+from sidrec_torchrec.side.hybrid import CoarseIds, HybridVectors
 
 
 @given(st.lists(st.one_of(st.just(Ternary()), st.integers(2, 600).map(OneHot)), min_size=1, max_size=30), st.data())
@@ -49,7 +49,7 @@ def test_gives_side_and_a_row_that_learns():
         values=torch.cat([words_NW[:, 0], coarse.ids(words_NW)]),
         lengths=torch.tensor([4, 5, 4, 5]),
     )
-    hybrid = HybridCollection(
+    hybrid = HybridVectors(
         SIDEConfig(name="item", feature_names=["sid"], codec=codec, mode="decoded"), coarse, 8, torch.device("cpu")
     )
     side_NE, rows_ND = hybrid(features)
@@ -60,6 +60,6 @@ def test_gives_side_and_a_row_that_learns():
         table.copy_(torch.arange(5.0).unsqueeze(1).expand(-1, 8))
     assert hybrid(features)[1].equal(digits_NL[:, :1].float().expand(-1, 8))
     with pytest.raises(ValueError, match="same codec"):
-        HybridCollection(
+        HybridVectors(
             SIDEConfig(name="item", feature_names=["sid"], codec=codec), CoarseIds(SIDSpec(spec.stages, "b"), 1), 8
         )

@@ -30,7 +30,7 @@ from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.errors import CodecMismatchError, DataError
 from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection
 from sidrec_torchrec.side.expansion import SIDEConfig
-from sidrec_torchrec.side.ngram import NgramCollection, PrefixNgram
+from sidrec_torchrec.side.ngram import NgramVectors, PrefixNgram
 
 ITEMS, DIM = 30, 8
 ONE_WORD, TWO_WORDS = "onehot:4,ternary*6", "onehot:4,ternary*45"
@@ -213,7 +213,7 @@ class Mixed(nn.Module):
             name="item_id", embedding_dim=DIM, num_embeddings=ITEMS, feature_names=["item"], init_fn=nn.init.zeros_
         )
         self.tables = EmbeddingBagCollection(tables=[table], device=device)
-        self.prefixes = NgramCollection({"text": NGRAM}, embedding_dim=DIM, device=device)
+        self.prefixes = NgramVectors({"text": NGRAM}, embedding_dim=DIM, device=device)
         torch.manual_seed(0)  # here: tables on the meta device draw nothing
         self.over = nn.Sequential(nn.Linear(3 * DIM, 8), nn.Tanh(), nn.Linear(8, 1))
 

@@ -8,7 +8,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.alphabet import OneHot, Ternary
 from sidrec_torchrec.codec.packing import SIDSpec
-from sidrec_torchrec.side.ngram import AllNgram, NgramCollection, PrefixNgram
+from sidrec_torchrec.side.ngram import AllNgram, NgramVectors, PrefixNgram
 
 MOST_ROWS = (2**63 - 1) // 2048  # for 2048 codewords
 
@@ -46,7 +46,7 @@ def test_tokens_of_all_ngrams(K, n, num_rows, data):
 def test_collection_sums_prefixes_of_each_source():
     spec = SIDSpec((OneHot(5),) * 3, "test")
     ngrams = {"text": PrefixNgram(spec, num_rows=50, depth=3), "image": PrefixNgram(spec, num_rows=20, depth=2)}
-    collection = NgramCollection(ngrams, embedding_dim=4, device=torch.device("cpu"))
+    collection = NgramVectors(ngrams, embedding_dim=4, device=torch.device("cpu"))
     digits = torch.randint(5, (6, 3), generator=torch.Generator().manual_seed(0))
     words_NW = spec.pack(digits)
     lengths = torch.tensor([2, 0, 4])

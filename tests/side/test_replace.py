@@ -169,7 +169,7 @@ def test_learned_rows_start_as_the_frozen_ones_and_train():
         outputs.append(collection(batch).values())
     torch.testing.assert_close(*outputs)
     outputs[1].square().sum().backward()
-    gradients = [p.grad for name, p in collection.named_parameters() if name.startswith("sides.")]
+    gradients = [p.grad for name, p in collection.named_parameters() if name.startswith("side.")]
     assert len(gradients) == 1 and gradients[0].any()
 
 
@@ -253,8 +253,8 @@ def test_meta_stays_meta_and_side_is_real():
     assert {p.device.type for p in collection.tables.parameters()} == {collection.tables.device.type} == {"meta"}
     assert collection.device.type == "cpu"
     for values in (model.to_empty(device="cpu"), model.half().float()):  # neither may cost SIDE its constants
-        side = values.sparse_arch.embedding_bag_collection.sides["item"]
-        pooled = side(make_batch(codec)).values()
+        collection = values.sparse_arch.embedding_bag_collection
+        pooled = collection.side.pooled(collection._side_tables, make_batch(codec), False)
         reference = make_tables(EmbeddingBagCollection, {"item": TABLES["item"]}, vector_ND=make_items(codec)[1])
         torch.testing.assert_close(pooled, reference(make_batch(None)).values().detach(), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="SIDE 'item' cannot be built on the meta device"):

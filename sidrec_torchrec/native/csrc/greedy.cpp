@@ -1,5 +1,5 @@
 // Digits of vectors by greedy search in float32 on CPU, and whether rounding could change them. What is computed stands
-// in codec/: the levels and their error in plan.py, the decisions in choices.py, their order in search.py. Here a tile
+// in ops/greedy.py, and what it means in codec/plan.py. Here a tile
 // of vectors is read once, and all that follows stays in cache; its levels lie row of the basis by row of the basis, so
 // that an instruction takes one number of each of several vectors.
 
@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -202,12 +203,14 @@ void join(const Plan& plan, const Tile& tile, int64_t count, int16_t* out) {
   }
 }
 
-void encode(const Plan& plan, const float* z, int64_t count, Tile& tile, int16_t* digits, bool* sure) {
+void encode(const Plan& plan, const float* z, const float* error, int64_t count, Tile& tile, int16_t* digits,
+            bool* sure) {
   const float* vectors[kTile];
   for (int64_t n = 0; n < kTile; ++n) {
     vectors[n] = z + std::min(n, count - 1) * plan.D; // a short tile repeats its last vector
     const float length = norm(vectors[n], plan.D);
-    tile.error[n] = length < kLargest ? plan.unit_error * (length + plan.size) : kInfinity; // also where it is NaN
+    const float own = error == nullptr ? 0 : error[std::min(n, count - 1)];
+    tile.error[n] = length < kLargest ? plan.unit_error * (length + plan.size) + own : kInfinity; // also where it is NaN
   }
   for (int64_t r = 0; r < plan.R; r += kColumns) {
     for (int64_t n = 0; n < kTile; n += kRows) {
@@ -221,11 +224,12 @@ void encode(const Plan& plan, const float* z, int64_t count, Tile& tile, int16_t
 }
 
 // Digits of stages, int16 [N, L], and whether they are sure, bool [N]. Choices have widths, counts, stages and reaches;
-// ``pull`` is transposed. Digits that are not sure may be anything.
+// ``pull`` is transposed. ``error``: by how much vectors may be off, [N]. Digits that are not sure may be anything.
 std::tuple<at::Tensor, at::Tensor> greedy(const at::Tensor& z, const at::Tensor& weight, const at::Tensor& bias,
                                           const at::Tensor& pull, at::IntArrayRef widths, at::IntArrayRef counts,
                                           at::IntArrayRef stages, at::ArrayRef<double> reaches, double tie,
-                                          double unit_error, double size) {
+                                          double unit_error, double size,
+                                          const std::optional<at::Tensor>& error) {
   const int64_t N = z.size(0), D = weight.size(1), R = weight.size(0), L = stages.back() + 1;
   for (const at::Tensor* tensor : {&z, &weight, &bias, &pull}) TORCH_CHECK(tensor->is_contiguous());
   Plan plan{{}, D, R, L, to_panels(weight), bias.const_data_ptr<float>(), pull.const_data_ptr<float>(),
@@ -236,6 +240,8 @@ std::tuple<at::Tensor, at::Tensor> greedy(const at::Tensor& z, const at::Tensor&
     first += widths[s];
   }
   TORCH_CHECK(first == R && z.size(1) == D && bias.numel() == R && pull.numel() == R * R, "operands of other sizes");
+  TORCH_CHECK(!error || (error->is_contiguous() && error->numel() == N), "an error for each vector");
+  const float* errors = error ? error->const_data_ptr<float>() : nullptr;
   at::Tensor digits = at::empty({N, L}, z.options().dtype(at::kShort));
   at::Tensor sure = at::empty({N}, z.options().dtype(at::kBool));
   const float* from = z.const_data_ptr<float>();
@@ -244,7 +250,7 @@ std::tuple<at::Tensor, at::Tensor> greedy(const at::Tensor& z, const at::Tensor&
   at::parallel_for(0, (N + kTile - 1) / kTile, 4, [&](int64_t begin, int64_t end) {
     Tile tile{std::vector<float>(R * kTile), std::vector<float>(widths.size() * kTile), {}, {}};
     for (int64_t n = begin * kTile; n < std::min(N, end * kTile); n += kTile) {
-      encode(plan, from + n * D, std::min(kTile, N - n), tile, to + n * L, to_sure + n);
+      encode(plan, from + n * D, errors == nullptr ? errors : errors + n, std::min(kTile, N - n), tile, to + n * L, to_sure + n);
     }
   });
   return {digits, sure};
@@ -254,7 +260,7 @@ std::tuple<at::Tensor, at::Tensor> greedy(const at::Tensor& z, const at::Tensor&
 
 TORCH_LIBRARY_FRAGMENT(sidrec_cpu, m) {
   m.def("greedy(Tensor z, Tensor weight, Tensor bias, Tensor pull, int[] widths, int[] counts, int[] stages, "
-        "float[] reaches, float tie, float unit_error, float size) -> (Tensor, Tensor)",
+        "float[] reaches, float tie, float unit_error, float size, Tensor? error) -> (Tensor, Tensor)",
         greedy);
 }
 

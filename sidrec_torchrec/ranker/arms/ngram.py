@@ -14,7 +14,7 @@ from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray, Tokenizers
 from sidrec_torchrec.ranker.arms.modules import RowDropout
-from sidrec_torchrec.side.ngram import AllNgram, NgramCollection, PrefixNgram
+from sidrec_torchrec.side.ngram import AllNgram, NgramVectors, PrefixNgram
 
 
 class _NgramArm(Arm, ABC):
@@ -47,7 +47,7 @@ class _NgramArm(Arm, ABC):
         }
 
     def module(self, device: torch.device) -> nn.Module:
-        tables = NgramCollection(self._ngrams, embedding_dim=self._config.table_dim, device=device)
+        tables = NgramVectors(self._ngrams, embedding_dim=self._config.table_dim, device=device)
         return nn.Sequential(tables, RowDropout(self._config.table_dropout))
 
     def _ngrams_of(self, name: str, sid: SIDArray) -> PrefixNgram:

@@ -18,7 +18,7 @@ from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Ne
 from sidrec_torchrec.ranker.arms.modules import OneFeature, RowDropout
 from sidrec_torchrec.side.collection import SIDECollection
 from sidrec_torchrec.side.expansion import SIDEConfig
-from sidrec_torchrec.side.hybrid import CoarseIds, HybridCollection
+from sidrec_torchrec.side.hybrid import CoarseIds, HybridVectors
 
 
 @ARMS.register("side")
@@ -103,7 +103,7 @@ class HybridArm(Arm):
 
     def module(self, device: torch.device) -> nn.Module:
         table = dataclasses.replace(self._sid, digit_dropout=self._config.digit_dropout)
-        collection = HybridCollection(table, self._coarse, self._config.table_dim, device)
+        collection = HybridVectors(table, self._coarse, self._config.table_dim, device)
         return _Hybrid(collection, self._config.table_dropout)
 
 
@@ -133,7 +133,7 @@ class _Fallback(nn.Module):
 class _Hybrid(nn.Module):
     """SIDE's vectors and the table's rows side by side."""
 
-    def __init__(self, collection: HybridCollection, dropout: float) -> None:
+    def __init__(self, collection: HybridVectors, dropout: float) -> None:
         super().__init__()
         self.collection = collection
         self.dropout = RowDropout(dropout)

@@ -1,0 +1,60 @@
+"""Kernels of operators: registered per device with torch's dispatcher, and left to the reference where they cannot run.
+
+An operator is one file: schema, shapes for tracing, gradient, and the reference in plain PyTorch, which runs on any device
+without a kernel. A device is one file of registrations (``cpu``, ``cuda``) besides its kernels.
+
+``SIDREC_OPS=reference`` in the environment keeps to the reference everywhere.
+"""
+
+from collections.abc import Callable, Container
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import CustomOpDef
+
+from sidrec_torchrec.native import build
+
+_CHOICES: dict[tuple[CustomOpDef, str], Callable[[torch.dtype], bool]] = {}
+
+
+def kernel_runs(op: CustomOpDef, device_type: str, dtype: torch.dtype) -> bool:
+    """Whether a kernel would compute this operator now, on that device and of that dtype; else its reference does."""
+    choice = _CHOICES.get((op, device_type))
+    return choice is not None and choice(dtype)
+
+
+def register(
+    op: CustomOpDef,
+    device_type: str,
+    *,
+    reference: Callable[..., Any],
+    values: int,
+    dtypes: Container[torch.dtype],
+    is_usable: Callable[[], bool],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: registers a kernel of an operator for a device.
+
+    Args:
+        op: the operator.
+        device_type: such as ``cuda``.
+        reference: what runs in the kernel's place where it cannot; same arguments.
+        values: place of the argument whose dtype the kernel must know.
+        dtypes: those it knows.
+        is_usable: whether it can run now, asked at each call.
+    """
+
+    def decorate(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def runs(dtype: torch.dtype) -> bool:
+            return dtype in dtypes and not build.reference_is_asked_for() and is_usable()
+
+        def choose(*inputs: Any) -> Any:
+            if runs(inputs[values].dtype):
+                return kernel(*(x.contiguous() if isinstance(x, Tensor) else x for x in inputs))
+            return reference(*inputs)
+
+        op.register_kernel(device_type, choose)
+        _CHOICES[op, device_type] = runs
+        return kernel
+
+    return decorate
