@@ -48,11 +48,12 @@ class Bench:
         )
         seconds = time.monotonic() - start
         tokenizer = Tokenizer.load(out / "tokenizer")
-        report = TokenizerReport(tokenizer)
+        report, words = TokenizerReport(tokenizer), []
         for item_ids_N, block in ItemStream.open(self.data, sources, tokenizer.vocabularies).blocks():
             items = block.select(torch.from_numpy(np.flatnonzero(np.isin(item_ids_N, self.held_out))))
-            report.update(items, tokenizer.encode(items))
-        return report.result() | {"seconds": seconds}
+            report.update(items, tokenizer.digits(items))
+            words.append(tokenizer.encode(items).numpy())
+        return report.result(np.concatenate(words)) | {"seconds": seconds}
 
 
 def main() -> None:

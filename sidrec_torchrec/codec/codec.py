@@ -68,7 +68,11 @@ class Codec:
         Raises:
             ValueError: on words that are not of this spec (names the row), or a ``num_digits`` outside 0 to L.
         """
-        return add_tables(self.offset_D, self.digit_tables, self.spec.unpack(words_NW), num_digits)
+        return self.decode_digits(self.spec.unpack(words_NW), num_digits=num_digits)
+
+    def decode_digits(self, digits_NL: Tensor, *, num_digits: int | None = None) -> Tensor:
+        """Vectors of digits, integers [N, L]; as ``decode``."""
+        return add_tables(self.offset_D, self.digit_tables, digits_NL, num_digits)
 
     def value_tables(self) -> tuple[Tensor, ...]:
         """Per digit, the vectors its alphabet stands for, each digit in slots of its own: float32 [radix_j, width].
@@ -116,7 +120,7 @@ class Codec:
 
     def save(self, folder: str | Path) -> None:
         """Writes the codec as ``folder``, whole or not at all."""
-        with atomic_path(folder) as temporary:
+        with atomic_path(Path(folder)) as temporary:
             temporary.mkdir()
             tensors = {"offset": self.offset_D} | {f"digit_{j}": t for j, t in enumerate(self.digit_tables)}
             torch.save(tensors, temporary / _TENSOR_FILE)

@@ -22,7 +22,7 @@ from sidrec_torchrec.codec.quantizer import (
     check_width,
     squared_distance,
 )
-from sidrec_torchrec.codec.search import codes, encode
+from sidrec_torchrec.codec.search import Search, codes, encode
 from sidrec_torchrec.errors import check_at_least
 from sidrec_torchrec.processes import is_first_process
 
@@ -117,6 +117,10 @@ class DPCA(Quantizer):
             ValueError: as every quantizer, on a beam below 1, and on real stages, which have no digits.
         """
         return encode(z_ND, self.basis_RD, self.stages, offset_D=self.mean_D, beam=self._checked(z_ND, beam))
+
+    def search(self) -> Search:
+        basis_RD, mean_D = self.basis_RD.detach(), self.mean_D
+        return Search(basis_RD, self.stages, offset_D=mean_D, beam=self.config.beam)
 
     @torch.no_grad()
     def codes(self, z_ND: Tensor, *, beam: int | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from torch.nn.functional import embedding
 
 from sidrec_torchrec.codec.alphabet import Alphabet
 from sidrec_torchrec.registry import Registry
+
+if TYPE_CHECKING:
+    from sidrec_torchrec.codec.search import Search
 
 
 class QuantizerOutput(NamedTuple):
@@ -75,6 +78,10 @@ class Quantizer(nn.Module, ABC):
         Raises:
             ValueError: on a wrong width or a value that is not finite; names the first bad row.
         """
+
+    def search(self) -> "Search | None":
+        """``encode`` with all computed once that depends on the weights as they are; None if it is no search of a basis."""
+        return None
 
     @abstractmethod
     def forward(self, z_ND: Tensor) -> QuantizerOutput:

@@ -24,9 +24,9 @@ class DigitUse:
         self.spec = spec
         self.counts = [np.zeros(radix, np.int64) for radix in spec.radices]
 
-    def update(self, words_NW: np.ndarray) -> None:
-        """Counts packed SIDs, int64 [N, W]."""
-        for counts, digit_N in zip(self.counts, self.spec.unpack(words_NW).T, strict=True):
+    def update(self, digits_NL: np.ndarray) -> None:
+        """Counts digits of SIDs, integers [N, L]."""
+        for counts, digit_N in zip(self.counts, digits_NL.T, strict=True):
             counts += np.bincount(digit_N, minlength=len(counts))
 
     def merge(self, other: "DigitUse") -> None:
@@ -124,6 +124,15 @@ class PrefixGroups:
     def result(self) -> list[dict[str, Any]]:
         """``use`` of every depth, 1 to L, as a JSON value."""
         return [asdict(self.use(depth)) for depth in range(1, self.spec.num_digits + 1)]
+
+
+def shared_sids(words_NW: np.ndarray) -> tuple[int, int]:
+    """Of packed SIDs, int64 [N, W]: how many items share theirs with another, and the most that share one."""
+    order_N = np.lexsort(words_NW.T[::-1])
+    is_new_N = np.ones(len(words_NW), bool)
+    is_new_N[1:] = (words_NW[order_N[1:]] != words_NW[order_N[:-1]]).any(axis=1)
+    sizes_G = np.diff(np.flatnonzero(is_new_N), append=len(words_NW))
+    return int(sizes_G[sizes_G > 1].sum()), int(sizes_G.max(initial=0))
 
 
 def shared_digits(a_NL: np.ndarray, b_NL: np.ndarray) -> np.ndarray:

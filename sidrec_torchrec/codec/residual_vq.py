@@ -16,7 +16,7 @@ from sidrec_torchrec.codec.quantizer import (
     check_width,
     squared_distance,
 )
-from sidrec_torchrec.codec.search import encode
+from sidrec_torchrec.codec.search import Search, encode
 from sidrec_torchrec.processes import copy_from_first_process, is_first_process, sum_over_processes
 
 
@@ -117,6 +117,9 @@ class ResidualVQ(Quantizer):
         """Nearest codeword of each stage's residual."""
         check_width(z_ND, self.dim)
         return encode(z_ND, self.codebook_LKD.flatten(0, 1), self.stages)
+
+    def search(self) -> Search:
+        return Search(self.codebook_LKD.flatten(0, 1), self.stages)
 
     def forward(self, z_ND: Tensor) -> QuantizerOutput:
         """Straight-through, with commitment loss; in training the codewords move after they were used."""

@@ -17,6 +17,7 @@ The float32 search is an operator of its own (``ops/greedy.py``), which in C++ r
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,6 +34,88 @@ _EXACT_ROWS = 1 << 13  # of float64 copies
 _FILTER_ROWS = 1 << 10  # for fewer, a plan in float32 costs more than it saves
 
 
+class Search:
+    """Encoding against a basis, with all that can be computed once; see the module.
+
+    Args:
+        basis_RD: float [R, D], stage after stage: the codewords of a one-hot stage, one row a coordinate of any other.
+        stages: alphabet of each digit.
+        offset_D: float [D], what every vector begins with.
+        beam: candidates kept after each choice; 1 is greedy. Cost grows linearly.
+
+    Raises:
+        ValueError: on a real stage, which has no digits.
+    """
+
+    def __init__(
+        self,
+        basis_RD: Tensor,
+        stages: tuple[Alphabet, ...],
+        *,
+        offset_D: Tensor | float = 0.0,
+        beam: int = 1,
+    ) -> None:
+        for stage in stages:
+            if not stage.radix:
+                raise ValueError(f"a '{stage}' stage has no digits: ask for codes, or name another alphabet")
+        self._stages = stages
+        self._beam = beam
+        self._plan = Plan(basis_RD, stages, offset_D)
+        self._on_cpu = basis_RD.device.type == "cpu"
+
+    @cached_property
+    def _fast(self) -> Float32Plan:
+        return Float32Plan(self._plan)
+
+    @property
+    def has_filter(self) -> bool:
+        """Whether ``filtered`` decides most vectors, and is right: a greedy search on CPU."""
+        if self._beam > 1 or not self._on_cpu or not (build.is_available() or float32_is_ieee()):
+            return False
+        return self._fast.is_usable
+
+    def filtered(self, z_ND: Tensor, error_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Digits in float32, int16 [N, L], and where they are surely those of float64, bool [N]. See ``has_filter``.
+
+        Args:
+            z_ND: float [N, D].
+            error_N: float32, by how much, in length, a vector may be off the one that is meant; None for not at all.
+        """
+        return self._fast.search(z_ND, error_N)
+
+    def encode(self, z_ND: Tensor, *, rows: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Digits of vectors, in bounded memory.
+
+        Args:
+            z_ND: float [N, D].
+            rows: their numbers, for messages; None for 0, 1, ...
+
+        Returns:
+            int16 [N, L].
+
+        Raises:
+            ValueError: on a vector that is not finite; names its row.
+
+        Source: greedy coding as in residual quantization; beam search as in Babenko & Lempitsky 2014, section 3.
+        """
+        rows = range(len(z_ND)) if rows is None else rows
+        digits_NL = torch.empty(len(z_ND), len(self._stages), dtype=torch.int16, device=z_ND.device)
+        fast = len(z_ND) >= _FILTER_ROWS and z_ND.device.type == "cpu" and self.has_filter
+        count = _rows_at_once(self._plan.choices, self._beam)
+        for first in range(0, len(z_ND), count):
+            block = slice(first, first + count)
+            if not fast:
+                _encode_exactly(self._plan, z_ND[block], self._beam, digits_NL[block], rows[block])
+                continue
+            digits_NL[block], sure_N = self.filtered(z_ND[block])
+            unsure_M = first + (~sure_N).nonzero().squeeze(1)
+            exact_ML = torch.empty(len(unsure_M), len(self._stages), dtype=torch.int16)
+            numbers = rows[unsure_M] if isinstance(rows, Tensor) else [rows[i] for i in unsure_M.tolist()]
+            _encode_exactly(self._plan, z_ND[unsure_M], self._beam, exact_ML, numbers)
+            digits_NL[unsure_M] = exact_ML
+        return digits_NL
+
+
 def encode(
     z_ND: Tensor,
     basis_RD: Tensor,
@@ -41,41 +124,8 @@ def encode(
     offset_D: Tensor | float = 0.0,
     beam: int = 1,
 ) -> Tensor:
-    """Digits of vectors, in bounded memory.
-
-    Args:
-        z_ND: float [N, D].
-        basis_RD: float [R, D], stage after stage: the codewords of a one-hot stage, one row a coordinate of any other.
-        stages: alphabet of each digit.
-        offset_D: float [D], what every vector begins with.
-        beam: candidates kept after each choice; 1 is greedy. Cost grows linearly.
-
-    Returns:
-        int16 [N, L].
-
-    Raises:
-        ValueError: on a real stage, which has no digits, or on a vector that is not finite; names its row.
-
-    Source: greedy coding as in residual quantization; beam search as in Babenko & Lempitsky 2014, section 3.
-    """
-    for stage in stages:
-        if not stage.radix:
-            raise ValueError(f"a '{stage}' stage has no digits: ask for codes, or name another alphabet")
-    plan = Plan(basis_RD, stages, offset_D)
-    digits_NL = torch.empty(len(z_ND), len(stages), dtype=torch.int16, device=z_ND.device)
-    fast = _float32_plan(plan, z_ND, beam)
-    count = _rows_at_once(plan.choices, beam)
-    for first in range(0, len(z_ND), count):
-        rows = slice(first, first + count)
-        if fast is None:
-            _encode_exactly(plan, z_ND[rows], beam, digits_NL[rows], range(len(z_ND))[rows])
-            continue
-        digits_NL[rows], sure_N = fast.search(z_ND[rows])
-        unsure_M = first + (~sure_N).nonzero().squeeze(1)
-        exact_ML = torch.empty(len(unsure_M), len(stages), dtype=torch.int16)
-        _encode_exactly(plan, z_ND[unsure_M], beam, exact_ML, unsure_M)
-        digits_NL[unsure_M] = exact_ML
-    return digits_NL
+    """Digits of vectors, int16 [N, L]; arguments and errors as those of ``Search``."""
+    return Search(basis_RD, stages, offset_D=offset_D, beam=beam).encode(z_ND)
 
 
 def codes(
@@ -111,16 +161,6 @@ def _rows_at_once(choices: Choices, beam: int) -> int:
     largest = max(choice.count for choice in choices.choices)
     numbers = len(choices.pull_RR) if beam == 1 else beam * (len(choices.choices) + 2 * largest)
     return max(1, min(_THREAD_ROWS * torch.get_num_threads(), _BLOCK_NUMBERS // numbers))
-
-
-def _float32_plan(plan: Plan, z_ND: Tensor, beam: int) -> Float32Plan | None:
-    """The plan in float32, where that decides most vectors and saves time."""
-    if beam > 1 or len(z_ND) < _FILTER_ROWS or z_ND.device.type != "cpu":
-        return None
-    if not (build.is_available() or float32_is_ieee()):
-        return None
-    fast = Float32Plan(plan)
-    return fast if fast.is_usable else None
 
 
 def _encode_exactly(plan: Plan, z_ND: Tensor, beam: int, out_NL: Tensor, rows: Sequence[int] | Tensor) -> None:

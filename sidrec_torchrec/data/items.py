@@ -77,6 +77,8 @@ class Items:
         sources: Sequence[str] | None = None,
         targets: Sequence[str] | None = None,
         row_groups: Sequence[int] | None = None,
+        *,
+        share: tuple[int, int] | None = None,
     ) -> Iterator[ItemBatch]:
         """Reads the file, holding one batch (and the ids) in memory.
 
@@ -85,6 +87,8 @@ class Items:
             sources: sources to read; None for all of ``source_dims``, ``()`` for none.
             targets: categorical columns to read; None for all of ``categorical``, ``()`` for none.
             row_groups: which of the file's row groups to read, in this order; None for the whole file in order.
+            share: (rank, world size): only this one of as many stretches of the batches, in order; see
+                ``ParquetTable.batches``.
 
         Raises:
             DataError: on an unknown column, a repeated item_id, a vector of another width, or a value that is not
@@ -97,7 +101,8 @@ class Items:
         for name in targets:
             _check_known(self.table, name, "target", self.categorical)
         self.ids()
-        for first_row, batch in self.table.batches(["item_id", *sources, *targets], batch_size, row_groups):
+        columns = ["item_id", *sources, *targets]
+        for first_row, batch in self.table.batches(columns, batch_size, row_groups, share=share):
             item_ids_N = self.table.int64(batch, "item_id", first_row)
             read = {name: self._source(batch.column(name), name, first_row, item_ids_N) for name in sources}
             yield ItemBatch(
@@ -118,8 +123,8 @@ class Items:
                 f"{self.path}: column '{name}', row {first_row + wrong} (item_id {item_ids_N[wrong]}): "
                 f"{len(column[wrong])} values, expected {dim} as in the rows before"
             )
-        finite_N = np.isfinite(x_ND).all(axis=1)
-        if not finite_N.all():
+        if not np.isfinite(x_ND.sum(dtype=np.float64)):  # one pass, without an array of bools
+            finite_N = np.isfinite(x_ND).all(axis=1)
             bad = int(np.argmin(finite_N))
             where = int(np.argmin(np.isfinite(x_ND[bad])))
             raise DataError(

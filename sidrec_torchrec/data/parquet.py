@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from sidrec_torchrec.errors import DataError, first_line
 
+_BUFFER_BYTES = 1 << 20
+
 
 @dataclass(frozen=True)
 class ParquetTable:
@@ -65,7 +67,12 @@ class ParquetTable:
             raise DataError(f"{self.path}: column '{column}' must be int64, is {actual}; cast it when writing the file")
 
     def batches(
-        self, columns: Sequence[str], batch_size: int, row_groups: Sequence[int] | None = None
+        self,
+        columns: Sequence[str],
+        batch_size: int,
+        row_groups: Sequence[int] | None = None,
+        *,
+        share: tuple[int, int] | None = None,
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yields (number of the first row, batch of at most ``batch_size`` rows).
 
@@ -73,6 +80,9 @@ class ParquetTable:
             columns: to read.
             batch_size: most rows in a batch.
             row_groups: which of the file's row groups to read, in this order; None for the whole file in order.
+            share: (rank, world size): only this one of as many stretches of the batches, in order; a batch is then of one
+                row group. Row groups in other stretches are not opened; of one that several share, Arrow decodes what comes
+                before, and it is dropped.
 
         Raises:
             DataError: if the file cannot be decoded; names the row where reading stopped.
@@ -81,13 +91,29 @@ class ParquetTable:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         first_row = 0
         try:
-            with pq.ParquetFile(self.path) as file:
-                for stretch in [None] if row_groups is None else [[group] for group in row_groups]:
-                    if stretch is not None:
-                        first_row = sum(file.metadata.row_group(i).num_rows for i in range(stretch[0]))
-                    for batch in file.iter_batches(batch_size=batch_size, row_groups=stretch, columns=list(columns)):
+            # a row group's columns are streamed, not held whole; threads cost more than they save of a few columns
+            with pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+                if share is None and row_groups is None:
+                    for batch in file.iter_batches(batch_size, columns=list(columns), use_threads=False):
                         yield first_row, batch
                         first_row += batch.num_rows
+                    return
+                rank, world_size = share or (0, 1)
+                sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+                groups = range(len(sizes)) if row_groups is None else row_groups
+                counts = [-(-sizes[g] // batch_size) for g in groups]
+                begin, end = (sum(counts) * r // world_size for r in (rank, rank + 1))
+                for group, count in zip(groups, counts, strict=True):
+                    first_row = sum(sizes[:group])
+                    if begin < count and end > 0:
+                        read = file.iter_batches(
+                            batch_size, row_groups=[group], columns=list(columns), use_threads=False
+                        )
+                        for place, batch in zip(range(min(count, end)), read, strict=False):
+                            if place >= begin:
+                                yield first_row, batch
+                            first_row += batch.num_rows
+                    begin, end = begin - count, end - count
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path}: cannot be read past row {first_row}: {first_line(error)}") from error
 

@@ -66,14 +66,21 @@ class ItemStream:
         )
 
     def blocks(
-        self, size: int = 8192, row_groups: Sequence[int] | None = None
+        self, size: int = 8192, row_groups: Sequence[int] | None = None, *, share: tuple[int, int] | None = None
     ) -> Iterator[tuple[np.ndarray, ItemTensors]]:
-        """Item ids, int64 [N], and tensors of at most ``size`` items at a time, in the order of the file's row groups."""
-        for batch in self.items.batches(size, self.sources, tuple(self.vocabularies), row_groups):
+        """Item ids, int64 [N], and tensors of at most ``size`` items at a time, in the order of the file's row groups.
+
+        Args:
+            size: most items of a block.
+            row_groups: which to read, in this order; None for all.
+            share: (rank, world size): only this one of as many stretches of the blocks; see ``ParquetTable.batches``.
+        """
+        for batch in self.items.batches(size, self.sources, tuple(self.vocabularies), row_groups, share=share):
             kept = np.flatnonzero(self._is_part(batch.item_ids))
-            if len(kept):
-                tensors = self._tensors(batch)
-                yield batch.item_ids[kept], tensors.select(torch.from_numpy(kept))
+            if len(kept) == len(batch):
+                yield batch.item_ids, self._tensors(batch)
+            elif len(kept):
+                yield batch.item_ids[kept], self._tensors(batch).select(torch.from_numpy(kept))
 
     def again(self, row_groups: Sequence[int] | None = None) -> Iterator[ItemTensors]:
         """As ``blocks``, to go through many times: a corpus of at most 65,536 items is read once and stays in memory."""
@@ -110,7 +117,7 @@ class ItemStream:
         return next(self.shuffled(_SAMPLE_ITEMS, seed))
 
     def _is_part(self, item_ids_N: np.ndarray) -> np.ndarray:
-        kept_N = ~np.isin(item_ids_N, self.excluded)
+        kept_N = ~np.isin(item_ids_N, self.excluded) if len(self.excluded) else np.ones(len(item_ids_N), bool)
         if self.part == "all":
             return kept_N
         return kept_N & ((_uniform(item_ids_N) < self.validation_fraction) == (self.part == "validation"))

@@ -85,13 +85,13 @@ class VQFusion(nn.Module):
         self.config = config
         d = config.latent_dim
         self.standardize = nn.ModuleDict({name: Standardize(width) for name, width in config.sources.items()})
-        self.encoders = nn.ModuleDict({n: _Residual(w, d, config) for n, w in config.read_sources.items()})
+        self.encoders = nn.ModuleDict({n: Residual(w, d, config) for n, w in config.read_sources.items()})
         self.absent = nn.ParameterDict({n: nn.Parameter(torch.zeros(d)) for n in config.read_sources})
-        self.fuse = _Perceptron(d, d, config) if config.hidden_dim else None
+        self.fuse = Perceptron(d, d, config) if config.hidden_dim else None
         self.quantizer = config.quantizer.build(d)
-        self.decoders = nn.ModuleDict({n: _Residual(d, w, config) for n, w in config.sources.items()})
+        self.decoders = nn.ModuleDict({n: Residual(d, w, config) for n, w in config.sources.items()})
         # classes turn on directions that carry little of the latent's variance: give each weight an input of size 1
-        heads = {n: _Residual(d, t.num_classes, config, gain=d**0.5) for n, t in config.targets.items()}
+        heads = {n: Residual(d, t.num_classes, config, gain=d**0.5) for n, t in config.targets.items()}
         self.heads = nn.ModuleDict(heads)
         self.weights = TaskWeights(
             config.task_weights,
@@ -103,7 +103,7 @@ class VQFusion(nn.Module):
         """The fused latent before quantization, float32 [N, latent_dim]; missing sources count as learned vectors."""
         total_ND = torch.zeros(())
         for name in self.config.read_sources:
-            z_ND = self.encoders[name](self._standardized(items, name))
+            z_ND = self.encoders[name](self.standardized(items, name))
             total_ND = total_ND + torch.where(items.present[name].unsqueeze(1), z_ND, self.absent[name])
         return total_ND if self.fuse is None else total_ND + self.fuse(total_ND)
 
@@ -136,7 +136,7 @@ class VQFusion(nn.Module):
         losses = {}
         for name in self.config.sources:
             if name in items.present:
-                loss_N = reconstruction_loss(self.decoders[name](z_ND), self._standardized(items, name))
+                loss_N = reconstruction_loss(self.decoders[name](z_ND), self.standardized(items, name))
                 losses[name] = torch.where(items.present[name], loss_N, 0.0), items.present[name]
         for name in self.config.targets:
             if name in items.labelled:
@@ -153,7 +153,7 @@ class VQFusion(nn.Module):
         ``standardize`` must be set before. Give every process the same sample.
         """
         names = self.config.read_sources
-        parts = [self._standardized(items, name) for name in names]
+        parts = [self.standardized(items, name) for name in names]
         x_NE = torch.cat(parts, dim=1).double()  # a missing source counts as its mean
         directions_ED = torch.linalg.eigh(x_NE.T @ x_NE).eigenvectors.flip(1)[:, : self.config.latent_dim]
         for name in self.config.predicted:
@@ -174,7 +174,7 @@ class VQFusion(nn.Module):
         self.quantizer.initialize(self.latent(items))
         self.train(was_training)
 
-    def _standardized(self, items: ItemTensors, name: str) -> Tensor:
+    def standardized(self, items: ItemTensors, name: str) -> Tensor:
         """A source's standardized vectors, [N, d]; zeros, the mean, where missing, whatever the input holds there."""
         return torch.where(items.present[name].unsqueeze(1), self.standardize[name](items.sources[name]), 0.0)
 
@@ -218,7 +218,7 @@ class Standardize(nn.Module):
         return x_ND / self.scale + self.mean_D
 
 
-class _Perceptron(nn.Module):
+class Perceptron(nn.Module):
     """One hidden layer; starts as zero."""
 
     def __init__(self, d_in: int, d_out: int, config: VQFusionConfig) -> None:
@@ -234,14 +234,14 @@ class _Perceptron(nn.Module):
         return self.output(self.dropout(nn.functional.gelu(self.hidden(scaled_ND))))
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """A linear map, of ``gain`` times the input, plus, if the config has hidden units, a perceptron."""
 
     def __init__(self, d_in: int, d_out: int, config: VQFusionConfig, gain: float = 1.0) -> None:
         super().__init__()
         self.gain = gain
         self.linear = nn.Linear(d_in, d_out)
-        self.perceptron = _Perceptron(d_in, d_out, config) if config.hidden_dim else None
+        self.perceptron = Perceptron(d_in, d_out, config) if config.hidden_dim else None
 
     def forward(self, x_ND: Tensor) -> Tensor:
         y_ND = self.linear(x_ND * self.gain)
@@ -249,8 +249,8 @@ class _Residual(nn.Module):
 
 
 def _linear(maps: nn.ModuleDict, name: str) -> nn.Linear:
-    """The linear part of one of some ``_Residual`` maps."""
-    return cast(_Residual, maps[name]).linear
+    """The linear part of one of some ``Residual`` maps."""
+    return cast(Residual, maps[name]).linear
 
 
 def _log_odds(labels: Tensor, target: TargetConfig) -> Tensor:

@@ -5,54 +5,56 @@ from typing import Any
 import numpy as np
 import torch
 
-from sidrec_torchrec.codec.report import DigitUse, PrefixGroups
+from sidrec_torchrec.codec.report import DigitUse, PrefixGroups, shared_sids
 from sidrec_torchrec.fusion.model import ItemTensors
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
 
 
 class TokenizerReport:
-    """Accumulates over batches of items; holds the packed SIDs, to count collisions, and sums.
+    """Accumulates counts and sums over batches of items and their digits.
 
     Args:
-        tokenizer: whose SIDs.
-        depths: numbers of first digits to decode; None for about ten, evenly spread.
+        tokenizer: whose digits.
+        depths: numbers of first digits to decode; None for about ten, evenly spread; none given, nothing is decoded, and
+            the report is short.
     """
 
     def __init__(self, tokenizer: Tokenizer, depths: tuple[int, ...] | None = None) -> None:
         self.tokenizer = tokenizer
         spec = tokenizer.codec.spec
         every = max(1, -(-spec.num_digits // 10))
-        self.depths = depths or tuple(sorted({0, *range(every, spec.num_digits, every), spec.num_digits}))
+        evenly = tuple(sorted({0, *range(every, spec.num_digits, every), spec.num_digits}))
+        self.depths = evenly if depths is None else depths
         tasks = tokenizer.model.config.tasks
         self._errors = {task: np.zeros(len(self.depths)) for task in tasks}
         self._hits = {target: np.zeros((len(self.depths), 3)) for target in tokenizer.vocabularies}
         self._counts = dict.fromkeys(tasks, 0)
         self._use = DigitUse(spec)
-        self._words = [np.empty((0, spec.num_words), np.int64)]
 
-    def merge(self, others: list["TokenizerReport"]) -> None:
-        """Adds what other processes accumulated, with the same tokenizer and depths."""
-        for other in others:
-            for own, its in ((self._errors, other._errors), (self._hits, other._hits), (self._counts, other._counts)):
-                for name in own:
-                    own[name] = own[name] + its[name]
-            self._use.merge(other._use)
-            self._words += other._words
+    def counts(self) -> dict[str, Any]:
+        """What processes exchange: nothing that grows with the items."""
+        return {"errors": self._errors, "hits": self._hits, "counts": self._counts, "use": self._use}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"tokenizer": None}  # processes exchange counts, not models
+    def merge(self, others: list[dict[str, Any]]) -> None:
+        """Adds the ``counts`` of other processes, of the same tokenizer and depths."""
+        for its in others:
+            self._errors = {name: own + its["errors"][name] for name, own in self._errors.items()}
+            self._hits = {name: own + its["hits"][name] for name, own in self._hits.items()}
+            self._counts = {name: own + its["counts"][name] for name, own in self._counts.items()}
+            self._use.merge(its["use"])
 
     @torch.no_grad()
-    def update(self, items: ItemTensors, words_NW: torch.Tensor) -> None:
-        """Takes a batch of items and their packed SIDs, int64 [N, W]."""
+    def update(self, items: ItemTensors, digits_NL: torch.Tensor) -> None:
+        """Takes a batch of items and their digits, int16 [N, L]."""
+        self._use.update(digits_NL.numpy())
+        if not self.depths:
+            return
         model, codec = self.tokenizer.model, self.tokenizer.codec
         items = items.to(self.tokenizer.device)
-        self._words.append(words_NW.numpy())
-        self._use.update(words_NW.numpy())
         for task, has_N in (items.present | items.labelled).items():
             self._counts[task] += int(has_N.sum())
         for place, depth in enumerate(self.depths):
-            z_ND = codec.decode(words_NW, num_digits=depth).to(self.tokenizer.device)
+            z_ND = codec.decode_digits(digits_NL, num_digits=depth).to(self.tokenizer.device)
             for task, (loss_N, _) in model.task_losses(z_ND, items).items():
                 self._errors[task][place] += float(loss_N.double().sum())
             for target in items.labelled:
@@ -60,22 +62,34 @@ class TokenizerReport:
                     model.heads[target](z_ND), items.labels[target], items.labelled[target]
                 )
 
-    def result(self) -> dict[str, Any]:
+    def result(self, words_NW: np.ndarray) -> dict[str, Any]:
         """The report as a JSON value.
+
+        ``items``, ``bits`` of a SID; ``digits``: entropy in bits and unused values of each digit; ``collisions``: items that
+        share their SID with another one, and the most that share one. With depths, also:
 
         ``reconstruction``: by source, relative squared error (1: as bad as the training items' mean) by depth.
         ``accuracy``: by target, top-1 accuracy, or micro-averaged F1 at probability 0.5 where multi-label, by depth.
-        ``digits``: entropy in bits and unused values of each digit. ``prefixes``: entropy in bits and number of distinct
-        prefixes by depth. ``collisions``: items that share their SID with another one, and the most that share one.
-        Sources and targets of which no item had a value are left out.
+        ``target_loss``: by target, by depth. ``prefixes``: entropy in bits and number of distinct prefixes by depth. Sources
+        and targets of which no item had a value are left out.
+
+        Args:
+            words_NW: packed SIDs of all the items, int64.
         """
         config, spec = self.tokenizer.model.config, self.tokenizer.codec.spec
-        groups = PrefixGroups.of(spec, np.concatenate(self._words))
-        prefixes, whole = [groups.use(depth) for depth in self.depths], groups.use(spec.num_digits)
-        mean = {task: (e / self._counts[task]).tolist() for task, e in self._errors.items() if self._counts[task]}
-        return {
-            "items": len(groups.order_N),
+        shared, largest = shared_sids(words_NW)
+        short = {
+            "items": len(words_NW),
             "bits": spec.bits,
+            "digits": {"entropy": self._use.entropy(), "unused": self._use.unused()},
+            "collisions": {"items": shared, "largest": largest},
+        }
+        if not self.depths:
+            return short
+        groups = PrefixGroups.of(spec, words_NW)
+        prefixes = [groups.use(depth) for depth in self.depths]
+        mean = {task: (e / self._counts[task]).tolist() for task, e in self._errors.items() if self._counts[task]}
+        return short | {
             "depths": list(self.depths),
             "reconstruction": {source: mean[source] for source in config.sources if source in mean},
             "target_loss": {target: mean[target] for target in config.targets if target in mean},
@@ -84,9 +98,7 @@ class TokenizerReport:
                 for target, hits in self._hits.items()
                 if target in mean
             },
-            "digits": {"entropy": self._use.entropy(), "unused": self._use.unused()},
             "prefixes": {"entropy": [p.entropy for p in prefixes], "distinct": [p.distinct for p in prefixes]},
-            "collisions": {"items": whole.shared, "largest": whole.largest},
         }
 
 

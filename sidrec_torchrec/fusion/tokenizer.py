@@ -1,6 +1,5 @@
 """The tokenizer: a trained VQ Fusion with its codec; encodes items into packed SIDs and decodes them."""
 
-import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from sidrec_torchrec.data.format import Vocabulary
 from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
 from sidrec_torchrec.files import atomic_path, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig, TargetConfig, VQFusionConfig
+from sidrec_torchrec.fusion.encoder import Encoder
 from sidrec_torchrec.fusion.model import ItemTensors, VQFusion
 
 _JSON_FILE, _WEIGHTS_FILE = "tokenizer.json", "tokenizer.pt"
@@ -46,14 +46,14 @@ class Tokenizer:
 
     def __init__(self, model: VQFusion, vocabularies: dict[str, Vocabulary]) -> None:
         self.model = model.eval()
-        self._encoder = copy.deepcopy(model).double()
+        self._encoder = Encoder(model)
         self.vocabularies = vocabularies
         self.codec = Codec.of(model.quantizer, _fingerprint(model))
 
     @property
     def device(self) -> torch.device:
         """Where items are encoded."""
-        return self.model.quantizer.offset.device
+        return self._encoder.device
 
     def to(self, device: torch.device) -> "Tokenizer":
         """Moves the model to ``device``, itself; the codec stays on the CPU."""
@@ -61,19 +61,22 @@ class Tokenizer:
         self._encoder.to(device)
         return self
 
-    @torch.no_grad()
     def encode(self, items: ItemTensors) -> Tensor:
         """Packed SIDs of items, int64 [N, W], on the CPU; the items may be on any device.
 
-        Computed in float64: in float32, sums depend in their last bits on how items are batched, and some digit of a
-        large corpus turns with them.
+        Raises:
+            ValueError: as ``digits``.
+        """
+        return self.codec.spec.pack(self.digits(items))
+
+    def digits(self, items: ItemTensors) -> Tensor:
+        """Digits of items, int16 [N, L], on the CPU; they depend on nothing but the item. See ``Encoder``.
 
         Raises:
             ValueError: on a source of another width than the tokenizer's, or a value that is not finite.
         """
         self._check(items)
-        encoder = self._encoder
-        return self.codec.spec.pack(encoder.quantizer.encode(encoder.latent(items.to(self.device))).cpu())
+        return self._encoder.digits(items).cpu()
 
     def _check(self, items: ItemTensors) -> None:
         for name, dim in self.model.config.read_sources.items():

@@ -74,7 +74,7 @@ def main(config: CodecDriftConfig) -> dict[str, Any]:
 def _use(file: SIDFile, words_NW: np.ndarray) -> DigitUse:
     use = DigitUse(file.spec)
     for first in range(0, len(words_NW), 1 << 16):
-        use.update(words_NW[first : first + (1 << 16)])
+        use.update(file.spec.unpack(words_NW[first : first + (1 << 16)]))
     return use
 
 
@@ -98,7 +98,7 @@ def _reconstruction(file: SIDFile) -> dict[str, float]:
     result = read_json(path) if path.exists() else {}
     if result.get("fingerprint") != file.spec.fingerprint:
         return {}
-    return {source: errors[-1] for source, errors in result["reconstruction"].items()}
+    return {source: errors[-1] for source, errors in result.get("reconstruction", {}).items()}
 
 
 def _print(report: dict[str, Any]) -> None:

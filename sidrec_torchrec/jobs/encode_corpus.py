@@ -4,14 +4,14 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch.distributed as dist
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER
 from sidrec_torchrec.data.format import ITEMS_FILE, open_items
-from sidrec_torchrec.data.sids import SIDS_FILE, join_sids, write_sids
+from sidrec_torchrec.data.sids import SIDS_FILE, join_sids, open_sids, write_sids
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.report import TokenizerReport
@@ -32,11 +32,14 @@ class EncodeCorpusConfig(JobConfig):
         data: folder of ``items.parquet``.
         tokenizer: folder train-tokenizer wrote.
         out: folder for ``sids.parquet``, a copy of the codec, and ``metrics.json``.
+        report: ``short`` says how digits are used and how many items share a SID; ``full`` also what every prefix of the
+            SIDs keeps of the items, which takes longer than encoding.
     """
 
     data: Path
     tokenizer: Path
     out: Path
+    report: Literal["short", "full"] = "short"
 
     def files(self) -> list[Path]:
         """The files the SIDs are made from."""
@@ -51,8 +54,7 @@ def main(config: EncodeCorpusConfig) -> dict[str, Any]:
 
     Raises:
         DataError: on bad items, or a tokenizer that is missing or broken.
-        RunMismatchError: if ``out`` belongs to another corpus or tokenizer.
-        CodecMismatchError: if the tokenizer changed since ``out`` was written.
+        RunMismatchError: if ``out`` belongs to other items, another tokenizer or report.
     """
     with process_group() as processes:
         tokenizer = Tokenizer.load(config.tokenizer).to(processes.device)
@@ -63,49 +65,45 @@ def main(config: EncodeCorpusConfig) -> dict[str, Any]:
 
 
 def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Processes) -> dict[str, Any]:
-    stream = _open_items(config.data, tokenizer)
-    report = TokenizerReport(tokenizer)
-    part = config.out / "parts" / f"{processes.rank}.parquet"
-    with stage("encode corpus", stream.items.num_items, show=processes.is_main) as progress:
+    is_full = config.report == "full"
+    stream = _open_items(config.data, tokenizer, is_full)
+    report = TokenizerReport(tokenizer, None if is_full else ())
+    parts = [config.out / "parts" / f"{rank}.parquet" for rank in range(processes.world_size)]
+    total = stream.items.num_items // processes.world_size
+    with stage("encode corpus", total, show=processes.is_main) as progress:
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            # whole blocks, so that any number of processes writes the same row groups
-            first, last = (
-                stream.items.num_items * rank // processes.world_size for rank in (processes.rank, processes.rank + 1)
-            )
-            row = 0
-            for item_ids, block in stream.blocks(_BLOCK):
-                if first <= row < last:
-                    words_NW = tokenizer.encode(block)
-                    report.update(block, words_NW)
-                    yield item_ids, words_NW.numpy()
-                row += len(item_ids)
+            for item_ids, items in stream.blocks(_BLOCK, share=(processes.rank, processes.world_size)):
+                digits_NL = tokenizer.digits(items)
+                report.update(items, digits_NL)
+                yield item_ids, tokenizer.codec.spec.pack(digits_NL).numpy()
                 progress.advance(len(item_ids))
 
-        write_sids(part, tokenizer.codec.spec, batches())
-        reports = [None] * processes.world_size
-        dist.all_gather_object(reports, report)
-        report.merge([other for rank, other in enumerate(reports) if rank != processes.rank])
-        result = {"fingerprint": tokenizer.codec.spec.fingerprint} | report.result()
-        collisions = result["collisions"]["items"]
-        progress.advance(0, f"{result['items']:,} items, {collisions:,} share a SID with another")
-    if processes.is_main:
-        parts = (config.out / "parts" / f"{rank}.parquet" for rank in range(processes.world_size))
-        join_sids(parts, config.out / SIDS_FILE)
-        tokenizer.codec.save(config.out / CODEC_FOLDER)
-        shutil.rmtree(config.out / "parts")
-    dist.barrier()
-    return result
+        write_sids(parts[processes.rank], tokenizer.codec.spec, batches())
+        counts = [None] * processes.world_size
+        dist.all_gather_object(counts, report.counts())
+        report.merge([its for rank, its in enumerate(counts) if rank != processes.rank])
+        result = [None]
+        if processes.is_main:
+            join_sids(parts, config.out / SIDS_FILE)
+            tokenizer.codec.save(config.out / CODEC_FOLDER)
+            shutil.rmtree(config.out / "parts")
+            words_NW = np.concatenate([words for _, words in open_sids(config.out).batches()])
+            result = [{"fingerprint": tokenizer.codec.spec.fingerprint} | report.result(words_NW)]
+            said = result[0]
+            progress.advance(0, f"{said['items']:,} items, {said['collisions']['items']:,} share a SID with another")
+        dist.broadcast_object_list(result)
+    return result[0]
 
 
-def _open_items(data: Path, tokenizer: Tokenizer) -> ItemStream:
-    """What the tokenizer reads of the items, and, for the report, what it predicts and the file has.
+def _open_items(data: Path, tokenizer: Tokenizer, is_full: bool) -> ItemStream:
+    """What the tokenizer reads of the items, and, for a full report, what it predicts and the file has.
 
     Raises:
         DataError: if a source is missing, or of another width than the tokenizer was trained on.
     """
     config = tokenizer.model.config
-    columns = open_items(data, sources=(), targets=()).table.schema.names
+    columns = open_items(data, sources=(), targets=()).table.schema.names if is_full else []
     sources = (*config.read_sources, *(name for name in config.predicted if name in columns))
     known = {name: vocabulary for name, vocabulary in tokenizer.vocabularies.items() if name in columns}
     stream = ItemStream.open(data, sources, known)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sidrec_torchrec.data.format import ITEMS_FILE, Vocabulary, open_items, scan_vocabularies
@@ -100,12 +101,15 @@ def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]
     course = Loop(training, config.loop(), config.out, processes).run()
     tokenizer = Tokenizer(model.cpu(), vocabularies)
     report = TokenizerReport(tokenizer)
+    words = []
     for block in training.validation.again():
-        report.update(block, tokenizer.encode(block))
+        digits_NL = tokenizer.digits(block)
+        report.update(block, digits_NL)
+        words.append(tokenizer.codec.spec.pack(digits_NL).numpy())
     if processes.is_main:
         tokenizer.save(config.out / TOKENIZER_FOLDER)
     fingerprint = tokenizer.codec.spec.fingerprint
-    return {"fingerprint": fingerprint, "course": course.epochs, "validation": report.result()}
+    return {"fingerprint": fingerprint, "course": course.epochs, "validation": report.result(np.concatenate(words))}
 
 
 def _model_config(

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sidrec_torchrec.ops.kernels import LIBRARY
+
 _LARGEST = 1e9  # sums of products of three such numbers stay finite
 
 
@@ -72,9 +74,15 @@ def by_definition(
     return digits_NL.to(torch.int16), sure_N
 
 
-greedy = torch.library.custom_op("sidrec::greedy", by_definition, mutates_args=())
+# Not by ``torch.library.custom_op``, whose first call imports Dynamo: a second, for a job that compiles nothing.
+LIBRARY.define(
+    "greedy(Tensor z, Tensor weight, Tensor bias, Tensor pull, int[] widths, int[] counts, int[] stages, float[] reaches, "
+    "float tie, float unit_error, float size, Tensor? error) -> (Tensor, Tensor)"
+)
+LIBRARY.impl("greedy", by_definition, "CompositeExplicitAutograd")
+greedy = torch.ops.sidrec.greedy.default
 
 
-@greedy.register_fake
+@torch.library.register_fake("sidrec::greedy", lib=LIBRARY)
 def _(z_ND, weight_RD, bias_R, pull_RR, widths, counts, stages, reaches, tie, unit_error, size, error_N):
     return z_ND.new_empty(len(z_ND), stages[-1] + 1, dtype=torch.int16), z_ND.new_empty(len(z_ND), dtype=torch.bool)

@@ -11,21 +11,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.library import CustomOpDef
 
 from sidrec_torchrec.native import build
 
-_CHOICES: dict[tuple[CustomOpDef, str], Callable[[torch.dtype], bool]] = {}
+Operator = CustomOpDef | OpOverload
+LIBRARY = torch.library.Library("sidrec", "FRAGMENT")  # of operators that ``custom_op`` does not define
+
+_CHOICES: dict[tuple[Operator, str], Callable[[torch.dtype], bool]] = {}
 
 
-def kernel_runs(op: CustomOpDef, device_type: str, dtype: torch.dtype) -> bool:
+def kernel_runs(op: Operator, device_type: str, dtype: torch.dtype) -> bool:
     """Whether a kernel would compute this operator now, on that device and of that dtype; else its reference does."""
     choice = _CHOICES.get((op, device_type))
     return choice is not None and choice(dtype)
 
 
 def register(
-    op: CustomOpDef,
+    op: Operator,
     device_type: str,
     *,
     reference: Callable[..., Any],
@@ -53,7 +57,10 @@ def register(
                 return kernel(*(x.contiguous() if isinstance(x, Tensor) else x for x in inputs))
             return reference(*inputs)
 
-        op.register_kernel(device_type, choose)
+        if isinstance(op, CustomOpDef):
+            op.register_kernel(device_type, choose)
+        else:
+            LIBRARY.impl(op.name().partition("::")[2], choose, device_type.upper())
         _CHOICES[op, device_type] = runs
         return kernel
 

@@ -93,7 +93,9 @@ class Workspace:
 
     def encode(self, plan: TokenizerPlan) -> dict[str, Any]:
         """Encodes the corpus with the plan's trained tokenizer; returns the report."""
-        job = encode_corpus.EncodeCorpusConfig(data=self.data, tokenizer=self._tokenizer(plan), out=self.sids(plan))
+        job = encode_corpus.EncodeCorpusConfig(
+            data=self.data, tokenizer=self._tokenizer(plan), out=self.sids(plan), report="full"
+        )
         return self._timed(f"encode {plan.name}", lambda: encode_corpus.main(job))
 
     def sids(self, plan: TokenizerPlan) -> Path:

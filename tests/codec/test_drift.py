@@ -22,7 +22,7 @@ def make(stages: str, n: int = 300, seed: int = 0, fingerprint: str = "f") -> tu
 
 def use_of(spec: SIDSpec, digits_NL: np.ndarray) -> DigitUse:
     use = DigitUse(spec)
-    use.update(spec.pack(digits_NL))
+    use.update(digits_NL)
     return use
 
 

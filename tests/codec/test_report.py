@@ -37,8 +37,8 @@ def bits(counts) -> float:
 def test_digit_use(spec_and_digits, cut):
     spec, digits = spec_and_digits
     use, other = DigitUse(spec), DigitUse(spec)
-    use.update(packed(spec, digits[:cut]))
-    other.update(packed(spec, digits[cut:]))
+    use.update(np.array(digits[:cut], int).reshape(-1, spec.num_digits))
+    other.update(np.array(digits[cut:], int).reshape(-1, spec.num_digits))
     use.merge(other)
     unused, entropies = use.unused(), use.entropy()
     for j, radix in enumerate(spec.radices):

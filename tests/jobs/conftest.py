@@ -46,5 +46,7 @@ def sids(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
             model=VQFusionOptions(quantizer=quantizer, latent_dim=16),
         )
         train_tokenizer.main(train)
-        encode_corpus.main(encode_corpus.EncodeCorpusConfig(data=corpus, tokenizer=train.out, out=folder / name))
+        encode_corpus.main(
+            encode_corpus.EncodeCorpusConfig(data=corpus, tokenizer=train.out, out=folder / name, report="full")
+        )
     return {name: folder / name for name in ("side", "text")}

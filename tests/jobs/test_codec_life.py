@@ -50,7 +50,9 @@ def test_drift_between_two_corpora_of_one_codec(corpus, sids, tmp_path, capsys):
     place = table.schema.get_field_index("item_id")
     pq.write_table(table.set_column(place, "item_id", pa.array(ids))[:100], second / "items.parquet")
     tokenizer = sids["side"].parent / "tokenizers" / "side"
-    encode_corpus.main(encode_corpus.EncodeCorpusConfig(data=second, tokenizer=tokenizer, out=tmp_path / "second_sids"))
+    encode_corpus.main(
+        encode_corpus.EncodeCorpusConfig(data=second, tokenizer=tokenizer, out=tmp_path / "second_sids", report="full")
+    )
 
     flags = ["--old", str(sids["side"]), "--new", str(tmp_path / "second_sids"), "--json", str(tmp_path / "drift.json")]
     assert main(["codec", "drift", *flags]) == 0

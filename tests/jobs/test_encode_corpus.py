@@ -57,6 +57,7 @@ def test_sids_are_those_of_the_tokenizer(config):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_any_number_of_processes_writes_the_same_file(world_size, config, run_distributed, monkeypatch):
     monkeypatch.setattr(encode_corpus, "_BLOCK", 13)
+    config = dataclasses.replace(config, report="full")
     one = encode_corpus.main(config)
     several = dataclasses.replace(config, out=config.out.with_name("several"))
     results = run_distributed(encode_in_small_blocks, world_size, several)

@@ -41,18 +41,20 @@ def test_the_jobs_train_with_them_and_encode_without(corpus: Path, tmp_path):
     words = {}
     for data in (with_tastes, corpus):
         out = tmp_path / f"sids-of-{data.name}"
-        report = encode_corpus.main(EncodeCorpusConfig(data=data, tokenizer=train.out, out=out))
+        report = encode_corpus.main(EncodeCorpusConfig(data=data, tokenizer=train.out, out=out, report="full"))
         assert ("tastes" in report["reconstruction"]) == (data == with_tastes)
         words[data] = read_sids(out, Codec.load(out / "codec"))[1]
     np.testing.assert_array_equal(words[with_tastes], words[corpus])
     bare = tmp_path / "bare"
     bare.mkdir()
     pq.write_table(table.drop_columns(["category"]), bare / "items.parquet")
-    report = encode_corpus.main(EncodeCorpusConfig(data=bare, tokenizer=train.out, out=tmp_path / "bare-sids"))
+    report = encode_corpus.main(
+        EncodeCorpusConfig(data=bare, tokenizer=train.out, out=tmp_path / "bare-sids", report="full")
+    )
     assert not report["accuracy"] and not report["target_loss"]
     with pytest.raises(DataError, match="no source 'text_emb'|no source"):
         pq.write_table(table.drop_columns(["text_emb"]), bare / "items.parquet")
-        encode_corpus.main(EncodeCorpusConfig(data=bare, tokenizer=train.out, out=tmp_path / "no-sids"))
+        encode_corpus.main(EncodeCorpusConfig(data=bare, tokenizer=train.out, out=tmp_path / "no-sids", report="full"))
 
 
 def test_mistakes_are_named(corpus: Path, tmp_path):

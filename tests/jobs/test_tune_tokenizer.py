@@ -57,7 +57,7 @@ def test_a_tuned_tokenizer_is_one_of_its_own(corpus, prepared, trained, tmp_path
 
     sids = {}
     for name, folder in (("before", trained), ("after", config.out)):
-        encode = encode_corpus.EncodeCorpusConfig(data=corpus, tokenizer=folder, out=tmp_path / name)
+        encode = encode_corpus.EncodeCorpusConfig(data=corpus, tokenizer=folder, out=tmp_path / name, report="full")
         encode_corpus.main(encode)
         sids[name] = read_sids(encode.out, Codec.load(encode.out / "codec"))[1]
     assert (sids["before"] != sids["after"]).any()
@@ -73,7 +73,9 @@ def test_its_own_loss_keeps_what_items_are(corpus, prepared, trained, tmp_path):
     for weight in (0.0, 1.0):
         config = make_config(corpus, prepared, trained, tmp_path / f"{weight}", own_weight=weight, epochs=4)
         tune_tokenizer.main(config)
-        encode = encode_corpus.EncodeCorpusConfig(data=corpus, tokenizer=config.out, out=tmp_path / f"sids-{weight}")
+        encode = encode_corpus.EncodeCorpusConfig(
+            data=corpus, tokenizer=config.out, out=tmp_path / f"sids-{weight}", report="full"
+        )
         errors[weight] = encode_corpus.main(encode)["reconstruction"]["text_emb"][-1]
     assert errors[1.0] < 0.95 * errors[0.0]
 
