@@ -9,7 +9,7 @@ endif
 READY := $(VENV)/.ready-$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test clean
+.PHONY: help setup demo test lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -21,6 +21,11 @@ demo: $(READY) ## set up, then run the main job on a synthetic corpus; the repor
 
 test: $(READY) ## set up, then run all tests
 	$(VENV)/bin/python -m pytest
+
+lint: $(READY) ## set up, then check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 clean: ## remove the virtual environment, the demo's output and all caches
 	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

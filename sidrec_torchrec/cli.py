@@ -112,11 +112,11 @@ def _normalize(arguments: list[str], list_flags: set[str]) -> list[str]:
         if flag not in list_flags:
             plain.append(flag + equals + value)
             continue
-        value = value if equals else next(rest, None)
-        if value is None:
+        values = value if equals else next(rest, None)
+        if values is None:
             plain.append(flag)
         else:
-            lists.setdefault(flag, []).extend(part for part in value.split(",") if part)
+            lists.setdefault(flag, []).extend(part for part in values.split(",") if part)
     return plain + [f"{flag}={json.dumps(values)}" for flag, values in lists.items()]
 
 
@@ -124,7 +124,7 @@ def _list_flags(config_class: type, prefix: str = "--") -> set[str]:
     """Flags of fields such as ``tuple[str, ...]``, those of nested configs (``--model.hidden``) too."""
     flags = set()
     for name, kind in typing.get_type_hints(config_class).items():
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             flags |= _list_flags(kind, f"{prefix}{name}.")
         elif typing.get_origin(kind) is tuple and typing.get_args(kind)[1:] == (...,):
             flags.add(prefix + name)

@@ -140,7 +140,7 @@ class SIDSpec:
             ValueError: on another width or dtype, or a word out of range; names its row.
         """
         if isinstance(words_NW, np.ndarray):
-            words_NW = _tensor(words_NW)
+            return self.check_words(_tensor(words_NW))
         if words_NW.ndim != 2 or words_NW.shape[1] != self.num_words or words_NW.dtype != torch.int64:
             raise ValueError(
                 f"words have shape {tuple(words_NW.shape)} and dtype {words_NW.dtype}, expected int64 "

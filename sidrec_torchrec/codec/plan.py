@@ -1,7 +1,8 @@
 """What encoding needs of a basis, computed once: the affine map from vectors to levels, and what each digit changes."""
 
+from collections.abc import Iterable
 from itertools import accumulate, chain, groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,8 +90,8 @@ class Plan:
         self.weight_RD = torch.cat(scales).unsqueeze(1) * basis_RD
         self.offset_D = torch.as_tensor(offset_D, dtype=torch.float64, device=basis_RD.device).expand(basis_RD.shape[1])
 
-        def tensor(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float64, device=basis_RD.device)
+        def tensor(values: Iterable[float]) -> Tensor:
+            return torch.tensor(list(values), dtype=torch.float64, device=basis_RD.device)
 
         is_coordinate = [choice.width == 1 for choice in choices]
         by_row = [number for number, choice in enumerate(choices) for _ in range(choice.width)]
@@ -157,5 +158,5 @@ class Float32Plan:
 
 def float32_is_ieee() -> bool:
     """Whether matrix products of float32 on CPU are in float32: PyTorch can be told to use fewer bits."""
-    settings = (torch.backends.mkldnn.matmul.fp32_precision, torch.backends.mkldnn.fp32_precision)
-    return all(setting in ("none", "ieee") for setting in settings)
+    mkldnn: Any = torch.backends.mkldnn
+    return all(setting in ("none", "ieee") for setting in (mkldnn.matmul.fp32_precision, mkldnn.fp32_precision))

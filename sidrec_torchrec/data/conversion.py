@@ -135,7 +135,7 @@ def _text_source(texts: Sequence[str], dim: int) -> pa.Array:
         raise DataError("no item has any text; turn the text source off with text_dim 0 and give embeddings")
     embedder = HashedTfidf(dim).fit(texts)
     x_ND = np.concatenate([embedder.transform(texts[i : i + _TEXT_BATCH]) for i in range(0, len(texts), _TEXT_BATCH)])
-    return _fixed_size(x_ND, x_ND.any(axis=1))
+    return _fixed_size(x_ND, np.any(x_ND, axis=1))
 
 
 def _source_name(path: Path) -> str:
@@ -154,7 +154,7 @@ def _from_npy(path: Path, num_items: int) -> pa.Array:
         )
     x_ND = np.asarray(x_ND, np.float32)
     _check_finite(x_ND, f"{path}: ")
-    return _fixed_size(x_ND, x_ND.any(axis=1))
+    return _fixed_size(x_ND, np.any(x_ND, axis=1))
 
 
 def _from_parquet(path: Path, items: pa.Table) -> dict[str, pa.Array]:
@@ -185,7 +185,7 @@ def _joined(column: pa.ChunkedArray, place_N: pa.ChunkedArray, where: str) -> pa
     _check_finite(x_ND, where)
     known_N = place_N.is_valid().to_numpy()
     aligned_ND = np.where(known_N[:, None], x_ND[pc.fill_null(place_N, 0).to_numpy()], 0.0)
-    return _fixed_size(aligned_ND, aligned_ND.any(axis=1))
+    return _fixed_size(aligned_ND, np.any(aligned_ND, axis=1))
 
 
 def _check_finite(x_ND: np.ndarray, where: str) -> None:

@@ -38,7 +38,7 @@ def row_writer(path: Path, shape: tuple[int, ...], dtype: np.dtype | type) -> It
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        yield lambda rows: file.write(np.ascontiguousarray(rows, dtype))
+        yield lambda rows: file.write(np.ascontiguousarray(rows, dtype).data)
 
 
 def map_rows(path: Path) -> np.ndarray:

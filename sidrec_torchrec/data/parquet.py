@@ -192,7 +192,7 @@ def vectors(column: pa.Array, dim: int) -> tuple[np.ndarray, np.ndarray, int | N
     x_ND = np.zeros((num_rows, dim), np.float32)
     # flatten() skips null rows, whatever lies beneath them; nulls inside a vector become NaN and are refused as such.
     x_ND[given_N] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    return x_ND, x_ND.any(axis=1), None
+    return x_ND, np.any(x_ND, axis=1), None
 
 
 def _is_list(kind: pa.DataType) -> bool:

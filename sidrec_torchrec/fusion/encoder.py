@@ -13,11 +13,13 @@ roundoff. Twice its root is taken, over some hundred components at once; no erro
 
 import copy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from sidrec_torchrec.codec.plan import float32_is_ieee
+from sidrec_torchrec.codec.search import Search
 from sidrec_torchrec.fusion.model import ItemTensors, Perceptron, Residual, VQFusion
 
 _U = 2.0**-24  # unit roundoff of float32
@@ -61,28 +63,21 @@ class Encoder:
         Raises:
             ValueError: on a value that is not finite; names the row.
         """
-        items = items.to(self.device)
-        if not self._filters(len(items)):
+        items, search = items.to(self.device), self._search
+        if search is None or not self._filters(search, len(items)):
             return self._exact.quantizer.encode(self._exact.latent(items))
         starts = range(0, len(items), _AT_ONCE)
         parts = [self._bound.latent(self._fast, items.select(slice(i, i + _AT_ONCE))) for i in starts]
         latent_ND, error_N = (torch.cat(values) for values in zip(*parts, strict=True))
-        digits_NL, sure_N = self._search.filtered(latent_ND, error_N)
+        digits_NL, sure_N = search.filtered(latent_ND, error_N)
         unsure_M = (~sure_N).nonzero().squeeze(1)
         if len(unsure_M):
             exact_MD = self._exact.latent(items.select(unsure_M))
-            digits_NL[unsure_M] = self._search.encode(exact_MD, rows=unsure_M)
+            digits_NL[unsure_M] = search.encode(exact_MD, rows=unsure_M)
         return digits_NL
 
-    def _filters(self, num_items: int) -> bool:
-        on_cpu = self.device.type == "cpu"
-        return (
-            num_items >= _FEWEST
-            and on_cpu
-            and self._search is not None
-            and self._search.has_filter
-            and float32_is_ieee()
-        )
+    def _filters(self, search: Search, num_items: int) -> bool:
+        return num_items >= _FEWEST and self.device.type == "cpu" and search.has_filter and float32_is_ieee()
 
 
 def encoding_part(model: VQFusion) -> VQFusion:
@@ -156,7 +151,7 @@ class _Bound:
 
     @staticmethod
     def of(model: VQFusion) -> "_Bound":
-        sources = {name: _Bound._residual(encoder) for name, encoder in model.encoders.items()}
+        sources = {name: _Bound._residual(cast(Residual, encoder)) for name, encoder in model.encoders.items()}
         return _Bound(sources, None if model.fuse is None else _Affine.perceptron(model.fuse))
 
     @staticmethod

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
 from sidrec_torchrec.files import atomic_path, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig, TargetConfig, VQFusionConfig
 from sidrec_torchrec.fusion.encoder import Encoder
-from sidrec_torchrec.fusion.model import ItemTensors, VQFusion
+from sidrec_torchrec.fusion.model import ItemTensors, Standardize, VQFusion
 
 _JSON_FILE, _WEIGHTS_FILE = "tokenizer.json", "tokenizer.pt"
 TOKENIZER_FOLDER = "tokenizer"  # where train-tokenizer and tune-tokenizer put it, in their output folder
@@ -99,7 +100,8 @@ class Tokenizer:
         """
         model = self.model
         z_ND = self.codec.decode(words_NW, num_digits=num_digits).to(self.device)
-        sources = {n: model.standardize[n].invert(decoder(z_ND)).cpu() for n, decoder in model.decoders.items()}
+        standardize = {n: cast(Standardize, module) for n, module in model.standardize.items()}
+        sources = {n: standardize[n].invert(decoder(z_ND)).cpu() for n, decoder in model.decoders.items()}
         probabilities = {
             n: (head(z_ND).sigmoid() if model.config.targets[n].multi_label else head(z_ND).softmax(1)).cpu()
             for n, head in model.heads.items()
@@ -108,7 +110,7 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer as ``folder``, whole or not at all."""
-        with atomic_path(folder) as temporary:
+        with atomic_path(Path(folder)) as temporary:
             temporary.mkdir()
             torch.save(self.model.state_dict(), temporary / _WEIGHTS_FILE)
             self.codec.save(temporary / CODEC_FOLDER)
@@ -130,7 +132,7 @@ class Tokenizer:
             DataError: if a file is missing or broken.
             CodecMismatchError: if the weights are not those it was saved with.
         """
-        folder = tokenizer_folder(folder)
+        folder = tokenizer_folder(Path(folder))
         try:
             value = json.loads((folder / _JSON_FILE).read_text())
             model = VQFusion(_config(value["model"]))

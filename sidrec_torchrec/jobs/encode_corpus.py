@@ -80,10 +80,10 @@ def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Process
                 progress.advance(len(item_ids))
 
         write_sids(parts[processes.rank], tokenizer.codec.spec, batches())
-        counts = [None] * processes.world_size
+        counts: list[Any] = [None] * processes.world_size
         dist.all_gather_object(counts, report.counts())
         report.merge([its for rank, its in enumerate(counts) if rank != processes.rank])
-        result = [None]
+        result: list[Any] = [None]
         if processes.is_main:
             join_sids(parts, config.out / SIDS_FILE)
             tokenizer.codec.save(config.out / CODEC_FOLDER)

@@ -53,10 +53,11 @@ def by_definition(
         ValueError: if scores have another number of rows or dtype, or only one time is given.
         RuntimeError: if a query reads events that are not there (on CUDA, a device assertion).
     """
-    *inputs, radices, digit_words, softmax = checked(
-        words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, radices, digit_words, softmax
+    given = (words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M)
+    words, begin, end, scores, event_time, query_time, *_ = checked(*given, radices, digit_words, softmax)
+    return reference(
+        words, begin, end, scores, event_time, query_time, CodeLayout(tuple(radices), tuple(digit_words)), softmax
     )
-    return reference(*inputs, CodeLayout(tuple(radices), tuple(digit_words)), softmax)
 
 
 code_attention = torch.library.custom_op("sidrec::code_attention", by_definition, mutates_args=())
@@ -89,8 +90,9 @@ def backward_by_definition(
     same for all events of a query and needs no pass over them.
     """
     given = (words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, grad_mass_MVH, lse_MH, shift_MH)
-    *inputs, radices, digit_words, softmax = checked(*given, radices, digit_words, softmax)
-    return reference_backward(*inputs, CodeLayout(tuple(radices), tuple(digit_words)), softmax)
+    inputs = checked(*given, radices, digit_words, softmax)[: len(given)]
+    layout = CodeLayout(tuple(radices), tuple(digit_words))
+    return reference_backward(*inputs, layout=layout, softmax=softmax)
 
 
 code_attention_backward = torch.library.custom_op(

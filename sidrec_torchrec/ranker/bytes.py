@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,9 +38,10 @@ def bytes_per_event(arm: Arm, prepared: Prepared) -> dict[str, float]:
 
 def table_bytes(model: nn.Module) -> int:
     """Bytes of the item arm's tables and constants in the whole model, over all its processes."""
-    ranker = model.module if hasattr(model, "module") else model
+    ranker: Any = model.module if hasattr(model, "module") else model
     holders = [ranker.items, *(module for module in ranker.head.modules() if isinstance(module, OfCodec))]
-    tensors = [t for holder in holders for t in (dict(holder.named_buffers()) | holder.state_dict()).values()]
+    named = [item for holder in holders for item in (dict(holder.named_buffers()) | holder.state_dict()).items()]
+    tensors = [value for name, value in named if not name.endswith("fingerprint")]  # a word on the codec, no table
     # size() and dtype also work for a ShardedTensor, whose size is that of all shards together.
     return sum(math.prod(value.size()) * value.dtype.itemsize for value in tensors if hasattr(value, "dtype"))
 

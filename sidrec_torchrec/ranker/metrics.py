@@ -4,6 +4,7 @@ import math
 from statistics import fmean
 
 import torch
+from torch import Tensor
 from torchrec.metrics.auc import AUCMetric
 from torchrec.metrics.calibration import CalibrationMetric
 from torchrec.metrics.metrics_config import RecTaskInfo
@@ -44,7 +45,7 @@ class RankingMetrics:
 
     def update(self, output: RankerOutput) -> None:
         """Takes one batch's predictions."""
-        inside = {"all": 1, "warm": output.seen, "cold": ~output.seen}
+        inside: dict[str, Tensor | int] = {"all": 1, "warm": output.seen, "cold": ~output.seen}
         weights = {name: output.weight[:, k] * inside[part] for name, (part, k) in self._slices.items()}
         labels = {name: output.label[:, k].double() for name, (_, k) in self._slices.items()}
         predictions = {name: output.prediction[:, k].double() for name, (_, k) in self._slices.items()}

@@ -59,8 +59,8 @@ class RankerRecipe(RankerTrainingConfig, JobConfig):
             prepared: other sequences of the same items; None for its own.
         """
         opened = open_prepared(prepared or self.prepared)
-        inputs = {"data": self.data, "prepared": opened, "sources": self.source, "sids": self.sids}
-        return RankerParts(self, opened, open_arm(self.arm, self.arm_options, **inputs))
+        arm = open_arm(self.arm, self.arm_options, data=self.data, prepared=opened, sources=self.source, sids=self.sids)
+        return RankerParts(self, opened, arm)
 
 
 @dataclass(frozen=True)

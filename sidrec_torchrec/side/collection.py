@@ -4,7 +4,7 @@ Parameter-free unless a table is ``learned``. A feature ``f`` of a codec with on
 the keys ``f_0`` ... ``f_{W-1}``; each event is one packed SID.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torchrec.modules.embedding_modules import (
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from sidrec_torchrec.codec.packing import word_names
-from sidrec_torchrec.side.expansion import SIDEConfig, build_side
+from sidrec_torchrec.side.expansion import FrozenSIDE, LearnedSIDE, SIDEConfig, build_side
 
 # fx wraps functions by the module they are called from: TorchRec's own wrapping does not reach this one
 torch.fx.wrap("process_pooled_embeddings")
@@ -50,7 +50,7 @@ class Expansions(nn.ModuleDict):
 
     def vectors(self, table: SIDEConfig, feature: str, features: KeyedJaggedTensor) -> tuple[JaggedTensor, Tensor]:
         """The feature's SIDs, with lengths and weights, and their vectors [N, D]."""
-        expansion = self[table.name]
+        expansion = cast(FrozenSIDE | LearnedSIDE, self[table.name])
         sids = expansion.read(features, feature)
         return sids, expansion(sids.values())
 

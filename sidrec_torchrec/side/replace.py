@@ -105,7 +105,7 @@ def _holders(module: nn.Module, path: str = "") -> dict[nn.Module, str]:
     """The outermost modules that hold tables, with their paths."""
     if isinstance(module, _HOLDERS) and not isinstance(module, _Replaced):
         return {module: path or "the model itself"}
-    found = {}
+    found: dict[nn.Module, str] = {}
     for name, child in module.named_children():
         found |= _holders(child, f"{path}.{name}" if path else name)
     return found
@@ -138,7 +138,7 @@ def _locate(model: nn.Module, codecs: Mapping[str, Codec]) -> dict[nn.Module, di
     return by_collection
 
 
-def _configs(collection: nn.Module) -> list[EmbeddingBagConfig] | list[EmbeddingConfig]:
+def _configs(collection: Any) -> list[EmbeddingBagConfig] | list[EmbeddingConfig]:
     is_bag = isinstance(collection, EmbeddingBagCollectionInterface)
     return collection.embedding_bag_configs() if is_bag else collection.embedding_configs()
 
@@ -148,7 +148,7 @@ def _check_keys(configs: list[EmbeddingBagConfig] | list[EmbeddingConfig], codec
     read_by: dict[str, tuple[str, str | None]] = {}
     for config in configs:
         codec = codecs.get(config.name)
-        fingerprint = codec and codec.spec.fingerprint
+        fingerprint = codec.spec.fingerprint if codec else None
         for feature in config.feature_names:
             for key in word_names(feature, codec.spec.num_words) if codec else [feature]:
                 other, its_fingerprint = read_by.setdefault(key, (config.name, fingerprint))
@@ -160,7 +160,7 @@ def _check_keys(configs: list[EmbeddingBagConfig] | list[EmbeddingConfig], codec
                     )
 
 
-def _keep(collection: nn.Module, configs: list[EmbeddingBagConfig] | list[EmbeddingConfig]) -> nn.Module:
+def _keep(collection: Any, configs: list[EmbeddingBagConfig] | list[EmbeddingConfig]) -> Any:
     """A collection of the same type, for sharders match it exactly, with these tables and their parameters."""
     nothing = torch.device("meta")  # allocated and initialised, that is
     if isinstance(collection, EmbeddingBagCollection):
@@ -214,7 +214,7 @@ class _Replaced(nn.Module):
             device = torch.device("cpu") if device.type == "meta" else device
         kept = [config for config in configs if config.name not in codecs]
         gone = [config for config in configs if config.name in codecs]
-        self.tables = _keep(collection, kept) if kept else None
+        self.tables: Any = _keep(collection, kept) if kept else None
         self._side_tables = [_side_config(config, codecs[config.name], options) for config in gone]
         self.side = Expansions(self._side_tables, device)
         self.projections = nn.ModuleDict()
@@ -264,7 +264,7 @@ class ReplacedBagCollection(_Replaced, EmbeddingBagCollectionInterface):
         Raises:
             DataError: as ``SIDEBagCollection``.
         """
-        kept = None if self.tables is None else self.tables(features)  # first: sharded, it communicates meanwhile
+        kept = {} if self.tables is None else self.tables(features)  # first: sharded, it communicates meanwhile
         parts = self.side.pooled(self._side_tables, features, self._is_weighted).split(self._side_widths, dim=1)
         pooled = {feature: parts[i] for i, feature in enumerate(self._side_features)}  # fx cannot zip them
         columns = [
@@ -301,7 +301,7 @@ class ReplacedCollection(_Replaced, EmbeddingCollectionInterface):
         Raises:
             DataError: as ``SIDECollection``.
         """
-        kept = None if self.tables is None else self.tables(features)  # first: sharded, it communicates meanwhile
+        kept = {} if self.tables is None else self.tables(features)  # first: sharded, it communicates meanwhile
         expanded = {
             (table.name, name): self._expand(table, name, features)
             for table in self._side_tables

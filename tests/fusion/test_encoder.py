@@ -89,7 +89,7 @@ def test_few_items_and_reduced_precision_are_encoded_in_float64_alone(monkeypatc
     expected_NL = exactly(model, items)
     assert torch.equal(encoder.digits(items.select(slice(0, 5))), expected_NL[:5])
     monkeypatch.setattr(module, "float32_is_ieee", lambda: False)
-    assert not encoder._filters(1000)
+    assert not encoder._filters(encoder._search, 1000)
     assert torch.equal(encoder.digits(items), expected_NL)
 
 
