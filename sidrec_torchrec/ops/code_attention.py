@@ -90,9 +90,11 @@ def backward_by_definition(
     same for all events of a query and needs no pass over them.
     """
     given = (words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, grad_mass_MVH, lse_MH, shift_MH)
-    inputs = checked(*given, radices, digit_words, softmax)[: len(given)]
+    words, begin, end, scores, event_time, query_time, grad_mass, lse, shift, *_ = checked(
+        *given, radices, digit_words, softmax
+    )
     layout = CodeLayout(tuple(radices), tuple(digit_words))
-    return reference_backward(*inputs, layout=layout, softmax=softmax)
+    return reference_backward(words, begin, end, scores, event_time, query_time, grad_mass, lse, shift, layout, softmax)
 
 
 code_attention_backward = torch.library.custom_op(
