@@ -8,17 +8,26 @@ several coordinates counts them in mixed radix, the first coordinate most signif
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sidrec_torchrec.codec.choices import Choice, Codewords, Coordinate
+from sidrec_torchrec.registry import Registry
 
 MAX_RADIX = 1 << 15  # digits travel as int16
 
 
 class Alphabet(ABC):
-    """What one digit of a SID can be."""
+    """What one digit of a SID can be. Registered by name in ``ALPHABETS``, it can be written in a list of stages.
+
+    Attributes:
+        has_count, has_power: whether its text form takes ``:K`` and ``^m``; the constructor takes them in this order.
+    """
+
+    has_count: ClassVar[bool] = False
+    has_power: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -43,6 +52,10 @@ class Alphabet(ABC):
         """Text form, as in ``parse_stages``."""
 
 
+ALPHABETS: Registry[type[Alphabet]] = Registry("alphabet")
+
+
+@ALPHABETS.register("onehot")
 @dataclass(frozen=True)
 class OneHot(Alphabet):
     """One of ``size`` free codewords: a stage of residual (vector) quantization.
@@ -53,6 +66,9 @@ class OneHot(Alphabet):
     Raises:
         ValueError: on another size.
     """
+
+    has_count = True
+    has_power = False
 
     size: int
 
@@ -128,6 +144,7 @@ class Grid(Alphabet):
         return self.name if self.power == 1 else f"{self.name}^{self.power}"
 
 
+@ALPHABETS.register("ternary")
 @dataclass(frozen=True)
 class Ternary(Grid):
     """-1, 0 or 1, as digits 0, 1, 2: how much of one basis row an item has. ``Ternary(m)``: m rows under one digit.
@@ -145,6 +162,7 @@ class Ternary(Grid):
     step = 1.0
 
 
+@ALPHABETS.register("signs")
 @dataclass(frozen=True)
 class Signs(Grid):
     """-1 or 1, as digits 0 and 1: binary codes, as lookup-free quantization has them (Yu et al. 2023).
@@ -162,6 +180,7 @@ class Signs(Grid):
     step = 2.0
 
 
+@ALPHABETS.register("levels")
 @dataclass(frozen=True)
 class Levels(Grid):
     """``count`` levels 1 apart around 0, e.g. -1.5, -0.5, 0.5, 1.5: the rounding of FSQ (Mentzer et al. 2023).
@@ -173,6 +192,8 @@ class Levels(Grid):
     Raises:
         ValueError: on values out of range.
     """
+
+    has_count = True
 
     count: int
     power: int = 1
@@ -188,6 +209,7 @@ class Levels(Grid):
         return f"levels:{self.count}"
 
 
+@ALPHABETS.register("real")
 @dataclass(frozen=True)
 class Real(Grid):
     """Any numbers: a stage of principal component analysis. It has codes (``DPCA.codes``) but no digits, so no SID.
@@ -205,9 +227,8 @@ class Real(Grid):
     step = 1.0
 
 
-_NAMES = {"ternary": Ternary, "signs": Signs, "real": Real, "levels": Levels, "onehot": OneHot}
 _FORMS = "'ternary', 'signs', 'levels:K', 'real', each also '^m' for m coordinates, or 'onehot:K'; then '*n' to repeat"
-_PATTERN = re.compile(r"(?:(ternary|signs|real)|(levels|onehot):([0-9]+))(?:\^([1-9][0-9]*))?(?:\*([1-9][0-9]*))?")
+_PATTERN = re.compile(r"([a-z_-]+)(?::([0-9]+))?(?:\^([1-9][0-9]*))?(?:\*([1-9][0-9]*))?")
 
 
 def parse_stages(text: str) -> tuple[Alphabet, ...]:
@@ -219,17 +240,18 @@ def parse_stages(text: str) -> tuple[Alphabet, ...]:
     stages: list[Alphabet] = []
     for part in map(str.strip, text.split(",")):
         match = _PATTERN.fullmatch(part)
-        if match is None or (match[2] == "onehot" and match[4]):
+        kind = ALPHABETS[match[1]] if match and match[1] in ALPHABETS else None
+        if not match or not kind or bool(match[2]) != kind.has_count or (match[3] and not kind.has_power):
             raise ValueError(
                 f"stages '{text}': cannot read '{part}'; write like 'ternary*25' or 'onehot:256,ternary*20'. "
                 f"A part is {_FORMS}"
             )
-        numbers = [int(number) for number in (match[3], match[4]) if number]
+        numbers = [int(number) for number in (match[2], match[3]) if number]
         try:
-            alphabet = _NAMES[match[1] or match[2]](*numbers)
+            alphabet = kind(*numbers)
         except ValueError as error:
             raise ValueError(f"stages '{text}': '{part}': {error}") from None
-        stages += [alphabet] * int(match[5] or 1)
+        stages += [alphabet] * int(match[4] or 1)
     return tuple(stages)
 
 
