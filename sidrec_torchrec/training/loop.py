@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.training.checkpoints import BEST, LAST, Checkpoints
 from sidrec_torchrec.training.group import Processes
-from sidrec_torchrec.training.progress import Stage, stage
+from sidrec_torchrec.training.progress import Stage, say, stage
 
 CHECKPOINTS = "checkpoints"
 
@@ -186,6 +186,9 @@ class Loop:
                 self._end_epoch(self._validate())
         while not self._is_over():
             self._end_epoch(self._train_epoch() | self._validate())
+        if self._processes.is_main:
+            best = self._course.best + (not self._trainee.starts_trained)
+            say(f"{self._trainee.name}: the best epoch is {best} of {self._epoch}")
         state = {"model": self._trainee.model.state_dict()}
         self._checkpoints.load(BEST, state)
         self._trainee.model.load_state_dict(state["model"])
