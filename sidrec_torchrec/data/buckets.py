@@ -88,7 +88,7 @@ class EventBuckets:
         return EventBuckets(events.path, events.tasks, files, len(vocabularies))
 
     def users(self) -> Iterator[UserEvents]:
-        """Each user with all his events in file order, bucket by bucket; within a bucket by user_id.
+        """Each user with all their events in file order, bucket by bucket; within a bucket by user_id.
 
         Raises:
             DataError: if a user's timestamps go backwards.

@@ -1,6 +1,6 @@
 """From event logs to training, validation and test sequences; the one place that defines the protocol.
 
-Protocol, for every user in order of his events:
+Protocol, for every user in the order of their events:
 
 - the last ``test_fraction`` of the events are test targets, which may read every earlier event of the user;
 - a random ``cold_fraction`` of the items is removed from training altogether, as targets and as history;

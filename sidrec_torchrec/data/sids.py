@@ -109,7 +109,7 @@ def open_sids(path: str | Path) -> SIDFile:
     table = ParquetTable.open(path)
     metadata = table.schema.metadata or {}
     if _FINGERPRINT not in metadata or _STAGES not in metadata:
-        raise DataError(f"{path}: says of no codec that made it; write SIDs with encode-corpus")
+        raise DataError(f"{path}: does not say which codec made it; write SIDs with encode-corpus")
     try:
         spec = SIDSpec(parse_stages(metadata[_STAGES].decode()), metadata[_FINGERPRINT].decode())
     except ValueError as error:

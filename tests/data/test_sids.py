@@ -65,7 +65,7 @@ def test_what_is_no_sid_file_is_named(tmp_path):
     with pytest.raises(DataError, match="sids.parquet: not a Parquet file"):
         read_sids(tmp_path, codec)
     pq.write_table(pa.table({"item_id": [1], "sid": [2]}), path)
-    with pytest.raises(DataError, match="sids.parquet: says of no codec"):
+    with pytest.raises(DataError, match="sids.parquet: does not say which codec"):
         read_sids(tmp_path, codec)
     write_sids(path, codec.spec, [make_sids(codec)])
     table = pq.read_table(path)

@@ -1,6 +1,7 @@
 """Output folders: one job at a time, one configuration, and claims that refused jobs take back."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidrec_torchrec.errors import DataError, FolderBusyError, RunMismatchError
+from sidrec_torchrec.training.config import config_from_json, config_json
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.runs import open_run
 
@@ -22,6 +24,7 @@ time.sleep(600)
 """
 
 JOIN = """
+from sidrec_torchrec.training.config import config_from_json, config_json
 from sidrec_torchrec.training.group import process_group
 with process_group() as processes:
     assert processes.world_size == 1
@@ -142,3 +145,67 @@ def _refusal(folder: Path) -> str:
     ):
         pass
     return str(error.value).partition(": ")[2].partition(";")[0]
+
+
+@dataclass(frozen=True)
+class Reading:
+    out: Path
+    data: Path
+    epochs: int = 1
+
+
+def read(config: Reading) -> dict:
+    with process_group(), open_run(config.out, config, inputs=[config.data / "a", config.data / "b"]) as run:
+        return run.result or run.finish({"text": (config.data / "a").read_text()})
+
+
+def test_inputs_count_by_content_and_not_by_place(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    (data / "a").write_text("one")
+    assert read(Reading(out, data)) == {"text": "one"}
+    shutil.copytree(data, tmp_path / "copy")
+    shutil.copytree(out, tmp_path / "moved")
+    assert read(Reading(tmp_path / "moved", tmp_path / "copy")) == {"text": "one"}
+    times = (data / "a").stat()
+    (data / "a").write_text("two")  # of the same size
+    os.utime(data / "a", ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    with pytest.raises(RunMismatchError, match=r"made from other inputs \(.*data/a has changed\)"):
+        read(Reading(out, data))
+    (tmp_path / "copy" / "b").touch()
+    with pytest.raises(RunMismatchError, match="copy/b is there now"):
+        read(Reading(out, tmp_path / "copy"))
+    (data / "a").unlink()
+    with pytest.raises(RunMismatchError, match="data/a is gone"):
+        read(Reading(out, data))
+
+
+def test_a_moved_run_finds_what_moved_with_it_and_what_stayed(tmp_path):
+    for name in ("data", "elsewhere"):
+        (tmp_path / "one" / name).mkdir(parents=True)
+    config = Reading(tmp_path / "one" / "out", tmp_path / "one" / "data")
+    kept = config_json(config, config.out)
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert config_from_json(Reading, kept, tmp_path / "two" / "out").data == tmp_path / "two" / "data"
+    config = Reading(tmp_path / "two" / "out", tmp_path / "two" / "data")
+    assert config_from_json(Reading, config_json(config, config.out), tmp_path / "far" / "out").data == config.data
+
+
+def test_neither_a_finished_nor_a_refused_run_leaves_a_lock(tmp_path):
+    config = Config(tmp_path / "run")
+    work(config)
+    with pytest.raises(RunMismatchError):
+        work(replace(config, epochs=2))
+    assert sorted(path.name for path in config.out.iterdir()) == ["metrics.json", "run.json"]
+
+    with pytest.raises(DataError), process_group(), open_run(tmp_path / "a" / "b", Config(tmp_path / "a" / "b")):
+        raise DataError("no such column")
+    assert not (tmp_path / "a").exists()  # which it had made
+
+
+def test_a_finished_run_says_that_it_is(tmp_path, capsys):
+    config = Config(tmp_path / "run")
+    work(config)
+    assert capsys.readouterr().err == ""
+    work(config)
+    assert "run: finished before; its result is read back" in capsys.readouterr().err
