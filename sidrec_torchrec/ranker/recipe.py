@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from sidrec_torchrec.codec.codec import CODEC_FILES, CODEC_FOLDER
 from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.format import ITEMS_FILE
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.data.sids import sid_files
-from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.errors import CodecMismatchError, SidrecError
 from sidrec_torchrec.files import read_json
 from sidrec_torchrec.ranker.arms import Arm, ArmConfig, open_arm
 from sidrec_torchrec.ranker.model import Ranker
@@ -21,7 +22,7 @@ from sidrec_torchrec.training.checkpoints import BEST, Checkpoints
 from sidrec_torchrec.training.config import JobConfig, config_from_json
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.loop import CHECKPOINTS
-from sidrec_torchrec.training.runs import CONFIG_FILE, INPUTS
+from sidrec_torchrec.training.runs import CONFIG_FILE, INPUTS, changed_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,7 @@ class TrainedRanker:
 
         Raises:
             SidrecError: if there is no trained ranker, or one of another version of this package.
+            CodecMismatchError: if the SIDs it reads have been encoded anew, by another codec.
         """
         folder = Path(folder)
         path = folder / CONFIG_FILE
@@ -122,9 +124,27 @@ class TrainedRanker:
             raise SidrecError(f"{folder}: no trained epoch yet; run train-ranker to its end")
         value = {k: v for k, v in read_json(path).items() if k not in (INPUTS, "out")}
         try:
-            return TrainedRanker(folder, config_from_json(RankerRecipe, _renamed(value), folder))
+            trained = TrainedRanker(folder, config_from_json(RankerRecipe, _renamed(value), folder))
         except (KeyError, TypeError, ValueError) as error:
             raise SidrecError(f"{path}: not of a ranker this version can read ({error}); train it again") from error
+        trained.check_codecs()
+        return trained
+
+    def check_codecs(self) -> None:
+        """Refuses folders of SIDs that have been encoded anew by another codec; the same codec may have encoded more items.
+
+        Raises:
+            CodecMismatchError: names the codec's file.
+        """
+        if not self.recipe.sids:
+            return
+        changed = changed_inputs(self.folder, self.recipe.files())
+        codecs = {Path(sids) / CODEC_FOLDER / name for sids in self.recipe.sids for name in CODEC_FILES}
+        for file in sorted(codecs & changed.keys()):
+            raise CodecMismatchError(
+                f"{self.folder}: trained on SIDs of another codec: {file} {changed[file]}; use the SIDs it was trained on, or "
+                "train again"
+            )
 
     def load(self, model: nn.Module) -> None:
         """Fills the model, whole or sharded, with the weights of the best epoch.

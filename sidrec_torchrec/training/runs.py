@@ -188,18 +188,34 @@ def _check_config(folder: Path, there: dict[str, Any], config: dict[str, Any]) -
         raise RunMismatchError(f"{folder}: holds another run ({differences}); give another folder, or remove this one")
 
 
+def changed_inputs(folder: Path, inputs: list[Path]) -> dict[Path, str]:
+    """Of the inputs a run was made from, those that have changed since, and how: ``is gone``, say.
+
+    Args:
+        folder: the run's.
+        inputs: as ``open_run`` was given them, wherever they are now.
+    """
+    known = read_json(folder / CONFIG_FILE).get(INPUTS, {})
+    labels = {_label(file, inputs): file for file in inputs}
+    changes = {labels[label]: _change(labels[label], known[label]) for label in labels.keys() & known}
+    return {file: change for file, change in changes.items() if change is not None}
+
+
+def _change(file: Path, was: dict[str, Any] | None) -> str | None:
+    if was is not None and file.exists() and _glance(file) == was["glance"]:
+        return None  # neither touched nor moved
+    now = _describe(file)
+    if (was and was["sha256"]) == (now and now["sha256"]):
+        return None
+    return "is gone" if now is None else "is there now" if was is None else "has changed"
+
+
 def _check_inputs(folder: Path, known: dict[str, Any], inputs: list[Path]) -> None:
     """Refuses inputs that are not what they were."""
-    labels = {_label(file, inputs): file for file in inputs}
-    changed = [f"{label} was not read" for label in labels.keys() - known]
+    labels = {_label(file, inputs) for file in inputs}
+    changed = [f"{label} was not read" for label in labels - known.keys()]
     changed += [f"{label} is not read any more" for label in known.keys() - labels]
-    for label in labels.keys() & known:
-        file, was = labels[label], known[label]
-        if was is not None and file.exists() and _glance(file) == was["glance"]:
-            continue  # neither touched nor moved
-        now = _describe(file)
-        if (was and was["sha256"]) != (now and now["sha256"]):
-            changed.append(f"{file} {'is gone' if now is None else 'is there now' if was is None else 'has changed'}")
+    changed += [f"{file} {change}" for file, change in changed_inputs(folder, inputs).items()]
     if changed:
         raise RunMismatchError(
             f"{folder}: was made from other inputs ({'; '.join(sorted(changed))}); give another folder, or remove this one"

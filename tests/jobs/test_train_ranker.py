@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -197,6 +198,20 @@ def test_sids_of_another_codec_are_refused(corpus, prepared, sids, tmp_path):
     (mixed / "codec").symlink_to(sids["side"] / "codec")
     config = make_config(corpus, prepared, {"side": mixed, "text": sids["text"]}, tmp_path / "run", "side")
     with pytest.raises(CodecMismatchError, match="made with codec .* but this is codec"):
+        train_ranker.main(config)
+
+
+@pytest.mark.parametrize(("arm", "name"), [("side", "side"), ("prefix-ngram", "text")])
+def test_a_folder_of_sids_encoded_anew_by_another_codec_is_refused(arm, name, corpus, prepared, sids, tmp_path):
+    folder = shutil.copytree(sids[name], tmp_path / name)
+    config = make_config(corpus, prepared, sids | {name: folder}, tmp_path / "run", arm, epochs=1)
+    result = train_ranker.main(config)
+    assert evaluate.main(evaluate.EvaluateConfig(ranker=config.out)) == result["test"]
+    shutil.rmtree(folder)
+    shutil.copytree(sids["text" if name == "side" else "side"], folder)
+    with pytest.raises(CodecMismatchError, match="trained on SIDs of another codec: .*codec.json has changed"):
+        evaluate.main(evaluate.EvaluateConfig(ranker=config.out))
+    with pytest.raises(RunMismatchError, match="made from other inputs"):
         train_ranker.main(config)
 
 
