@@ -20,16 +20,12 @@ _CAPTION = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecDesignConfig(JobConfig):
+class CodecDesignConfig(DesignConfig, JobConfig):
     """What to measure on.
 
     Args:
         items: item file, or the data folder that has it. Items without the source are left out.
         source: column of vectors.
-        bits: bits an item may have.
-        beams: beams to encode with.
-        tolerance: share by which the error may exceed the least, for the sake of cheaper encoding.
-        iterations: rounds of each fit.
         held_out: share of the items to measure on.
         max_items: draw at most this many items, up to 32,768; bounds time and memory.
         seed: of the draw and of the fits.
@@ -40,25 +36,14 @@ class CodecDesignConfig(JobConfig):
 
     items: Path
     source: str
-    bits: float
-    beams: tuple[int, ...] = (1, 8)
-    tolerance: float = 0.01
-    iterations: int = 12
     held_out: float = 0.25
     max_items: int = 32_768
-    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.design_config()  # checks what the two share
+        JobConfig.__post_init__(self)
         check_share(self, "held_out")
         check_at_least(self, 2, "max_items")
-
-    def design_config(self) -> DesignConfig:
-        """What ``codec.design`` needs to know."""
-        return DesignConfig(
-            bits=self.bits, beams=self.beams, tolerance=self.tolerance, iterations=self.iterations, seed=self.seed
-        )
 
 
 def main(config: CodecDesignConfig) -> Design:
@@ -74,7 +59,7 @@ def main(config: CodecDesignConfig) -> Design:
         def report(candidate: Candidate) -> None:
             bar.advance(note=f"{format_stages(candidate.stages)}, beam {candidate.beam}: {candidate.error:.4f}")
 
-        result = design(x_ND[held_out:], x_ND[:held_out], config.design_config(), report=report)
+        result = design(x_ND[held_out:], x_ND[:held_out], config, report=report)
     console = Console()
     console.print(_table(config, result, len(x_ND) - held_out, held_out))
     console.print(f"Chosen: {result.reason}.", highlight=False, markup=False, soft_wrap=True)
