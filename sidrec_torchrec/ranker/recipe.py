@@ -1,5 +1,6 @@
 """What a ranker is made of and trained on; and the folder of a trained one, from which it is made again."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,9 +154,22 @@ class TrainedRanker:
             CodecMismatchError: if it was trained on SIDs of another codec.
             SidrecError: if they are broken, or of another model.
         """
-        state = {"model": model.state_dict()}
-        Checkpoints(self.folder / CHECKPOINTS).load(BEST, state)
+        checkpoints = Checkpoints(self.folder / CHECKPOINTS)
+        names = checkpoints.names(BEST)
+        state = {"model": dict(_as_kept(name, value, names) for name, value in model.state_dict().items())}
+        checkpoints.load(BEST, state)
         model.load_state_dict(state["model"])
+
+
+def _as_kept(name: str, value: Any, names: set[str]) -> tuple[str, Any]:
+    """A tensor's name and place in a checkpoint, which 0.1 called otherwise, and kept the codec as text."""
+    path, _, last = re.sub(r"\btables\.(\w+)\.(fingerprint|rows)$", r"_expansions.expansions.\1.\2", name).rpartition(
+        "."
+    )
+    old = f"{path}.{ {'fingerprint': '_extra_state', 'rows': 'rows_VE'}.get(last, last) }"
+    if f"model.{name}" in names or f"model.{old}" not in names:
+        return name, value
+    return old, "" if last == "fingerprint" else value
 
 
 def _renamed(value: dict[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,20 @@ class Checkpoints:
         with _explained(f"{path}: a broken checkpoint, or of another model", f"remove {self._folder} to train anew"):
             dcp.load(state, checkpoint_id=path)
 
+    def names(self, name: str) -> set[str]:
+        """Of all that checkpoint ``name`` holds, dotted; on every process.
+
+        Raises:
+            SidrecError: if it is broken.
+        """
+        path = self._folder / name
+        try:
+            return set(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)
+        except Exception as error:  # whatever unpickling may raise
+            raise SidrecError(
+                f"{path}: a broken checkpoint ({first_line(error)}); remove {self._folder} to train anew"
+            ) from error
+
     def _settle(self, name: str) -> None:
         """Takes the old checkpoint back if the process died between two renames."""
         if dist.get_rank() == 0 and (self._folder / f"{name}.old").exists() and not (self._folder / name).exists():
