@@ -26,8 +26,12 @@ torch.fx.wrap("process_pooled_embeddings")
 torch.fx.wrap("reorder_inverse_indices")
 
 
-class Expansions(nn.ModuleDict):
-    """SIDE of each table, by the table's name: what all collections share.
+# What all collections share works on a plain ModuleDict, which refuses tables named as its attributes are: TorchRec's own
+# collections refuse those too, and a class of ours would refuse more.
+
+
+def build_sides(tables: list[SIDEConfig], device: torch.device | None) -> nn.ModuleDict:
+    """SIDE of each table, by the table's name.
 
     Args:
         tables: of unique names.
@@ -36,34 +40,38 @@ class Expansions(nn.ModuleDict):
     Raises:
         ValueError: on tables of equal names, or none.
     """
+    names = [table.name for table in tables]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"a collection needs tables of unique names, got {names}")
+    return nn.ModuleDict({table.name: build_side(table, device) for table in tables})
 
-    def __init__(self, tables: list[SIDEConfig], device: torch.device | None) -> None:
-        names = [table.name for table in tables]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"a collection needs tables of unique names, got {names}")
-        super().__init__({table.name: build_side(table, device) for table in tables})
 
-    @property
-    def device(self) -> torch.device:
-        """Where the constants are."""
-        return next(self.buffers()).device
+def device_of(sides: nn.ModuleDict) -> torch.device:
+    """Where the constants are."""
+    return next(sides.buffers()).device
 
-    def vectors(self, table: SIDEConfig, feature: str, features: KeyedJaggedTensor) -> tuple[JaggedTensor, Tensor]:
-        """The feature's SIDs, with lengths and weights, and their vectors [N, D]."""
-        expansion = cast(FrozenSIDE | LearnedSIDE, self[table.name])
-        sids = expansion.read(features, feature)
-        return sids, expansion(sids.values())
 
-    def pooled(self, tables: list[SIDEConfig], features: KeyedJaggedTensor, is_weighted: bool) -> Tensor:
-        """The pooled vectors of each feature of each table side by side, [B, sum of D]; an empty bag is zeros."""
-        pooled, first_keys = [], []
-        for table in tables:
-            for feature in table.feature_names:
-                sids, vectors_ND = self.vectors(table, feature, features)
-                pooled.append(_pool(sids, vectors_ND, table.pooling == PoolingType.MEAN, is_weighted))
-                first_keys.append(word_names(feature, table.codec.spec.num_words)[0])
-        inverse = reorder_inverse_indices(features.inverse_indices_or_none(), first_keys)
-        return process_pooled_embeddings(pooled, inverse)
+def expand(
+    sides: nn.ModuleDict, table: SIDEConfig, feature: str, features: KeyedJaggedTensor
+) -> tuple[JaggedTensor, Tensor]:
+    """The SIDs of one of a table's features, with lengths and weights, and their vectors [N, D]."""
+    side = cast(FrozenSIDE | LearnedSIDE, sides[table.name])
+    sids = side.read(features, feature)
+    return sids, side(sids.values())
+
+
+def expand_and_pool(
+    sides: nn.ModuleDict, tables: list[SIDEConfig], features: KeyedJaggedTensor, is_weighted: bool
+) -> Tensor:
+    """The pooled vectors of each feature of each table side by side, [B, sum of D]; an empty bag is zeros."""
+    pooled, first_keys = [], []
+    for table in tables:
+        for feature in table.feature_names:
+            sids, vectors_ND = expand(sides, table, feature, features)
+            pooled.append(_pool(sids, vectors_ND, table.pooling == PoolingType.MEAN, is_weighted))
+            first_keys.append(word_names(feature, table.codec.spec.num_words)[0])
+    inverse = reorder_inverse_indices(features.inverse_indices_or_none(), first_keys)
+    return process_pooled_embeddings(pooled, inverse)
 
 
 def rename_keys(module: nn.Module, old: str, new: str) -> None:
@@ -106,7 +114,7 @@ class SIDECollection(EmbeddingCollectionInterface):
     def __init__(self, tables: list[SIDEConfig], device: torch.device | None = None) -> None:
         super().__init__()
         self._tables = tables
-        self.tables = Expansions(tables, device)
+        self.tables = build_sides(tables, device)
         rename_keys(self, "_expansions.expansions.", "tables.")  # what 0.1 called it
         self._names_by_table = get_embedding_names_by_table([t.embedding_config() for t in tables])
         self._embedding_dim = tables[0].embedding_dim
@@ -127,7 +135,7 @@ class SIDECollection(EmbeddingCollectionInterface):
         output = {}
         for table, names in zip(self._tables, self._names_by_table, strict=True):
             for feature, name in zip(table.feature_names, names, strict=True):
-                sids, vectors_ND = self.tables.vectors(table, feature, features)
+                sids, vectors_ND = expand(self.tables, table, feature, features)
                 output[name] = JaggedTensor(values=vectors_ND, lengths=sids.lengths(), offsets=sids.offsets())
         return output
 
@@ -145,7 +153,7 @@ class SIDECollection(EmbeddingCollectionInterface):
 
     @property
     def device(self) -> torch.device:
-        return self.tables.device
+        return device_of(self.tables)
 
 
 class SIDEBagCollection(EmbeddingBagCollectionInterface):
@@ -171,7 +179,7 @@ class SIDEBagCollection(EmbeddingBagCollectionInterface):
             raise ValueError("mean pooling takes no weights; use sum pooling")
         self._tables = tables
         self._is_weighted = is_weighted
-        self.tables = Expansions(tables, device)
+        self.tables = build_sides(tables, device)
         rename_keys(self, "_expansions.expansions.", "tables.")  # what 0.1 called it
         self._names = [n for names in get_embedding_names_by_table(self.embedding_bag_configs()) for n in names]
         self._lengths = [table.embedding_dim for table in tables for _ in table.feature_names]
@@ -182,7 +190,7 @@ class SIDEBagCollection(EmbeddingBagCollectionInterface):
         Raises:
             DataError: as ``SIDECollection``.
         """
-        pooled_BE = self.tables.pooled(self._tables, features, self._is_weighted)
+        pooled_BE = expand_and_pool(self.tables, self._tables, features, self._is_weighted)
         return KeyedTensor(keys=self._names, values=pooled_BE, length_per_key=self._lengths)
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
@@ -193,4 +201,4 @@ class SIDEBagCollection(EmbeddingBagCollectionInterface):
 
     @property
     def device(self) -> torch.device:
-        return self.tables.device
+        return device_of(self.tables)

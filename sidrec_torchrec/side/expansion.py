@@ -3,6 +3,7 @@
 Frozen, the only tensors are constants that follow from the codec, kept out of checkpoints and gradients.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -150,9 +151,11 @@ _FINGERPRINT_BYTES = 64  # all fingerprints take as many, so that a checkpoint o
 
 
 def _as_bytes(fingerprint: str) -> Tensor:
-    """uint8 [64]: text that fits a tensor, as checkpoints want it."""
-    raw = fingerprint.encode()[:_FINGERPRINT_BYTES].ljust(_FINGERPRINT_BYTES, b"\0")
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+    """uint8 [64]: the fingerprint as a tensor, which is what a state dict should hold."""
+    raw = fingerprint.encode()
+    if len(raw) > _FINGERPRINT_BYTES:  # a hash stands for the part that is cut off
+        raw = raw[:47] + b"~" + hashlib.sha256(raw).hexdigest()[:16].encode()
+    return torch.frombuffer(bytearray(raw.ljust(_FINGERPRINT_BYTES, b"\0")), dtype=torch.uint8)
 
 
 def _as_text(fingerprint: Tensor) -> str:

@@ -24,7 +24,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import word_names
-from sidrec_torchrec.side.collection import Expansions, rename_keys
+from sidrec_torchrec.side.collection import build_sides, device_of, expand, expand_and_pool, rename_keys
 from sidrec_torchrec.side.expansion import SIDEConfig
 
 # What holds tables; all but the exact EmbeddingBagCollection and EmbeddingCollection is left whole: it is sharded or
@@ -216,7 +216,7 @@ class _Replaced(nn.Module):
         gone = [config for config in configs if config.name in codecs]
         self.tables: Any = _keep(collection, kept) if kept else None
         self._side_tables = [_side_config(config, codecs[config.name], options) for config in gone]
-        self.side = Expansions(self._side_tables, device)
+        self.side = build_sides(self._side_tables, device)
         self.projections = nn.ModuleDict()
         for config, table in zip(gone, self._side_tables, strict=True):
             self.projections[config.name] = _projection(table, config.embedding_dim, device)
@@ -236,7 +236,7 @@ class _Replaced(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where SIDE is."""
-        return self.side.device
+        return device_of(self.side)
 
 
 class ReplacedBagCollection(_Replaced, EmbeddingBagCollectionInterface):
@@ -265,7 +265,9 @@ class ReplacedBagCollection(_Replaced, EmbeddingBagCollectionInterface):
             DataError: as ``SIDEBagCollection``.
         """
         kept = {} if self.tables is None else self.tables(features)  # first: sharded, it communicates meanwhile
-        parts = self.side.pooled(self._side_tables, features, self._is_weighted).split(self._side_widths, dim=1)
+        parts = expand_and_pool(self.side, self._side_tables, features, self._is_weighted).split(
+            self._side_widths, dim=1
+        )
         pooled = {feature: parts[i] for i, feature in enumerate(self._side_features)}  # fx cannot zip them
         columns = [
             self.projections[table](pooled[table, name]) if (table, name) in pooled else kept[name]
@@ -313,7 +315,7 @@ class ReplacedCollection(_Replaced, EmbeddingCollectionInterface):
         }
 
     def _expand(self, table: SIDEConfig, feature: str, features: KeyedJaggedTensor) -> JaggedTensor:
-        sids, vectors_ND = self.side.vectors(table, feature, features)
+        sids, vectors_ND = expand(self.side, table, feature, features)
         vectors_ND = self.projections[table.name](vectors_ND)
         return JaggedTensor(values=vectors_ND, lengths=sids.lengths(), offsets=sids.offsets())
 

@@ -21,7 +21,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import word_names
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.side.collection import SIDEBagCollection
+from sidrec_torchrec.side.collection import SIDEBagCollection, expand_and_pool
 from sidrec_torchrec.side.expansion import SIDEConfig
 from sidrec_torchrec.side.replace import ReplacedBagCollection, replace_tables
 from tests.side.test_in_torchrec import DIM, ITEMS, ONE_WORD, TWO_WORDS, make_codec, make_items
@@ -254,7 +254,7 @@ def test_meta_stays_meta_and_side_is_real():
     assert collection.device.type == "cpu"
     for values in (model.to_empty(device="cpu"), model.half().float()):  # neither may cost SIDE its constants
         collection = values.sparse_arch.embedding_bag_collection
-        pooled = collection.side.pooled(collection._side_tables, make_batch(codec), False)
+        pooled = expand_and_pool(collection.side, collection._side_tables, make_batch(codec), False)
         reference = make_tables(EmbeddingBagCollection, {"item": TABLES["item"]}, vector_ND=make_items(codec)[1])
         torch.testing.assert_close(pooled, reference(make_batch(None)).values().detach(), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="SIDE 'item' cannot be built on the meta device"):

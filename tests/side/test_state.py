@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -76,6 +77,22 @@ def test_another_codec_is_refused_however_it_was_read(kind, tmp_path):
     state = again.state_dict()
     dcp.load(state, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
     again.load_state_dict(state)
+
+
+def test_fingerprints_that_differ_in_their_ends_alone_are_told_apart():
+    source, target = (replaced(EmbeddingBagCollection, "a" * 70 + end) for end in "bc")
+    with pytest.raises(CodecMismatchError, match=r"made with codec a{47}~\w{16}, but this is codec a{70}c"):
+        target.load_state_dict(source.state_dict())
+
+
+@pytest.mark.parametrize("name", ["device", "side", "tables", "vectors"])
+def test_a_table_may_have_any_name_that_torchrec_takes(name):
+    config = SIDEConfig(name=name, feature_names=["clicked"], codec=make_codec(fingerprint="aaaa"))
+    for side in (SIDECollection([config]), SIDEBagCollection([config])):
+        assert list(side.state_dict()) == [f"tables.{name}.fingerprint"]
+    table = EmbeddingBagConfig(name=name, embedding_dim=4, num_embeddings=2, feature_names=["clicked"])
+    model = replace_tables(EmbeddingBagCollection(tables=[table]), {name: config.codec})
+    assert f"side.{name}.fingerprint" in model.state_dict()
 
 
 def test_moves_and_casts_keep_whose_it_is():
