@@ -19,7 +19,6 @@ from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.jobs import JOBS, train_ranker
 from sidrec_torchrec.ops.kernels import kernel_runs, register
-from sidrec_torchrec.ops.layout import CodeLayout
 from sidrec_torchrec.ranker.arms import ARMS, Arm
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.readers import READERS, VectorReader
@@ -149,14 +148,14 @@ def test_a_backend():
     @register(
         side_decode.side_decode,
         "privateuseone",
-        reference=side_decode.by_definition,
+        reference=side_decode.reference,
         values=1,
         dtypes=(torch.float32,),
         is_usable=lambda: True,
     )
     def kernel(words_NW, table_RD, radices, chunk_words):
         called.append(radices)
-        return side_decode.reference(words_NW, table_RD, CodeLayout(tuple(radices), tuple(chunk_words)))
+        return side_decode.reference(words_NW, table_RD, radices, chunk_words)
 
     assert kernel_runs(side_decode.side_decode, "privateuseone", torch.float32)
     assert not kernel_runs(side_decode.side_decode, "privateuseone", torch.float64)

@@ -19,7 +19,7 @@ from sidrec_torchrec.ops.layout import CodeLayout, Joined
 GAP_BUCKETS = 32  # powers of two of the time unit: up to 136 years of seconds
 
 
-def by_definition(
+def reference(
     words_NW: Tensor,
     begin_M: Tensor,
     end_M: Tensor,
@@ -31,6 +31,8 @@ def by_definition(
     softmax: bool,
 ) -> tuple[Tensor, Tensor]:
     """How much weight each query gives to each value of each digit of the events it reads.
+
+    In plain PyTorch: memory for a score per pair of query and event, which kernels never hold.
 
     The score of event t for query m is ``sum_j scores_MVH[m, first_j + digit_tj]``, where ``first_j`` is the sum of the
     radices before digit j, plus, with times, ``scores_MVH[m, V - GAP_BUCKETS + gap_bucket(query_time - event_time)]``.
@@ -53,14 +55,23 @@ def by_definition(
         ValueError: if scores have another number of rows or dtype, or only one time is given.
         RuntimeError: if a query reads events that are not there (on CUDA, a device assertion).
     """
-    given = (words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M)
-    words, begin, end, scores, event_time, query_time, *_ = checked(*given, radices, digit_words, softmax)
-    return reference(
-        words, begin, end, scores, event_time, query_time, CodeLayout(tuple(radices), tuple(digit_words)), softmax
-    )
+    check(words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, radices, digit_words, softmax)
+    joined = CodeLayout(tuple(radices), tuple(digit_words)).join()
+    query_P, rows_PC = _pairs(words_NW, begin_M, end_M, event_time_N, query_time_M, joined)
+    score_PH = _add_rows(_expand(scores_MVH, joined), query_P, rows_PC)
+    M, _, H = scores_MVH.shape
+    if not softmax:
+        weight_PH = torch.nn.functional.silu(score_PH)
+        return _masses(weight_PH, query_P, rows_PC, M, joined), scores_MVH.new_zeros(M, H)
+    index_PH = query_P.unsqueeze(1).expand(-1, H)
+    most_MH = scores_MVH.new_full((M, H), -torch.inf).scatter_reduce(0, index_PH, score_PH, "amax")
+    weight_PH = (score_PH - most_MH[query_P]).exp()
+    sum_MH = scores_MVH.new_zeros(M, H).index_add(0, query_P, weight_PH)
+    mass_MVH = _masses(weight_PH / sum_MH[query_P], query_P, rows_PC, M, joined)
+    return mass_MVH, most_MH + sum_MH.log()
 
 
-code_attention = torch.library.custom_op("sidrec::code_attention", by_definition, mutates_args=())
+code_attention = torch.library.custom_op("sidrec::code_attention", reference, mutates_args=())
 
 
 @code_attention.register_fake
@@ -69,7 +80,7 @@ def _(words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, radices,
     return torch.empty_like(scores_MVH, memory_format=torch.contiguous_format), scores_MVH.new_empty(M, H)
 
 
-def backward_by_definition(
+def reference_backward(
     words_NW: Tensor,
     begin_M: Tensor,
     end_M: Tensor,
@@ -89,16 +100,21 @@ def backward_by_definition(
     ``weight * (g + shift)``, where the shift (less the weighted mean of g, plus the gradient of the logarithm) is the
     same for all events of a query and needs no pass over them.
     """
-    given = (words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, grad_mass_MVH, lse_MH, shift_MH)
-    words, begin, end, scores, event_time, query_time, grad_mass, lse, shift, *_ = checked(
-        *given, radices, digit_words, softmax
-    )
-    layout = CodeLayout(tuple(radices), tuple(digit_words))
-    return reference_backward(words, begin, end, scores, event_time, query_time, grad_mass, lse, shift, layout, softmax)
+    check(words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, radices, digit_words, softmax)
+    joined = CodeLayout(tuple(radices), tuple(digit_words)).join()
+    query_P, rows_PC = _pairs(words_NW, begin_M, end_M, event_time_N, query_time_M, joined)
+    score_PH = _add_rows(_expand(scores_MVH, joined), query_P, rows_PC)
+    grad_PH = _add_rows(_expand(grad_mass_MVH, joined), query_P, rows_PC)
+    if softmax:
+        grad_PH = (score_PH - lse_MH[query_P]).exp() * (grad_PH + shift_MH[query_P])
+    else:
+        sigmoid_PH = score_PH.sigmoid()
+        grad_PH = grad_PH * sigmoid_PH * (1 + score_PH * (1 - sigmoid_PH))
+    return _masses(grad_PH, query_P, rows_PC, len(scores_MVH), joined)
 
 
 code_attention_backward = torch.library.custom_op(
-    "sidrec::code_attention_backward", backward_by_definition, mutates_args=()
+    "sidrec::code_attention_backward", reference_backward, mutates_args=()
 )
 
 
@@ -135,70 +151,18 @@ def gap_bucket(gap: Tensor) -> Tensor:
     return exponent.sub_(1).clamp_max_(GAP_BUCKETS - 1)
 
 
-def reference(
-    words_NW: Tensor,
-    begin_M: Tensor,
-    end_M: Tensor,
-    scores_MVH: Tensor,
-    event_time_N: Tensor | None,
-    query_time_M: Tensor | None,
-    layout: CodeLayout,
-    softmax: bool,
-) -> tuple[Tensor, Tensor]:
-    """``code_attention`` in plain PyTorch; memory for a score per pair of query and event."""
-    joined = layout.join()
-    query_P, rows_PC = _pairs(words_NW, begin_M, end_M, event_time_N, query_time_M, joined)
-    score_PH = _add_rows(_expand(scores_MVH, joined), query_P, rows_PC)
-    M, _, H = scores_MVH.shape
-    if not softmax:
-        weight_PH = torch.nn.functional.silu(score_PH)
-        return _masses(weight_PH, query_P, rows_PC, M, joined), scores_MVH.new_zeros(M, H)
-    index_PH = query_P.unsqueeze(1).expand(-1, H)
-    most_MH = scores_MVH.new_full((M, H), -torch.inf).scatter_reduce(0, index_PH, score_PH, "amax")
-    weight_PH = (score_PH - most_MH[query_P]).exp()
-    sum_MH = scores_MVH.new_zeros(M, H).index_add(0, query_P, weight_PH)
-    mass_MVH = _masses(weight_PH / sum_MH[query_P], query_P, rows_PC, M, joined)
-    return mass_MVH, most_MH + sum_MH.log()
-
-
-def reference_backward(
-    words_NW: Tensor,
-    begin_M: Tensor,
-    end_M: Tensor,
-    scores_MVH: Tensor,
-    event_time_N: Tensor | None,
-    query_time_M: Tensor | None,
-    grad_mass_MVH: Tensor,
-    lse_MH: Tensor,
-    shift_MH: Tensor,
-    layout: CodeLayout,
-    softmax: bool,
-) -> Tensor:
-    """``code_attention_backward`` in plain PyTorch."""
-    joined = layout.join()
-    query_P, rows_PC = _pairs(words_NW, begin_M, end_M, event_time_N, query_time_M, joined)
-    score_PH = _add_rows(_expand(scores_MVH, joined), query_P, rows_PC)
-    grad_PH = _add_rows(_expand(grad_mass_MVH, joined), query_P, rows_PC)
-    if softmax:
-        grad_PH = (score_PH - lse_MH[query_P]).exp() * (grad_PH + shift_MH[query_P])
-    else:
-        sigmoid_PH = score_PH.sigmoid()
-        grad_PH = grad_PH * sigmoid_PH * (1 + score_PH * (1 - sigmoid_PH))
-    return _masses(grad_PH, query_P, rows_PC, len(scores_MVH), joined)
-
-
 def _pairs(words_NW, begin_M, end_M, event_time_N, query_time_M, joined: Joined) -> tuple[Tensor, Tensor]:
     """Every pair of a query and an event it reads: int64 [P] of queries, [P, C] of the rows the event's chunks choose."""
     if len(begin_M) and not bool(((0 <= begin_M) & (begin_M <= end_M) & (end_M <= len(words_NW))).all()):
         raise RuntimeError(f"a query reads events that are not there: there are {len(words_NW)}")
-    length_M = end_M - begin_M
+    begin_M, length_M = begin_M.long(), end_M.long() - begin_M.long()
     query_P = torch.repeat_interleave(length_M)
     before_M = length_M.cumsum(0) - length_M
     event_P = torch.arange(len(query_P), device=query_P.device) + (begin_M - before_M)[query_P]
     first_C = torch.tensor([0, *joined.chunks.radices], device=words_NW.device).cumsum(0)
     rows_PC = (joined.chunks.values(words_NW) + first_C[:-1])[event_P]
     if event_time_N is not None:
-        gap_P = gap_bucket(query_time_M[query_P] - event_time_N[event_P])
+        gap_P = gap_bucket(query_time_M.long()[query_P] - event_time_N.long()[event_P])
         rows_PC = torch.cat([rows_PC, (first_C[-1] + gap_P).unsqueeze(1)], dim=1)
     return query_P, rows_PC
 
@@ -230,7 +194,7 @@ def _masses(weight_PH: Tensor, query_P: Tensor, rows_PC: Tensor, M: int, joined:
     return torch.cat([joined.sum_out(mass_MRH[:, :R]), mass_MRH[:, R:]], dim=1)
 
 
-def checked(
+def check(
     words_NW: Tensor,
     begin_M: Tensor,
     end_M: Tensor,
@@ -238,22 +202,13 @@ def checked(
     event_time_N: Tensor | None,
     query_time_M: Tensor | None,
     *others: Any,
-) -> tuple[Any, ...]:
-    """The operators' arguments as kernels take them: all integers int64, all tensors contiguous.
-
-    Raises:
-        ValueError: as ``code_attention``.
-    """
+) -> None:
+    """Refuses what ``code_attention`` does, before a kernel runs, in the backward pass too."""
     if (event_time_N is None) != (query_time_M is None):
         raise ValueError("times of both events and queries are needed, or of neither")
-    *gradients, radices, digit_words, softmax = others
-    layout = CodeLayout(tuple(radices), tuple(digit_words))
-    expected = layout.num_values + (0 if event_time_N is None else GAP_BUCKETS)
+    *_, radices, _, _ = others
+    expected = sum(radices) + (0 if event_time_N is None else GAP_BUCKETS)
     if scores_MVH.ndim != 3 or scores_MVH.shape[1] != expected:
         raise ValueError(f"scores have shape {tuple(scores_MVH.shape)}, expected [queries, {expected}, heads]")
     if scores_MVH.dtype not in (torch.float32, torch.float64):  # thousands of weights are summed
         raise ValueError(f"scores are {scores_MVH.dtype}; give them in float32, or float64")
-    integers = (words_NW, begin_M, end_M, event_time_N, query_time_M)
-    words, begin, end, *times = (x if x is None else x.long().contiguous() for x in integers)
-    floats = (x.contiguous() for x in gradients)
-    return words, begin, end, scores_MVH.contiguous(), *times, *floats, radices, digit_words, softmax

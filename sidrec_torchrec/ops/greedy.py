@@ -14,7 +14,7 @@ from sidrec_torchrec.ops.kernels import LIBRARY
 _LARGEST = 1e9  # sums of products of three such numbers stay finite
 
 
-def by_definition(
+def reference(
     z_ND: Tensor,
     weight_RD: Tensor,
     bias_R: Tensor,
@@ -79,7 +79,7 @@ LIBRARY.define(
     "greedy(Tensor z, Tensor weight, Tensor bias, Tensor pull, int[] widths, int[] counts, int[] stages, float[] reaches, "
     "float tie, float unit_error, float size, Tensor? error) -> (Tensor, Tensor)"
 )
-LIBRARY.impl("greedy", by_definition, "CompositeExplicitAutograd")
+LIBRARY.impl("greedy", reference, "CompositeExplicitAutograd")
 greedy = torch.ops.sidrec.greedy.default
 
 

@@ -36,8 +36,11 @@ def register(
     values: int,
     dtypes: Container[torch.dtype],
     is_usable: Callable[[], bool],
+    check: Callable[..., None] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: registers a kernel of an operator for a device.
+
+    The kernel gets contiguous tensors, and integers of any width as int64.
 
     Args:
         op: the operator.
@@ -46,6 +49,7 @@ def register(
         values: place of the argument whose dtype the kernel must know.
         dtypes: those it knows.
         is_usable: whether it can run now, asked at each call.
+        check: refuses arguments as the reference would; same arguments.
     """
 
     def decorate(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,9 +57,11 @@ def register(
             return dtype in dtypes and not build.reference_is_asked_for() and is_usable()
 
         def choose(*inputs: Any) -> Any:
-            if runs(inputs[values].dtype):
-                return kernel(*(x.contiguous() if isinstance(x, Tensor) else x for x in inputs))
-            return reference(*inputs)
+            if not runs(inputs[values].dtype):
+                return reference(*inputs)
+            if check is not None:
+                check(*inputs)
+            return kernel(*map(_as_kernels_take_it, inputs))
 
         if isinstance(op, CustomOpDef):
             op.register_kernel(device_type, choose)
@@ -65,3 +71,9 @@ def register(
         return kernel
 
     return decorate
+
+
+def _as_kernels_take_it(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return (value if value.is_floating_point() else value.long()).contiguous()

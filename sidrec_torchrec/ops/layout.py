@@ -112,16 +112,6 @@ class Joined:
         return torch.cat(sums, dim=-2)
 
 
-def check_rows(table: Tensor, layout: CodeLayout, dim: int) -> None:
-    """Refuses a table that has not one row per chunk and value in dimension ``dim``.
-
-    Raises:
-        ValueError: names both numbers.
-    """
-    if table.shape[dim] != layout.num_values:
-        raise ValueError(f"a table of {table.shape[dim]} rows, expected {layout.num_values}, one per chunk and value")
-
-
 def digit_rows(tables: Sequence[Tensor], layout: CodeLayout) -> Tensor:
     """Tables of each digit, [radix, D], as one of all rows, [V, D].
 

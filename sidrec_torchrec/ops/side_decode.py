@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.ops.layout import CodeLayout, check_rows
+from sidrec_torchrec.ops.layout import CodeLayout
 
 
-def by_definition(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_words: Sequence[int]) -> Tensor:
+def reference(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_words: Sequence[int]) -> Tensor:
     """Sum of one table row per chunk of each SID.
 
     Args:
@@ -22,12 +22,21 @@ def by_definition(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], ch
     Raises:
         ValueError: if the table has another number of rows than the chunks have values.
     """
-    layout = CodeLayout(tuple(radices), tuple(chunk_words))
-    check_rows(table_RD, layout, 0)
-    return reference(words_NW, table_RD, layout)
+    check(words_NW, table_RD, radices, chunk_words)
+    value_NC = CodeLayout(tuple(radices), tuple(chunk_words)).values(words_NW)
+    sum_ND = words_NW.new_zeros(len(words_NW), table_RD.shape[1], dtype=_sum_dtype(table_RD))
+    for value_N, rows in zip(value_NC.T, table_RD.split(list(radices)), strict=True):
+        sum_ND += rows[value_N]
+    return sum_ND.to(table_RD.dtype)
 
 
-side_decode = torch.library.custom_op("sidrec::side_decode", by_definition, mutates_args=())
+def check(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_words: Sequence[int]) -> None:
+    """Refuses what ``side_decode`` does, before a kernel runs."""
+    if table_RD.shape[0] != sum(radices):
+        raise ValueError(f"a table of {table_RD.shape[0]} rows, expected {sum(radices)}, one per chunk and value")
+
+
+side_decode = torch.library.custom_op("sidrec::side_decode", reference, mutates_args=())
 
 
 @side_decode.register_fake
@@ -35,14 +44,17 @@ def _(words_NW, table_RD, radices, chunk_words):
     return table_RD.new_empty(words_NW.shape[0], table_RD.shape[1])
 
 
-def backward_by_definition(
-    words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int], chunk_words: Sequence[int]
-) -> Tensor:
+def reference_backward(words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int], chunk_words: Sequence[int]) -> Tensor:
     """The gradient of ``side_decode``'s table, [R, D] in the dtype of ``grad_ND``; sums are in float32 at least."""
-    return reference_backward(words_NW, grad_ND, CodeLayout(tuple(radices), tuple(chunk_words)))
+    value_NC = CodeLayout(tuple(radices), tuple(chunk_words)).values(words_NW)
+    sums = []
+    for value_N, radix in zip(value_NC.T, radices, strict=True):
+        rows = grad_ND.new_zeros(radix, grad_ND.shape[1], dtype=_sum_dtype(grad_ND))
+        sums.append(rows.index_add_(0, value_N, grad_ND.to(rows.dtype)))
+    return torch.cat(sums).to(grad_ND.dtype)
 
 
-side_decode_backward = torch.library.custom_op("sidrec::side_decode_backward", backward_by_definition, mutates_args=())
+side_decode_backward = torch.library.custom_op("sidrec::side_decode_backward", reference_backward, mutates_args=())
 
 
 @side_decode_backward.register_fake
@@ -61,23 +73,6 @@ def _backward(ctx, grad_ND: Tensor) -> tuple:
 
 
 side_decode.register_autograd(_backward, setup_context=_setup_context)
-
-
-def reference(words_NW: Tensor, table_RD: Tensor, layout: CodeLayout) -> Tensor:
-    """``side_decode`` in plain PyTorch."""
-    sum_ND = words_NW.new_zeros(len(words_NW), table_RD.shape[1], dtype=_sum_dtype(table_RD))
-    for value_N, rows in zip(layout.values(words_NW).T, table_RD.split(list(layout.radices)), strict=True):
-        sum_ND += rows[value_N]
-    return sum_ND.to(table_RD.dtype)
-
-
-def reference_backward(words_NW: Tensor, grad_ND: Tensor, layout: CodeLayout) -> Tensor:
-    """``side_decode_backward`` in plain PyTorch."""
-    sums = []
-    for value_N, radix in zip(layout.values(words_NW).T, layout.radices, strict=True):
-        rows = grad_ND.new_zeros(radix, grad_ND.shape[1], dtype=_sum_dtype(grad_ND))
-        sums.append(rows.index_add_(0, value_N, grad_ND.to(rows.dtype)))
-    return torch.cat(sums).to(grad_ND.dtype)
 
 
 def _sum_dtype(values: Tensor) -> torch.dtype:

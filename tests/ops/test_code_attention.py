@@ -53,7 +53,7 @@ class Case:
 
     def reference(self, softmax):
         words, begin, end, scores, *times = self.tensors
-        return reference(words, begin, end, scores.double(), *times, self.layout, softmax)
+        return reference(words, begin, end, scores.double(), *times, self.layout.radices, self.layout.words, softmax)
 
     def by_hand(self, softmax):
         """One query after another, from unpacked digits."""
@@ -150,7 +150,7 @@ def test_gradient_in_kernels_equals_the_reference(stages, times, softmax):
     actual = code_attention_backward(*case.tensors, grad_mass, lse.float(), shift, *layout, softmax)
     words, begin, end, scores, *moments = case.tensors
     doubles = (scores.double(), *moments, grad_mass.double(), lse, shift.double())
-    expected = reference_backward(words, begin, end, *doubles, case.layout, softmax)
+    expected = reference_backward(words, begin, end, *doubles, *layout, softmax)
     assert_equal([actual], [expected])
 
 

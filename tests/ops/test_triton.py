@@ -11,7 +11,6 @@ from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.ops import code_attention, cuda, side_decode
 from sidrec_torchrec.ops.kernels import kernel_runs
-from sidrec_torchrec.ops.layout import CodeLayout
 from tests.ops.test_code_attention import SOFTMAX, TIMES, Case, assert_equal
 from tests.ops.test_side_decode import arguments, make_inputs
 
@@ -38,38 +37,44 @@ class TestSideDecode:
     @pytest.mark.parametrize("rows", [0, 1, 130])
     @pytest.mark.parametrize("dim", [25, 64])
     def test_equals_the_reference(self, triton, stages, rows, dim):
-        words_NW, table_RD, layout = decode_inputs(stages, rows, dim)
-        assert_equal([run_decode(words_NW, table_RD, layout)], [side_decode.reference(words_NW, table_RD, layout)])
+        words_NW, table_RD, chunks = decode_inputs(stages, rows, dim)
+        assert_equal(
+            [run_decode(words_NW, table_RD, chunks)],
+            [side_decode.reference(words_NW, table_RD, *chunks)],
+        )
         grad_ND = torch.randn(rows, dim)
-        actual_RD = run_decode_backward(words_NW, grad_ND, layout)
-        assert_equal([actual_RD], [side_decode.reference_backward(words_NW, grad_ND.double(), layout)])
+        actual_RD = run_decode_backward(words_NW, grad_ND, chunks)
+        assert_equal([actual_RD], [side_decode.reference_backward(words_NW, grad_ND.double(), *chunks)])
 
     @pytest.mark.parametrize("limit", [3, 100])
     def test_any_chunks(self, triton, limit):
-        words_NW, table_RD, layout = decode_inputs("onehot:5,ternary*30", 70, 9, limit)
-        assert_equal([run_decode(words_NW, table_RD, layout)], [side_decode.reference(words_NW, table_RD, layout)])
+        words_NW, table_RD, chunks = decode_inputs("onehot:5,ternary*30", 70, 9, limit)
+        assert_equal(
+            [run_decode(words_NW, table_RD, chunks)],
+            [side_decode.reference(words_NW, table_RD, *chunks)],
+        )
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_low_precision_is_summed_in_float32(self, triton, dtype):
-        words_NW, table_RD, layout = decode_inputs("ternary*25", 200, 40)
+        words_NW, table_RD, chunks = decode_inputs("ternary*25", 200, 40)
         table_RD, grad_ND = table_RD.to(dtype), torch.randn(200, 40).to(dtype)
-        decoded_ND = run_decode(words_NW, table_RD, layout)
-        grad_RD = run_decode_backward(words_NW, grad_ND, layout)
+        decoded_ND = run_decode(words_NW, table_RD, chunks)
+        grad_RD = run_decode_backward(words_NW, grad_ND, chunks)
         assert decoded_ND.dtype == grad_RD.dtype == dtype
         tolerance = {"rtol": torch.finfo(dtype).eps, "atol": 1e-5}
-        expected_ND = side_decode.reference(words_NW, table_RD.double(), layout)
+        expected_ND = side_decode.reference(words_NW, table_RD.double(), *chunks)
         torch.testing.assert_close(decoded_ND.double(), expected_ND, **tolerance)
-        expected_RD = side_decode.reference_backward(words_NW, grad_ND.double(), layout)
+        expected_RD = side_decode.reference_backward(words_NW, grad_ND.double(), *chunks)
         torch.testing.assert_close(grad_RD.double(), expected_RD, **tolerance)
 
     def test_words_out_of_range_read_rows_of_the_right_chunks(self, triton):
         radices = [100, 243, 7, 300, 9]
-        layout = CodeLayout(tuple(radices), (0, 0, 0, 1, 1))
+        chunks = radices, [0, 0, 0, 1, 1]
         numbers = [-1, 1 << 62, torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max, 1 << 31]
         words_NW = torch.tensor([[a, b] for a in numbers for b in numbers])
         # one column per chunk: a row of another chunk, or of none, would not give a one in each
         table_RF = torch.repeat_interleave(torch.eye(5), torch.tensor(radices), dim=0)
-        assert run_decode(words_NW, table_RF, layout).eq(1).all()
+        assert run_decode(words_NW, table_RF, chunks).eq(1).all()
 
 
 class TestCodeAttention:
@@ -154,11 +159,11 @@ class TestOnGPU:
     """The operators themselves, gradients included: which needs a GPU."""
 
     def test_side_decode(self, triton):
-        words_NW, table_RD, layout = decode_inputs("onehot:300,ternary*50", 5000, 128)
+        words_NW, table_RD, chunks = decode_inputs("onehot:300,ternary*50", 5000, 128)
         actual, expected = table_RD.cuda().requires_grad_(), table_RD.double().requires_grad_()
         grad_ND = torch.randn(5000, 128)
         for table, words, grad in ((actual, words_NW.cuda(), grad_ND.cuda()), (expected, words_NW, grad_ND.double())):
-            side_decode.side_decode(words, table, list(layout.radices), list(layout.words)).backward(grad)
+            side_decode.side_decode(words, table, *chunks).backward(grad)
         assert_equal([actual.grad.cpu()], [expected.grad])
 
     @TIMES
@@ -180,15 +185,15 @@ class TestOnGPU:
 def decode_inputs(stages, rows, dim, limit=256):
     spec = SIDSpec(parse_stages(stages), "test")
     words_NW, table_RD, *chunks = arguments(spec, *make_inputs(spec, dim, rows)[1:], limit)
-    return words_NW, table_RD, CodeLayout(*map(tuple, chunks))
+    return words_NW, table_RD, chunks
 
 
-def run_decode(words_NW, table_RD, layout):
-    return cuda.side_decode(*move((words_NW, table_RD)), layout.radices, layout.words).cpu()
+def run_decode(words_NW, table_RD, chunks):
+    return cuda.side_decode(*move((words_NW, table_RD)), *chunks).cpu()
 
 
-def run_decode_backward(words_NW, grad_ND, layout):
-    return cuda.side_decode_backward(*move((words_NW, grad_ND)), layout.radices, layout.words).cpu()
+def run_decode_backward(words_NW, grad_ND, chunks):
+    return cuda.side_decode_backward(*move((words_NW, grad_ND)), *chunks).cpu()
 
 
 def run_attention(case, softmax):
@@ -206,7 +211,7 @@ def check_attention(case, softmax):
     actual = cuda.code_attention_backward(*given, *layout, softmax).cpu()
     words, begin, end, scores, *moments = case.tensors
     doubles = (scores.double(), *moments, grad_mass.double(), lse, shift.double())
-    expected = code_attention.reference_backward(words, begin, end, *doubles, case.layout, softmax)
+    expected = code_attention.reference_backward(words, begin, end, *doubles, *layout, softmax)
     assert_equal([actual], [expected])
 
 
