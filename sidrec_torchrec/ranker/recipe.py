@@ -163,13 +163,13 @@ class TrainedRanker:
 
 def _as_kept(name: str, value: Any, names: set[str]) -> tuple[str, Any]:
     """A tensor's name and place in a checkpoint, which 0.1 called otherwise, and kept the codec as text."""
-    path, _, last = re.sub(r"\btables\.(\w+)\.(fingerprint|rows)$", r"_expansions.expansions.\1.\2", name).rpartition(
-        "."
-    )
-    old = f"{path}.{ {'fingerprint': '_extra_state', 'rows': 'rows_VE'}.get(last, last) }"
-    if f"model.{name}" in names or f"model.{old}" not in names:
+    if f"model.{name}" in names:
         return name, value
-    return old, "" if last == "fingerprint" else value
+    old = re.sub(r"\btables\.([^.]+\.(?:fingerprint|rows))$", r"_expansions.expansions.\1", name)
+    old = re.sub(r"\brows$", "rows_VE", re.sub(r"\bfingerprint$", "_extra_state", old))
+    if f"model.{old}" not in names:
+        return name, value
+    return old, "" if old.endswith("_extra_state") else value
 
 
 def _renamed(value: dict[str, Any]) -> dict[str, Any]:
