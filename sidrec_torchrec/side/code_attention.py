@@ -100,10 +100,10 @@ class CodeAttention(nn.Module):
             query: float [M, D], a candidate each; or [M, P, D], of which the P queries of a candidate read the same
                 events together, as more heads: cheaper than as more candidates.
             words_NW: packed SIDs of all events, int64, as ``events.read`` has checked them.
-            begin_M, end_M: candidate m reads events begin_m .. end_m - 1, int64. Candidates of one request name the same
+            begin_M, end_M: candidate m reads events begin_m .. end_m - 1, integers. Candidates of one request name the same
                 events, which are then read from memory once.
-            buckets_NK: int64, the bucket of each kind of side information, in the order of ``side_information``.
-            event_time_N, query_time_M: int64, if there are time gaps.
+            buckets_NK: integers, the bucket of each kind of side information, in the order of ``side_information``.
+            event_time_N, query_time_M: integers, if there are time gaps.
 
         Returns:
             float, of the shape of ``query``.
@@ -171,8 +171,8 @@ def request_ranges(offsets_B1: Tensor, candidates_B: Tensor) -> tuple[Tensor, Te
     """What each candidate reads when those of request b, one after another, read the events of history b.
 
     Args:
-        offsets_B1: int64 [B + 1], where histories begin and end, as a JaggedTensor has them.
-        candidates_B: int64, candidates of each request.
+        offsets_B1: integers [B + 1], where histories begin and end, as a JaggedTensor has them.
+        candidates_B: integers, candidates of each request.
 
     Returns:
         begin_M and end_M, int64, for ``CodeAttention``.

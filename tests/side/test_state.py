@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -61,6 +62,17 @@ def test_a_collection_of_an_earlier_version_loads():
         }
     )
     torch.testing.assert_close(side.state_dict()["tables.item.rows"], rows)
+
+
+def test_a_distributed_checkpoint_of_an_earlier_version_loads_as_a_file(tmp_path):
+    model = replaced(EmbeddingBagCollection)
+    state = {key: torch.randn_like(value) for key, value in model.state_dict().items() if value.is_floating_point()}
+    text = {"sides.item._expansions.expansions.item._extra_state": json.dumps({"fingerprint": "aaaa"})}
+    dcp.save(state | text, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
+    dcp_to_torch_save(tmp_path / "checkpoint", tmp_path / "file.pt")
+    model.load_state_dict(torch.load(tmp_path / "file.pt"))
+    for key, value in state.items():
+        torch.testing.assert_close(model.state_dict()[key], value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
