@@ -4,6 +4,7 @@ Parameter-free unless a table is ``learned``. A feature ``f`` of a codec with on
 the keys ``f_0`` ... ``f_{W-1}``; each event is one packed SID.
 """
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -76,12 +77,12 @@ def expand_and_pool(
 
 def rename_keys(module: nn.Module, old: str, new: str) -> None:
     """Lets ``module`` load checkpoints in which the names of a part of it began with ``old`` where they do with ``new``."""
+    module.register_load_state_dict_pre_hook(partial(_rename, old, new))  # a closure could not be pickled
 
-    def rename(_: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        for key in [key for key in state_dict if key.startswith(prefix + old)]:
-            state_dict[prefix + new + key[len(prefix + old) :]] = state_dict.pop(key)
 
-    module.register_load_state_dict_pre_hook(rename)
+def _rename(old: str, new: str, _: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+    for key in [key for key in state_dict if key.startswith(prefix + old)]:
+        state_dict[prefix + new + key[len(prefix + old) :]] = state_dict.pop(key)
 
 
 @torch.fx.wrap

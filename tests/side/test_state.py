@@ -1,6 +1,8 @@
 """What a model with SIDE keeps in a checkpoint: tensors under names a person can read, and whose codec it is."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -105,6 +107,17 @@ def test_a_table_may_have_any_name_that_torchrec_takes(name):
     table = EmbeddingBagConfig(name=name, embedding_dim=4, num_embeddings=2, feature_names=["clicked"])
     model = replace_tables(EmbeddingBagCollection(tables=[table]), {name: config.codec})
     assert f"side.{name}.fingerprint" in model.state_dict()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_are_pickled_and_copied(kind):
+    """As ``torch.save`` of a whole model and processes that are spawned do."""
+    model, batch = replaced(kind), make_batch(make_codec())
+    expected = model(batch)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        for name in list(expected.keys()):
+            outputs = [output[name] for output in (other(batch), expected)]
+            torch.testing.assert_close(*[x if isinstance(x, torch.Tensor) else x.values() for x in outputs])
 
 
 def test_moves_and_casts_keep_whose_it_is():
