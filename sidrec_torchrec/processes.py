@@ -1,9 +1,14 @@
 """Sums and choices shared by all processes of a job; a process on its own needs neither."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 from torch import Tensor
+
+from sidrec_torchrec.errors import SidrecError
+
+Result = TypeVar("Result")
 
 
 def sum_over_processes(*tensors: Tensor) -> None:
@@ -19,13 +24,23 @@ def copy_from_first_process(tensor: Tensor) -> None:
         dist.broadcast(tensor, src=0)
 
 
-def object_from_first_process(value: Any) -> Any:
-    """What process 0 gave: tensors on the CPU, numbers, text, an exception."""
-    if not dist.is_initialized():
-        return value
-    held = [value]
-    dist.broadcast_object_list(held, src=0)
-    return held[0]
+def on_first_process(work: Callable[[], Result]) -> Result:
+    """What ``work`` gives on process 0, which alone does it: tensors on the CPU, numbers, text; on every process.
+
+    Raises:
+        SidrecError, OSError: what ``work`` raised, on every process, none of which is left waiting.
+    """
+    held: list[Result | Exception | None] = [None]
+    if is_first_process():
+        try:
+            held = [work()]
+        except (SidrecError, OSError) as error:
+            held = [error]
+    if dist.is_initialized():
+        dist.broadcast_object_list(held, src=0)
+    if isinstance(held[0], Exception):
+        raise held[0]
+    return cast(Result, held[0])
 
 
 def is_first_process() -> bool:

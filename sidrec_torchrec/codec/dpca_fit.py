@@ -32,7 +32,7 @@ from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.processes import (
     copy_from_first_process,
     is_first_process,
-    object_from_first_process,
+    on_first_process,
     sum_over_processes,
 )
 
@@ -252,12 +252,7 @@ def _by_energy(basis_RD: Tensor, squares_R: Tensor, stages: tuple[Alphabet, ...]
 
 def _load(checkpoint: Path | None, options: FitOptions, device: torch.device) -> _State | None:
     """What ``_save`` wrote last, if anything, on every process."""
-    held: dict | Exception | None = None
-    if checkpoint is not None and is_first_process() and checkpoint.exists():
-        held = _read(checkpoint, options)
-    held = object_from_first_process(held)
-    if isinstance(held, Exception):
-        raise held
+    held = on_first_process(lambda: _read(checkpoint, options))
     if held is None:
         return None
     mean_D, num_rows, axes_DD, energy_D = held["survey"]
@@ -266,15 +261,19 @@ def _load(checkpoint: Path | None, options: FitOptions, device: torch.device) ->
     return _State(survey, basis_RD, weight_SB, held["errors"], held["promised"], before_RD, held["is_over"])
 
 
-def _read(checkpoint: Path, options: FitOptions) -> dict | Exception:
+def _read(checkpoint: Path | None, options: FitOptions) -> dict | None:
+    if checkpoint is None or not checkpoint.exists():
+        return None
     try:
         held = torch.load(checkpoint, weights_only=True, map_location="cpu")
     except (RuntimeError, EOFError, UnpicklingError) as error:
-        return DataError(f"{checkpoint}: not a checkpoint of fit, or a broken one ({error}); remove it and fit again")
+        raise DataError(
+            f"{checkpoint}: not a checkpoint of fit, or a broken one ({error}); remove it and fit again"
+        ) from error
     if "before" not in held:
-        return DataError(f"{checkpoint}: of an earlier version of sidrec_torchrec; remove it and fit again")
+        raise DataError(f"{checkpoint}: of an earlier version of sidrec_torchrec; remove it and fit again")
     if held["options"] != str(options):
-        return RunMismatchError(
+        raise RunMismatchError(
             f"{checkpoint} is of another fit: {held['options']}, this one is {options}; give another path, or remove it"
         )
     return held

@@ -16,6 +16,7 @@ from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import Tokenizer, tokenizer_files
+from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.progress import stage
@@ -83,17 +84,18 @@ def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Process
         counts: list[Any] = [None] * processes.world_size
         dist.all_gather_object(counts, report.counts())
         report.merge([its for rank, its in enumerate(counts) if rank != processes.rank])
-        result: list[Any] = [None]
-        if processes.is_main:
+
+        def join() -> dict[str, Any]:
             join_sids(parts, config.out / SIDS_FILE)
             tokenizer.codec.save(config.out / CODEC_FOLDER)
             shutil.rmtree(config.out / "parts")
             words_NW = np.concatenate([words for _, words in open_sids(config.out).batches()])
-            result = [{"fingerprint": tokenizer.codec.spec.fingerprint} | report.result(words_NW)]
-            said = result[0]
-            progress.advance(0, f"{said['items']:,} items, {said['collisions']['items']:,} share a SID with another")
-        dist.broadcast_object_list(result)
-    return result[0]
+            return {"fingerprint": tokenizer.codec.spec.fingerprint} | report.result(words_NW)
+
+        result = on_first_process(join)
+        shared = result["collisions"]["items"]
+        progress.advance(0, f"{result['items']:,} items, {shared:,} share a SID with another")
+    return result
 
 
 def _open_items(data: Path, tokenizer: Tokenizer, is_full: bool) -> ItemStream:

@@ -17,6 +17,7 @@ from sidrec_torchrec.errors import SidrecError, check_at_least, check_once
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
+from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, Needs, Tokenizers
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
@@ -25,7 +26,7 @@ from sidrec_torchrec.study.report import print_report, summarize_arm
 from sidrec_torchrec.study.report_html import write_html
 from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
 from sidrec_torchrec.training.config import JobConfig
-from sidrec_torchrec.training.group import Processes, process_group
+from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
 
@@ -100,7 +101,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     inputs = () if config.data is None else data_files(config.data)
     ignore = ("out", "arms", "seeds")  # more of these may join
     with process_group() as processes, open_run(config.out, config, inputs=inputs, ignore=ignore):
-        data = _make_data(config, processes)
+        data = _make_data(config)
         sources = config.source or tuple(open_items(data).source_dims)
         targets = config.target or (() if config.data else SYNTHETIC_TARGETS)
         open_items(data, sources=sources, targets=targets)  # refuses unknown columns
@@ -171,24 +172,22 @@ def _compare(config: PipelineConfig, workspace: Workspace, variants: list[Varian
     }
 
 
-def _make_data(config: PipelineConfig, processes: Processes) -> Path:
+def _make_data(config: PipelineConfig) -> Path:
     """The data's folder; on the main process makes it if there is none, and checks it, once."""
     data = config.data or config.out / "data"
-    failure: list[Exception | None] = [None]
-    if processes.is_main and not (config.out / DATA_FILE).exists():
-        try:
-            if config.data is None:
-                write_synthetic(SyntheticConfig(), data, progress=True)
-            with stage("check data", None, show=True) as progress:
-                summary = validate(data, config.protocol.tasks)
-                counts = (f"{summary[kind]:,} {kind}" for kind in ("events", "users", "items"))
-                progress.advance(0, ", ".join(counts))
-            write_json(config.out / DATA_FILE, {"summary": summary})
-        except SidrecError as error:
-            failure = [error]
-    dist.broadcast_object_list(failure)
-    if failure[0] is not None:
-        raise failure[0]
+
+    def make() -> None:
+        if (config.out / DATA_FILE).exists():
+            return
+        if config.data is None:
+            write_synthetic(SyntheticConfig(), data, progress=True)
+        with stage("check data", None, show=True) as progress:
+            summary = validate(data, config.protocol.tasks)
+            counts = (f"{summary[kind]:,} {kind}" for kind in ("events", "users", "items"))
+            progress.advance(0, ", ".join(counts))
+        write_json(config.out / DATA_FILE, {"summary": summary})
+
+    on_first_process(make)
     return data
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sidrec_torchrec.data.format import data_files
-from sidrec_torchrec.data.prepare import SEQUENCES, PrepareConfig, SplitCounts, open_prepared, prepare
+from sidrec_torchrec.data.prepare import SEQUENCES, PrepareConfig, prepare
+from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
@@ -38,13 +39,12 @@ def main(config: PrepareJobConfig) -> dict[str, Any]:
         DataError: on bad data; names file, column and row.
         RunMismatchError: if ``out`` holds sequences of another protocol or other data.
     """
-    with process_group() as processes, open_run(config.out, config, inputs=config.files()) as run:
-        if run.result is not None:
-            return run.result
-        counts: dict[str, SplitCounts] = {}
-        if processes.is_main:
-            with stage("prepare sequences", None, show=True) as progress:
-                counts = prepare(config.data, config.out / SEQUENCES, config.protocol).counts
-                progress.advance(0, ", ".join(f"{s} {c['targets']:,} targets" for s, c in counts.items()))
-        run.finish(counts)
-        return open_prepared(config.out / SEQUENCES).counts
+    with process_group(), open_run(config.out, config, inputs=config.files()) as run:
+        return run.result or run.finish(on_first_process(lambda: _prepare(config)))
+
+
+def _prepare(config: PrepareJobConfig) -> dict[str, Any]:
+    with stage("prepare sequences", None, show=True) as progress:
+        counts = prepare(config.data, config.out / SEQUENCES, config.protocol).counts
+        progress.advance(0, ", ".join(f"{s} {c['targets']:,} targets" for s, c in counts.items()))
+    return dict(counts)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from sidrec_torchrec.data.format import ITEMS_FILE, open_items
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
@@ -15,6 +14,7 @@ from sidrec_torchrec.errors import DataError, check_at_least
 from sidrec_torchrec.fusion.item_store import ItemStore
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer, tokenizer_files
+from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.sharding import shard
 from sidrec_torchrec.ranker.training import RankerTraining, RankerTrainingConfig
 from sidrec_torchrec.ranker.tuning import ItemRows, TokenizedItems, TuningRanker
@@ -105,7 +105,5 @@ def _open_store(config: TuneTokenizerConfig, tokenizer: Tokenizer, prepared: Pre
     stream = ItemStream.open(content, tuple(tokenizer.model.config.sources), tokenizer.vocabularies)
     if not np.array_equal(stream.items.ids(), open_items(config.data, sources=(), targets=()).ids()):
         raise DataError(f"{content / ITEMS_FILE}: other items than {config.data / ITEMS_FILE}, or in another order")
-    if dist.get_rank() == 0 and not store.exists():
-        ItemStore.write(stream, store)
-    dist.barrier()
+    on_first_process(lambda: None if store.exists() else ItemStore.write(stream, store))
     return ItemStore.open(store)

@@ -19,8 +19,9 @@ from typing import Any, TextIO
 
 import torch.distributed as dist
 
-from sidrec_torchrec.errors import FolderBusyError, RunMismatchError, SidrecError
+from sidrec_torchrec.errors import FolderBusyError, RunMismatchError
 from sidrec_torchrec.files import read_json, remove_temporaries, write_json
+from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.config import config_json, without_paths
 from sidrec_torchrec.training.progress import say
 
@@ -72,19 +73,15 @@ def open_run(
     """
     folder = Path(folder)
     with ExitStack() as stack:
-        failure: list[Exception | None] = [None]
-        if dist.get_rank() == 0:
-            try:
-                is_locked = stack.enter_context(_locked(folder))
-                claim = {k: v for k, v in config_json(config, folder).items() if k not in ignore}
-                stack.enter_context(_claimed(folder, claim, list(inputs)))
-                if is_locked:
-                    remove_temporaries(folder)
-            except (SidrecError, OSError) as error:
-                failure = [error]
-        dist.broadcast_object_list(failure)
-        if failure[0] is not None:
-            raise failure[0]
+
+        def claim() -> None:
+            is_locked = stack.enter_context(_locked(folder))
+            fields = {k: v for k, v in config_json(config, folder).items() if k not in ignore}
+            stack.enter_context(_claimed(folder, fields, list(inputs)))
+            if is_locked:
+                remove_temporaries(folder)
+
+        on_first_process(claim)
         result_file = folder / RESULT_FILE
         result = read_json(result_file) if result_file.exists() else None
         if result is not None and dist.get_rank() == 0 and not _is_within.get():

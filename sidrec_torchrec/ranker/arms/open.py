@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch.distributed as dist
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec
 from sidrec_torchrec.data.fingerprint import file_fingerprint
@@ -14,6 +13,7 @@ from sidrec_torchrec.data.item_arrays import write_rows, write_vectors
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.sids import SIDS_FILE, read_sids
 from sidrec_torchrec.errors import DataError, SidrecError
+from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray
 
 
@@ -81,6 +81,4 @@ def _write_sids(data: Path, encoded: Path, codec: Codec, path: Path) -> None:
 
 
 def _once(path: Path, write: Callable[[Path], None]) -> None:
-    if dist.get_rank() == 0 and not path.exists():
-        write(path)
-    dist.barrier()
+    on_first_process(lambda: None if path.exists() else write(path))
