@@ -13,6 +13,7 @@ roundoff. Twice its root is taken, over some hundred components at once; no erro
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -41,8 +42,6 @@ class Encoder:
 
     def __init__(self, model: VQFusion) -> None:
         self._exact = encoding_part(model).double()
-        self._fast = encoding_part(model).float()
-        self._bound = _Bound.of(self._fast)
         self._search = self._exact.quantizer.search()
 
     def to(self, device: torch.device) -> "Encoder":
@@ -50,6 +49,16 @@ class Encoder:
         self._exact.to(device)
         self._search = self._exact.quantizer.search()
         return self
+
+    @cached_property
+    def _fast(self) -> VQFusion:
+        """The float32 filter's copy."""
+        return copy.deepcopy(self._exact).float()
+
+    @cached_property
+    def _bound(self) -> "_Bound":
+        """Made late: each of its norms takes a singular value decomposition, for which decoders and GPUs have no use."""
+        return _Bound.of(self._fast)
 
     @property
     def device(self) -> torch.device:
