@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -237,11 +238,18 @@ def _describe(file: Path) -> dict[str, Any] | None:
     """What the file is, by its whole content; None if there is none."""
     if not file.is_file():
         return None
+    glance = _glance(file)
+    return {"sha256": _sha256(file, *glance), "glance": glance}
+
+
+@lru_cache(maxsize=1024)
+def _sha256(file: Path, *glance: int) -> str:
+    """Of the whole content, read again where the file looks otherwise: a study's steps share their inputs."""
     digest = hashlib.sha256()
     with file.open("rb") as content:
         while block := content.read(1 << 20):
             digest.update(block)
-    return {"sha256": digest.hexdigest(), "glance": _glance(file)}
+    return digest.hexdigest()
 
 
 def _files(folder: Path) -> set[str]:
