@@ -9,10 +9,9 @@ from torch import Tensor
 
 from sidrec_torchrec.codec.alphabet import Alphabet
 from sidrec_torchrec.codec.choices import TIE, Choice
-from sidrec_torchrec.ops.greedy import greedy
+from sidrec_torchrec.ops.greedy import LARGEST, greedy
 
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
-_LARGEST = 1e9  # in float32: sums of products of three such numbers stay finite
 
 
 class Choices(NamedTuple):
@@ -123,7 +122,7 @@ class Float32Plan:
         # what each column changes, column by column
         self._tensors = plan.weight_RD.float(), bias_R.float(), exact.pull_RR.float().T.contiguous()
         self._choices = exact
-        self.is_usable = all(bool((tensor.abs() < _LARGEST).all()) for tensor in self._tensors)
+        self.is_usable = all(bool((tensor.abs() < LARGEST).all()) for tensor in self._tensors)
 
         largest_S = torch.tensor([choice.count - 1.0 for choice in exact.choices], dtype=torch.float64)
         size_R = bias_R.abs() + TIE + exact.pull_RS.abs() @ largest_S

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sidrec_torchrec.ops.kernels import LIBRARY
 
-_LARGEST = 1e9  # sums of products of three such numbers stay finite
+LARGEST = 1e9  # sums of products of three such numbers stay finite
 
 
 def reference(
@@ -50,7 +50,7 @@ def reference(
     """
     norm_N = torch.linalg.vector_norm(z_ND, dim=1)
     bound_N = unit_error * (norm_N + size) + (0 if error_N is None else error_N)
-    known_N = (norm_N < _LARGEST) & (bound_N < torch.inf)  # not so where it is NaN
+    known_N = (norm_N < LARGEST) & (bound_N < torch.inf)  # not so where it is NaN
     bound_N = torch.where(known_N, bound_N, torch.inf)
     y_RN = torch.addmm(bias_R.unsqueeze(1), weight_RD, torch.where(known_N.unsqueeze(1), z_ND, 0).T)
     digits_NL = z_ND.new_zeros(len(z_ND), stages[-1] + 1)

@@ -70,7 +70,7 @@ class Workspace:
         """Trains the plan's tokenizer, and tunes it where it is to be; returns the metrics of training."""
         train = train_tokenizer.TrainTokenizerConfig(
             data=self._with_vectors() if plan.collaborative else self.data,
-            out=self._made / "tokenizers" / plan.name.removesuffix(_TUNED),
+            out=self._trained(plan),
             source=plan.sources,
             predict=(COLLABORATIVE,) if plan.collaborative else (),
             target=plan.targets,
@@ -132,9 +132,13 @@ class Workspace:
         """What tokenizers are trained and tuned on."""
         return self._made / "prepared" / SEQUENCES
 
+    def _trained(self, plan: TokenizerPlan) -> Path:
+        """The tokenizer before it is tuned; plans that differ in that alone share it."""
+        return self._made / "tokenizers" / plan.name.removesuffix(_TUNED)
+
     def _tokenizer(self, plan: TokenizerPlan) -> Path:
-        name = plan.name.removesuffix(_TUNED)
-        return self._made / "tokenizers" / (name + _TUNED if plan.tuned else name)
+        trained = self._trained(plan)
+        return trained.with_name(trained.name + _TUNED) if plan.tuned else trained
 
     def _with_vectors(self) -> Path:
         """A folder of the items with collaborative vectors."""

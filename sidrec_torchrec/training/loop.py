@@ -23,6 +23,7 @@ from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.progress import Stage, say, stage
 
 CHECKPOINTS = "checkpoints"
+_TRAIN = "train "  # how the names of an epoch's losses begin, beside those of validation
 
 Values = dict[str, float | None]
 
@@ -141,13 +142,14 @@ class Course:
     def training(self) -> list[dict[str, float]]:
         """The mean of each loss, by epoch trained."""
         losses = [
-            {k[6:]: v for k, v in epoch.items() if k.startswith("train ") and v is not None} for epoch in self.epochs
+            {k.removeprefix(_TRAIN): v for k, v in epoch.items() if k.startswith(_TRAIN) and v is not None}
+            for epoch in self.epochs
         ]
         return [epoch for epoch in losses if epoch]
 
     def validation(self) -> list[Values]:
         """What validation said, by epoch."""
-        return [{k: v for k, v in epoch.items() if not k.startswith("train ")} for epoch in self.epochs]
+        return [{k: v for k, v in epoch.items() if not k.startswith(_TRAIN)} for epoch in self.epochs]
 
 
 class Loop:
@@ -226,7 +228,7 @@ class Loop:
         losses = self._means(self._before)
         if not all(map(math.isfinite, losses.values())):
             raise SidrecError(f"{trainee.name}: training diverged in epoch {epoch + 1}; lower the learning rate")
-        return {f"train {name}": value for name, value in losses.items()}
+        return {_TRAIN + name: value for name, value in losses.items()}
 
     def _before_step(self) -> None:
         self._trainee.seed(self._epoch, self._batch)
@@ -234,12 +236,11 @@ class Loop:
         self._trainee.optimizer.set_progress(progress)
 
     def _show(self, progress: Stage, step: Step) -> None:
-        if not self._processes.is_main:
+        if self._curves is None:  # not the main process
             return
         progress.advance(step.amount, f"loss {self._trainee.total(self._means(self._before + self._since)):.4f}")
-        if self._curves is not None:
-            own = self._trainee.total(self._means(torch.stack([step.loss_sums, step.counts])))
-            self._curves.add_scalar("train/loss", own, int(self._epoch * self._trainee.epoch_size + self._done))
+        own = self._trainee.total(self._means(torch.stack([step.loss_sums, step.counts])))
+        self._curves.add_scalar("train/loss", own, int(self._epoch * self._trainee.epoch_size + self._done))
 
     @torch.no_grad()
     def _validate(self) -> Values:
@@ -271,7 +272,8 @@ class Loop:
             at = int(self._epoch * self._trainee.epoch_size)
             for name, value in values.items():
                 if value is not None:
-                    tag = f"epoch/{name[6:]}" if name.startswith("train ") else f"validation/{name}"
+                    is_loss = name.startswith(_TRAIN)
+                    tag = f"epoch/{name.removeprefix(_TRAIN)}" if is_loss else f"validation/{name}"
                     self._curves.add_scalar(tag, value, at)
             self._curves.flush()
         self._save(LAST)
