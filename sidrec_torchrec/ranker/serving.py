@@ -9,7 +9,7 @@ from torch.export import Dim, ExportedProgram
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.model import Context, Ranker
-from sidrec_torchrec.ranker.readers import Reader
+from sidrec_torchrec.ranker.readers import Reader, Requests
 from sidrec_torchrec.ranker.targets import Targets
 
 INPUTS: dict[str, tuple[str, ...]] = {
@@ -81,14 +81,14 @@ class ServingRanker(nn.Module):
         Returns:
             float [M]; with several tasks [M, K].
         """
-        q_MD, pooled_MPD = self.reader.serve(
-            history_NW, action_N, time_N, offsets_B1, candidate_MW, request_M, request_time_B
-        )
+        requests = Requests(history_NW, action_N, time_N, offsets_B1, candidate_MW, request_M, request_time_B)
+        q_MD, pooled_MPD = self.reader.serve(requests)
+        begin_M, end_M = requests.ranges
         context = Context.of_ranges(
             order_S=num_events_B[request_M],
             time_S=request_time_B[request_M],
-            begin_S=offsets_B1[request_M],
-            end_S=offsets_B1[request_M + 1],
+            begin_S=begin_M,
+            end_S=end_M,
             time_V=time_N,
             action_V=action_N,
             num_tasks=self.num_tasks,

@@ -1,6 +1,7 @@
 """What a reader is, what it can read, and what all of them have: item vectors, and queries."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -79,6 +80,33 @@ class PackedSIDs(nn.Module):
 
     def forward(self, items: KeyedJaggedTensor) -> Tensor:
         return self.codec.read(items, self._feature).values()
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What a server is asked of a reader; all int64.
+
+    Args:
+        history_NW: packed SIDs of all requests' events, one request after another, oldest first.
+        action_N, time_N: of each event.
+        offsets_B1: where each request's events begin and end, from 0 to N.
+        candidate_MW: packed SIDs of all candidates.
+        request_M: which request each candidate belongs to.
+        request_time_B: of each request.
+    """
+
+    history_NW: Tensor
+    action_N: Tensor
+    time_N: Tensor
+    offsets_B1: Tensor
+    candidate_MW: Tensor
+    request_M: Tensor
+    request_time_B: Tensor
+
+    @property
+    def ranges(self) -> tuple[Tensor, Tensor]:
+        """Where the events that each candidate reads begin and end, [M] each."""
+        return self.offsets_B1[self.request_M], self.offsets_B1[self.request_M + 1]
 
 
 class Reader(nn.Module, ABC):
@@ -161,17 +189,8 @@ class Reader(nn.Module, ABC):
             targets: of the batch.
         """
 
-    def serve(
-        self,
-        history_NW: Tensor,
-        action_N: Tensor,
-        time_N: Tensor,
-        offsets_B1: Tensor,
-        candidate_MW: Tensor,
-        request_M: Tensor,
-        request_time_B: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """As ``forward``, of requests' candidates: float [M, D] and [M, P, D]; for the arguments see ``ServingRanker``."""
+    def serve(self, requests: Requests) -> tuple[Tensor, Tensor]:
+        """As ``forward``, of requests' candidates: float [M, D] and [M, P, D]."""
         raise NotImplementedError
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.ranker.config import RankerConfig
-from sidrec_torchrec.ranker.readers.base import READERS, Reader
+from sidrec_torchrec.ranker.readers.base import READERS, Reader, Requests
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.side.code_attention import CodeAttention
 from sidrec_torchrec.side.expansion import SIDEConfig
@@ -61,25 +61,18 @@ class CodeReader(Reader):
         )
         return q_SD, pooled_SPD
 
-    def serve(
-        self,
-        history_NW: Tensor,
-        action_N: Tensor,
-        time_N: Tensor,
-        offsets_B1: Tensor,
-        candidate_MW: Tensor,
-        request_M: Tensor,
-        request_time_B: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def serve(self, requests: Requests) -> tuple[Tensor, Tensor]:
         """Candidates of a request share its history; learned queries, which are the same for all, read it once."""
-        begin_M, end_M, time_M = offsets_B1[request_M], offsets_B1[request_M + 1], request_time_B[request_M]
-        buckets_N1, seeds_KD = action_N.unsqueeze(1), self.queries.seeds_KD
-        q_MD = self.vectors(self.attention.events(candidate_MW))
-        pooled_MPD = self.attention(q_MD, history_NW, begin_M, end_M, buckets_N1, time_N, time_M).unsqueeze(1)
+        words_NW, buckets_N1, time_N = requests.history_NW, requests.action_N.unsqueeze(1), requests.time_N
+        offsets_B1, request_M, time_B = requests.offsets_B1, requests.request_M, requests.request_time_B
+        seeds_KD = self.queries.seeds_KD
+        q_MD = self.vectors(self.attention.events(requests.candidate_MW))
+        begin_M, end_M = requests.ranges
+        pooled_MPD = self.attention(q_MD, words_NW, begin_M, end_M, buckets_N1, time_N, time_B[request_M]).unsqueeze(1)
         if seeds_KD is None:
             return q_MD, pooled_MPD
-        request_B = torch.arange(request_time_B.shape[0], device=request_M.device)
+        request_B = torch.arange(time_B.shape[0], device=request_M.device)
         begin_B, end_B = offsets_B1[request_B], offsets_B1[request_B + 1]  # slices would make export refuse B = 1
         query_BKD = seeds_KD.expand(request_B.shape[0], -1, -1)
-        pooled_BKD = self.attention(query_BKD, history_NW, begin_B, end_B, buckets_N1, time_N, request_time_B)
+        pooled_BKD = self.attention(query_BKD, words_NW, begin_B, end_B, buckets_N1, time_N, time_B)
         return q_MD, torch.cat([pooled_MPD, pooled_BKD[request_M]], dim=1)
