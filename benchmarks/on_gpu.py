@@ -103,7 +103,7 @@ class Attention:
         k_VHd = (self.rows_VD @ self.key_DD).unflatten(1, (HEADS, -1))
         scores_BVH = torch.einsum("bhd,vhd->bvh", self.query_BHd, k_VHd)
         mass_BVH, _ = code_attention(
-            self.words_NW, self.end_B - self.T, self.end_B, scores_BVH, None, None, *LAYOUT, True
+            self.words_NW, self.end_B - self.T, self.end_B, scores_BVH, None, None, None, *LAYOUT, 0, True
         )
         v_VHd = (self.rows_VD @ self.value_DD).unflatten(1, (HEADS, -1))
         return torch.einsum("bvh,vhd->bhd", mass_BVH, v_VHd).flatten(1)

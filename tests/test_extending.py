@@ -103,7 +103,7 @@ def test_an_arm_and_a_reader(added, data, tmp_path):
             q_SD, pooled_SPD = super().forward(batch, items, targets)
             return q_SD, pooled_SPD * 0.5
 
-    model = RankerConfig(dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), attention="halved")
+    model = RankerConfig(dim=16, num_heads=2, head_dims=(16, 8), attention="halved")
     assert cli.main(["prepare", "--data", str(data), "--out", str(tmp_path / "prepared")]) == 0
     paths = {"data": data, "prepared": tmp_path / "prepared", "out": tmp_path / "run"}
     result = train_ranker.main(train_ranker.TrainRankerConfig(arm="parity", epochs=1, model=model, **paths))

@@ -77,7 +77,7 @@ class PipelineConfig(JobConfig):
             raise SidrecError(f"name each arm once, got '{','.join(self.arms)}'")
         for name in self.arms:
             ARMS[name]  # refuses an unknown one
-            self.ranker.model.reader.check_arm(name)
+            self.ranker.model.reader(None).check_arm(name)
         check_once(self, "source", "target")
         check_at_least(self, 1, "seeds")
         # What the steps would refuse is refused before the first of them.

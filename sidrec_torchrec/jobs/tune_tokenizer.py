@@ -51,8 +51,8 @@ class TuneTokenizerConfig(RankerTrainingConfig, JobConfig):
         super().__post_init__()
         JobConfig.__post_init__(self)
         check_at_least(self, 0, "own_weight")
-        if self.model.reader.reads_codes:
-            raise ValueError("codes have no gradient: tune with attention to vectors, and attend to codes afterwards")
+        if self.model.reader(None).reads_codes:
+            raise ValueError("codes have no gradient: tune with attention to vectors, which is the same mathematics")
 
     def files(self) -> list[Path]:
         """The files it is tuned from."""

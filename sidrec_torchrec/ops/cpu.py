@@ -11,10 +11,12 @@ from sidrec_torchrec.native import build
 from sidrec_torchrec.ops import code_attention as attention
 from sidrec_torchrec.ops import greedy as search
 from sidrec_torchrec.ops import side_decode as decode
+from sidrec_torchrec.ops import side_energy as energy
 from sidrec_torchrec.ops.kernels import register
 
 _on_cpu = partial(register, device_type="cpu", is_usable=build.is_available)
 _DECODED: dict[str, Any] = {"values": 1, "dtypes": (torch.float32, torch.bfloat16, torch.float16)}
+_ENERGY: dict[str, Any] = {"values": 1, "dtypes": (torch.float32,)}
 _ATTENTION: dict[str, Any] = {"values": 3, "dtypes": (torch.float32,), "check": attention.check}
 
 
@@ -33,6 +35,18 @@ def side_decode_backward(
     return grad_RD.to(grad_ND.dtype)
 
 
+@_on_cpu(energy.side_energy, reference=energy.reference, check=energy.check_table, **_ENERGY)
+def side_energy(*inputs) -> Tensor:
+    """See ``ops.side_energy``."""
+    return torch.ops.sidrec_cpu.side_energy(*inputs)
+
+
+@_on_cpu(energy.side_energy_backward, reference=energy.reference_backward, **_ENERGY)
+def side_energy_backward(*inputs) -> Tensor:
+    """See ``ops.side_energy``."""
+    return torch.ops.sidrec_cpu.side_energy_backward(*inputs)
+
+
 @_on_cpu(attention.code_attention, reference=attention.reference, **_ATTENTION)
 def code_attention(*inputs) -> tuple[Tensor, Tensor]:
     """See ``ops.code_attention``."""
@@ -40,7 +54,7 @@ def code_attention(*inputs) -> tuple[Tensor, Tensor]:
 
 
 @_on_cpu(attention.code_attention_backward, reference=attention.reference_backward, **_ATTENTION)
-def code_attention_backward(*inputs) -> Tensor:
+def code_attention_backward(*inputs) -> tuple[Tensor, Tensor]:
     """See ``ops.code_attention``."""
     return torch.ops.sidrec_cpu.code_attention_backward(*inputs)
 

@@ -4,6 +4,7 @@ A linear map of a SID's digits is a sum of one row per digit; joined digits (5 t
 table of all their combinations, so that it is a sum of far fewer rows, of a table small enough for cache.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -81,6 +82,19 @@ class Joined:
     digits: CodeLayout
     chunks: CodeLayout
     counts: tuple[int, ...]
+
+    def chunks_of_first(self, digits: int) -> int:
+        """How many chunks the first so many digits make up.
+
+        Raises:
+            ValueError: if one of the chunks has others, too.
+        """
+        if digits == 0:
+            return 0
+        for chunks, joined in enumerate(itertools.accumulate(self.counts), start=1):
+            if joined == digits:
+                return chunks
+        raise ValueError(f"the first {digits} of {len(self.digits.radices)} digits share a word with others")
 
     def expand(self, values_VH: Tensor) -> Tensor:
         """Rows of chunks from rows of digits: a chunk's row is the sum of its digits'.

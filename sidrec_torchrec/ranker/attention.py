@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS
+from sidrec_torchrec.side.code_attention import bucket_terms
 
 _MASKED = -1e9
 
@@ -12,12 +13,13 @@ _MASKED = -1e9
 class TargetAttention(nn.Module):
     """Multi-head attention of candidates over a user's earlier events, many candidates of one row at once.
 
-    A score is the scaled product of candidate and item vectors plus two learned biases per head: one by the event's
-    action, one by the time gap between candidate and event. A value is a linear map of the event's vector. A learned
-    sink with a zero value takes the weight when no event matters, so that an empty history gives zeros.
+    The same mathematics and parameters as ``CodeAttention`` with actions and time gaps: a score is the scaled product of
+    candidate and item vectors plus two learned biases per head: one by the event's action, one by the time gap between
+    candidate and event. A value is a linear map of the item's vector, plus a term by the action. A learned sink with a
+    zero value takes the weight when no event matters, so that an empty history gives zeros.
 
     Args:
-        dim: width D of item vectors, event vectors and output.
+        dim: width D of item vectors and output.
         num_heads: H; divides ``dim``.
         num_actions: actions an event can have.
 
@@ -31,30 +33,20 @@ class TargetAttention(nn.Module):
             raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim)
-        self.gap_bias = nn.Embedding(GAP_BUCKETS, num_heads)
-        self.action_bias = nn.Embedding(num_actions, num_heads)
-        self.sink = nn.Parameter(torch.zeros(num_heads))
-        nn.init.zeros_(self.gap_bias.weight)
-        nn.init.zeros_(self.action_bias.weight)
+        self.sink_H = nn.Parameter(torch.zeros(num_heads))
+        self.bias_UH, self.bucket_value_AD = bucket_terms(num_actions, True, num_heads, dim, None)
 
     def forward(
-        self,
-        query_BMPD: Tensor,
-        items_BTD: Tensor,
-        events_BTD: Tensor,
-        actions_BT: Tensor,
-        gaps_BMT: Tensor,
-        mask_BMT: Tensor,
+        self, query_BMPD: Tensor, items_BTD: Tensor, actions_BT: Tensor, gaps_BMT: Tensor, mask_BMT: Tensor
     ) -> Tensor:
         """Pools each candidate's earlier events.
 
         Args:
             query_BMPD: P queries of each candidate, float; they read the same events.
-            items_BTD: item vectors of the events, float: what a candidate is compared with.
-            events_BTD: vectors of item and action together, float: what is pooled.
+            items_BTD: item vectors of the events, float.
             actions_BT: action of each event, int64 in [0, num_actions).
             gaps_BMT: time-gap bucket of each pair, int32 or int64 in [0, GAP_BUCKETS); see ``ops.code_attention.gap_bucket``.
             mask_BMT: True where the candidate may read the event.
@@ -64,9 +56,11 @@ class TargetAttention(nn.Module):
         """
         M, P = query_BMPD.shape[1:3]
         q_HBQd = self._heads(self.query(query_BMPD.flatten(1, 2)))
+        value_BTD = self.value(items_BTD) + F.embedding(actions_BT, self.bucket_value_AD)
         # The sink is one more event, with key and value of zeros.
-        k_HBTd, v_HBTd = (F.pad(self._heads(x), (0, 0, 0, 1)) for x in (self.key(items_BTD), self.value(events_BTD)))
-        action_HB1T = F.pad(self.action_bias(actions_BT).permute(2, 0, 1).unsqueeze(2), (0, 1))
+        k_HBTd, v_HBTd = (F.pad(self._heads(x), (0, 0, 0, 1)) for x in (self.key(items_BTD), value_BTD))
+        action_BTH = F.embedding(actions_BT, self.bias_UH)
+        action_HB1T = F.pad(action_BTH.permute(2, 0, 1).unsqueeze(2), (0, 1))
         scores_HBQT = (q_HBQd * q_HBQd.shape[-1] ** -0.5) @ k_HBTd.transpose(-1, -2)
         scores_HBQT.unflatten(2, (M, P)).add_((self._bias(gaps_BMT, mask_BMT) + action_HB1T).unsqueeze(3))
         pooled_HBQd = scores_HBQT.softmax(-1) @ v_HBTd
@@ -75,7 +69,8 @@ class TargetAttention(nn.Module):
     def _bias(self, gaps_BMT: Tensor, mask_BMT: Tensor) -> Tensor:
         """By the gap, with masked events and the sink as two more of its values: float [H, B, M, T + 1]."""
         sink, masked = GAP_BUCKETS, GAP_BUCKETS + 1
-        rows = (self.gap_bias.weight, self.sink.unsqueeze(0), self.sink.new_full((1, self.num_heads), _MASKED))
+        gap_bias_UH = self.bias_UH[-GAP_BUCKETS:]
+        rows = (gap_bias_UH, self.sink_H.unsqueeze(0), self.sink_H.new_full((1, self.num_heads), _MASKED))
         table_HV = torch.cat(rows).t()
         value_BMT = F.pad(gaps_BMT.long().masked_fill(~mask_BMT, masked), (0, 1), value=sink)
         # gather, since its gradient costs a fifteenth of an embedding's

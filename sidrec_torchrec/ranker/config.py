@@ -8,6 +8,9 @@ from sidrec_torchrec.errors import SidrecError, check_at_least, check_share
 
 if TYPE_CHECKING:
     from sidrec_torchrec.ranker.readers import Reader
+    from sidrec_torchrec.side.expansion import SIDEConfig
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +20,13 @@ class RankerConfig:
     Args:
         dim: width of item vectors, attention and user tables.
         num_heads: attention heads.
-        attention: the reader, by its name in ``READERS``: ``vectors`` attends to a vector per event; ``codes`` to packed
-            SIDs, which are never decoded (of arms whose SIDs travel): for long histories.
+        attention: the reader, by its name in ``READERS``: ``codes`` attends to packed SIDs, which are never decoded, of arms
+            whose SIDs travel; ``vectors`` to a vector per event, of any arm: the same mathematics at many times the cost;
+            ``auto`` is codes where they travel, and vectors elsewhere.
         learned_queries: how many read what each target reads, besides the target itself.
         blocks: HSTU blocks in which the newest events read each other, before targets read them; older events are read as
             ``attention`` says.
         block_events: how many of the events before a row's first target the blocks read, besides those since.
-        item_hidden: hidden width of the map from an arm's item features to item vectors.
         cross_layers: layers of the low-rank cross network (DCN-v2).
         head_dims: hidden widths of the final perceptron.
         dropout: share of an item vector's components dropped in training.
@@ -32,37 +35,40 @@ class RankerConfig:
 
     dim: int = 64
     num_heads: int = 4
-    attention: str = "vectors"
+    attention: str = "auto"
     learned_queries: int = 0
     blocks: int = 0
     block_events: int = 256
-    item_hidden: int = 128
     cross_layers: int = 1
     head_dims: tuple[int, ...] = (128, 64)
     dropout: float = 0.1
     task_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, "dim", "num_heads", "item_hidden", "cross_layers", "block_events")
+        check_at_least(self, 1, "dim", "num_heads", "cross_layers", "block_events")
         check_at_least(self, 0, "learned_queries", "blocks")
         check_share(self, "dropout")
         if self.dim % 4 or self.dim % self.num_heads:  # fbgemm wants table rows of whole 16 bytes
             raise ValueError(f"dim must be a multiple of 4 and of num_heads ({self.num_heads}), got {self.dim}")
-        _ = self.reader  # refuses an unknown one
+        self.reader(None)  # refuses an unknown one
         if not self.head_dims or min(self.head_dims) < 1:
             raise ValueError(f"head_dims must be one or more widths of at least 1, got {self.head_dims}")
         if not all(0 < weight < math.inf for weight in self.task_weights):
             raise ValueError(f"task_weights must be above 0, got {self.task_weights}")
 
-    @property
-    def reader(self) -> "type[Reader]":
+    def reader(self, sid: "SIDEConfig | None") -> "type[Reader]":
         """The class that ``attention`` names.
+
+        Args:
+            sid: what travels with each event, if it is one SID.
 
         Raises:
             SidrecError: on an unknown name.
         """
         from sidrec_torchrec.ranker.readers import READERS  # they are built from this config
 
+        if self.attention == AUTO:
+            return READERS["vectors" if sid is None else "codes"]
         return READERS[self.attention]
 
     def weights(self, num_tasks: int) -> tuple[float, ...]:

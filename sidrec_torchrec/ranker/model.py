@@ -124,7 +124,7 @@ class RankerHead(nn.Module):
         self.num_tasks = num_tasks
         self.register_buffer("weights_K", torch.tensor(config.weights(num_tasks), device=device), persistent=False)
         actions = num_actions(num_tasks)
-        reader = config.reader(config, items_dim, sid, actions, device)
+        reader = config.reader(sid)(config, items_dim, sid, actions, device)
         self.reader: Reader | BlockReader = reader
         if config.blocks:
             self.reader = BlockReader(reader, config, actions).to(device)

@@ -87,8 +87,10 @@ class RankerParts:
     def whole(self, device: torch.device) -> Ranker:
         """The ranker, whole."""
         config, arm = self.recipe.model, self.arm
-        config.reader.check_arm(self.recipe.arm)
-        items, sid = config.reader.items(arm, device), next(iter(arm.sids), None)
+        sid = arm.sids[0] if len(arm.sids) == 1 else None
+        reader = config.reader(sid)
+        reader.check_arm(self.recipe.arm)
+        items = reader.items(arm, device)
         features = self.prepared.user_features
         return Ranker(config, items, arm.dim, sid, features, device, len(self.prepared.tasks))
 

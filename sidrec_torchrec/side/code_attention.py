@@ -11,15 +11,17 @@ from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, code_attention
 from sidrec_torchrec.ops.layout import CodeLayout
 from sidrec_torchrec.side.expansion import SIDEConfig, build_side, can_look_at
+from sidrec_torchrec.side.layer_norm_map import LayerNormMap
 
 
 class CodeAttention(nn.Module):
     """Multi-head attention of candidates over events that are packed SIDs with side information.
 
-    It equals attention over decoded events: keys and values are linear maps of SIDE's vectors, a score is the scaled
-    product of query and key plus a learned bias per head and bucket of each kind of side information, and a value has a
-    learned term per bucket. But keys, values and vectors of events are never made: see ``ops.code_attention``. So the
-    cost per event does not depend on ``dim``, and an event takes the bytes of its packed words.
+    It equals attention over decoded events: keys and values are linear maps of SIDE's vectors, or of what a ``LayerNormMap``
+    makes of them; a score is the scaled product of query and key plus a learned bias per head and bucket of each kind of
+    side information, and a value has a learned term per bucket. But keys, values and vectors of events are never made: see
+    ``ops.code_attention``. So the cost per event does not depend on ``dim`` (but for the norms a LayerNorm needs), and an
+    event takes the bytes of its packed words.
 
     Softmax attention has a learned sink per head with a zero value, which takes the weight when no event matters; pointwise
     attention (HSTU; Zhai et al. 2024, section 3.2) takes the mean of silu(score) times value. Nothing to read gives
@@ -30,8 +32,10 @@ class CodeAttention(nn.Module):
         dim: width D of queries and output.
         num_heads: H; divides ``dim``.
         side_information: number of buckets of each kind, such as ``{"action": 3, "position": 64}``.
-        time_gaps: whether scores and values also depend on the time from event to query, in GAP_BUCKETS powers of two.
+        time_gaps: whether scores also depend on the time from event to query, in GAP_BUCKETS powers of two.
         pointwise: silu instead of softmax.
+        vectors: what events are read through, from SIDE's vectors to ``dim``; None for SIDE's vectors as they are. Becomes
+            a submodule: candidates often go through it, too.
         device: where to build it; not meta.
 
     Raises:
@@ -54,6 +58,7 @@ class CodeAttention(nn.Module):
         side_information: Mapping[str, int] | None = None,
         time_gaps: bool = False,
         pointwise: bool = False,
+        vectors: LayerNormMap | None = None,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
@@ -64,8 +69,10 @@ class CodeAttention(nn.Module):
         self.pointwise = pointwise
         self.events = build_side(events, device)
         self.query = nn.Linear(dim, dim, device=device)
-        self.key = nn.Linear(events.embedding_dim, dim, bias=False, device=device)
-        self.value = nn.Linear(events.embedding_dim, dim, bias=False, device=device)
+        self.vectors = vectors
+        event_dim = events.embedding_dim if vectors is None else dim
+        self.key = nn.Linear(event_dim, dim, bias=False, device=device)
+        self.value = nn.Linear(event_dim, dim, bias=False, device=device)
         self.output = nn.Linear(dim, dim, device=device)
         self.sink_H = None if pointwise else nn.Parameter(torch.zeros(num_heads, device=device))
         self.side_information = dict(side_information or {})
@@ -74,9 +81,7 @@ class CodeAttention(nn.Module):
             raise ValueError(
                 f"side_information {self.side_information}: 1 to {MAX_RADIX} buckets are possible, and 2^63 combinations"
             )
-        buckets = sum(self.side_information.values()) + GAP_BUCKETS * time_gaps
-        self.bias_UH = nn.Parameter(torch.zeros(buckets, num_heads, device=device))  # U: all kinds' buckets
-        self.bucket_value_UD = nn.Parameter(torch.zeros(buckets, dim, device=device))
+        self.bias_UH, self.bucket_value_AD = bucket_terms(sum(sizes), time_gaps, num_heads, dim, device)
         self._sizes = sizes
         self._divisors = list(CodeLayout(tuple(sizes), (0,) * len(sizes)).divisors)
         # side information travels as one more word of digits, behind the SID's
@@ -118,7 +123,10 @@ class CodeAttention(nn.Module):
         query_MPD = query if query.ndim == 3 else query.unsqueeze(1)
         M, P, D = query_MPD.shape  # not len(), which an export would take for a constant
         H = self.num_heads
-        rows_VE = self.events.rows_VE
+        rows_VE, scale_N = self.events.rows_VE, None
+        if self.vectors is not None:
+            rows_VE = self.vectors.rows(rows_VE, self.events.layout)
+            scale_N = self.vectors.scale(words_NW, rows_VE, self.events.layout)
         q_MPHd = self.query(query_MPD).unflatten(2, (H, -1)) * (D // H) ** -0.5
         k_VHd = self.key(rows_VE).unflatten(1, (H, -1))
         scores_MVPH = torch.einsum("mphd,vhd->mvph", q_MPHd, k_VHd)
@@ -133,16 +141,19 @@ class CodeAttention(nn.Module):
             scores_MVPH.flatten(2),
             event_time_N,
             query_time_M,
+            scale_N,
             self._radices,
             self._words,
+            len(self.events.layout.radices),
             not self.pointwise,
         )
         if self.sink_H is not None:
             share_MPH = (lse_MG.unflatten(1, (P, H)) - self.sink_H).sigmoid()  # of the events, against the sink
         else:
             share_MPH = (1.0 / (end_M - begin_M).clamp_min(1))[:, None, None].expand(-1, P, H)
-        v_VHd = torch.cat([self.value(rows_VE), self.bucket_value_UD]).unflatten(1, (H, -1))
-        mass_MVPH = (mass_MVG.unflatten(2, (P, H)) * share_MPH.unsqueeze(1)).to(v_VHd.dtype)
+        v_VHd = torch.cat([self.value(rows_VE), self.bucket_value_AD]).unflatten(1, (H, -1))
+        mass_MVPH = mass_MVG[:, : v_VHd.shape[0]].unflatten(2, (P, H))  # without those of time gaps
+        mass_MVPH = (mass_MVPH * share_MPH.unsqueeze(1)).to(v_VHd.dtype)
         pooled_MPHd = torch.einsum("mvph,vhd->mphd", mass_MVPH, v_VHd)
         return self.output(pooled_MPHd.flatten(2)).view_as(query)
 
@@ -165,6 +176,22 @@ class CodeAttention(nn.Module):
         else:
             torch._assert_async(~wrong_NK.any(), f"side information {self.side_information}: a bucket is out of range")
         return (buckets_NK * torch.tensor(self._divisors, device=buckets_NK.device)).sum(1, keepdim=True)
+
+
+def bucket_terms(
+    buckets: int, time_gaps: bool, num_heads: int, dim: int, device: torch.device | None
+) -> tuple[nn.Parameter, nn.Parameter]:
+    """What side information adds to scores and to values, at the start.
+
+    Scores start without it. Values start with as much of it as of a vector of unit variance (whose map starts uniform,
+    of variance 1 / (3 dim)), so that what is pooled tells a like from a dislike from the first step; started at zero, training
+    of a few hundred steps ends behind.
+
+    Returns:
+        The biases, [buckets, then GAP_BUCKETS of time gaps if there are any, num_heads]; the terms of values, [buckets, dim].
+    """
+    bias_UH = torch.zeros(buckets + GAP_BUCKETS * time_gaps, num_heads, device=device)
+    return nn.Parameter(bias_UH), nn.Parameter(torch.randn(buckets, dim, device=device) * 3**-0.5)
 
 
 def request_ranges(offsets_B1: Tensor, candidates_B: Tensor) -> tuple[Tensor, Tensor]:

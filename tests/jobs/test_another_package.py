@@ -58,7 +58,7 @@ def another_package(monkeypatch):
 
 
 def test_an_arm_and_a_reader_of_another_package(another_package, corpus, prepared, tmp_path):
-    model = RankerConfig(dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), attention="forgetful")
+    model = RankerConfig(dim=16, num_heads=2, head_dims=(16, 8), attention="forgetful")
     PipelineConfig(out=tmp_path, arms=("parity", "none"), ranker=RankerTrainingConfig(model=model))
     config = TrainRankerConfig(
         data=corpus, prepared=prepared, out=tmp_path / "run", arm="parity", epochs=1, batch_events=1024, model=model

@@ -20,7 +20,7 @@ from sidrec_torchrec.training.checkpoints import BEST, LAST, Checkpoints
 from sidrec_torchrec.training.config import config_from_json, config_json
 from sidrec_torchrec.training.group import process_group
 
-SMALL = RankerConfig(dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), dropout=0.0)
+SMALL = RankerConfig(dim=16, num_heads=2, head_dims=(16, 8), dropout=0.0)
 
 
 def make_config(

@@ -21,7 +21,7 @@ from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.training.checkpoints import Checkpoints
 
 TOKENIZER = VQFusionOptions(latent_dim=16, dropout=0.0, prefix_share=0.0)
-SMALL = RankerConfig(dim=64, num_heads=2, item_hidden=16, head_dims=(16, 8), dropout=0.0)
+SMALL = RankerConfig(dim=64, num_heads=2, head_dims=(16, 8), dropout=0.0)
 
 
 @pytest.fixture(scope="module")

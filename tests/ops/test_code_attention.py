@@ -15,8 +15,10 @@ from sidrec_torchrec.ops.code_attention import (
     reference,
     reference_backward,
 )
+from sidrec_torchrec.ops.layout import CodeLayout
 
 STAGES = ["ternary", "ternary*25", "onehot:256,ternary*20", "onehot:300,ternary*50", "onehot:4*7"]
+SCALED = pytest.mark.parametrize("scaled", [None, 1, 9], ids=["", "first word scaled", "scaled"])
 TIMES = pytest.mark.parametrize("times", [False, True], ids=["", "times"])
 SOFTMAX = pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "silu"])
 
@@ -24,7 +26,18 @@ SOFTMAX = pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "sil
 class Case:
     """Random events, queries over ranges of them that overlap, are empty or alike, and scores."""
 
-    def __init__(self, stages, heads=4, events=700, queries=9, times=False, seed=0, dtype=torch.float32, scale=1.0):
+    def __init__(
+        self,
+        stages,
+        heads=4,
+        events=700,
+        queries=9,
+        times=False,
+        seed=0,
+        dtype=torch.float32,
+        scale=1.0,
+        scaled=None,  # of the digits: those of how many words; None for no scale
+    ):
         generator = torch.Generator().manual_seed(seed)
         self.spec = SIDSpec(parse_stages(stages), "test")
         self.layout = self.spec.layout
@@ -39,6 +52,10 @@ class Case:
         self.begin_M, self.end_M = ends[:, 0].contiguous(), ends[:, 1].contiguous()
         V = self.layout.num_values + GAP_BUCKETS * times
         self.scores_MVH = torch.randn(queries, V, heads, generator=generator, dtype=dtype) * scale
+        self.scaled_digits, self.scale_N = 0, None
+        if scaled is not None:
+            self.scaled_digits = sum(word < scaled for word in self.layout.words)
+            self.scale_N = torch.rand(events, generator=generator, dtype=dtype) + 0.5
         self.event_time_N = self.query_time_M = None
         if times:
             self.event_time_N = torch.randint(1 << 33, (events,), generator=generator)
@@ -46,14 +63,24 @@ class Case:
 
     @property
     def tensors(self):
-        return self.words_NW, self.begin_M, self.end_M, self.scores_MVH, self.event_time_N, self.query_time_M
+        times = self.event_time_N, self.query_time_M
+        return self.words_NW, self.begin_M, self.end_M, self.scores_MVH, *times, self.scale_N
+
+    @property
+    def digits(self):
+        return list(self.layout.radices), list(self.layout.words), self.scaled_digits
 
     def run(self, softmax):
-        return code_attention(*self.tensors, list(self.layout.radices), list(self.layout.words), softmax)
+        return code_attention(*self.tensors, *self.digits, softmax)
+
+    @property
+    def doubles(self):
+        """The tensors in float64."""
+        words, begin, end, scores, *times, scale = self.tensors
+        return words, begin, end, scores.double(), *times, None if scale is None else scale.double()
 
     def reference(self, softmax):
-        words, begin, end, scores, *times = self.tensors
-        return reference(words, begin, end, scores.double(), *times, self.layout.radices, self.layout.words, softmax)
+        return reference(*self.doubles, *self.digits, softmax)
 
     def by_hand(self, softmax):
         """One query after another, from unpacked digits."""
@@ -73,9 +100,16 @@ class Case:
             if self.event_time_N is not None:
                 gaps = [max(0, int(self.query_time_M[m] - t)) for t in self.event_time_N[events]]
                 columns.append(torch.tensor([min((gap + 1).bit_length() - 1, GAP_BUCKETS - 1) for gap in gaps]).long())
-            score_TH = sum(table[column] for table, column in zip(tables, columns, strict=True))
+            scale_T1 = torch.ones(len(columns[0]), 1).double()
+            if self.scale_N is not None:
+                scale_T1 = self.scale_N[events].double().unsqueeze(1)
+            factors = [scale_T1 if j < self.scaled_digits else torch.ones_like(scale_T1) for j in range(len(columns))]
+            score_TH = sum(f * table[column] for f, table, column in zip(factors, tables, columns, strict=True))
             weight_TH = score_TH.softmax(0) if softmax else torch.nn.functional.silu(score_TH)
-            mass = [torch.zeros_like(t).index_add_(0, c, weight_TH) for t, c in zip(tables, columns, strict=True)]
+            mass = [
+                torch.zeros_like(table).index_add_(0, column, f * weight_TH)
+                for f, table, column in zip(factors, tables, columns, strict=True)
+            ]
             masses.append(torch.cat(mass))
             lses.append(score_TH.logsumexp(0) if softmax else score_TH.new_zeros(score_TH.shape[1]))
         return torch.stack(masses), torch.stack(lses)
@@ -88,10 +122,11 @@ def assert_equal(actual, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("stages", STAGES)
+@SCALED
 @TIMES
 @SOFTMAX
-def test_equals_attention_by_hand(stages, times, softmax):
-    case = Case(stages, times=times)
+def test_equals_attention_by_hand(stages, scaled, times, softmax):
+    case = Case(stages, times=times, scaled=scaled)
     assert_equal(case.reference(softmax), case.by_hand(softmax), 1e-12)
     assert_equal(case.run(softmax), case.by_hand(softmax))
 
@@ -109,11 +144,12 @@ def test_any_number_of_heads(heads, softmax):
     events=st.integers(1, 400),
     queries=st.integers(1, 40),
     times=st.booleans(),
+    scaled=st.sampled_from([None, 0, 1, 9]),
     softmax=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_any_ranges(stages, events, queries, times, softmax, seed):
-    case = Case(stages, 2, events, queries, times, seed)
+def test_any_ranges(stages, events, queries, times, scaled, softmax, seed):
+    case = Case(stages, 2, events, queries, times, seed, scaled=scaled)
     assert_equal(case.run(softmax), case.reference(softmax))
 
 
@@ -127,8 +163,8 @@ def test_large_scores_do_not_overflow():
 @TIMES
 def test_no_queries_and_no_events(times):
     case = Case("ternary*25", times=times)
-    words, begin, end, scores, event_time, query_time = case.tensors
-    layout = [3] * 25, [0] * 25, True
+    words, begin, end, scores, event_time, query_time, _ = case.tensors
+    layout = None, *case.digits, True
     of_queries = None if query_time is None else query_time[:0]
     none = code_attention(words, begin[:0], end[:0], scores[:0], event_time, of_queries, *layout)
     assert [tuple(x.shape) for x in none] == [(0, *scores.shape[1:]), (0, 4)]
@@ -139,41 +175,48 @@ def test_no_queries_and_no_events(times):
 
 
 @pytest.mark.parametrize("stages", STAGES)
+@SCALED
 @TIMES
 @SOFTMAX
-def test_gradient_in_kernels_equals_the_reference(stages, times, softmax):
-    case = Case(stages, times=times)
+def test_gradient_in_kernels_equals_the_reference(stages, scaled, times, softmax):
+    case = Case(stages, times=times, scaled=scaled)
     mass, lse = case.reference(softmax)
     generator = torch.Generator().manual_seed(1)
     grad_mass, shift = (torch.randn(x.shape, generator=generator) for x in (mass, lse))
-    layout = list(case.layout.radices), list(case.layout.words)
-    actual = code_attention_backward(*case.tensors, grad_mass, lse.float(), shift, *layout, softmax)
-    words, begin, end, scores, *moments = case.tensors
-    doubles = (scores.double(), *moments, grad_mass.double(), lse, shift.double())
-    expected = reference_backward(words, begin, end, *doubles, *layout, softmax)
-    assert_equal([actual], [expected])
+    actual = code_attention_backward(*case.tensors, grad_mass, lse.float(), shift, *case.digits, softmax)
+    gradients = grad_mass.double(), lse, shift.double()
+    assert_equal(actual, reference_backward(*case.doubles, *gradients, *case.digits, softmax))
 
 
+@SCALED
 @TIMES
 @SOFTMAX
-def test_gradient_of_the_scores(times, softmax):
-    case = Case("onehot:5,ternary*4", heads=2, events=12, queries=4, times=times, dtype=torch.float64)
+def test_gradient_of_scores_and_scale(scaled, times, softmax):
+    case = Case("onehot:5,ternary*2", heads=2, events=12, queries=4, dtype=torch.float64, scaled=scaled, times=times)
+    case.words_NW = torch.cat([case.words_NW, torch.randint(3, (12, 1))], dim=1)  # one more word, of one digit
+    case.layout = CodeLayout((5, 3, 3, 3), (0, 0, 0, 1))
+    case.scaled_digits = {None: 0, 1: 3, 9: 4}[scaled]
+    case.scores_MVH = torch.randn(4, 14 + GAP_BUCKETS * times, 2, dtype=torch.float64)
     if times:
         case.query_time_M = case.event_time_N[:4] + torch.tensor([0, 5, 100, 9000])
-    words, begin, end, scores, *times = case.tensors
+    words, begin, end, scores, *times, scale = case.tensors
 
-    def run(scores):
-        mass, lse = code_attention(words, begin, end, scores, *times, [5, 3, 3, 3, 3], [0] * 5, softmax)
+    def run(scores, scale):
+        mass, lse = code_attention(words, begin, end, scores, *times, scale, *case.digits, softmax)
         return (mass, lse.masked_fill(end.unsqueeze(1) == begin.unsqueeze(1), 0.0)) if softmax else mass
 
-    assert torch.autograd.gradcheck(run, (scores.requires_grad_(),))
+    inputs = scores.requires_grad_(), None if scale is None else scale.requires_grad_()
+    assert torch.autograd.gradcheck(run, inputs)
 
 
+@SCALED
 @TIMES
-def test_is_a_proper_operator(times):
-    case = Case("onehot:300,ternary*50", events=30, queries=4, times=times)
+def test_is_a_proper_operator(times, scaled):
+    case = Case("onehot:300,ternary*50", events=30, queries=4, times=times, scaled=scaled)
     case.scores_MVH.requires_grad_()
-    torch.library.opcheck(code_attention, (*case.tensors, list(case.layout.radices), list(case.layout.words), True))
+    if scaled is not None:
+        case.scale_N.requires_grad_()
+    torch.library.opcheck(code_attention, (*case.tensors, *case.digits, True))
 
 
 def test_compiles_in_one_graph():
@@ -208,7 +251,7 @@ def test_gap_buckets_are_exact():
 
 def test_bad_input_is_refused():
     case = Case("ternary*25")
-    layout = [3] * 25, [0] * 25
+    layout = None, *case.digits
     words, begin, end, scores, *_ = case.tensors
     with pytest.raises(ValueError, match=r"scores have shape \(9, 74, 4\), expected \[queries, 75, heads\]"):
         code_attention(words, begin, end, scores[:, 1:], None, None, *layout, True)
@@ -221,16 +264,22 @@ def test_bad_input_is_refused():
             code_attention(words, begin, end_, scores, None, None, *layout, True)
         with pytest.raises(RuntimeError, match="reads events"):
             code_attention(words, begin, end_, scores.double(), None, None, *layout, True)
+    with pytest.raises(
+        ValueError, match=r"the scale is torch.float32 of shape \(699,\), expected torch.float32, one per"
+    ):
+        code_attention(words, begin, end, scores, None, None, torch.ones(699), *case.digits, True)
+    with pytest.raises(ValueError, match="the first 7 of 25 digits share a word with others"):
+        code_attention(words, begin, end, scores, None, None, torch.ones(700), *layout[1:3], 7, True)
 
 
 def test_queries_that_read_the_same_are_as_others():
     """Whichever of them share events and times, and however many heads there are: each as if it were alone."""
-    case = Case("onehot:300,ternary*50", events=700, queries=40, heads=3, times=True)
-    words, _, _, scores, event_time, query_time = case.tensors
+    case = Case("onehot:300,ternary*50", events=700, queries=40, heads=3, times=True, scaled=1)
+    words, _, _, scores, event_time, query_time, scale = case.tensors
     run_M = torch.arange(40) // 7
     begin_M, end_M = run_M * 20, 650 - run_M * 30
     query_time = query_time[run_M]
-    layout = list(case.layout.radices), list(case.layout.words), True
+    layout = scale, *case.digits, True
     together = code_attention(words, begin_M, end_M, scores, event_time, query_time, *layout)
     for m in range(0, 40, 3):
         one = slice(m, m + 1)
@@ -240,17 +289,19 @@ def test_queries_that_read_the_same_are_as_others():
 
 
 def test_bits_do_not_depend_on_the_number_of_threads():
-    case = Case("ternary*25", events=700, queries=40, times=True)
-    words, _, _, scores, event_time, query_time = case.tensors
-    begin_M = torch.arange(40) // 7 * 20
-    arguments = words, begin_M, begin_M + 500, scores, event_time, query_time[begin_M // 20], [3] * 25, [0] * 25, True
+    case = Case("ternary*25", events=700, queries=40, times=True, scaled=1)
+    case.begin_M = torch.arange(40) // 7 * 20
+    case.end_M = case.begin_M + 500
+    case.query_time_M = case.query_time_M[case.begin_M // 20]
     results = []
     threads = torch.get_num_threads()
     try:
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            results.append(code_attention(*arguments))
+            mass, lse = case.run(True)
+            gradients = code_attention_backward(*case.tensors, mass, lse, lse, *case.digits, True)
+            results.append((mass, lse, *gradients))
     finally:
         torch.set_num_threads(threads)
-    for mass, lse in results[1:]:
-        assert mass.equal(results[0][0]) and lse.equal(results[0][1])
+    for other in results[1:]:
+        assert all(x.equal(y) for x, y in zip(other, results[0], strict=True))

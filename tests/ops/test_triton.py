@@ -79,15 +79,16 @@ class TestSideDecode:
 
 class TestCodeAttention:
     @pytest.mark.parametrize(
-        ("stages", "times", "softmax"),
+        ("stages", "times", "scaled", "softmax"),
         [
-            *[("ternary*14", times, softmax) for times in (False, True) for softmax in (True, False)],
-            ("onehot:300,ternary*36", True, True),
-            ("onehot:4*7", False, False),
+            *[("ternary*14", times, None, softmax) for times in (False, True) for softmax in (True, False)],
+            *[("onehot:9,ternary*39", times, 1, softmax) for times in (False, True) for softmax in (True, False)],
+            ("onehot:300,ternary*36", True, 9, True),
+            ("onehot:4*7", False, None, False),
         ],
     )
-    def test_equals_the_reference(self, triton, stages, times, softmax):
-        check_attention(Case(stages, heads=4, events=300, queries=4, times=times), softmax)
+    def test_equals_the_reference(self, triton, stages, times, scaled, softmax):
+        check_attention(Case(stages, heads=3, events=300, queries=4, times=times, scaled=scaled), softmax)
 
     @pytest.mark.parametrize("heads", [1, 3, 13])
     def test_any_number_of_heads(self, triton, heads):
@@ -118,7 +119,7 @@ class TestCodeAttention:
     def test_no_queries_and_no_events(self, triton):
         case = Case("ternary*25", queries=3)
         words, begin, end, scores, *_ = move(case.tensors)
-        layout = [3] * 25, [0] * 25
+        layout = None, *case.digits
         none = cuda.code_attention(words, begin[:0], end[:0], scores[:0], None, None, *layout, True)
         assert [tuple(x.shape) for x in none] == [(0, 75, 4), (0, 4)]
         zero = torch.zeros_like(begin)
@@ -169,17 +170,18 @@ class TestOnGPU:
     @TIMES
     @SOFTMAX
     def test_code_attention(self, triton, times, softmax):
-        case = Case("onehot:256,ternary*20", heads=4, events=20_000, queries=40, times=times)
+        case = Case("onehot:256,ternary*20", heads=4, events=20_000, queries=40, times=times, scaled=1)
         grad_mass = torch.randn(case.scores_MVH.shape)
         gradients = []
         for device, dtype in (("cuda", torch.float32), ("cpu", torch.float64)):
-            words, begin, end, scores, *moments = move(case.tensors, device)
-            scores = scores.to(dtype).requires_grad_()
-            layout = list(case.layout.radices), list(case.layout.words)
-            mass, _ = code_attention.code_attention(words, begin, end, scores, *moments, *layout, softmax)
+            words, begin, end, scores, *moments, scale = move(case.tensors, device)
+            inputs = [x.to(dtype).requires_grad_() for x in (scores, scale)]
+            mass, _ = code_attention.code_attention(
+                words, begin, end, inputs[0], *moments, inputs[1], *case.digits, softmax
+            )
             mass.backward(grad_mass.to(device, dtype))
-            gradients.append(scores.grad.cpu())
-        assert_equal(gradients[:1], gradients[1:])
+            gradients.append([x.grad.cpu() for x in inputs])
+        assert_equal(*gradients)
 
 
 def decode_inputs(stages, rows, dim, limit=256):
@@ -197,8 +199,7 @@ def run_decode_backward(words_NW, grad_ND, chunks):
 
 
 def run_attention(case, softmax):
-    layout = list(case.layout.radices), list(case.layout.words)
-    return [x.cpu() for x in cuda.code_attention(*move(case.tensors), *layout, softmax)]
+    return [x.cpu() for x in cuda.code_attention(*move(case.tensors), *case.digits, softmax)]
 
 
 def check_attention(case, softmax):
@@ -206,13 +207,10 @@ def check_attention(case, softmax):
     assert_equal(run_attention(case, softmax), (mass, lse))
     generator = torch.Generator().manual_seed(1)
     grad_mass, shift = (torch.randn(x.shape, generator=generator) for x in (mass, lse))
-    layout = list(case.layout.radices), list(case.layout.words)
     given = move((*case.tensors, grad_mass, lse.float(), shift))
-    actual = cuda.code_attention_backward(*given, *layout, softmax).cpu()
-    words, begin, end, scores, *moments = case.tensors
-    doubles = (scores.double(), *moments, grad_mass.double(), lse, shift.double())
-    expected = code_attention.reference_backward(words, begin, end, *doubles, *layout, softmax)
-    assert_equal([actual], [expected])
+    actual = [x.cpu() for x in cuda.code_attention_backward(*given, *case.digits, softmax)]
+    gradients = grad_mass.double(), lse, shift.double()
+    assert_equal(actual, code_attention.reference_backward(*case.doubles, *gradients, *case.digits, softmax))
 
 
 def move(tensors, device=DEVICE):

@@ -11,34 +11,35 @@ from sidrec_torchrec.ranker.attention import TargetAttention
 from sidrec_torchrec.ranker.padding import RowLayout
 
 
-def attend_by_loops(attention: TargetAttention, q_BMPD, items_BTD, events_BTD, actions_BT, gaps_BMT, mask_BMT):
+def attend_by_loops(attention: TargetAttention, q_BMPD, items_BTD, actions_BT, gaps_BMT, mask_BMT):
     """The definition, one query, one head and one event at a time."""
     B, M, P, D = q_BMPD.shape
-    H, d = attention.num_heads, D // attention.num_heads
+    H, d, num_actions = attention.num_heads, D // attention.num_heads, len(attention.bucket_value_AD)
     pooled = torch.zeros(B, M, P, D)
     for b, m, p, h in product(range(B), range(M), range(P), range(H)):
         part = slice(h * d, (h + 1) * d)
         q = attention.query(q_BMPD[b, m, p])[part]
-        weights, values = [attention.sink[h].exp()], [torch.zeros(d)]
+        weights, values = [attention.sink_H[h].exp()], [torch.zeros(d)]
         for t in range(items_BTD.shape[1]):
             if mask_BMT[b, m, t]:
                 score = q @ attention.key(items_BTD[b, t])[part] / math.sqrt(d)
-                score = score + attention.gap_bias.weight[gaps_BMT[b, m, t], h]
-                score = score + attention.action_bias.weight[actions_BT[b, t], h]
+                score = score + attention.bias_UH[num_actions + gaps_BMT[b, m, t], h]
+                score = score + attention.bias_UH[actions_BT[b, t], h]
                 weights.append(score.exp())
-                values.append(attention.value(events_BTD[b, t])[part])
+                value = attention.value(items_BTD[b, t]) + attention.bucket_value_AD[actions_BT[b, t]]
+                values.append(value[part])
         pooled[b, m, p, part] = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
     return attention.output(pooled)
 
 
 def make_inputs(B=2, M=3, P=2, T=5, D=8):
     generator = torch.Generator().manual_seed(0)
-    q, items, events = (torch.randn(B, *n, D, generator=generator) for n in ((M, P), (T,), (T,)))
+    q, items = (torch.randn(B, *n, D, generator=generator) for n in ((M, P), (T,)))
     actions = torch.randint(0, 2, (B, T), generator=generator)
     gaps = torch.randint(0, GAP_BUCKETS, (B, M, T), generator=generator)
     mask = torch.rand(B, M, T, generator=generator) < 0.6
     mask[0, 0] = False  # an empty history
-    return q, items, events, actions, gaps, mask
+    return q, items, actions, gaps, mask
 
 
 def make_attention(dim=8, heads=2):
@@ -70,10 +71,10 @@ def test_gradients_equal_those_of_the_definition():
 
 
 def test_masked_events_change_nothing():
-    attention, (q, items, events, actions, gaps, mask) = make_attention(), make_inputs()
+    attention, (q, items, actions, gaps, mask) = make_attention(), make_inputs()
     unread_BT1 = ~mask.any(dim=1).unsqueeze(-1)
-    before = attention(q, items, events, actions, gaps, mask)
-    after = attention(q, items + 9 * unread_BT1, events - 9 * unread_BT1, actions, gaps, mask)
+    before = attention(q, items, actions, gaps, mask)
+    after = attention(q, items + 9 * unread_BT1, actions, gaps, mask)
     torch.testing.assert_close(before, after)
 
 

@@ -31,7 +31,7 @@ def make_ranker(attention: str, **changes) -> tuple[Ranker, torch.Tensor]:
     """With random weights, and the batch's items."""
     torch.manual_seed(0)
     options = {"attention": attention, "learned_queries": LEARNED, "blocks": 2, "block_events": BLOCK_EVENTS} | changes
-    config = RankerConfig(dim=DIM, num_heads=2, item_hidden=16, head_dims=(16,), **options)
+    config = RankerConfig(dim=DIM, num_heads=2, head_dims=(16,), **options)
     if READERS[attention].reads_codes:
         events, (_, items) = make_events(), make_code_reader(0)
         ranker = Ranker(config, nn.Identity(), events.embedding_dim, events, {}, torch.device("cpu"))
@@ -93,7 +93,7 @@ def test_each_target_reads_what_it_would_read_alone(attention):
         query_PD = torch.cat([q_SD[s : s + 1], reader.older.queries.seeds_KD])
         gaps_11T = gap_bucket(batch.timestamp_N[event] - time_T)[None, None]
         everything_11T = torch.ones(1, 1, len(places), dtype=torch.bool)
-        arguments = (query_PD[None, None], x_1TD, x_1TD, action_T.unsqueeze(0), gaps_11T, everything_11T)
+        arguments = (query_PD[None, None], x_1TD, action_T.unsqueeze(0), gaps_11T, everything_11T)
         expected_PD = attend_by_loops(reader.attention, *arguments)[0, 0]
         torch.testing.assert_close(pooled_SQD[s, 1 + LEARNED :], expected_PD, rtol=1e-4, atol=1e-5)
 

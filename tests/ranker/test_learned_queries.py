@@ -18,7 +18,7 @@ LEARNED, FEATURES = 3, 5
 
 def make_vector_reader(learned_queries: int) -> VectorReader:
     torch.manual_seed(1)
-    config = RankerConfig(dim=DIM, num_heads=2, item_hidden=16, dropout=0.0, learned_queries=learned_queries)
+    config = RankerConfig(dim=DIM, num_heads=2, dropout=0.0, learned_queries=learned_queries)
     reader = VectorReader(config, FEATURES, None, 2, CPU)
     with torch.no_grad():
         for parameter in reader.attention.parameters():
@@ -40,7 +40,6 @@ def test_over_vectors_each_query_pools_by_the_definition():
             reader.attention,
             query_PD[None, None],
             x_ND[reads].unsqueeze(0),
-            reader.norm(x_ND[reads] + reader.action(batch.action_N[reads])).unsqueeze(0),
             batch.action_N[reads].unsqueeze(0),
             gap_T[None, None],
             torch.ones(1, 1, len(reads), dtype=torch.bool),
@@ -71,9 +70,7 @@ def test_over_codes_a_learned_query_pools_what_a_target_of_its_vector_would():
 @torch.no_grad()
 def test_serving_predicts_what_the_ranker_does(learned_queries):
     batch, (_, words_NW) = make_batch(), make_code_reader(0)
-    config = RankerConfig(
-        dim=DIM, num_heads=2, item_hidden=16, head_dims=(16,), attention="codes", learned_queries=learned_queries
-    )
+    config = RankerConfig(dim=DIM, num_heads=2, head_dims=(16,), attention="codes", learned_queries=learned_queries)
     events = make_events()
     ranker = Ranker(config, torch.nn.Identity(), events.embedding_dim, events, {}, CPU).eval()
     for parameter in ranker.parameters():

@@ -37,9 +37,7 @@ def make_model(
     spec = SIDSpec(parse_stages(stages), "some-codec")
     codec = Codec(spec, torch.randn(9), tuple(torch.randn(radix, 9) for radix in spec.radices))
     events = SIDEConfig(name="item", feature_names=["sid"], codec=codec, mode="decoded", learned=learned)
-    config = RankerConfig(
-        dim=16, num_heads=2, item_hidden=16, head_dims=(16, 8), attention="codes", learned_queries=learned_queries
-    )
+    config = RankerConfig(dim=16, num_heads=2, head_dims=(16, 8), attention="codes", learned_queries=learned_queries)
     sizes = {name: len(values) + 1 for name, values in users.items()}
     ranker = Ranker(config, PackedSIDs(events, CPU), events.embedding_dim, events, sizes, CPU)
     with torch.no_grad():  # tables, biases and terms start at zero

@@ -60,10 +60,10 @@ def make_code_reader(learned_queries: int) -> tuple[CodeReader, torch.Tensor]:
     spec = events.codec.spec
     words_NW = spec.pack(torch.stack([torch.randint(r, (sum(LENGTHS),), generator=generator) for r in spec.radices], 1))
     torch.manual_seed(2)
-    config = RankerConfig(dim=DIM, num_heads=2, item_hidden=16, dropout=0.0, learned_queries=learned_queries)
+    config = RankerConfig(dim=DIM, num_heads=2, dropout=0.0, learned_queries=learned_queries)
     reader = CodeReader(config, events.embedding_dim, events, 2, torch.device("cpu"))
     with torch.no_grad():
-        for parameter in (reader.attention.bias_UH, reader.attention.bucket_value_UD):
+        for parameter in (reader.attention.bias_UH, reader.attention.bucket_value_AD):
             parameter.normal_()
     return reader, words_NW
 
@@ -112,7 +112,7 @@ def test_a_target_in_code_space_depends_on_exactly_what_it_reads():
     targets = Targets.of(batch)
     with torch.no_grad():
         q_SD, pooled_S1D = reader(batch, words_NW, targets)
-        torch.testing.assert_close(q_SD, reader.vectors(reader.attention.events(words_NW))[targets.event_S])
+        torch.testing.assert_close(q_SD, reader.item_vectors(words_NW, torch.arange(len(words_NW)))[targets.event_S])
         expected = list(by_definition(batch))
         for event in range(0, sum(LENGTHS), 3):
             changed_NW = words_NW.clone()

@@ -41,7 +41,7 @@ def make_batch() -> RankBatch:
 def make_ranker(attention: str, **changes) -> tuple[Ranker, torch.Tensor]:
     """With random weights, and the item features of ``make_batch``."""
     torch.manual_seed(0)
-    config = RankerConfig(dim=DIM, num_heads=2, item_hidden=16, head_dims=(16,), attention=attention, **changes)
+    config = RankerConfig(dim=DIM, num_heads=2, head_dims=(16,), attention=attention, **changes)
     if READERS[attention].reads_codes:
         events, (_, items) = make_events(), make_code_reader(0)
         ranker = Ranker(config, nn.Identity(), events.embedding_dim, events, {}, CPU, len(TASKS))
@@ -102,16 +102,16 @@ def test_attention_to_codes_knows_every_action():
     reader, targets = ranker.head.reader, Targets.of(batch)
     attention = reader.attention
     q_SD, pooled_S1D = reader(batch, words_NW, targets)
-    x_NE = attention.events(words_NW)
+    x_ND = attention.vectors(attention.events(words_NW))
     actions = num_actions(3)
     for s, (_, event, reads) in enumerate(by_definition(batch)):
         gap_T = gap_bucket(batch.timestamp_N[event] - batch.timestamp_N[reads])
-        buckets = [batch.action_N[reads], actions + gap_T]
         heads = lambda x: x.unflatten(-1, (attention.num_heads, -1))
-        q_Hd, k_THd = heads(attention.query(q_SD[s])), heads(attention.key(x_NE[reads]))
-        scores_TH = (k_THd * q_Hd).sum(-1) * q_Hd.shape[-1] ** -0.5 + sum(attention.bias_UH[b] for b in buckets)
+        q_Hd, k_THd = heads(attention.query(q_SD[s])), heads(attention.key(x_ND[reads]))
+        scores_TH = (k_THd * q_Hd).sum(-1) * q_Hd.shape[-1] ** -0.5
+        scores_TH += attention.bias_UH[batch.action_N[reads]] + attention.bias_UH[actions + gap_T]
         weights_TH = torch.cat([scores_TH, attention.sink_H.unsqueeze(0)]).softmax(0)[:-1]
-        v_THd = heads(attention.value(x_NE[reads]) + sum(attention.bucket_value_UD[b] for b in buckets))
+        v_THd = heads(attention.value(x_ND[reads]) + attention.bucket_value_AD[batch.action_N[reads]])
         expected_D = attention.output((weights_TH.unsqueeze(-1) * v_THd).sum(0).flatten())
         torch.testing.assert_close(pooled_S1D[s, 0], expected_D, rtol=1e-4, atol=1e-5)
 

@@ -12,6 +12,7 @@ from sidrec_torchrec.errors import CodecMismatchError, DataError
 from sidrec_torchrec.ops.code_attention import gap_bucket
 from sidrec_torchrec.side.code_attention import CodeAttention, request_ranges
 from sidrec_torchrec.side.expansion import SIDEConfig
+from sidrec_torchrec.side.layer_norm_map import LayerNormMap
 
 DIM, HEADS = 16, 4
 LENGTHS, CANDIDATES = [5, 0, 300, 17], [2, 3, 0, 4]
@@ -30,12 +31,13 @@ def random_words(codec, N, seed=1):
     return codec.spec.pack(torch.stack([torch.randint(r, (N,), generator=generator) for r in codec.spec.radices], 1))
 
 
-def make(mode="decoded", codec=None, learned=False, **options):
+def make(mode="decoded", codec=None, learned=False, mapped=False, **options):
     torch.manual_seed(2)
     config = SIDEConfig(name="item", feature_names=["history"], codec=codec or make_codec(), mode=mode, learned=learned)
-    attention = CodeAttention(config, DIM, HEADS, **options)
+    vectors = LayerNormMap(config.embedding_dim, DIM) if mapped else None
+    attention = CodeAttention(config, DIM, HEADS, vectors=vectors, **options)
     with torch.no_grad():  # biases, terms and sink start at zero
-        for parameter in (attention.bias_UH, attention.bucket_value_UD, attention.sink_H):
+        for parameter in (attention.bias_UH, attention.bucket_value_AD, attention.sink_H):
             if parameter is not None:
                 parameter.normal_()
     return attention
@@ -62,6 +64,8 @@ def decode_then_attend(attention, codec, mode, query_MD, words_NW, begin_M, end_
     else:
         digits_NL = codec.spec.unpack(words_NW).long()
         vectors_NE = sum(table[digits_NL[:, j]] for j, table in enumerate(codec.value_tables()))
+    if attention.vectors is not None:
+        vectors_NE = attention.vectors(vectors_NE)
     pooled = []
     for m, query_D in enumerate(query_MD):
         events = slice(int(begin_M[m]), int(end_M[m]))
@@ -71,12 +75,12 @@ def decode_then_attend(attention, codec, mode, query_MD, words_NW, begin_M, end_
         rows = []
         if buckets_NK is not None:
             rows += [buckets_NK[events, 0], KINDS["action"] + buckets_NK[events, 1]]
+            value_TD = value_TD + sum(attention.bucket_value_AD[row_T] for row_T in rows)
         if event_time is not None:
             first = sum(KINDS.values()) if buckets_NK is not None else 0
             rows.append(first + gap_bucket(query_time[m] - event_time[events]))
         for row_T in rows:
             score_TH = score_TH + attention.bias_UH[row_T]
-            value_TD = value_TD + attention.bucket_value_UD[row_T]
         if attention.pointwise:
             weight_TH = silu(score_TH) / max(1, len(score_TH))
         else:
@@ -91,6 +95,9 @@ OPTIONS = [
     {"time_gaps": True},
     {"side_information": KINDS, "time_gaps": True},
     {"side_information": KINDS, "time_gaps": True, "pointwise": True},
+    {"mapped": True},
+    {"side_information": KINDS, "time_gaps": True, "mapped": True},
+    {"time_gaps": True, "pointwise": True, "mapped": True},
 ]
 
 
@@ -124,18 +131,19 @@ def test_queries_that_read_together_pool_what_each_does_alone(pointwise):
     torch.testing.assert_close(attention(query_MPD, *others), expected_MPD, rtol=1e-4, atol=1e-5)
 
 
-def test_learned_rows_are_trained():
+@pytest.mark.parametrize("mapped", [False, True])
+def test_learned_rows_are_trained(mapped):
     codec = make_codec("ternary*8")
-    attention = make("digits", codec, learned=True)
-    query_MD, words_NW, begin_M, end_M, *_ = inputs(codec, {})
+    attention = make("digits", codec, learned=True, mapped=mapped)
+    arguments = inputs(codec, {})
     rows_VE = attention.events.rows_VE
-    attention(query_MD, words_NW, begin_M, end_M).square().sum().backward()
+    attention(*arguments).square().sum().backward()
     gradient = rows_VE.grad.clone()
     step, loss = 1e-2, []
     for sign in (1, -1):  # a central difference along the gradient
         with torch.no_grad():
             rows_VE += sign * step * gradient / gradient.norm()
-            loss.append(attention(query_MD, words_NW, begin_M, end_M).double().square().sum())
+            loss.append(attention(*arguments).double().square().sum())
             rows_VE -= sign * step * gradient / gradient.norm()
     assert float(loss[0] - loss[1]) / (2 * step) == pytest.approx(float(gradient.norm()), rel=1e-2)
 

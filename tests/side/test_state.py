@@ -202,7 +202,7 @@ def test_the_operator_takes_integers_of_any_width(narrow, monkeypatch):
         "event_time_N": torch.arange(5),
         "query_time_M": torch.tensor([50, 60]),
     }
-    layout = list(spec.layout.radices), list(spec.layout.words)
+    layout = None, list(spec.layout.radices), list(spec.layout.words), 0
     slim = inputs | {narrow: inputs[narrow].int()}
     for mode in ("", "reference"):
         monkeypatch.setenv("SIDREC_OPS", mode)

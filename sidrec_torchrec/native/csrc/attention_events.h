@@ -31,6 +31,8 @@ struct Events {
   bool has_times;
   const int64_t* event_time; // null without times, or without events
   const int64_t* query_time;
+  const float* scale; // of each event; null for 1
+  int64_t scaled_chunks; // how many of the chunks the scale is for
   int64_t queries;
   int64_t heads;
   bool softmax;
@@ -55,7 +57,8 @@ int64_t chunk_limit(const at::Tensor& begin, const at::Tensor& end, int64_t head
 
 Events check(const at::Tensor& words, const at::Tensor& begin, const at::Tensor& end, const at::Tensor& scores,
              const std::optional<at::Tensor>& event_time, const std::optional<at::Tensor>& query_time,
-             at::IntArrayRef radices, at::IntArrayRef digit_words, bool softmax) {
+             const std::optional<at::Tensor>& scale, at::IntArrayRef radices, at::IntArrayRef digit_words,
+             int64_t scaled_digits, bool softmax) {
   const auto pointer = [](const std::optional<at::Tensor>& x) { return x ? x->const_data_ptr<int64_t>() : nullptr; };
   Events events{Layout(radices, digit_words, chunk_limit(begin, end, scores.size(2))),
                 words.const_data_ptr<int64_t>(),
@@ -65,10 +68,16 @@ Events check(const at::Tensor& words, const at::Tensor& begin, const at::Tensor&
                 event_time.has_value(),
                 pointer(event_time),
                 pointer(query_time),
+                scale ? scale->const_data_ptr<float>() : nullptr,
+                0,
                 scores.size(0),
                 scores.size(2),
                 softmax};
   events.layout.check_words(words);
+  if (events.scale) {
+    TORCH_CHECK(scale->size(0) == words.size(0), "a scale of ", scale->size(0), " events, expected ", words.size(0));
+    for (const Chunk& chunk : events.layout.chunks()) events.scaled_chunks += chunk.first_digit < scaled_digits;
+  }
   TORCH_CHECK(scores.size(1) == events.values(), "scores of ", scores.size(1), " values, expected ", events.values());
   for (int64_t m = 0; m < events.queries; ++m) {
     TORCH_CHECK(0 <= events.begin[m] && events.begin[m] <= events.end[m] && events.end[m] <= words.size(0), "query ", m,
@@ -89,43 +98,79 @@ class Window {
     if (e_.has_times) find_gaps(m);
   }
 
-  // Calls f(first_row, num_rows, values) for each column, with values from event t on.
+  // Calls f(first_row, num_rows, values, is_scaled) for each column, with values from event t on; scaled ones come first.
   template <typename F>
   inline void columns(int64_t t, F f) const {
     for (int64_t i = 0; i < e_.layout.num_chunks(); ++i) {
       const Chunk& chunk = e_.layout.chunks()[i];
-      f(chunk.first_row, chunk.radix, values_.data() + i * (end_ - begin_) + (t - begin_));
+      f(chunk.first_row, chunk.radix, values_.data() + i * (end_ - begin_) + (t - begin_), i < e_.scaled_chunks);
     }
-    if (e_.has_times) f(e_.layout.num_rows(), kGapBuckets, gaps_.data() + (t - gaps_begin_));
+    if (e_.has_times) f(e_.layout.num_rows(), kGapBuckets, gaps_.data() + (t - gaps_begin_), false);
   }
 
-  // block[i] = the sum of the rows of a table that event t + i chooses, i < n; four columns at a time, to write less often.
+  // block[i] = the sum of the rows of a table that event t + i chooses, i < n, the scaled ones times its scale; their sum
+  // alone is also kept in ``unscaled``, if that is given.
   template <typename Row>
-  inline void add_rows(const Row* table, int64_t t, int64_t n, Row* block) const {
+  inline void add_rows(const Row* table, int64_t t, int64_t n, Row* block, Row* unscaled = nullptr) const {
+    Adder<Row> adder(block, n);
+    bool scales = e_.scaled_chunks > 0;
+    columns(t, [&](int64_t first, int64_t, const uint16_t* value, bool is_scaled) {
+      if (scales && !is_scaled) {
+        adder.flush();
+        scale(t, n, block, unscaled);
+        scales = false;
+      }
+      adder.add(table + first, value);
+    });
+    adder.flush();
+    if (scales) scale(t, n, block, unscaled);
+    if (adder.is_first) std::fill(block, block + n, Row{});
+  }
+
+ private:
+  // Sums columns into a block, four at a time, to write less often.
+  template <typename Row>
+  struct Adder {
+    Row* block;
+    int64_t n;
+    bool is_first = true;
+    int64_t held = 0;
     const Row* rows[4];
     const uint16_t* values[4];
-    int64_t held = 0;
-    bool is_first = true;
-    const auto add = [&](int64_t count) {
+
+    Adder(Row* block, int64_t n) : block(block), n(n) {}
+
+    inline void add(const Row* row, const uint16_t* value) {
+      rows[held] = row;
+      values[held] = value;
+      if (++held == 4) add_held<4>();
+    }
+
+    inline void flush() {
+      if (held == 1) add_held<1>();
+      if (held == 2) add_held<2>();
+      if (held == 3) add_held<3>();
+    }
+
+    template <int count>
+    inline void add_held() {
       for (int64_t i = 0; i < n; ++i) {
         Row sum = rows[0][values[0][i]];
-        for (int64_t c = 1; c < count; ++c) sum += rows[c][values[c][i]];
+        for (int c = 1; c < count; ++c) sum += rows[c][values[c][i]];
         if (!is_first) sum += block[i];
         block[i] = sum;
       }
       is_first = false;
       held = 0;
-    };
-    columns(t, [&](int64_t first, int64_t, const uint16_t* value) {
-      rows[held] = table + first;
-      values[held] = value;
-      if (++held == 4) add(4);
-    });
-    if (held > 0) add(held);
-    if (is_first) std::fill(block, block + n, Row{});
+    }
+  };
+
+  template <typename Row>
+  inline void scale(int64_t t, int64_t n, Row* block, Row* unscaled) const {
+    if (unscaled) std::copy(block, block + n, unscaled);
+    for (int64_t i = 0; i < n; ++i) block[i] *= e_.scale[t + i];
   }
 
- private:
   void unpack(int64_t m, int64_t last) {
     begin_ = e_.begin[m];
     end_ = e_.end[m];

@@ -101,23 +101,19 @@ class Histogram {
     end_ = rows_ + memory.size();
   }
 
-  // Adds weight(i) of events t + i, i < n, to their rows; n is a multiple of kCopies, or the last events'.
+  // Adds weight(i) of events t + i, i < n, to their rows, times their scale to those that are scaled; n is a multiple of
+  // kCopies, or the last events'.
   template <typename Weight>
-  inline void add(const Window& window, int64_t t, int64_t n, Weight weight) {
+  inline void add(const Window& window, const float* scale, int64_t t, int64_t n, Weight weight) {
     Float* copies = rows_ + num_rows_;
-    window.columns(t, [&](int64_t first, int64_t num_rows, const uint16_t* value) {
-      Float* const rows = rows_ + first;
-      if (num_rows > kFew) {
-        for (int64_t i = 0; i < n; ++i) rows[value[i]] += weight(i);
-        return;
+    window.columns(t, [&](int64_t first, int64_t num_rows, const uint16_t* value, bool is_scaled) {
+      Float* const own = num_rows > kFew ? nullptr : copies;
+      if (own) copies += (kCopies - 1) * num_rows;
+      if (is_scaled) {
+        add_column(rows_ + first, own, num_rows, value, n, [&](int64_t i) { return weight(i) * scale[t + i]; });
+      } else {
+        add_column(rows_ + first, own, num_rows, value, n, weight);
       }
-      Float* const turns[kCopies] = {rows, copies, copies + num_rows, copies + 2 * num_rows};
-      copies += (kCopies - 1) * num_rows;
-      int64_t i = 0;
-      for (; i + kCopies <= n; i += kCopies) {
-        for (int64_t turn = 0; turn < kCopies; ++turn) turns[turn][value[i + turn]] += weight(i + turn);
-      }
-      for (; i < n; ++i) rows[value[i]] += weight(i);
     });
   }
 
@@ -128,7 +124,7 @@ class Histogram {
   // The sums, of all copies; ``t`` is any event of the window.
   Float* sums(const Window& window, int64_t t) {
     Float* copies = rows_ + num_rows_;
-    window.columns(t, [&](int64_t first, int64_t num_rows, const uint16_t*) {
+    window.columns(t, [&](int64_t first, int64_t num_rows, const uint16_t*, bool) {
       for (int64_t copy = 1; num_rows <= kFew && copy < kCopies; ++copy) {
         for (int64_t row = 0; row < num_rows; ++row) rows_[first + row] += *copies++;
       }
@@ -138,6 +134,21 @@ class Histogram {
 
  private:
   static constexpr int64_t kFew = 32, kCopies = 4;
+
+  template <typename Weight>
+  inline void add_column(Float* rows, Float* copies, int64_t num_rows, const uint16_t* value, int64_t n, Weight weight) {
+    if (!copies) {
+      for (int64_t i = 0; i < n; ++i) rows[value[i]] += weight(i);
+      return;
+    }
+    Float* const turns[kCopies] = {rows, copies, copies + num_rows, copies + 2 * num_rows};
+    int64_t i = 0;
+    for (; i + kCopies <= n; i += kCopies) {
+      for (int64_t turn = 0; turn < kCopies; ++turn) turns[turn][value[i + turn]] += weight(i + turn);
+    }
+    for (; i < n; ++i) rows[value[i]] += weight(i);
+  }
+
   int64_t num_rows_;
   Float *rows_, *end_;
 };

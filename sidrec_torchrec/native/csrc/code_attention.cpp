@@ -40,7 +40,7 @@ std::vector<Lanes> cut(const Events& e, int64_t width, bool join_queries) {
   return cuts;
 }
 
-// Calls work(first, last) for shares of the cuts of about equally many events, in parallel.
+// Calls work(first, last, share) for shares of the cuts of about equally many events, in parallel.
 template <typename Work>
 void for_shares(const Events& e, const std::vector<Lanes>& cuts, Work work) {
   const int64_t n = cuts.size();
@@ -53,7 +53,7 @@ void for_shares(const Events& e, const std::vector<Lanes>& cuts, Work work) {
         return std::lower_bound(cost.begin(), cost.end(), cost.back() * i / shares) - cost.begin();
       };
       const int64_t from = border(share), to = share + 1 == shares ? n : border(share + 1);
-      if (from < to) work(cuts.data() + from, cuts.data() + to);
+      if (from < to) work(cuts.data() + from, cuts.data() + to, share);
     }
   });
 }
@@ -86,7 +86,7 @@ void forward(const Events& e, const Lanes& lanes, const Window& window, const fl
       block[t] = e.softmax ? exp<HP>(block[t] - most) : block[t] / (1.0f + exp<HP>(-block[t]));
       sum += block[t];
     }
-    histogram.add(window, begin, n, [&](int64_t t) { return block[t]; });
+    histogram.add(window, e.scale, begin, n, [&](int64_t t) { return block[t]; });
   }
   const bool empty = e.begin[m] == e.end[m];
   if (e.softmax && !empty) histogram.scale(1.0f / sum);
@@ -100,13 +100,17 @@ void forward(const Events& e, const Lanes& lanes, const Window& window, const fl
 
 template <int HP>
 void backward(const Events& e, const Lanes& lanes, const Window& window, const float* scores, const float* grad_mass,
-              const float* lse, const float* shift, float* grad_scores) {
+              const float* lse, const float* shift, float* grad_scores, double* grad_scale) {
   using Float = typename Vec<HP>::Float;
   struct Row {
     Float score, grad;
     void operator+=(const Row& row) {
       score += row.score;
       grad += row.grad;
+    }
+    void operator*=(float scale) {
+      score *= scale;
+      grad *= scale;
     }
   };
   static thread_local std::vector<Row> table;
@@ -121,75 +125,116 @@ void backward(const Events& e, const Lanes& lanes, const Window& window, const f
     return x;
   };
   const Float lse_h = load(lse), shift_h = load(shift);
-  Row block[kBlock];
+  Row block[kBlock], unscaled[kBlock];
   for (int64_t begin = e.begin[m]; begin < e.end[m]; begin += kBlock) {
     const int64_t n = std::min(kBlock, e.end[m] - begin);
-    window.add_rows(table.data(), begin, n, block);
+    window.add_rows(table.data(), begin, n, block, grad_scale ? unscaled : nullptr);
     for (int64_t t = 0; t < n; ++t) {
       const Float score = block[t].score, grad = block[t].grad;
+      Float weight;
       if (e.softmax) {
-        block[t].grad = exp<HP>(score - lse_h) * (grad + shift_h);
+        weight = exp<HP>(score - lse_h);
+        block[t].grad = weight * (grad + shift_h);
       } else {
         const Float sigmoid = 1.0f / (1.0f + exp<HP>(-score));
+        weight = score * sigmoid;
         block[t].grad = grad * sigmoid * (1.0f + score * (1.0f - sigmoid));
       }
+      if (grad_scale) {
+        const Float of_heads = block[t].grad * unscaled[t].score + weight * unscaled[t].grad;
+        float sum = 0;
+        for (int64_t h = 0; h < lanes.heads; ++h) sum += of_heads[h];
+        grad_scale[begin + t] += sum;
+      }
     }
-    histogram.add(window, begin, n, [&](int64_t t) { return block[t].grad; });
+    histogram.add(window, e.scale, begin, n, [&](int64_t t) { return block[t].grad; });
   }
   marginals(e, histogram.sums(window, e.begin[m]), lanes, grad_scores);
 }
 
-// Calls narrow or wide for each cut of up to 4 and up to 8 lanes, in parallel.
-template <typename Narrow, typename Wide>
-void for_lanes(const Events& e, bool join_queries, Narrow narrow, Wide wide) {
-  for_shares(e, cut(e, 8, join_queries), [&](const Lanes* first, const Lanes* last) {
+// Calls work(lanes, window, narrow, share) for each cut, in parallel; narrow ones have up to 4 lanes, the others up to 8.
+template <typename Work>
+void for_lanes(const Events& e, bool join_queries, Work work) {
+  for_shares(e, cut(e, 8, join_queries), [&](const Lanes* first, const Lanes* last, int64_t share) {
     Window window(e);
     for (const Lanes* lanes = first; lanes < last; ++lanes) {
       window.show(lanes->query, (last - 1)->query + 1);
-      lanes->count() <= 4 ? narrow(*lanes, window) : wide(*lanes, window);
+      work(*lanes, window, lanes->count() <= 4, share);
     }
   });
 }
 
+// What the threads add up, each for itself, of numbers that queries of several of them may share.
+class SharedSums {
+ public:
+  explicit SharedSums(int64_t n) : n_(n), of_share_(n ? at::get_num_threads() : 0) {}
+
+  // Zero at first; null if there is nothing to add up.
+  double* of(int64_t share) {
+    if (!n_) return nullptr;
+    if (of_share_[share].empty()) of_share_[share].resize(n_);
+    return of_share_[share].data();
+  }
+
+  // In double precision until here, so that float's bits do not depend on the number of threads, but by the rarest chance.
+  void write(float* out) const {
+    std::vector<double> sums(n_);
+    for (const auto& share : of_share_) {
+      for (size_t i = 0; i < share.size(); ++i) sums[i] += share[i];
+    }
+    std::copy(sums.begin(), sums.end(), out);
+  }
+
+ private:
+  int64_t n_;
+  std::vector<std::vector<double>> of_share_;
+};
+
 std::tuple<at::Tensor, at::Tensor> code_attention(
     const at::Tensor& words, const at::Tensor& begin, const at::Tensor& end, const at::Tensor& scores,
-    const std::optional<at::Tensor>& event_time, const std::optional<at::Tensor>& query_time, at::IntArrayRef radices,
-    at::IntArrayRef digit_words, bool softmax) {
-  const Events e = check(words, begin, end, scores, event_time, query_time, radices, digit_words, softmax);
+    const std::optional<at::Tensor>& event_time, const std::optional<at::Tensor>& query_time,
+    const std::optional<at::Tensor>& scale, at::IntArrayRef radices, at::IntArrayRef digit_words, int64_t scaled_digits,
+    bool softmax) {
+  const Events e =
+      check(words, begin, end, scores, event_time, query_time, scale, radices, digit_words, scaled_digits, softmax);
   at::Tensor mass = at::empty_like(scores), lse = at::empty({e.queries, e.heads}, scores.options());
   const float* s = scores.const_data_ptr<float>();
   float *m = mass.mutable_data_ptr<float>(), *l = lse.mutable_data_ptr<float>();
-  for_lanes(
-      e, true, [&](const Lanes& lanes, const Window& window) { forward<4>(e, lanes, window, s, m, l); },
-      [&](const Lanes& lanes, const Window& window) { forward<8>(e, lanes, window, s, m, l); });
+  for_lanes(e, true, [&](const Lanes& lanes, const Window& window, bool narrow, int64_t) {
+    narrow ? forward<4>(e, lanes, window, s, m, l) : forward<8>(e, lanes, window, s, m, l);
+  });
   return {mass, lse};
 }
 
-at::Tensor code_attention_backward(
+std::tuple<at::Tensor, at::Tensor> code_attention_backward(
     const at::Tensor& words, const at::Tensor& begin, const at::Tensor& end, const at::Tensor& scores,
     const std::optional<at::Tensor>& event_time, const std::optional<at::Tensor>& query_time,
-    const at::Tensor& grad_mass, const at::Tensor& lse, const at::Tensor& shift, at::IntArrayRef radices,
-    at::IntArrayRef digit_words, bool softmax) {
-  const Events e = check(words, begin, end, scores, event_time, query_time, radices, digit_words, softmax);
-  at::Tensor grad = at::empty_like(scores);
+    const std::optional<at::Tensor>& scale, const at::Tensor& grad_mass, const at::Tensor& lse, const at::Tensor& shift,
+    at::IntArrayRef radices, at::IntArrayRef digit_words, int64_t scaled_digits, bool softmax) {
+  const Events e =
+      check(words, begin, end, scores, event_time, query_time, scale, radices, digit_words, scaled_digits, softmax);
+  at::Tensor grad = at::empty_like(scores), grad_scale = at::empty({scale ? words.size(0) : 0}, scores.options());
+  SharedSums sums(grad_scale.size(0));
   const float *s = scores.const_data_ptr<float>(), *g = grad_mass.const_data_ptr<float>();
   const float *l = lse.const_data_ptr<float>(), *d = shift.const_data_ptr<float>();
   float* out = grad.mutable_data_ptr<float>();
-  for_lanes(
-      e, false, [&](const Lanes& lanes, const Window& window) { backward<4>(e, lanes, window, s, g, l, d, out); },
-      [&](const Lanes& lanes, const Window& window) { backward<8>(e, lanes, window, s, g, l, d, out); });
-  return grad;
+  for_lanes(e, false, [&](const Lanes& lanes, const Window& window, bool narrow, int64_t share) {
+    double* own = sums.of(share);
+    narrow ? backward<4>(e, lanes, window, s, g, l, d, out, own) : backward<8>(e, lanes, window, s, g, l, d, out, own);
+  });
+  sums.write(grad_scale.mutable_data_ptr<float>());
+  return {grad, grad_scale};
 }
 
 } // namespace
 
 TORCH_LIBRARY_FRAGMENT(sidrec_cpu, m) {
   m.def("code_attention(Tensor words, Tensor begin, Tensor end, Tensor scores, Tensor? event_time, Tensor? query_time, "
-        "int[] radices, int[] digit_words, bool softmax) -> (Tensor, Tensor)",
+        "Tensor? scale, int[] radices, int[] digit_words, int scaled_digits, bool softmax) -> (Tensor, Tensor)",
         code_attention);
   m.def("code_attention_backward(Tensor words, Tensor begin, Tensor end, Tensor scores, Tensor? event_time, "
-        "Tensor? query_time, Tensor grad_mass, Tensor lse, Tensor shift, int[] radices, int[] digit_words, bool softmax)"
-        " -> Tensor",
+        "Tensor? query_time, Tensor? scale, Tensor grad_mass, Tensor lse, Tensor shift, int[] radices, "
+        "int[] digit_words, int scaled_digits, bool softmax) -> (Tensor, Tensor)",
         code_attention_backward);
 }
 

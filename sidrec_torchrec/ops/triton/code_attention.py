@@ -33,14 +33,17 @@ def code_attention(
     scores_MVH: Tensor,
     event_time_N: Tensor | None,
     query_time_M: Tensor | None,
+    scale_N: Tensor | None,
     radices: Sequence[int],
     digit_words: Sequence[int],
+    scaled_digits: int,
     softmax: bool,
 ) -> tuple[Tensor, Tensor]:
     """See ``ops.code_attention``. Sums by atomic additions: the last bits differ from run to run."""
     there = (begin_M >= 0) & (begin_M <= end_M) & (end_M <= len(words_NW))
     torch._assert_async(there.all(), f"a query reads events that are not there: there are {len(words_NW)}")
-    read = _Read(words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, radices, digit_words)
+    inputs = words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, scale_N
+    read = _Read(*inputs, radices, digit_words, scaled_digits)
     M, _, H = scores_MVH.shape
     with on_device_of(scores_MVH):
         table_MRH = read.expand(scores_MVH)
@@ -55,25 +58,31 @@ def code_attention_backward(
     scores_MVH: Tensor,
     event_time_N: Tensor | None,
     query_time_M: Tensor | None,
+    scale_N: Tensor | None,
     grad_mass_MVH: Tensor,
     lse_MH: Tensor,
     shift_MH: Tensor,
     radices: Sequence[int],
     digit_words: Sequence[int],
+    scaled_digits: int,
     softmax: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """See ``ops.code_attention``. Sums by atomic additions: the last bits differ from run to run."""
-    read = _Read(words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, radices, digit_words)
+    inputs = words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, scale_N
+    read = _Read(*inputs, radices, digit_words, scaled_digits)
+    grad_scale_N = scores_MVH.new_zeros(0 if scale_N is None else len(words_NW))
     with on_device_of(scores_MVH):
         table_MRH, grad_MRH = read.expand(scores_MVH), read.expand(grad_mass_MVH)
-        return read.spread(table_MRH, lse_MH, softmax, grad_MRH, shift_MH)
+        return read.spread(table_MRH, lse_MH, softmax, grad_MRH, shift_MH, grad_scale_N), grad_scale_N
 
 
 class _Read:
     """What a call reads, and how its work is cut into programs: some for each query, an equal share of its events each."""
 
-    def __init__(self, words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, radices, digit_words) -> None:
-        self.tensors = words_NW, begin_M, end_M, event_time_N, query_time_M
+    def __init__(
+        self, words_NW, begin_M, end_M, scores_MVH, event_time_N, query_time_M, scale_N, radices, digit_words, scaled_digits
+    ) -> None:  # fmt: skip
+        self.tensors = words_NW, begin_M, end_M, event_time_N, query_time_M, scale_N
         (N, W), (M, _, self.heads) = words_NW.shape, scores_MVH.shape
         self.table_heads = triton.next_power_of_2(self.heads)
         self.has_times = event_time_N is not None
@@ -87,6 +96,7 @@ class _Read:
         self.constants = {
             "CHUNKS": chunks_of(joined.chunks),
             "NUM_WORDS": W,
+            "SCALED_ROWS": 0 if scale_N is None else _rows_of(joined, scaled_digits),
             "HAS_TIMES": self.has_times,
             "HEADS": self.table_heads,
             "BLOCK": block,
@@ -114,13 +124,17 @@ class _Read:
         softmax: bool,
         grad_MRH: Tensor | None = None,
         shift_MH: Tensor | None = None,
+        grad_scale_N: Tensor | None = None,
     ) -> Tensor:
-        """Sums of weights, or with gradients of the weights those of the scores, by digit and value, [M, V, H]."""
+        """Sums of weights, or with gradients of the weights those of the scores, by digit and value, [M, V, H].
+
+        With gradients, those of the scale are added to ``grad_scale_N``.
+        """
         R = table_MRH.shape[1]
         sums_MRH = torch.zeros_like(table_MRH)
         if sums_MRH.numel():
             _spread[self.grid](
-                *self.tensors, table_MRH, lse_MH, grad_MRH, shift_MH, sums_MRH,
+                *self.tensors, table_MRH, lse_MH, grad_MRH, shift_MH, grad_scale_N, sums_MRH,
                 len(self.tensors[0]), R, self.shares, self.heads, SOFTMAX=softmax, **self.constants,
             )  # fmt: skip
         return sum_rows(sums_MRH, self.marginals, self.heads)
@@ -134,6 +148,11 @@ def _join(digits: CodeLayout, queries: int, heads: int) -> Joined:
         if size <= _TABLE_BYTES and queries * size <= _TABLES_BYTES:
             break
     return joined
+
+
+def _rows_of(joined: Joined, digits: int) -> int:
+    """How many rows the chunks of the first so many digits have."""
+    return sum(joined.chunks.radices[: joined.chunks_of_first(digits)])
 
 
 @triton.jit
@@ -157,25 +176,32 @@ def _gap_row(event_time, query_time, query, event, valid, R):
 
 
 @triton.jit
-def _sum_of_rows(
+def _sums_of_rows(
     table, words, event, valid, gap_row,
-    CHUNKS: tl.constexpr, NUM_WORDS: tl.constexpr, HAS_TIMES: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr, NUM_WORDS: tl.constexpr, SCALED_ROWS: tl.constexpr, HAS_TIMES: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Of the rows the events choose, what the scale multiplies, and the others."""
     head = tl.arange(0, HEADS)[None, :]
-    sum_TH = tl.zeros([BLOCK, HEADS], tl.float32)
+    scaled_TH = tl.zeros([BLOCK, HEADS], tl.float32)
+    others_TH = tl.zeros([BLOCK, HEADS], tl.float32)
     rest = event
     for f in tl.static_range(len(CHUNKS)):
         row, rest = next_chunk(rest, words, event, valid, f, CHUNKS, NUM_WORDS)
-        sum_TH += tl.load(table + row[:, None] * HEADS + head)
+        if CHUNKS[f][2] < SCALED_ROWS:
+            scaled_TH += tl.load(table + row[:, None] * HEADS + head)
+        else:
+            others_TH += tl.load(table + row[:, None] * HEADS + head)
     if HAS_TIMES:
-        sum_TH += tl.load(table + gap_row[:, None] * HEADS + head)
-    return sum_TH
+        others_TH += tl.load(table + gap_row[:, None] * HEADS + head)
+    return scaled_TH, others_TH
 
 
 @triton.jit
 def _log_sum_exp(
-    words, begins, ends, event_time, query_time, tables, lse, N, R, shares, heads,
-    CHUNKS: tl.constexpr, NUM_WORDS: tl.constexpr, HAS_TIMES: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+    words, begins, ends, event_time, query_time, scales, tables, lse, N, R, shares, heads,
+    CHUNKS: tl.constexpr, NUM_WORDS: tl.constexpr, SCALED_ROWS: tl.constexpr, HAS_TIMES: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     query, first, last = _share(begins, ends, N, shares, BLOCK)
     table = tables + query * R * HEADS
@@ -187,7 +213,11 @@ def _log_sum_exp(
         gap_row = event
         if HAS_TIMES:
             gap_row = _gap_row(event_time, query_time, query, event, valid, R)
-        score_TH = _sum_of_rows(table, words, event, valid, gap_row, CHUNKS, NUM_WORDS, HAS_TIMES, HEADS, BLOCK)
+        scaled_TH, score_TH = _sums_of_rows(
+            table, words, event, valid, gap_row, CHUNKS, NUM_WORDS, SCALED_ROWS, HAS_TIMES, HEADS, BLOCK
+        )
+        if SCALED_ROWS:
+            score_TH += scaled_TH * tl.load(scales + event, mask=valid, other=0)[:, None]
         score_TH = tl.where(valid[:, None], score_TH, float("-inf"))
         larger_TH = tl.maximum(most_TH, score_TH)
         sum_TH = sum_TH * tl.exp(most_TH - larger_TH) + tl.exp(score_TH - larger_TH)
@@ -200,9 +230,11 @@ def _log_sum_exp(
 
 @triton.jit
 def _spread(
-    words, begins, ends, event_time, query_time, tables, lse, grads, shift, sums, N, R, shares, heads,
+    words, begins, ends, event_time, query_time, scales, tables, lse, grads, shift, grad_scales, sums,
+    N, R, shares, heads,
     SOFTMAX: tl.constexpr,
-    CHUNKS: tl.constexpr, NUM_WORDS: tl.constexpr, HAS_TIMES: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr, NUM_WORDS: tl.constexpr, SCALED_ROWS: tl.constexpr, HAS_TIMES: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     query, first, last = _share(begins, ends, N, shares, BLOCK)
     table = tables + query * R * HEADS
@@ -217,21 +249,39 @@ def _spread(
         gap_row = event
         if HAS_TIMES:
             gap_row = _gap_row(event_time, query_time, query, event, valid, R)
-        score_TH = _sum_of_rows(table, words, event, valid, gap_row, CHUNKS, NUM_WORDS, HAS_TIMES, HEADS, BLOCK)
+        unscaled_TH, score_TH = _sums_of_rows(
+            table, words, event, valid, gap_row, CHUNKS, NUM_WORDS, SCALED_ROWS, HAS_TIMES, HEADS, BLOCK
+        )
+        scale_T1 = tl.full([BLOCK, 1], 1, tl.float32)
+        if SCALED_ROWS:
+            scale_T1 = tl.load(scales + event, mask=valid, other=0)[:, None]
+            score_TH += unscaled_TH * scale_T1
         if SOFTMAX:
-            out_TH = tl.exp(score_TH - lse_1H)
-            slope_TH = out_TH
+            weight_TH = tl.exp(score_TH - lse_1H)
+            slope_TH = weight_TH
         else:
             sigmoid_TH = 1 / (1 + tl.exp(-score_TH))
-            out_TH = score_TH * sigmoid_TH
+            weight_TH = score_TH * sigmoid_TH
             slope_TH = sigmoid_TH * (1 + score_TH * (1 - sigmoid_TH))
+        out_TH = weight_TH
         if grads is not None:
             grad = grads + query * R * HEADS
-            grad_TH = _sum_of_rows(grad, words, event, valid, gap_row, CHUNKS, NUM_WORDS, HAS_TIMES, HEADS, BLOCK)
+            unscaled_grad_TH, grad_TH = _sums_of_rows(
+                grad, words, event, valid, gap_row, CHUNKS, NUM_WORDS, SCALED_ROWS, HAS_TIMES, HEADS, BLOCK
+            )
+            if SCALED_ROWS:
+                grad_TH += unscaled_grad_TH * scale_T1
             out_TH = slope_TH * (grad_TH + shift_1H)
+            if SCALED_ROWS:
+                of_scale_TH = tl.where(head < heads, out_TH * unscaled_TH + weight_TH * unscaled_grad_TH, 0)
+                tl.atomic_add(grad_scales + event, tl.sum(of_scale_TH, 1), mask=valid, sem="relaxed")
+        scaled_out_TH = out_TH * scale_T1
         rest = event
         for f in tl.static_range(len(CHUNKS)):
             row, rest = next_chunk(rest, words, event, valid, f, CHUNKS, NUM_WORDS)
-            tl.atomic_add(sums + row[:, None] * HEADS + head, out_TH, mask=valid[:, None], sem="relaxed")
+            if CHUNKS[f][2] < SCALED_ROWS:
+                tl.atomic_add(sums + row[:, None] * HEADS + head, scaled_out_TH, mask=valid[:, None], sem="relaxed")
+            else:
+                tl.atomic_add(sums + row[:, None] * HEADS + head, out_TH, mask=valid[:, None], sem="relaxed")
         if HAS_TIMES:
             tl.atomic_add(sums + gap_row[:, None] * HEADS + head, out_TH, mask=valid[:, None], sem="relaxed")

@@ -38,7 +38,12 @@ class SideArm(Arm):
         self._words = {feature: map_rows(sid.path) for feature, sid in by_feature.items()}
         self.sids = tuple(
             SIDEConfig(
-                name=feature, feature_names=[feature], codec=sid.codec, mode=config.side_mode, learned=self.learned
+                name=feature,
+                feature_names=[feature],
+                codec=sid.codec,
+                mode=config.side_mode,
+                learned=self.learned,
+                digit_dropout=0.0 if self.learned else config.digit_dropout,
             )
             for feature, sid in by_feature.items()
         )

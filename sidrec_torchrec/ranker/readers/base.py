@@ -16,6 +16,7 @@ from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.registry import Registry
 from sidrec_torchrec.side.expansion import OfCodec, SIDEConfig
+from sidrec_torchrec.side.layer_norm_map import LayerNormMap
 
 
 class Queries(nn.Module):
@@ -43,26 +44,22 @@ class Queries(nn.Module):
         return torch.cat([own_S1D, self.seeds_KD.expand(*q_SD.shape[:-1], -1, -1)], dim=-2)
 
 
-class ItemVectors(nn.Module):
-    """An arm's item features to item vectors: a linear map plus a perceptron, normalized.
+class ItemVectors(LayerNormMap):
+    """An arm's item features to item vectors; in training, a share of a vector's components is dropped.
 
     Args:
         items_dim: width of the features.
-        hidden: of the perceptron.
         dim: width D of the vectors.
-        dropout: share of a vector's components dropped in training.
+        dropout: the share.
     """
 
-    def __init__(self, items_dim: int, hidden: int, dim: int, dropout: float) -> None:
-        super().__init__()
-        self.linear = nn.Linear(items_dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(items_dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
-        self.norm = nn.LayerNorm(dim)
+    def __init__(self, items_dim: int, dim: int, dropout: float) -> None:
+        super().__init__(items_dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features_NE: Tensor) -> Tensor:
-        """float [N, D]."""
-        return self.dropout(self.norm(self.linear(features_NE) + self.mlp(features_NE)))
+        """float [N, D] of float [N, E]."""
+        return self.dropout(super().forward(features_NE))
 
 
 class PackedSIDs(nn.Module):
@@ -124,7 +121,6 @@ class Reader(nn.Module, ABC):
     Attributes:
         reads_codes: whether it reads packed SIDs, which have no gradient; else vectors.
         unservable: why ``ServingRanker`` cannot ask it, to follow "this ranker"; None if it can, by ``serve``.
-        vectors: the arm's features to item vectors.
         queries: what each target asks.
         spec: of the SIDs that a reader of codes reads.
     """
@@ -142,7 +138,6 @@ class Reader(nn.Module, ABC):
         device: torch.device,
     ) -> None:
         super().__init__()
-        self.vectors = ItemVectors(items_dim, config.item_hidden, config.dim, config.dropout).to(device)
         self.queries = Queries(config.learned_queries, config.dim).to(device)
 
     @classmethod

@@ -59,5 +59,5 @@ class BlockReader(nn.Module):
         for block in self.blocks:
             x_BTD = block(x_BTD, gaps_BTT, history.layout.is_entry_BT)
         x_KD = self.norm(history.layout.jagged(x_BTD))
-        newest_SPD = history.pool(self.attention, self.older.queries(q_SD), targets, x_KD, x_KD)
+        newest_SPD = history.pool(self.attention, self.older.queries(q_SD), targets, x_KD)
         return q_SD, torch.cat([older_SPD, newest_SPD], dim=1)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.ranker.config import RankerConfig
-from sidrec_torchrec.ranker.readers.base import READERS, Reader, Requests
+from sidrec_torchrec.ranker.readers.base import READERS, ItemVectors, Reader, Requests
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.side.code_attention import CodeAttention
 from sidrec_torchrec.side.expansion import SIDEConfig
@@ -40,12 +40,13 @@ class CodeReader(Reader):
             config.num_heads,
             side_information={"action": num_actions},
             time_gaps=True,
+            vectors=ItemVectors(items_dim, config.dim, config.dropout),
             device=device,
         )
 
     def item_vectors(self, items: Tensor | None, event_K: Tensor) -> Tensor:
         assert items is not None  # SIDs always travel
-        return self.vectors(self.attention.events(items[event_K]))
+        return self.attention.vectors(self.attention.events(items[event_K]))
 
     def forward(self, batch: RankBatch, items: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
         assert items is not None
@@ -66,7 +67,7 @@ class CodeReader(Reader):
         words_NW, buckets_N1, time_N = requests.history_NW, requests.action_N.unsqueeze(1), requests.time_N
         offsets_B1, request_M, time_B = requests.offsets_B1, requests.request_M, requests.request_time_B
         seeds_KD = self.queries.seeds_KD
-        q_MD = self.vectors(self.attention.events(requests.candidate_MW))
+        q_MD = self.attention.vectors(self.attention.events(requests.candidate_MW))
         begin_M, end_M = requests.ranges
         pooled_MPD = self.attention(q_MD, words_NW, begin_M, end_M, buckets_N1, time_N, time_B[request_M]).unsqueeze(1)
         if seeds_KD is None:

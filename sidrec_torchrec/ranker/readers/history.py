@@ -40,15 +40,11 @@ class PaddedHistory:
         """Time-gap bucket from each of these times back to each event, int32 [B, M, T]."""
         return gap_bucket(time_BM.unsqueeze(2) - self.time_BT.unsqueeze(1))
 
-    def pool(
-        self, attention: TargetAttention, query_SPD: Tensor, targets: Targets, items_KD: Tensor, events_KD: Tensor
-    ) -> Tensor:
+    def pool(self, attention: TargetAttention, query_SPD: Tensor, targets: Targets, items_KD: Tensor) -> Tensor:
         """What each target's queries pool of the events before it, float [S, P, D]."""
         asks = RowLayout.of(self.batch.num_targets_B)
         time_BM, order_BM = (asks.pad(x_N[targets.event_S]) for x_N in (self.batch.timestamp_N, self.batch.order_N))
         reads_BMT = self.layout.is_entry_BT.unsqueeze(1) & (self.order_BT.unsqueeze(1) < order_BM.unsqueeze(2))
-        items_BTD, events_BTD = self.layout.pad(items_KD), self.layout.pad(events_KD)
-        pooled_BMPD = attention(
-            asks.pad(query_SPD), items_BTD, events_BTD, self.action_BT, self.gaps(time_BM), reads_BMT
-        )
+        items_BTD, gaps_BMT = self.layout.pad(items_KD), self.gaps(time_BM)
+        pooled_BMPD = attention(asks.pad(query_SPD), items_BTD, self.action_BT, gaps_BMT, reads_BMT)
         return asks.jagged(pooled_BMPD)

@@ -1,12 +1,12 @@
 """A reader of vectors of all events."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.ranker.attention import TargetAttention
 from sidrec_torchrec.ranker.config import RankerConfig
-from sidrec_torchrec.ranker.readers.base import READERS, Reader
+from sidrec_torchrec.ranker.readers.base import READERS, ItemVectors, Reader
 from sidrec_torchrec.ranker.readers.history import PaddedHistory
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.side.expansion import SIDEConfig
@@ -30,8 +30,7 @@ class VectorReader(Reader):
         device: torch.device,
     ) -> None:
         super().__init__(config, items_dim, sid, num_actions, device)
-        self.action = nn.Embedding(num_actions, config.dim)
-        self.norm = nn.LayerNorm(config.dim)
+        self.vectors = ItemVectors(items_dim, config.dim, config.dropout)
         self.attention = TargetAttention(config.dim, config.num_heads, num_actions)
         self.to(device)
 
@@ -43,7 +42,6 @@ class VectorReader(Reader):
 
     def forward(self, batch: RankBatch, items: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
         x_ND = self.item_vectors(items, torch.arange(len(batch.action_N), device=batch.action_N.device))
-        q_SD, x_VD = x_ND[targets.event_S], x_ND[targets.visible_V]
-        events_VD = self.norm(x_VD + self.action(batch.action_N[targets.visible_V]))
+        q_SD = x_ND[targets.event_S]
         history = PaddedHistory.of(batch, targets.visible_V)
-        return q_SD, history.pool(self.attention, self.queries(q_SD), targets, x_VD, events_VD)
+        return q_SD, history.pool(self.attention, self.queries(q_SD), targets, x_ND[targets.visible_V])

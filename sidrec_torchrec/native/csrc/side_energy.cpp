@@ -1,0 +1,130 @@
+// Squared norms of sums of table rows on CPU, and the gradient of the table; side_energy.py says what they compute.
+
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <cstring>
+#include <vector>
+
+#include "codes.h"
+#include "vec.h"
+
+namespace sidrec {
+namespace {
+
+constexpr int64_t kLanes = 8;
+constexpr int64_t kEvents = 256; // events at a time, whose chunk values stay in L1
+using Float = Vec<kLanes>::Float;
+
+// The table with rows of whole vectors: [R, width], zero beyond the columns there are.
+at::Tensor padded(const at::Tensor& table) {
+  const int64_t rest = table.size(1) % kLanes;
+  return rest ? at::constant_pad_nd(table, {0, kLanes - rest}) : table;
+}
+
+// Calls work(t, row of each chunk) for the events from .. to - 1.
+template <typename Work>
+void for_events(const Layout& layout, const at::Tensor& words, int64_t from, int64_t to, Work work) {
+  const int64_t F = layout.num_chunks();
+  std::vector<uint16_t> values(F * kEvents);
+  std::vector<int64_t> rows(F);
+  for (int64_t begin = from; begin < to; begin += kEvents) {
+    const int64_t n = std::min(kEvents, to - begin);
+    layout.unpack(words.const_data_ptr<int64_t>(), words.size(1), begin, begin + n, values.data(), kEvents);
+    for (int64_t t = 0; t < n; ++t) {
+      for (int64_t f = 0; f < F; ++f) rows[f] = layout.chunks()[f].first_row + values[f * kEvents + t];
+      work(begin + t, rows.data());
+    }
+  }
+}
+
+// The sum of a SID's rows, N vectors from column d on.
+template <int N>
+inline void add_rows(const float* table, int64_t width, const int64_t* rows, int64_t num_rows, int64_t d, Float* sum) {
+  for (int i = 0; i < N; ++i) sum[i] = Float{};
+  for (int64_t f = 0; f < num_rows; ++f) {
+    const float* row = table + rows[f] * width + d;
+    for (int i = 0; i < N; ++i) {
+      Float x;
+      std::memcpy(&x, row + i * kLanes, sizeof(x));
+      sum[i] += x;
+    }
+  }
+}
+
+// Calls work(d, sum of the rows' vector at column d) for each vector of columns.
+template <typename Work>
+inline void for_columns(const float* table, int64_t width, const int64_t* rows, int64_t num_rows, Work work) {
+  Float sum[8];
+  int64_t d = 0;
+  for (; d + 8 * kLanes <= width; d += 8 * kLanes) {
+    add_rows<8>(table, width, rows, num_rows, d, sum);
+    for (int i = 0; i < 8; ++i) work(d + i * kLanes, sum[i]);
+  }
+  for (; d < width; d += kLanes) {
+    add_rows<1>(table, width, rows, num_rows, d, sum);
+    work(d, sum[0]);
+  }
+}
+
+at::Tensor side_energy(const at::Tensor& words, const at::Tensor& table, at::IntArrayRef radices,
+                       at::IntArrayRef chunk_words) {
+  const Layout layout(radices, chunk_words, 0);
+  layout.check_words(words);
+  TORCH_CHECK(table.size(0) == layout.num_rows(), "a table of ", table.size(0), " rows, expected ", layout.num_rows());
+  const at::Tensor wide = padded(table), out = at::empty({words.size(0)}, table.options());
+  const float* in = wide.const_data_ptr<float>();
+  const int64_t width = wide.size(1);
+  float* energy = out.mutable_data_ptr<float>();
+  at::parallel_for(0, words.size(0), 4 * kEvents, [&](int64_t from, int64_t to) {
+    for_events(layout, words, from, to, [&](int64_t t, const int64_t* rows) {
+      Float squares{};
+      for_columns(in, width, rows, layout.num_chunks(), [&](int64_t, Float x) { squares += x * x; });
+      float sum = 0;
+      for (int i = 0; i < kLanes; ++i) sum += squares[i];
+      energy[t] = sum;
+    });
+  });
+  return out;
+}
+
+// Threads share out the columns, so that no two add to one number.
+at::Tensor side_energy_backward(const at::Tensor& words, const at::Tensor& table, const at::Tensor& grad,
+                                at::IntArrayRef radices, at::IntArrayRef chunk_words) {
+  const Layout layout(radices, chunk_words, 0);
+  layout.check_words(words);
+  const at::Tensor wide = padded(table);
+  at::Tensor sums = at::zeros_like(wide);
+  const float *in = wide.const_data_ptr<float>(), *g = grad.const_data_ptr<float>();
+  float* out = sums.mutable_data_ptr<float>();
+  const int64_t width = wide.size(1), F = layout.num_chunks();
+  at::parallel_for(0, width / kLanes, 1, [&](int64_t from, int64_t to) {
+    const int64_t first = from * kLanes;
+    for_events(layout, words, 0, words.size(0), [&](int64_t t, const int64_t* rows) {
+      const float twice = 2 * g[t];
+      for (int64_t d = first; d < to * kLanes; d += kLanes) {
+        Float x[1];
+        add_rows<1>(in, width, rows, F, d, x);
+        x[0] *= twice;
+        for (int64_t f = 0; f < F; ++f) {
+          float* row = out + rows[f] * width + d;
+          Float sum;
+          std::memcpy(&sum, row, sizeof(sum));
+          sum += x[0];
+          std::memcpy(row, &sum, sizeof(sum));
+        }
+      }
+    });
+  });
+  return sums.slice(1, 0, table.size(1)).contiguous();
+}
+
+} // namespace
+
+TORCH_LIBRARY_FRAGMENT(sidrec_cpu, m) {
+  m.def("side_energy(Tensor words, Tensor table, int[] radices, int[] chunk_words) -> Tensor", side_energy);
+  m.def("side_energy_backward(Tensor words, Tensor table, Tensor grad, int[] radices, int[] chunk_words) -> Tensor",
+        side_energy_backward);
+}
+
+} // namespace sidrec
