@@ -13,6 +13,7 @@ import torch
 
 from sidrec_torchrec.ops import code_attention as attention
 from sidrec_torchrec.ops import side_decode as decode
+from sidrec_torchrec.ops import top_events as top
 from sidrec_torchrec.ops.kernels import register
 
 
@@ -62,3 +63,6 @@ code_attention = _on_cuda(attention.code_attention, reference=attention.referenc
 code_attention_backward = _on_cuda(
     attention.code_attention_backward, reference=attention.reference_backward, **_ATTENTION
 )(kernel("code_attention.code_attention_backward"))
+top_events = _on_cuda(top.top_events, reference=top.reference, check=top.check, values=3, dtypes=(torch.float32,))(
+    kernel("top_events.top_events")
+)
