@@ -1,6 +1,7 @@
 """The operators in Triton, which comes with torch's CUDA builds, for CUDA; compiled at first use, per layout of SIDs.
 
-Deterministic algorithms (``torch.use_deterministic_algorithms``) keep to the reference, since the kernels add atomically.
+Deterministic algorithms (``torch.use_deterministic_algorithms``) keep to the reference where kernels add atomically: in all
+but ``top_events``.
 """
 
 import importlib
@@ -63,6 +64,12 @@ code_attention = _on_cuda(attention.code_attention, reference=attention.referenc
 code_attention_backward = _on_cuda(
     attention.code_attention_backward, reference=attention.reference_backward, **_ATTENTION
 )(kernel("code_attention.code_attention_backward"))
-top_events = _on_cuda(top.top_events, reference=top.reference, check=top.check, values=3, dtypes=(torch.float32,))(
-    kernel("top_events.top_events")
-)
+top_events = register(
+    top.top_events,
+    "cuda",
+    reference=top.reference,
+    values=3,
+    dtypes=(torch.float32,),
+    is_usable=lambda: problem() is None,
+    check=top.check,
+)(kernel("top_events.top_events"))

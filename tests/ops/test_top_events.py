@@ -182,6 +182,14 @@ def test_a_scale_changes_the_order():
     assert one_digit([2.0, -4.0, 2.0, 1.0], 2, scaled_digits=99) == ([0, 2], [2.0, 2.0])
 
 
+@pytest.mark.parametrize("heads", [1, 3, 5, 8])
+def test_scales_that_are_not_finite(heads):
+    case = TopCase("onehot:4*7", heads=heads, events=300, k=100, scaled=True)
+    case.tensors[-1][::7] = torch.inf
+    case.tensors[-1][::5] = torch.nan
+    assert_same(case.run(), case.reference())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_scale_of_another_dtype_is_read_as_the_scores_are(dtype):
     case = TopCase("onehot:300,ternary*50", scaled=True, whole=True)

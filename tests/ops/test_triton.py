@@ -9,7 +9,7 @@ import torch
 
 from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.packing import SIDSpec
-from sidrec_torchrec.ops import code_attention, cuda, side_decode
+from sidrec_torchrec.ops import code_attention, cuda, side_decode, top_events
 from sidrec_torchrec.ops.kernels import kernel_runs
 from tests.ops.test_code_attention import SOFTMAX, TIMES, Case, assert_equal
 from tests.ops.test_side_decode import arguments, make_inputs
@@ -120,6 +120,13 @@ class TestTopEvents:
         zero = torch.zeros_like(begin)
         event, score = cuda.top_events(words[:0], zero, zero, scores, *others, *case.layout)
         assert (event == -1).all() and (score == -torch.inf).all()
+
+    def test_runs_where_results_must_be_deterministic(self, triton):
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert kernel_runs(top_events.top_events, "cuda", torch.float32)
+        finally:
+            torch.use_deterministic_algorithms(False)
 
     def test_events_that_are_not_there_are_refused(self, triton):
         words, begin, end, *others = move(TopCase("ternary*25").tensors)

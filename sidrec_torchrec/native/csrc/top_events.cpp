@@ -1,7 +1,7 @@
 // The events with the highest scores on CPU; top_events.py says which, and in which order scores are added.
 //
-// Scores are made as code_attention.cpp makes them, a block of events at a time for up to 8 heads or queries that read the
-// same. Few events of a block beat the K-th best so far: they are gathered until there are 2K, of which K stay.
+// Scores are made as code_attention.cpp makes them, a block of events at a time for up to 8 heads, or queries that read the
+// same. Few events of a block beat the K-th best so far: those are gathered until there are 2K, of which K stay.
 
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -23,7 +23,6 @@ namespace sidrec {
 namespace {
 
 constexpr int64_t kBlock = 128;       // events whose scores are held at a time
-constexpr int64_t kStep = 8;          // events compared at a time
 constexpr int64_t kChunkLimit = 256;  // as layout.py has it: other chunks would round otherwise
 constexpr int64_t kMostEvents = std::numeric_limits<uint32_t>::max(); // of a query: places have 32 bits of a key
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
@@ -60,22 +59,27 @@ class Best {
   bool add(int64_t key) {
     keys_.push_back(key);
     if (static_cast<int64_t>(keys_.size()) < 2 * k_) return false;
-    std::nth_element(keys_.begin(), keys_.begin() + k_ - 1, keys_.end(), std::greater<int64_t>());
-    keys_.resize(k_);
+    keep(k_);
     return true;
   }
 
   // The least score of those left, just after ``add`` returned true.
-  float bound() const { return score_of(keys_[k_ - 1]); }
+  float bound() const { return score_of(keys_.back()); }
 
   const std::vector<int64_t>& sorted() {
-    const int64_t n = std::min<int64_t>(k_, keys_.size());
-    std::partial_sort(keys_.begin(), keys_.begin() + n, keys_.end(), std::greater<int64_t>());
-    keys_.resize(n);
+    keep(std::min<int64_t>(k_, keys_.size()));
+    std::sort(keys_.begin(), keys_.end(), std::greater<int64_t>());
     return keys_;
   }
 
  private:
+  void keep(int64_t n) {
+    if (n < static_cast<int64_t>(keys_.size())) {
+      std::nth_element(keys_.begin(), keys_.begin() + n - 1, keys_.end(), std::greater<int64_t>());
+      keys_.resize(n);
+    }
+  }
+
   int64_t k_ = 1;
   std::vector<int64_t> keys_;
 };
@@ -90,7 +94,7 @@ struct Call {
   float* score_MKH;
 };
 
-// A function of its own, which nothing is inlined with: a product and a sum rounded at once would not be the reference's.
+// Not inlined: the compiler would round each product and the sum it goes into at once, which the reference does not.
 template <typename Float>
 __attribute__((noinline)) void multiply(Float* block, const float* scale, int64_t n) {
   for (int64_t i = 0; i < n; ++i) block[i] *= scale[i];
@@ -107,12 +111,14 @@ void score(const Window& window, const Float* table, const Call& call, int64_t t
   });
 }
 
+// A mask as a byte per lane, 255 or 0.
 template <typename Int>
-bool any(Int mask) {
-  uint64_t parts[sizeof(Int) / 8], all = 0;
-  std::memcpy(parts, &mask, sizeof(mask));
-  for (uint64_t part : parts) all |= part;
-  return all != 0;
+uint64_t bytes_of(Int mask) {
+  typedef int8_t Bytes __attribute__((vector_size(sizeof(Int) / 4)));
+  const Bytes bytes = __builtin_convertvector(mask, Bytes);
+  uint64_t number = 0;
+  std::memcpy(&number, &bytes, sizeof(bytes));
+  return number;
 }
 
 template <int HP>
@@ -123,27 +129,28 @@ void choose(const Events& e, const Lanes& lanes, const Window& window, const Cal
   static thread_local Best best[HP];
   table.resize(e.rows());
   expand(e, call.scores, lanes, table.data(), 1);
-  Float block[kBlock], bound = Float{} + kInfinity; // of lanes that are not there; nothing beats it
-  for (int64_t i = 0; i < lanes.count(); ++i) {
-    best[i].clear(call.k);
-    bound[i] = kNaN;
-  }
-  const auto beats = [&](Float score) { return ~(score <= bound); }; // all do if the bound is NaN, and any NaN
+  for (Best& lane : best) lane.clear(call.k);
+  const uint64_t used = ~uint64_t{0} >> (64 - 8 * lanes.count()); // lanes, as bytes
+  uint64_t takers[kBlock];
+  int64_t taken[kBlock];
+  Float block[kBlock], bound = Float{} + kNaN; // nothing is at most NaN, so all events are taken
   const int64_t begin = e.begin[lanes.query], end = e.end[lanes.query];
   for (int64_t t = begin; t < end; t += kBlock) {
     const int64_t n = std::min(kBlock, end - t);
     score(window, table.data(), call, t, n, block);
-    for (int64_t step = 0; step < n; step += kStep) {
-      const int64_t last = std::min(n, step + kStep);
-      Int some{};
-      for (int64_t i = step; i < last; ++i) some |= beats(block[i]);
-      if (!any(some)) continue;
-      for (int64_t i = step; i < last; ++i) {
-        const Int own = beats(block[i]);
-        if (!any(own)) continue;
-        for (int64_t lane = 0; lane < lanes.count(); ++lane) {
-          if (own[lane] && best[lane].add(key_of(block[i][lane], t - begin + i))) bound[lane] = best[lane].bound();
-        }
+    // all comparisons first, then the few events that some lane takes: a branch for each event would be guessed wrong often
+    for (int64_t i = 0; i < n; ++i) takers[i] = used & bytes_of(~(block[i] <= bound));
+    int64_t num_taken = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      taken[num_taken] = i;
+      num_taken += takers[i] != 0;
+    }
+    for (int64_t j = 0; j < num_taken; ++j) {
+      const int64_t i = taken[j];
+      for (uint64_t lanes_left = takers[i]; lanes_left != 0;) {
+        const int64_t lane = __builtin_ctzll(lanes_left) / 8;
+        lanes_left ^= uint64_t{0xff} << 8 * lane;
+        if (best[lane].add(key_of(block[i][lane], t - begin + i))) bound[lane] = best[lane].bound();
       }
     }
   }
@@ -158,8 +165,8 @@ void choose(const Events& e, const Lanes& lanes, const Window& window, const Cal
   }
 }
 
-// Vectors of at most 8 lanes: some heads of a query, or all heads of queries that read the same.
-std::vector<Lanes> cut_for_choice(const Events& e) {
+// What is computed as vectors of at most 8 lanes: some heads of a query, or all heads of queries that read the same.
+std::vector<Lanes> groups(const Events& e) {
   constexpr int64_t kWidth = 8;
   std::vector<Lanes> cuts;
   const auto same = [&](int64_t a, int64_t b) {
@@ -204,7 +211,7 @@ std::tuple<at::Tensor, at::Tensor> top_events(const at::Tensor& words, const at:
     call.scale = scale->const_data_ptr<float>();
     for (const Chunk& chunk : e.layout.chunks()) call.scaled_chunks += chunk.first_digit < scaled_digits;
   }
-  const std::vector<Lanes> cuts = cut_for_choice(e);
+  const std::vector<Lanes> cuts = groups(e);
   at::parallel_for(0, cuts.size(), 1, [&](int64_t first, int64_t last) {
     Window window(e);
     for (int64_t i = first; i < last; ++i) {

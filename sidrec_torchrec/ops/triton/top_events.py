@@ -36,7 +36,7 @@ def top_events(
     scaled_digits: int,
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    """See ``ops.top_events``. Waits for the GPU once: the longest history says how much memory is needed."""
+    """See ``ops.top_events``. Waits for the GPU: the longest history says how much memory is needed."""
     check_ranges(words_NW, begin_M, end_M)
     M, _, H = scores_MVH.shape
     event_MKH = begin_M.new_empty(M, k, H)
