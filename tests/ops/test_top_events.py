@@ -129,13 +129,16 @@ def test_kernel_equals_the_reference_to_the_last_bit(**options):
 def test_long_histories():
     case = TopCase("ternary*25", heads=3, events=10_000, queries=5, k=64, scaled=True)
     assert_same(case.run(), case.reference())
-    for tensor in (case.tensors[3], -case.tensors[3]):
-        # scores that rise with time beat all before them; scores that fall, none
-        rising = tensor.zero_()
-        rising[:, :3] = torch.arange(3.0).view(1, 3, 1)
-        words_NW = case.tensors[0].sort(0).values
-        arguments = words_NW, *case.tensors[1:3], rising, None, None, None, *case.layout
-        assert_same(top_events(*arguments), reference(*arguments))
+    # scores as the sorted words themselves: rising, each event beats all before it; falling, none does
+    words_NW = case.tensors[0].sort(0).values
+    number_V1 = (3.0 ** torch.arange(24, -1, -1).unsqueeze(1) * torch.arange(3)).view(-1, 1)
+    for sign in (1, -1):
+        scores_MVH = (sign * number_V1).expand_as(case.tensors[3])
+        arguments = words_NW, *case.tensors[1:3], scores_MVH, None, None, None, *case.layout
+        event, score = top_events(*arguments)
+        assert_same((event, score), reference(*arguments))
+        last = range(9_999, 9_935, -1)
+        assert event[0, :, 0].sort().values.tolist() == (sorted(last) if sign > 0 else list(range(64)))
 
 
 def one_digit(scores, k, **others):
