@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as below
     from sidrec_torchrec.fusion.tokenizer import Tokenizer
     from sidrec_torchrec.ops.code_attention import code_attention
     from sidrec_torchrec.ops.side_decode import side_decode
+    from sidrec_torchrec.ops.top_events import top_events
     from sidrec_torchrec.ranker.arms import Arm, ArmConfig
     from sidrec_torchrec.ranker.config import RankerConfig
     from sidrec_torchrec.ranker.model import Ranker
@@ -55,6 +56,7 @@ _PUBLIC = {
     "fusion.tokenizer": ["Tokenizer"],
     "ops.code_attention": ["code_attention"],
     "ops.side_decode": ["side_decode"],
+    "ops.top_events": ["top_events"],
     "ranker.arms": ["Arm", "ArmConfig"],
     "ranker.config": ["RankerConfig"],
     "ranker.model": ["Ranker"],

@@ -67,7 +67,7 @@ def reference(
     check(*inputs, radices, digit_words, scaled_digits, softmax)
     joined = CodeLayout(tuple(radices), tuple(digit_words)).join()
     pairs = _Pairs.of(words_NW, begin_M, end_M, event_time_N, query_time_M, scale_N, joined, scaled_digits)
-    score_PH = pairs.scores(_expand(scores_MVH, joined))
+    score_PH = pairs.scores(expand(scores_MVH, joined))
     M, _, H = scores_MVH.shape
     if not softmax:
         weight_PH = torch.nn.functional.silu(score_PH)
@@ -116,7 +116,7 @@ def reference_backward(
     check(*inputs, radices, digit_words, scaled_digits, softmax)
     joined = CodeLayout(tuple(radices), tuple(digit_words)).join()
     pairs = _Pairs.of(words_NW, begin_M, end_M, event_time_N, query_time_M, scale_N, joined, scaled_digits)
-    table_MRH, grad_MRH = _expand(scores_MVH, joined), _expand(grad_mass_MVH, joined)
+    table_MRH, grad_MRH = expand(scores_MVH, joined), expand(grad_mass_MVH, joined)
     score_PH, grad_PH = pairs.scores(table_MRH), pairs.scores(grad_MRH)
     if softmax:
         weight_PH = (score_PH - lse_MH[pairs.query_P]).exp()
@@ -214,7 +214,7 @@ class _Pairs:
         return self._sum_rows(table_MRH, self.rows_PC[:, : self.scaled])
 
     def masses(self, weight_PH: Tensor, M: int, joined: Joined) -> Tensor:
-        """[M, V, H]: the adjoint of ``_expand`` and ``scores``."""
+        """[M, V, H]: the adjoint of ``expand`` and ``scores``."""
         R = joined.chunks.num_values
         rows = R + (GAP_BUCKETS if self.rows_PC.shape[1] > len(joined.counts) else 0)
         flat = weight_PH.new_zeros(M * rows, weight_PH.shape[1])
@@ -232,7 +232,7 @@ class _Pairs:
         return sum_PH
 
 
-def _expand(scores_MVH: Tensor, joined: Joined) -> Tensor:
+def expand(scores_MVH: Tensor, joined: Joined) -> Tensor:
     """[M, R, H]: a row per chunk and value; the rows of time gaps stay as they are."""
     V = joined.digits.num_values
     return torch.cat([joined.expand(scores_MVH[:, :V]), scores_MVH[:, V:]], dim=1)

@@ -12,6 +12,7 @@ from sidrec_torchrec.ops import code_attention as attention
 from sidrec_torchrec.ops import greedy as search
 from sidrec_torchrec.ops import side_decode as decode
 from sidrec_torchrec.ops import side_energy as energy
+from sidrec_torchrec.ops import top_events as top
 from sidrec_torchrec.ops.kernels import register
 
 _on_cpu = partial(register, device_type="cpu", is_usable=build.is_available)
@@ -63,3 +64,10 @@ def code_attention_backward(*inputs) -> tuple[Tensor, Tensor]:
 def greedy(*inputs) -> tuple[Tensor, Tensor]:
     """See ``ops.greedy``."""
     return torch.ops.sidrec_cpu.greedy(*inputs)
+
+
+@_on_cpu(top.top_events, reference=top.reference, check=top.check, values=3, dtypes=(torch.float32,))
+def top_events(words, begin, end, scores, event_time, query_time, scale, *layout_and_k) -> tuple[Tensor, Tensor]:
+    """See ``ops.top_events``."""
+    scale = None if scale is None else scale.float()
+    return torch.ops.sidrec_cpu.top_events(words, begin, end, scores, event_time, query_time, scale, *layout_and_k)

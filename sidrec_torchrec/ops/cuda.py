@@ -1,6 +1,7 @@
 """The operators in Triton, which comes with torch's CUDA builds, for CUDA; compiled at first use, per layout of SIDs.
 
-Deterministic algorithms (``torch.use_deterministic_algorithms``) keep to the reference, since the kernels add atomically.
+Deterministic algorithms (``torch.use_deterministic_algorithms``) keep to the reference where kernels add atomically: in all
+but ``top_events``.
 """
 
 import importlib
@@ -13,6 +14,7 @@ import torch
 
 from sidrec_torchrec.ops import code_attention as attention
 from sidrec_torchrec.ops import side_decode as decode
+from sidrec_torchrec.ops import top_events as top
 from sidrec_torchrec.ops.kernels import register
 
 
@@ -62,3 +64,12 @@ code_attention = _on_cuda(attention.code_attention, reference=attention.referenc
 code_attention_backward = _on_cuda(
     attention.code_attention_backward, reference=attention.reference_backward, **_ATTENTION
 )(kernel("code_attention.code_attention_backward"))
+top_events = register(
+    top.top_events,
+    "cuda",
+    reference=top.reference,
+    values=3,
+    dtypes=(torch.float32,),
+    is_usable=lambda: problem() is None,
+    check=top.check,
+)(kernel("top_events.top_events"))

@@ -87,14 +87,16 @@ class Joined:
         """How many chunks the first so many digits make up.
 
         Raises:
-            ValueError: if one of the chunks has others, too.
+            ValueError: if there are not so many, or one of the chunks has others, too.
         """
         if digits == 0:
             return 0
         for chunks, joined in enumerate(itertools.accumulate(self.counts), start=1):
             if joined == digits:
                 return chunks
-        raise ValueError(f"the first {digits} of {len(self.digits.radices)} digits share a word with others")
+        raise ValueError(
+            f"the first {digits} of {len(self.digits.radices)} digits do not end where a chunk of them does"
+        )
 
     def expand(self, values_VH: Tensor) -> Tensor:
         """Rows of chunks from rows of digits: a chunk's row is the sum of its digits'.

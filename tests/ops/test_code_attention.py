@@ -268,7 +268,7 @@ def test_bad_input_is_refused():
         ValueError, match=r"the scale is torch.float32 of shape \(699,\), expected torch.float32, one per"
     ):
         code_attention(words, begin, end, scores, None, None, torch.ones(699), *case.digits, True)
-    with pytest.raises(ValueError, match="the first 7 of 25 digits share a word with others"):
+    with pytest.raises(ValueError, match="the first 7 of 25 digits do not end where a chunk of them does"):
         code_attention(words, begin, end, scores, None, None, torch.ones(700), *layout[1:3], 7, True)
 
 

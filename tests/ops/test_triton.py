@@ -9,10 +9,11 @@ import torch
 
 from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.packing import SIDSpec
-from sidrec_torchrec.ops import code_attention, cuda, side_decode
+from sidrec_torchrec.ops import code_attention, cuda, side_decode, top_events
 from sidrec_torchrec.ops.kernels import kernel_runs
 from tests.ops.test_code_attention import SOFTMAX, TIMES, Case, assert_equal
 from tests.ops.test_side_decode import arguments, make_inputs
+from tests.ops.test_top_events import TopCase, assert_same
 
 OPERATORS = (side_decode.side_decode, code_attention.code_attention)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,6 +76,62 @@ class TestSideDecode:
         # one column per chunk: a row of another chunk, or of none, would not give a one in each
         table_RF = torch.repeat_interleave(torch.eye(5), torch.tensor(radices), dim=0)
         assert run_decode(words_NW, table_RF, chunks).eq(1).all()
+
+
+class TestTopEvents:
+    @pytest.mark.parametrize("stages", STAGES)
+    @pytest.mark.parametrize("times", [False, True])
+    @pytest.mark.parametrize("scaled", [False, True])
+    def test_equals_the_reference_to_the_last_bit(self, triton, stages, times, scaled):
+        check_top_events(TopCase(stages, events=300, queries=5, times=times, scaled=scaled))
+
+    @pytest.mark.parametrize("heads", [1, 3, 13])
+    def test_any_number_of_heads(self, triton, heads):
+        check_top_events(TopCase("ternary*6", heads=heads, events=130, queries=4))
+
+    def test_equal_scores_and_places_left_over(self, triton):
+        check_top_events(TopCase("onehot:4*3", events=200, queries=6, k=250, whole=True))
+
+    def test_queries_that_do_not_fit_at_once(self, triton, monkeypatch):
+        monkeypatch.setattr("sidrec_torchrec.ops.triton.top_events._BYTES", 20_000)
+        check_top_events(TopCase("ternary*6", events=200, queries=17, times=True, scaled=True))
+
+    def test_nan_infinities_and_zeros(self, triton):
+        case = TopCase("ternary*3", heads=1, events=200, k=200)
+        case.tensors[3][:, :5, 0] = torch.tensor([torch.nan, -torch.inf, torch.inf, 0.0, -0.0])
+        check_top_events(case)
+
+    def test_words_out_of_range_read_rows_of_the_right_chunks(self, triton):
+        numbers = [-1, 1 << 62, torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max, 1 << 31]
+        words_NW = torch.tensor([[a, b] for a in numbers for b in numbers])
+        radices, digit_words = [100, 243, 7, 300, 9], [0, 0, 0, 1, 1]
+        # a power of 16 per digit: a row of another, or of none, would not give 1 + 16 + 256 + 4096 + 65536
+        powers_VH = (16.0 ** torch.arange(5)).repeat_interleave(torch.tensor(radices)).view(1, -1, 1)
+        tensors = words_NW, torch.tensor([0]), torch.tensor([25]), powers_VH, None, None, None
+        event, score = cuda.top_events(*move(tensors), radices, digit_words, 0, 25)
+        assert event.flatten().tolist() == list(range(25))
+        assert score.eq(0x11111).all()
+
+    def test_no_queries_and_no_events(self, triton):
+        case = TopCase("ternary*25", queries=3)
+        words, begin, end, scores, *others = move(case.tensors)
+        event, score = cuda.top_events(words, begin[:0], end[:0], scores[:0], *others, *case.layout)
+        assert event.shape == score.shape == (0, 20, 2)
+        zero = torch.zeros_like(begin)
+        event, score = cuda.top_events(words[:0], zero, zero, scores, *others, *case.layout)
+        assert (event == -1).all() and (score == -torch.inf).all()
+
+    def test_runs_where_results_must_be_deterministic(self, triton):
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert kernel_runs(top_events.top_events, "cuda", torch.float32)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def test_events_that_are_not_there_are_refused(self, triton):
+        words, begin, end, *others = move(TopCase("ternary*25").tensors)
+        with pytest.raises(RuntimeError, match="reads events that are not there"):
+            cuda.top_events(words, begin, end + 1, *others, [3] * 25, [0] * 25, 25, 5)
 
 
 class TestCodeAttention:
@@ -211,6 +268,10 @@ def check_attention(case, softmax):
     actual = [x.cpu() for x in cuda.code_attention_backward(*given, *case.digits, softmax)]
     gradients = grad_mass.double(), lse, shift.double()
     assert_equal(actual, code_attention.reference_backward(*case.doubles, *gradients, *case.digits, softmax))
+
+
+def check_top_events(case):
+    assert_same([x.cpu() for x in cuda.top_events(*move(case.tensors), *case.layout)], case.reference())
 
 
 def move(tensors, device=DEVICE):
