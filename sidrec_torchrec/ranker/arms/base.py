@@ -88,11 +88,14 @@ class ArmInputs:
         vectors: per source, a ``.npy`` of float16 [num_items, d], of root mean square 1; zeros where missing. Empty unless
             the arm needs vectors.
         sids: SIDs by tokenizer: one for all sources, or one per source. Empty unless the arm needs SIDs.
+        training_events: a ``.npy`` of int64 [num_items], how many real events training has of each item; no other event is
+            counted. None unless the arm ``counts_events``.
     """
 
     num_items: int
     vectors: dict[str, Path] = field(default_factory=dict)
     sids: dict[str, SIDArray] = field(default_factory=dict)
+    training_events: Path | None = None
 
 
 class Arm(ABC):
@@ -105,6 +108,7 @@ class Arm(ABC):
     Attributes:
         needs: what ``inputs`` must hold.
         tokenizers: which tokenizers make its SIDs by default, if it needs SIDs.
+        counts_events: whether ``inputs`` must also say how often training has each item.
         travels_as_codes: whether its SIDs can be read in code space. An instance that can be has one of them in ``sids``.
         is_base: whether it is what the gains of the others are relative to.
         keys: keys of the batch's item KJT.
@@ -127,6 +131,7 @@ class Arm(ABC):
 
     needs: ClassVar[Needs] = Needs.NOTHING
     tokenizers: ClassVar[Tokenizers] = Tokenizers.FUSED
+    counts_events: ClassVar[bool] = False
     travels_as_codes: ClassVar[bool] = False
     is_base: ClassVar[bool] = False
 
