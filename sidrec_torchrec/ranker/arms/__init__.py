@@ -5,6 +5,7 @@ from sidrec_torchrec.ranker.arms.content import NoneArm, RawArm
 from sidrec_torchrec.ranker.arms.ids import IdArm
 from sidrec_torchrec.ranker.arms.ngram import AllNgramArm, PrefixNgramArm
 from sidrec_torchrec.ranker.arms.open import open_arm
+from sidrec_torchrec.ranker.arms.pieces import PiecesArm
 from sidrec_torchrec.ranker.arms.side import HybridArm, LearnedSideArm, SideArm
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LearnedSideArm",
     "Needs",
     "NoneArm",
+    "PiecesArm",
     "PrefixNgramArm",
     "RawArm",
     "SIDArray",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.codec.packing import word_names
 from sidrec_torchrec.errors import check_at_least, check_share
 from sidrec_torchrec.registry import Registry
 from sidrec_torchrec.side.expansion import MODES, SIDEConfig
@@ -29,9 +30,10 @@ class ArmConfig:
 
     Args:
         side_mode: what SIDE turns a SID into, ``digits`` or ``decoded``.
-        table_dim: width of learned item tables (``id``, ``hybrid`` and n-grams); a multiple of 4, as fbgemm needs.
+        table_dim: width of learned item tables (``id``, ``hybrid``, n-grams and pieces); a multiple of 4, as fbgemm needs.
         ngram_rows: rows of each SID's table of n-grams.
         ngram_depth: longest n-gram, in digits; 0 for all.
+        piece_rows: rows of each SID's table of pieces: one for each value of each digit, one for none, the others merged.
         coarse_ids: rows of the hybrid arm's table, at most; the longest prefix of the SID that has no more values.
         table_dropout: share of events whose learned rows are dropped whole in training, so that the ranker also learns
             to do without: tables give zeros (which unseen items have), ``learned-side`` the rows it started with.
@@ -42,13 +44,14 @@ class ArmConfig:
     table_dim: int = 64
     ngram_rows: int = 65_536
     ngram_depth: int = 0
+    piece_rows: int = 8_192
     coarse_ids: int = 4_096
     table_dropout: float = 0.35
     digit_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "ngram_depth")
-        check_at_least(self, 1, "ngram_rows", "coarse_ids")
+        check_at_least(self, 1, "ngram_rows", "piece_rows", "coarse_ids")
         check_share(self, "table_dropout", "digit_dropout")
         if self.table_dim < 4 or self.table_dim % 4:  # fbgemm wants table rows of whole 16 bytes
             raise ValueError(f"table_dim must be a multiple of 4, got {self.table_dim}")
@@ -77,6 +80,20 @@ class SIDArray:
 
     path: Path
     codec: Codec
+
+
+def sid_columns(words: Mapping[str, np.ndarray], item_N: np.ndarray) -> dict[str, pa.Array]:
+    """Columns of a log that keeps packed SIDs as they are.
+
+    Args:
+        words: of all items by tokenizer, int64 [num_items, W] each.
+        item_N: rows of the item file, int32.
+    """
+    return {
+        column: pa.array(word_N)
+        for name, words_IW in words.items()
+        for column, word_N in zip(word_names(name, words_IW.shape[1]), words_IW[item_N].T, strict=True)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
