@@ -52,12 +52,17 @@ def test_every_arm_learns(arm, corpus, prepared, sids, tmp_path):
     assert result["test"]["targets_all"] == result["test"]["targets_warm"] + result["test"]["targets_cold"]
     kjt = {"none": 0, "raw": 2 * (12 + 8), "prefix-ngram": 16, "side": 8, "learned-side": 8, "hybrid": 16, "id": 8}
     kjt["all-ngram"] = 24  # two digits: each alone, and both
-    kjt["pieces"] = 16  # as many as digits
+    kjt |= {
+        "pieces": 16,
+        "hashed-id": 16,
+        "projected": 20,
+    }  # two digits; two hashes; all 12 + 8 components, a byte each
     assert result["bytes_per_event_kjt"] == kjt[arm]
     # id: a row of 16 floats per item; prefix-ngram: 200 rows; side: two chunks of 243 values of 16 floats at most
     tables = {"none": (0, 0), "raw": (0, 0), "id": (7680, 7680), "prefix-ngram": (12800, 12800), "side": (1, 35_000)}
     tables["all-ngram"] = tables["prefix-ngram"]
     tables["pieces"] = (30 * 16 * 4, 30 * 16 * 4)
+    tables |= {"hashed-id": tables["prefix-ngram"], "projected": (20 * 4, 20 * 4)}  # a scale per component
     tables["learned-side"] = (2, 70_000)  # and the rows they started with
     tables["hybrid"] = (2187 * 16 * 4, 2187 * 16 * 4 + 35_000)  # 7 trits, and SIDE
     assert tables[arm][0] <= result["table_bytes"] <= tables[arm][1]
@@ -110,7 +115,7 @@ def train_here(config: TrainRankerConfig) -> dict:
     return train_ranker.main(config)
 
 
-@pytest.mark.parametrize("arm", ["side", "learned-side", "hybrid", "prefix-ngram", "pieces"])
+@pytest.mark.parametrize("arm", ["side", "learned-side", "hybrid", "prefix-ngram", "pieces", "hashed-id"])
 def test_two_processes_equal_one(arm, corpus, prepared, sids, tmp_path, run_distributed):
     """Same global batches, so the same training up to rounding and, off here, dropout; NE within 1e-4."""
     # Two wide user tables: each goes whole to one process, and the other's checkpoint does without it.

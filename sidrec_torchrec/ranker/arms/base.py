@@ -30,8 +30,8 @@ class ArmConfig:
 
     Args:
         side_mode: what SIDE turns a SID into, ``digits`` or ``decoded``.
-        table_dim: width of learned item tables (``id``, ``hybrid``, n-grams and pieces); a multiple of 4, as fbgemm needs.
-        ngram_rows: rows of each SID's table of n-grams.
+        table_dim: width of learned item tables (``id``, ``hashed-id``, ``hybrid``, n-grams and pieces); a multiple of 4, as fbgemm needs.
+        ngram_rows: rows of each hashed table: of a SID's n-grams, and of ``hashed-id``.
         ngram_depth: longest n-gram, in digits; 0 for all.
         piece_rows: rows of each SID's table of pieces: one for each value of each digit, one for none, the others merged.
         coarse_ids: rows of the hybrid arm's table, at most; the longest prefix of the SID that has no more values.
