@@ -13,6 +13,7 @@ from sidrec_torchrec.study.plans import TokenizerPlan, Variant
 BASE = "none"
 TRADITIONAL = "prefix n-grams"  # of residual codes of content: traditional SIDs
 TOLD_TRADITIONAL = "prefix n-grams of our tokenizer"  # what users do has told its residual codes, too
+PIECES = "pieces of residual codes"
 OURS = "side"
 CROSS = "side on residual codes"
 
@@ -72,8 +73,11 @@ class Entries:
     def __iter__(self) -> Iterator[Entry]:
         yield _entry(BASE, "none", "none")
         yield Entry(family="raw", variant=Variant(name="raw", arm="raw", sources=self.sources))
+        yield Entry(family="raw", variant=Variant(name="raw as 32 int8", arm="projected", sources=self.sources))
         yield _entry("id", "id", "id")
+        yield _entry("id", "id, hashed to 65,536 rows", "hashed-id", arm_options=ArmConfig(ngram_rows=65_536))
         yield from self._traditional()
+        yield from self._in_pieces()
         yield from self._side()
 
     def _traditional(self) -> Iterator[Entry]:
@@ -83,6 +87,13 @@ class Entries:
         yield _ngrams("all n-grams, RQ 256x3 per source", *self._residual(256, 3), arm="all-ngram")
         for what, plan in self._fused_residual().items():
             yield _ngrams(f"prefix n-grams, RQ 256x5 {what}", plan)
+
+    def _in_pieces(self) -> Iterator[Entry]:
+        """Codes of content in pieces: from single digits, 769 rows of 256x3, to where every item may be one, as an id is."""
+        for codewords, depth, rows in ((256, 3, 769), (256, 3, 1_024), (256, 3, 8_192), (256, 6, 8_192)):
+            name = f"pieces, {rows:,} rows, RQ {codewords}x{depth} per source"
+            plans = self._residual(codewords, depth)
+            yield _entry(PIECES, name, "pieces", *plans, arm_options=ArmConfig(piece_rows=rows))
 
     def _residual(self, codewords: int, depth: int) -> Iterator[TokenizerPlan]:
         """A residual tokenizer of each source, of content alone."""
@@ -116,6 +127,8 @@ class Entries:
             plan = self._trits(count, collaborative=True)
             yield _ours(f"LearnedSIDE, {count} trits, collaborative", plan, arm="learned-side")
         yield _ours("hybrid, 25 trits + 2,187 rows, collaborative", told, arm="hybrid")
+        many_rows = ArmConfig(coarse_ids=65_536)  # for 10^5 items: a learned row per prefix of 10 trits
+        yield _ours("hybrid, 25 trits + 59,049 rows, collaborative, tuned", best, arm="hybrid", options=many_rows)
         for arm in ("side", "learned-side"):
             name = f"code-space attention, {arm}, 25 trits, collaborative, tuned"
             yield _ours(name, best, arm=arm, model=RankerConfig(attention="codes"))

@@ -24,7 +24,7 @@ def write_vectors(data: Path, source: str, path: Path) -> None:
     write_rows(path, (items.num_items, items.source_dims[source]), np.float16, batches)
 
 
-def write_rows(path: Path, shape: tuple[int, int], dtype: type, batches: Iterator[np.ndarray]) -> None:
+def write_rows(path: Path, shape: tuple[int, ...], dtype: type, batches: Iterator[np.ndarray]) -> None:
     """Writes batches of rows one after another as one ``.npy`` of ``shape``, whole or not at all."""
     with atomic_path(path) as temporary, row_writer(temporary, shape, dtype) as write:
         for batch in batches:

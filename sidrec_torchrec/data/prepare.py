@@ -43,7 +43,7 @@ from sidrec_torchrec.data.format import (
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.parquet import is_multi_label
-from sidrec_torchrec.data.sequences import Sequence, sequence_schema, to_record_batch
+from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences, sequence_schema, to_record_batch
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS, check_tasks
 from sidrec_torchrec.errors import DataError, check_at_least, check_share
 from sidrec_torchrec.files import atomic_path, read_json, write_json
@@ -138,6 +138,21 @@ class Prepared:
     def seen(self) -> np.ndarray:
         """Whether an item occurs in training, bool [num_items], mapped from disk."""
         return map_rows(self.folder / SEEN_FILE)
+
+    def training_events(self) -> np.ndarray:
+        """How many real events training has of each item, int64 [num_items]; sampled negatives are none.
+
+        Raises:
+            DataError: if the training sequences are missing, broken or cut short.
+        """
+        counts = np.zeros(self.num_items, np.int64)
+        with open_sequences(self.path("train")) as file:
+            for group in range(file.num_row_groups):
+                for row in from_table(file.read_row_group(group)):
+                    # Its targets alone: the events before them are the targets of the user's other rows.
+                    first = len(row) - row.num_targets
+                    np.add.at(counts, row.item[first:][row.visible[first:]], 1)
+        return counts
 
     def check_items(self, data: Path) -> None:
         """Refuses another item file than the sequences' rows point into.

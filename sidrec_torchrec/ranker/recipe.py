@@ -60,8 +60,17 @@ class RankerRecipe(RankerTrainingConfig, JobConfig):
         Args:
             prepared: other sequences of the same items; None for its own.
         """
-        opened = open_prepared(prepared or self.prepared)
-        arm = open_arm(self.arm, self.arm_options, data=self.data, prepared=opened, sources=self.source, sids=self.sids)
+        own = open_prepared(self.prepared)
+        opened = open_prepared(prepared) if prepared else own
+        arm = open_arm(
+            self.arm,
+            self.arm_options,
+            data=self.data,
+            prepared=opened,
+            sources=self.source,
+            sids=self.sids,
+            trained_on=own,
+        )
         return RankerParts(self, opened, arm)
 
 

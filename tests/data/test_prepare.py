@@ -78,6 +78,21 @@ def test_cold_items_never_train_and_seen_tells_them(tmp_path):
     assert not set(cold_ids) & set(item_ids[trained])
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_training_events_are_those_of_training_users_before_their_test(labels, tmp_path):
+    events = write_corpus(tmp_path / "data", labels=labels).to_pylist()
+    config = PrepareConfig(max_history=8, targets_per_row=5, validation_fraction=0.3, cold_fraction=0.25)
+    prepared = prepare(tmp_path / "data", tmp_path / "out", config)
+    training = {row.user_id for row in rows_of(prepared, "train")}
+    cold = set(pq.read_table(prepared.folder / "cold_items.parquet")["item_id"].to_pylist())
+    expected: Counter = Counter()
+    for user in training:
+        own = [event["item_id"] for event in events if event["user_id"] == user]
+        expected.update(item for item in own[: len(own) - round(0.2 * len(own))] if item not in cold)
+    item_ids = pq.read_table(tmp_path / "data" / "items.parquet")["item_id"].to_pylist()
+    assert prepared.training_events().tolist() == [expected[item] for item in item_ids]
+
+
 def test_validation_users_do_not_train(tmp_path):
     write_corpus(tmp_path / "data")
     prepared = prepare(tmp_path / "data", tmp_path / "out", PrepareConfig(validation_fraction=0.4))

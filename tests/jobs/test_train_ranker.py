@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -13,7 +14,7 @@ from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError, SidrecError
 from sidrec_torchrec.jobs import evaluate, train_ranker
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
-from sidrec_torchrec.ranker.arms import ARMS, ArmConfig
+from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, Tokenizers
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.readers import READERS
 from sidrec_torchrec.training.checkpoints import BEST, LAST, Checkpoints
@@ -31,11 +32,11 @@ def make_config(
         prepared=prepared,
         out=out,
         arm=arm,
-        sids=(sids["text" if arm.endswith("ngram") else "side"],),
+        sids=(sids["text" if ARMS[arm].tokenizers is Tokenizers.PER_SOURCE else "side"],),
         epochs=2,
         batch_events=1024,
         model=SMALL,
-        arm_options=ArmConfig(table_dim=16, ngram_rows=200),
+        arm_options=ArmConfig(table_dim=16, ngram_rows=200, piece_rows=30),
     )
     return dataclasses.replace(config, **changes)
 
@@ -51,10 +52,17 @@ def test_every_arm_learns(arm, corpus, prepared, sids, tmp_path):
     assert result["test"]["targets_all"] == result["test"]["targets_warm"] + result["test"]["targets_cold"]
     kjt = {"none": 0, "raw": 2 * (12 + 8), "prefix-ngram": 16, "side": 8, "learned-side": 8, "hybrid": 16, "id": 8}
     kjt["all-ngram"] = 24  # two digits: each alone, and both
+    kjt |= {
+        "pieces": 16,
+        "hashed-id": 16,
+        "projected": 20,
+    }  # two digits; two hashes; all 12 + 8 components, a byte each
     assert result["bytes_per_event_kjt"] == kjt[arm]
     # id: a row of 16 floats per item; prefix-ngram: 200 rows; side: two chunks of 243 values of 16 floats at most
     tables = {"none": (0, 0), "raw": (0, 0), "id": (7680, 7680), "prefix-ngram": (12800, 12800), "side": (1, 35_000)}
     tables["all-ngram"] = tables["prefix-ngram"]
+    tables["pieces"] = (30 * 16 * 4, 30 * 16 * 4)
+    tables |= {"hashed-id": tables["prefix-ngram"], "projected": (20 * 4, 20 * 4)}  # a scale per component
     tables["learned-side"] = (2, 70_000)  # and the rows they started with
     tables["hybrid"] = (2187 * 16 * 4, 2187 * 16 * 4 + 35_000)  # 7 trits, and SIDE
     assert tables[arm][0] <= result["table_bytes"] <= tables[arm][1]
@@ -107,13 +115,13 @@ def train_here(config: TrainRankerConfig) -> dict:
     return train_ranker.main(config)
 
 
-@pytest.mark.parametrize("arm", ["side", "learned-side", "hybrid", "prefix-ngram"])
+@pytest.mark.parametrize("arm", ["side", "learned-side", "hybrid", "prefix-ngram", "pieces", "hashed-id"])
 def test_two_processes_equal_one(arm, corpus, prepared, sids, tmp_path, run_distributed):
     """Same global batches, so the same training up to rounding and, off here, dropout; NE within 1e-4."""
     # Two wide user tables: each goes whole to one process, and the other's checkpoint does without it.
     changes = {
         "model": dataclasses.replace(SMALL, dim=64),
-        "arm_options": ArmConfig(table_dim=16, ngram_rows=200, table_dropout=0, digit_dropout=0),
+        "arm_options": ArmConfig(table_dim=16, ngram_rows=200, piece_rows=30, table_dropout=0, digit_dropout=0),
     }
     one = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "one", arm, **changes))
     results = run_distributed(train_here, 2, make_config(corpus, prepared, sids, tmp_path / "two", arm, **changes))
@@ -180,6 +188,9 @@ def test_refusals(corpus, prepared, sids, tmp_path):
         train_ranker.main(
             dataclasses.replace(config, arm="prefix-ngram", sids=both[1:], arm_options=deep, out=tmp_path / "c")
         )
+    few = ArmConfig(piece_rows=16)
+    with pytest.raises(SidrecError, match="pieces of the SIDs 'text': num_rows must be 17 at least.*raise piece_rows"):
+        train_ranker.main(dataclasses.replace(config, arm="pieces", sids=both[1:], arm_options=few, out=tmp_path / "c"))
     codes = dataclasses.replace(SMALL, attention="codes")
     with pytest.raises(SidrecError, match="attention to codes reads one SID of each event; this arm has 2"):
         train_ranker.main(dataclasses.replace(config, arm="side", sids=both, model=codes, out=tmp_path / "c"))
@@ -247,6 +258,17 @@ def test_candidate_never_sees_its_own_label(corpus, prepared, sids, tmp_path):
             first_N = last_N - batch.lengths_B + 1
             batch.action_N[first_N] = 1 - batch.action_N[first_N]
             assert not torch.allclose(before.prediction, model(batch)[1].prediction)
+
+
+def test_pieces_stay_those_of_training_on_other_sequences(corpus, prepared, sids, tmp_path):
+    other = prepare(corpus, tmp_path / "other", PrepareConfig(seed=1)).folder
+    config = make_config(corpus, prepared, sids, tmp_path / "run", "pieces")
+    train_ranker.main(config)
+    item_N = np.arange(120, dtype=np.int32)
+    own, tested = (config.open(folder).arm.values(item_N)["text_pieces"] for folder in (None, other))
+    anew = dataclasses.replace(config, prepared=other).open().arm.values(item_N)["text_pieces"]
+    assert own.equal(tested) and not own.equal(anew)
+    assert 0 < evaluate.main(evaluate.EvaluateConfig(ranker=config.out, prepared=other))["ne_all"] < 1.1
 
 
 @pytest.mark.parametrize("arm", ["none", "side"])

@@ -31,13 +31,15 @@ def make_sids(folder: Path, stages: str) -> SIDArray:
 
 def make_inputs(kind: type[Arm], folder: Path, num_sids: int = 1) -> ArmInputs:
     """What it needs and no more."""
-    np.save(folder / "text.npy", np.zeros((ITEMS, 6), np.float16))
+    np.save(folder / "text.npy", np.random.default_rng(0).normal(size=(ITEMS, 6)).astype(np.float16))
+    np.save(folder / "events.npy", np.arange(ITEMS))
     stages = "ternary*45" if kind.tokenizers is Tokenizers.FUSED else "onehot:8*3"
     sids = {f"tokenizer-{i}": make_sids(folder, stages) for i in range(num_sids)}
     return ArmInputs(
         num_items=ITEMS,
         vectors={"text": folder / "text.npy"} if kind.needs is Needs.VECTORS else {},
         sids=sids if kind.needs is Needs.SIDS else {},
+        training_events=folder / "events.npy" if kind.counts_events else None,
     )
 
 

@@ -2,9 +2,12 @@
 
 from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray, Tokenizers
 from sidrec_torchrec.ranker.arms.content import NoneArm, RawArm
+from sidrec_torchrec.ranker.arms.hashed import HashedIdArm
 from sidrec_torchrec.ranker.arms.ids import IdArm
 from sidrec_torchrec.ranker.arms.ngram import AllNgramArm, PrefixNgramArm
 from sidrec_torchrec.ranker.arms.open import open_arm
+from sidrec_torchrec.ranker.arms.pieces import PiecesArm
+from sidrec_torchrec.ranker.arms.projected import ProjectedArm
 from sidrec_torchrec.ranker.arms.side import HybridArm, LearnedSideArm, SideArm
 
 __all__ = [
@@ -13,12 +16,15 @@ __all__ = [
     "Arm",
     "ArmConfig",
     "ArmInputs",
+    "HashedIdArm",
     "HybridArm",
     "IdArm",
     "LearnedSideArm",
     "Needs",
     "NoneArm",
+    "PiecesArm",
     "PrefixNgramArm",
+    "ProjectedArm",
     "RawArm",
     "SIDArray",
     "SideArm",

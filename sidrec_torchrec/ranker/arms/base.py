@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.codec.packing import word_names
 from sidrec_torchrec.errors import check_at_least, check_share
 from sidrec_torchrec.registry import Registry
 from sidrec_torchrec.side.expansion import MODES, SIDEConfig
@@ -29,9 +30,10 @@ class ArmConfig:
 
     Args:
         side_mode: what SIDE turns a SID into, ``digits`` or ``decoded``.
-        table_dim: width of learned item tables (``id``, ``hybrid`` and n-grams); a multiple of 4, as fbgemm needs.
-        ngram_rows: rows of each SID's table of n-grams.
+        table_dim: width of learned item tables (``id``, ``hashed-id``, ``hybrid``, n-grams and pieces); a multiple of 4, as fbgemm needs.
+        ngram_rows: rows of each hashed table: of a SID's n-grams, and of ``hashed-id``.
         ngram_depth: longest n-gram, in digits; 0 for all.
+        piece_rows: rows of each SID's table of pieces: one for each value of each digit, one for none, the others merged.
         coarse_ids: rows of the hybrid arm's table, at most; the longest prefix of the SID that has no more values.
         table_dropout: share of events whose learned rows are dropped whole in training, so that the ranker also learns
             to do without: tables give zeros (which unseen items have), ``learned-side`` the rows it started with.
@@ -42,13 +44,14 @@ class ArmConfig:
     table_dim: int = 64
     ngram_rows: int = 65_536
     ngram_depth: int = 0
+    piece_rows: int = 8_192
     coarse_ids: int = 4_096
     table_dropout: float = 0.35
     digit_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "ngram_depth")
-        check_at_least(self, 1, "ngram_rows", "coarse_ids")
+        check_at_least(self, 1, "ngram_rows", "piece_rows", "coarse_ids")
         check_share(self, "table_dropout", "digit_dropout")
         if self.table_dim < 4 or self.table_dim % 4:  # fbgemm wants table rows of whole 16 bytes
             raise ValueError(f"table_dim must be a multiple of 4, got {self.table_dim}")
@@ -79,6 +82,20 @@ class SIDArray:
     codec: Codec
 
 
+def sid_columns(words: Mapping[str, np.ndarray], item_N: np.ndarray) -> dict[str, pa.Array]:
+    """Columns of a log that keeps packed SIDs as they are.
+
+    Args:
+        words: of all items by tokenizer, int64 [num_items, W] each.
+        item_N: rows of the item file, int32.
+    """
+    return {
+        column: pa.array(word_N)
+        for name, words_IW in words.items()
+        for column, word_N in zip(word_names(name, words_IW.shape[1]), words_IW[item_N].T, strict=True)
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArmInputs:
     """What arms are made of: arrays mapped from disk, one row per row of the item file.
@@ -88,11 +105,14 @@ class ArmInputs:
         vectors: per source, a ``.npy`` of float16 [num_items, d], of root mean square 1; zeros where missing. Empty unless
             the arm needs vectors.
         sids: SIDs by tokenizer: one for all sources, or one per source. Empty unless the arm needs SIDs.
+        training_events: a ``.npy`` of int64 [num_items], how many real events training has of each item; no other event is
+            counted. None unless the arm ``counts_events``.
     """
 
     num_items: int
     vectors: dict[str, Path] = field(default_factory=dict)
     sids: dict[str, SIDArray] = field(default_factory=dict)
+    training_events: Path | None = None
 
 
 class Arm(ABC):
@@ -105,6 +125,7 @@ class Arm(ABC):
     Attributes:
         needs: what ``inputs`` must hold.
         tokenizers: which tokenizers make its SIDs by default, if it needs SIDs.
+        counts_events: whether ``inputs`` must also say how often training has each item.
         travels_as_codes: whether its SIDs can be read in code space. An instance that can be has one of them in ``sids``.
         is_base: whether it is what the gains of the others are relative to.
         keys: keys of the batch's item KJT.
@@ -127,6 +148,7 @@ class Arm(ABC):
 
     needs: ClassVar[Needs] = Needs.NOTHING
     tokenizers: ClassVar[Tokenizers] = Tokenizers.FUSED
+    counts_events: ClassVar[bool] = False
     travels_as_codes: ClassVar[bool] = False
     is_base: ClassVar[bool] = False
 

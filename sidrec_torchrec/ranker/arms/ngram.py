@@ -9,10 +9,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from sidrec_torchrec.codec.packing import word_names
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray, Tokenizers
+from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray, Tokenizers, sid_columns
 from sidrec_torchrec.ranker.arms.modules import RowDropout
 from sidrec_torchrec.side.ngram import AllNgram, NgramVectors, PrefixNgram
 
@@ -40,11 +39,7 @@ class _NgramArm(Arm, ABC):
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
         # A log keeps the code itself; its n-grams are made when the batch is.
-        return {
-            column: pa.array(word_N)
-            for name, words in self._words.items()
-            for column, word_N in zip(word_names(name, words.shape[1]), words[item_N].T, strict=True)
-        }
+        return sid_columns(self._words, item_N)
 
     def module(self, device: torch.device) -> nn.Module:
         tables = NgramVectors(self._ngrams, embedding_dim=self._config.table_dim, device=device)

@@ -25,6 +25,7 @@ def open_arm(
     prepared: Prepared,
     sources: Sequence[str] = (),
     sids: Sequence[Path] = (),
+    trained_on: Prepared | None = None,
 ) -> Arm:
     """The arm of this name; what it needs is laid out under ``prepared``'s folder where it is not yet. On every process.
 
@@ -35,6 +36,8 @@ def open_arm(
         prepared: the prepared sequences.
         sources: whose vectors an arm gets that needs vectors; empty for all.
         sids: folders encode-corpus wrote, for an arm that needs SIDs.
+        trained_on: the sequences whose training events an arm counts that counts any; None for ``prepared``. A ranker that is
+            tested on other sequences than it was trained on must be given what it was trained with.
 
     Raises:
         SidrecError: on an unknown name, or if the arm needs SIDs and got none, or some that it cannot read.
@@ -51,6 +54,7 @@ def open_arm(
         num_items=prepared.num_items,
         vectors=_vectors(data, sources, folder) if kind.needs is Needs.VECTORS else {},
         sids={path.name: _sid_array(data, path, folder) for path in sids} if kind.needs is Needs.SIDS else {},
+        training_events=_training_events(data, trained_on or prepared) if kind.counts_events else None,
     )
     return kind(inputs, config)
 
@@ -70,6 +74,17 @@ def _sid_array(data: Path, encoded: Path, folder: Path) -> SIDArray:
     path = folder / f"sid-{codec.spec.fingerprint}-{file_fingerprint(encoded / SIDS_FILE)}.npy"
     _once(path, partial(_write_sids, data, encoded, codec))
     return SIDArray(path, codec)
+
+
+def _training_events(data: Path, trained_on: Prepared) -> Path:
+    trained_on.check_items(data)
+    path = trained_on.folder / "arrays" / "training-events.npy"
+    _once(path, partial(_write_training_events, trained_on))
+    return path
+
+
+def _write_training_events(trained_on: Prepared, path: Path) -> None:
+    write_rows(path, (trained_on.num_items,), np.int64, iter([trained_on.training_events()]))
 
 
 def _write_sids(data: Path, encoded: Path, codec: Codec, path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Items in a table of bounded size, whatever their number: what an id costs where there cannot be a row for each."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs
+from sidrec_torchrec.ranker.arms.modules import RowDropout
+
+_HASHES = 2
+_KEY = "hashed_id"
+
+
+@ARMS.register("hashed-id")
+class HashedIdArm(Arm):
+    """The sum of two learned rows, chosen by two hashes of the item (Serrà & Karatzoglou, arXiv 1706.03993).
+
+    Two items seldom share both. An item that training never saw gets rows that others trained, as it does in any hashed table.
+
+    TorchRec's own answer, hash-ZCH (``HashZchManagedCollisionModule``), which gives an id a row when it first comes and drops
+    stale ones, cannot be trained on CPU with fbgemm 1.8: there ``zero_collision_hash`` only looks ids up, and in training raises
+    "Expected readonly to be true, but got false".
+    """
+
+    keys = (_KEY,)
+
+    def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
+        self.dim = config.table_dim
+        self._rows = config.ngram_rows
+        self._dropout = config.table_dropout
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        rows_NH = split_mix(item_N, _HASHES) % np.uint64(self._rows)
+        return {_KEY: torch.from_numpy(rows_NH.astype(np.int64))}
+
+    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
+        # A log keeps the item itself; it is hashed when the batch is made.
+        return {"item_id": pa.array(item_N.astype(np.int64))}
+
+    def module(self, device: torch.device) -> nn.Module:
+        # Rows start at zero, so that sharding cannot change the start.
+        table = EmbeddingConfig(
+            name=_KEY,
+            embedding_dim=self.dim,
+            num_embeddings=self._rows,
+            feature_names=[_KEY],
+            init_fn=nn.init.zeros_,
+        )
+        tables = EmbeddingCollection(tables=[table], device=device)
+        return nn.Sequential(_Summed(tables), RowDropout(self._dropout))
+
+
+class _Summed(nn.Module):
+    """The sum of the rows of an item's hashes."""
+
+    def __init__(self, collection: nn.Module) -> None:
+        super().__init__()
+        self.collection = collection
+
+    def forward(self, items: KeyedJaggedTensor) -> Tensor:
+        return self.collection(items)[_KEY].values().unflatten(0, (-1, _HASHES)).sum(1)
+
+
+def split_mix(seed_N: np.ndarray, count: int) -> np.ndarray:
+    """The first ``count`` numbers of SplitMix64 (Steele et al. 2014) from each seed, uint64 [N, count] of integers [N]."""
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = seed_N.astype(np.uint64)[:, np.newaxis] + steps
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

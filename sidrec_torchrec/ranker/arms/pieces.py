@@ -1,0 +1,59 @@
+"""Subword pieces of residual SIDs (Singh et al., arXiv 2306.08121): per tokenizer, a table of the runs that training meets often."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from sidrec_torchrec.data.item_arrays import map_rows
+from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray, Tokenizers, sid_columns
+from sidrec_torchrec.ranker.arms.modules import RowDropout
+from sidrec_torchrec.side.pieces import Pieces, PieceVectors
+
+
+@ARMS.register("pieces")
+class PiecesArm(Arm):
+    """Pieces of each SID, cut when the batch is made, and looked up in a table of the SID's own.
+
+    They are learned from training events when the arm is opened; the same events give the same pieces.
+    """
+
+    needs = Needs.SIDS
+    tokenizers = Tokenizers.PER_SOURCE
+    counts_events = True
+
+    def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
+        if inputs.training_events is None:
+            raise SidrecError(
+                "the arm 'pieces' needs training_events: it learns pieces by how often training has an item"
+            )
+        events_N = map_rows(inputs.training_events)
+        self._config = config
+        self._words = {name: map_rows(sid.path) for name, sid in inputs.sids.items()}
+        self._pieces = {name: self._learned(name, sid, events_N) for name, sid in inputs.sids.items()}
+        self.keys = tuple(map(Pieces.key, self._pieces))
+        self.dim = config.table_dim * len(inputs.sids)
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        return {
+            Pieces.key(name): pieces.of(torch.from_numpy(self._words[name][item_N]))
+            for name, pieces in self._pieces.items()
+        }
+
+    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
+        # A log keeps the code itself; it is cut when the batch is made.
+        return sid_columns(self._words, item_N)
+
+    def module(self, device: torch.device) -> nn.Module:
+        config = self._config
+        tables = PieceVectors(self._pieces, config.piece_rows, config.table_dim, device)
+        return nn.Sequential(tables, RowDropout(config.table_dropout))
+
+    def _learned(self, name: str, sid: SIDArray, events_N: np.ndarray) -> Pieces:
+        try:
+            return Pieces.learn(sid.codec.spec, self._words[name], events_N, self._config.piece_rows)
+        except ValueError as error:
+            raise SidrecError(f"pieces of the SIDs '{name}': {error}; raise piece_rows") from None
