@@ -157,6 +157,11 @@ class CodeAttention(nn.Module):
         pooled_MPHd = torch.einsum("mvph,vhd->mphd", mass_MVPH, v_VHd)
         return self.output(pooled_MPHd.flatten(2)).view_as(query)
 
+    def event_vectors(self, words_NW: Tensor) -> Tensor:
+        """Vectors of SIDs as attention reads them, float [N, D]; say of candidates, to make queries of."""
+        vectors_NE = self.events(words_NW)
+        return vectors_NE if self.vectors is None else self.vectors(vectors_NE)
+
     def _check(self, buckets_NK: Tensor | None, event_time_N: Tensor | None, query_time_M: Tensor | None) -> None:
         kinds = list(self.side_information)
         if (0 if buckets_NK is None else buckets_NK.shape[1]) != len(kinds):

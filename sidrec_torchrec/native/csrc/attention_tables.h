@@ -1,6 +1,7 @@
 // Tables of a query by chunk value: made of scores of digit values, and reduced to masses of digit values.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -25,6 +26,22 @@ struct Lanes {
     }
   }
 };
+
+// Cuts the work into vectors of at most ``width`` lanes; the same whatever the number of threads, so that results are too.
+inline std::vector<Lanes> cut(const Events& e, int64_t width, bool join_queries) {
+  inline std::vector<Lanes> cuts;
+  const auto same = [&](int64_t a, int64_t b) {
+    return e.begin[a] == e.begin[b] && e.end[a] == e.end[b] && (!e.has_times || e.query_time[a] == e.query_time[b]);
+  };
+  for (int64_t m = 0, queries; m < e.queries; m += queries) {
+    const int64_t most = join_queries ? std::max<int64_t>(1, width / std::max<int64_t>(1, e.heads)) : 1;
+    for (queries = 1; queries < most && m + queries < e.queries && same(m, m + queries);) ++queries;
+    for (int64_t head = 0; head < e.heads; head += width) {
+      cuts.push_back({m, queries, head, std::min(width, e.heads - head)});
+    }
+  }
+  return cuts;
+}
 
 // The table of some lanes from scores of digit values [M, V, H]: a chunk's value scores the sum of its digits.
 template <typename Float>

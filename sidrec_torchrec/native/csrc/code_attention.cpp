@@ -24,22 +24,6 @@ namespace {
 
 constexpr int64_t kBlock = 128; // events whose scores are held at a time
 
-// Cuts the work into vectors of at most ``width`` lanes; the same whatever the number of threads, so that results are too.
-std::vector<Lanes> cut(const Events& e, int64_t width, bool join_queries) {
-  std::vector<Lanes> cuts;
-  const auto same = [&](int64_t a, int64_t b) {
-    return e.begin[a] == e.begin[b] && e.end[a] == e.end[b] && (!e.has_times || e.query_time[a] == e.query_time[b]);
-  };
-  for (int64_t m = 0, queries; m < e.queries; m += queries) {
-    const int64_t most = join_queries ? std::max<int64_t>(1, width / std::max<int64_t>(1, e.heads)) : 1;
-    for (queries = 1; queries < most && m + queries < e.queries && same(m, m + queries);) ++queries;
-    for (int64_t head = 0; head < e.heads; head += width) {
-      cuts.push_back({m, queries, head, std::min(width, e.heads - head)});
-    }
-  }
-  return cuts;
-}
-
 // Calls work(first, last, share) for shares of the cuts of about equally many events, in parallel.
 template <typename Work>
 void for_shares(const Events& e, const std::vector<Lanes>& cuts, Work work) {

@@ -135,7 +135,7 @@ void choose(const Events& e, const Lanes& lanes, const Window& window, const Cal
   const int64_t begin = e.begin[lanes.query], end = e.end[lanes.query];
   for (int64_t t = begin; t < end; t += kBlock) {
     const int64_t n = std::min(kBlock, end - t);
-    score(e, window, table.data(), call, t, n, block);
+    score(e, window, table.data(), t, n, block);
     // all comparisons first, then the few events that some lane takes: a branch for each event would be guessed wrong often
     for (int64_t i = 0; i < n; ++i) takers[i] = used & bytes_of(~(block[i] <= bound));
     int64_t num_taken = 0;
@@ -161,22 +161,6 @@ void choose(const Events& e, const Lanes& lanes, const Window& window, const Cal
       out += e.heads;
     }
   }
-}
-
-// What is computed as vectors of at most 8 lanes: some heads of a query, or all heads of queries that read the same.
-std::vector<Lanes> groups(const Events& e) {
-  constexpr int64_t kWidth = 8;
-  std::vector<Lanes> cuts;
-  const auto same = [&](int64_t a, int64_t b) {
-    return e.begin[a] == e.begin[b] && e.end[a] == e.end[b] && (!e.has_times || e.query_time[a] == e.query_time[b]);
-  };
-  for (int64_t m = 0, queries; m < e.queries; m += queries) {
-    for (queries = 1; m + queries < e.queries && (queries + 1) * e.heads <= kWidth && same(m, m + queries);) ++queries;
-    for (int64_t head = 0; head < e.heads; head += kWidth) {
-      cuts.push_back({m, queries, head, std::min(kWidth, e.heads - head)});
-    }
-  }
-  return cuts;
 }
 
 std::tuple<at::Tensor, at::Tensor> top_events(const at::Tensor& words, const at::Tensor& begin, const at::Tensor& end,
@@ -208,7 +192,7 @@ std::tuple<at::Tensor, at::Tensor> top_events(const at::Tensor& words, const at:
   at::Tensor score = at::full({e.queries, k, e.heads}, -kInfinity, scores.options());
   const Call call{scores.const_data_ptr<float>(), k, event.mutable_data_ptr<int64_t>(), score.mutable_data_ptr<float>()};
   for (const Chunk& chunk : e.layout.chunks()) e.scaled_chunks += scale && chunk.first_digit < scaled_digits;
-  const std::vector<Lanes> cuts = groups(e);
+  const std::vector<Lanes> cuts = cut(e, 8, true);
   at::parallel_for(0, cuts.size(), 1, [&](int64_t first, int64_t last) {
     Window window(e);
     for (int64_t i = first; i < last; ++i) {

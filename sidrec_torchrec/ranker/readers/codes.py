@@ -46,7 +46,7 @@ class CodeReader(Reader):
 
     def item_vectors(self, items: Tensor | None, event_K: Tensor) -> Tensor:
         assert items is not None  # SIDs always travel
-        return self.attention.vectors(self.attention.events(items[event_K]))
+        return self.attention.event_vectors(items[event_K])
 
     def forward(self, batch: RankBatch, items: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
         assert items is not None
@@ -67,7 +67,7 @@ class CodeReader(Reader):
         words_NW, buckets_N1, time_N = requests.history_NW, requests.action_N.unsqueeze(1), requests.time_N
         offsets_B1, request_M, time_B = requests.offsets_B1, requests.request_M, requests.request_time_B
         seeds_KD = self.queries.seeds_KD
-        q_MD = self.attention.vectors(self.attention.events(requests.candidate_MW))
+        q_MD = self.attention.event_vectors(requests.candidate_MW)
         begin_M, end_M = requests.ranges
         pooled_MPD = self.attention(q_MD, words_NW, begin_M, end_M, buckets_N1, time_N, time_B[request_M]).unsqueeze(1)
         if seeds_KD is None:
