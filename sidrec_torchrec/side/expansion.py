@@ -38,10 +38,12 @@ class SIDEConfig:
         learned: whether training changes the map, from there on: see ``LearnedSIDE``.
         digit_dropout: share of the digits that are left out in training, event by event: what reads the vectors then
             learns from the item's likes as well, rather than to know items by their SIDs. Frozen SIDE only.
+        fallback: share of the events that are read by the rows training started with, in training: what reads the vectors
+            then also learns to do without what tables know of single items. Learned SIDE only.
         pooling: how ``SIDEBagCollection`` pools a bag.
 
     Raises:
-        ValueError: on an unknown mode, without features, or if learned digits are to be dropped.
+        ValueError: on an unknown mode, without features, or on a share that is not for this kind of SIDE.
     """
 
     name: str
@@ -50,12 +52,15 @@ class SIDEConfig:
     mode: str = "digits"
     learned: bool = False
     digit_dropout: float = 0.0
+    fallback: float = 0.0
     pooling: PoolingType = PoolingType.SUM
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"SIDE '{self.name}': mode must be one of {', '.join(MODES)}; got '{self.mode}'")
-        check_share(self, "digit_dropout")
+        check_share(self, "digit_dropout", "fallback")
+        if self.fallback and not self.learned:
+            raise ValueError(f"SIDE '{self.name}' is not learned: it has no other rows to fall back on")
         if self.learned and self.digit_dropout:
             raise ValueError(
                 f"SIDE '{self.name}': learned rows are of several digits each, so that none can be dropped"
@@ -217,9 +222,12 @@ class LearnedSIDE(OfCodec):
         layout: the chunks, and ``rows_VE`` a row of each of their values: what a SID's vector is the sum of.
     """
 
+    start_VE: Tensor
+
     def __init__(self, table: SIDEConfig, device: torch.device | None = None) -> None:
-        super().__init__(table, {}, device)
         rows_VE, joined = _rows(table)
+        super().__init__(table, {"start_VE": joined.expand(rows_VE)} if table.fallback else {}, device)
+        self._fallback = table.fallback
         self.layout = joined.chunks
         self._radices, self._words = list(self.layout.radices), list(self.layout.words)
         self.rows = nn.Parameter(joined.expand(rows_VE).to(self.last_W.device))
@@ -231,7 +239,11 @@ class LearnedSIDE(OfCodec):
 
     def forward(self, words_NW: Tensor) -> Tensor:
         """float [N, embedding_dim] of packed SIDs, int64 [N, W], as ``read`` has checked them."""
-        return side_decode(words_NW, self.rows, self._radices, self._words)
+        learned_NE = side_decode(words_NW, self.rows, self._radices, self._words)
+        if not (self.training and self._fallback):
+            return learned_NE
+        falls_N1 = torch.rand(words_NW.shape[0], 1, device=words_NW.device) < self._fallback
+        return torch.where(falls_N1, side_decode(words_NW, self.start_VE, self._radices, self._words), learned_NE)
 
 
 def build_side(table: SIDEConfig, device: torch.device | None = None) -> FrozenSIDE | LearnedSIDE:

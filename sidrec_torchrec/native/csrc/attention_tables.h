@@ -29,7 +29,7 @@ struct Lanes {
 
 // Cuts the work into vectors of at most ``width`` lanes; the same whatever the number of threads, so that results are too.
 inline std::vector<Lanes> cut(const Events& e, int64_t width, bool join_queries) {
-  inline std::vector<Lanes> cuts;
+  std::vector<Lanes> cuts;
   const auto same = [&](int64_t a, int64_t b) {
     return e.begin[a] == e.begin[b] && e.end[a] == e.end[b] && (!e.has_times || e.query_time[a] == e.query_time[b]);
   };

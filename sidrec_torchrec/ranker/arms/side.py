@@ -1,6 +1,5 @@
 """SIDs that travel packed and are expanded in the model: by SIDE as it is, with learned rows, or beside a small table."""
 
-import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import ClassVar
@@ -44,10 +43,10 @@ class SideArm(Arm):
                 mode=config.side_mode,
                 learned=self.learned,
                 digit_dropout=0.0 if self.learned else config.digit_dropout,
+                fallback=config.table_dropout if self.learned else 0.0,
             )
             for feature, sid in by_feature.items()
         )
-        self._config = config
         self.keys = tuple(key for feature, words in self._words.items() for key in word_names(feature, words.shape[1]))
         self.dim = sum(sid.embedding_dim for sid in self.sids)
 
@@ -56,14 +55,8 @@ class SideArm(Arm):
         return dict(zip(self.keys, itertools.chain(*words), strict=True))
 
     def module(self, device: torch.device) -> nn.Module:
-        modules = [self._expansion(sid, device) for sid in self.sids]
+        modules = [OneFeature(SIDECollection(tables=[sid], device=device), sid.name, 0.0) for sid in self.sids]
         return modules[0] if len(modules) == 1 else _SideBySide(modules)
-
-    def _expansion(self, sid: SIDEConfig, device: torch.device) -> nn.Module:
-        """SIDE's vectors of one SID."""
-        (feature,) = sid.feature_names
-        fixed = dataclasses.replace(sid, learned=False, digit_dropout=self._config.digit_dropout)
-        return OneFeature(SIDECollection(tables=[fixed], device=device), feature, 0.0)
 
 
 @ARMS.register("learned-side")
@@ -71,12 +64,6 @@ class LearnedSideArm(SideArm):
     """SIDE with learned rows (``LearnedSIDE``)."""
 
     learned = True
-
-    def _expansion(self, sid: SIDEConfig, device: torch.device) -> nn.Module:
-        (feature,) = sid.feature_names
-        frozen = super()._expansion(sid, device)
-        learned = OneFeature(SIDECollection(tables=[sid], device=device), feature, 0.0)
-        return _Fallback(learned, frozen, self._config.table_dropout)
 
 
 @ARMS.register("hybrid")
@@ -107,8 +94,7 @@ class HybridArm(Arm):
         return self._side.stored(item_N)
 
     def module(self, device: torch.device) -> nn.Module:
-        table = dataclasses.replace(self._sid, digit_dropout=self._config.digit_dropout)
-        collection = HybridVectors(table, self._coarse, self._config.table_dim, device)
+        collection = HybridVectors(self._sid, self._coarse, self._config.table_dim, device)
         return _Hybrid(collection, self._config.table_dropout)
 
 
@@ -117,22 +103,6 @@ class _SideBySide(nn.ModuleList):
 
     def forward(self, items: KeyedJaggedTensor) -> Tensor:
         return torch.cat([module(items) for module in self], dim=1)
-
-
-class _Fallback(nn.Module):
-    """What ``learned`` gives; in training, for a share ``p`` of the events, what ``frozen`` gives."""
-
-    def __init__(self, learned: nn.Module, frozen: nn.Module, p: float) -> None:
-        super().__init__()
-        self.learned, self.frozen = learned, frozen
-        self.p = p
-
-    def forward(self, items: KeyedJaggedTensor) -> Tensor:
-        x_NE = self.learned(items)
-        if not self.training or not self.p:
-            return x_NE
-        kept_N1 = torch.rand(len(x_NE), 1, device=x_NE.device) >= self.p
-        return torch.where(kept_N1, x_NE, self.frozen(items))
 
 
 class _Hybrid(nn.Module):
