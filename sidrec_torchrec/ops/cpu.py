@@ -36,6 +36,12 @@ def side_decode_backward(
     return grad_RD.to(grad_ND.dtype)
 
 
+@_on_cpu(decode.scaled_decode, reference=decode.scaled_reference, values=1, dtypes=(torch.float32,))
+def scaled_decode(*inputs) -> Tensor:
+    """See ``ops.side_decode``."""
+    return torch.ops.sidrec_cpu.scaled_decode(*inputs)
+
+
 @_on_cpu(energy.side_energy, reference=energy.reference, check=energy.check_table, **_ENERGY)
 def side_energy(*inputs) -> Tensor:
     """See ``ops.side_energy``."""

@@ -75,5 +75,32 @@ def _backward(ctx, grad_ND: Tensor) -> tuple:
 side_decode.register_autograd(_backward, setup_context=_setup_context)
 
 
+def scaled_reference(
+    words_NW: Tensor,
+    table_RD: Tensor,
+    scale_N: Tensor,
+    radices: Sequence[int],
+    chunk_words: Sequence[int],
+    scaled_chunks: int,
+) -> Tensor:
+    """As ``side_decode``, where an event's scale multiplies what its first ``scaled_chunks`` chunks add; no gradient."""
+    value_NC = CodeLayout(tuple(radices), tuple(chunk_words)).values(words_NW)
+    scaled_ND = others_ND = words_NW.new_zeros(len(words_NW), table_RD.shape[1], dtype=table_RD.dtype)
+    for chunk, (value_N, rows) in enumerate(zip(value_NC.T, table_RD.split(list(radices)), strict=True)):
+        if chunk < scaled_chunks:
+            scaled_ND = scaled_ND + rows[value_N]
+        else:
+            others_ND = others_ND + rows[value_N]
+    return scaled_ND * scale_N.unsqueeze(1) + others_ND
+
+
+scaled_decode = torch.library.custom_op("sidrec::scaled_decode", scaled_reference, mutates_args=())
+
+
+@scaled_decode.register_fake
+def _(words_NW, table_RD, scale_N, radices, chunk_words, scaled_chunks):
+    return table_RD.new_empty(words_NW.shape[0], table_RD.shape[1])
+
+
 def _sum_dtype(values: Tensor) -> torch.dtype:
     return torch.promote_types(values.dtype, torch.float32)

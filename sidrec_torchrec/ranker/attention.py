@@ -40,7 +40,13 @@ class TargetAttention(nn.Module):
         self.bias_UH, self.bucket_value_AD = bucket_terms(num_actions, True, num_heads, dim, None)
 
     def forward(
-        self, query_BMPD: Tensor, items_BTD: Tensor, actions_BT: Tensor, gaps_BMT: Tensor, mask_BMT: Tensor
+        self,
+        query_BMPD: Tensor,
+        items_BTD: Tensor,
+        actions_BT: Tensor,
+        gaps_BMT: Tensor,
+        mask_BMT: Tensor,
+        timeless: int = 0,
     ) -> Tensor:
         """Pools each candidate's earlier events.
 
@@ -50,6 +56,7 @@ class TargetAttention(nn.Module):
             actions_BT: action of each event, int64 in [0, num_actions).
             gaps_BMT: time-gap bucket of each pair, int32 or int64 in [0, GAP_BUCKETS); see ``ops.code_attention.gap_bucket``.
             mask_BMT: True where the candidate may read the event.
+            timeless: how many of a candidate's P queries, the last ones, do not look at time gaps.
 
         Returns:
             float tensor [B, M, P, D].
@@ -62,14 +69,18 @@ class TargetAttention(nn.Module):
         action_BTH = F.embedding(actions_BT, self.bias_UH)
         action_HB1T = F.pad(action_BTH.permute(2, 0, 1).unsqueeze(2), (0, 1))
         scores_HBQT = (q_HBQd * q_HBQd.shape[-1] ** -0.5) @ k_HBTd.transpose(-1, -2)
-        scores_HBQT.unflatten(2, (M, P)).add_((self._bias(gaps_BMT, mask_BMT) + action_HB1T).unsqueeze(3))
+        scores_HBMPT = scores_HBQT.unflatten(2, (M, P))
+        for queries, timed in ((slice(0, P - timeless), True), (slice(P - timeless, P), False)):
+            if queries.start < queries.stop:
+                bias_HBMT = self._bias(gaps_BMT, mask_BMT, timed) + action_HB1T
+                scores_HBMPT[:, :, :, queries].add_(bias_HBMT.unsqueeze(3))
         pooled_HBQd = scores_HBQT.softmax(-1) @ v_HBTd
         return self.output(pooled_HBQd.permute(1, 2, 0, 3).flatten(2)).view_as(query_BMPD)
 
-    def _bias(self, gaps_BMT: Tensor, mask_BMT: Tensor) -> Tensor:
+    def _bias(self, gaps_BMT: Tensor, mask_BMT: Tensor, timed: bool) -> Tensor:
         """By the gap, with masked events and the sink as two more of its values: float [H, B, M, T + 1]."""
         sink, masked = GAP_BUCKETS, GAP_BUCKETS + 1
-        gap_bias_UH = self.bias_UH[-GAP_BUCKETS:]
+        gap_bias_UH = self.bias_UH[-GAP_BUCKETS:] * timed
         rows = (gap_bias_UH, self.sink_H.unsqueeze(0), self.sink_H.new_full((1, self.num_heads), _MASKED))
         table_HV = torch.cat(rows).t()
         value_BMT = F.pad(gaps_BMT.long().masked_fill(~mask_BMT, masked), (0, 1), value=sink)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from sidrec_torchrec.codec.alphabet import MAX_RADIX
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, code_attention
 from sidrec_torchrec.ops.layout import CodeLayout
+from sidrec_torchrec.ops.shared_attention import shared_code_attention
 from sidrec_torchrec.side.expansion import SIDEConfig, build_side, can_look_at
 from sidrec_torchrec.side.layer_norm_map import LayerNormMap
 
@@ -98,6 +100,7 @@ class CodeAttention(nn.Module):
         buckets_NK: Tensor | None = None,
         event_time_N: Tensor | None = None,
         query_time_M: Tensor | None = None,
+        timeless: int = 0,
     ) -> Tensor:
         """Pools each query's events.
 
@@ -109,6 +112,7 @@ class CodeAttention(nn.Module):
                 events, which are then read from memory once.
             buckets_NK: integers, the bucket of each kind of side information, in the order of ``side_information``.
             event_time_N, query_time_M: integers, if there are time gaps.
+            timeless: how many of a candidate's P queries, the last ones, do not look at time gaps.
 
         Returns:
             float, of the shape of ``query``.
@@ -117,28 +121,40 @@ class CodeAttention(nn.Module):
             DataError: on CPU, on a bucket out of range; names its kind and event. Elsewhere an assertion fails.
             ValueError: if side information or times are missing, or given where there are none.
         """
-        self._check(buckets_NK, event_time_N, query_time_M)
-        if buckets_NK is not None:
-            words_NW = torch.cat([words_NW, self._side_words(buckets_NK)], dim=1)
+        self._check(event_time_N, query_time_M)
         query_MPD = query if query.ndim == 3 else query.unsqueeze(1)
-        M, P, D = query_MPD.shape  # not len(), which an export would take for a constant
+        masses = self.masses(query_MPD, words_NW, begin_M, end_M, buckets_NK, event_time_N, query_time_M, timeless)
+        return self.pool(masses).view_as(query)
+
+    def masses(
+        self,
+        query_MPD: Tensor,
+        words_NW: Tensor,
+        begin_M: Tensor,
+        end_M: Tensor,
+        buckets_NK: Tensor | None = None,
+        event_time_N: Tensor | None = None,
+        query_time_M: Tensor | None = None,
+        timeless: int = 0,
+    ) -> "Masses":
+        """What ``pool`` needs of the events; arguments as ``forward``'s. Without times all queries are timeless."""
+        M, P = query_MPD.shape[:2]  # not len(), which an export would take for a constant
         H = self.num_heads
-        rows_VE, scale_N = self.events.rows_VE, None
-        if self.vectors is not None:
-            rows_VE = self.vectors.rows(rows_VE, self.events.layout)
-            scale_N = self.vectors.scale(words_NW, rows_VE, self.events.layout)
-        q_MPHd = self.query(query_MPD).unflatten(2, (H, -1)) * (D // H) ** -0.5
-        k_VHd = self.key(rows_VE).unflatten(1, (H, -1))
-        scores_MVPH = torch.einsum("mphd,vhd->mvph", q_MPHd, k_VHd)
-        scores_MVPH = torch.cat([scores_MVPH, self.bias_UH.unsqueeze(1).expand(M, -1, P, -1)], dim=1)
-        scores_MVPH = scores_MVPH.to(
-            torch.promote_types(scores_MVPH.dtype, torch.float32)
-        )  # in a half-precision model too
+        words_NW, scale_N, rows_VE = self._read(words_NW, buckets_NK)
+        scores_MVPH = torch.einsum("mphd,vhd->mvph", self._scaled(query_MPD), self._heads(self.key(rows_VE)))
+        bias_UPH = self.bias_UH.unsqueeze(1).expand(-1, P, -1)
+        A = self.bucket_value_AD.shape[0]
+        if event_time_N is None:
+            bias_UPH = bias_UPH[:A]
+        elif timeless:
+            has_time_P1 = (torch.arange(P, device=query_MPD.device) < P - timeless).unsqueeze(1)
+            bias_UPH = torch.cat([bias_UPH[:A], bias_UPH[A:] * has_time_P1])
+        scores_MVPH = torch.cat([scores_MVPH, bias_UPH.expand(M, -1, -1, -1)], dim=1)
         mass_MVG, lse_MG = code_attention(  # G: heads of all P queries
             words_NW,
             begin_M,
             end_M,
-            scores_MVPH.flatten(2),
+            _in_float32(scores_MVPH).flatten(2),
             event_time_N,
             query_time_M,
             scale_N,
@@ -147,25 +163,90 @@ class CodeAttention(nn.Module):
             len(self.events.layout.radices),
             not self.pointwise,
         )
+        mass_MVG = mass_MVG[:, : rows_VE.shape[0] + A]  # without those of time gaps, which values do not have
+        return Masses(mass_MVG.unflatten(2, (P, H)), lse_MG.unflatten(1, (P, H)), end_M - begin_M)
+
+    def pool(self, masses: "Masses") -> Tensor:
+        """The output, float [M, P, D]."""
         if self.sink_H is not None:
-            share_MPH = (lse_MG.unflatten(1, (P, H)) - self.sink_H).sigmoid()  # of the events, against the sink
+            share_MPH = (masses.lse_MPH - self.sink_H).sigmoid()  # of the events, against the sink
         else:
-            share_MPH = (1.0 / (end_M - begin_M).clamp_min(1))[:, None, None].expand(-1, P, H)
-        v_VHd = torch.cat([self.value(rows_VE), self.bucket_value_AD]).unflatten(1, (H, -1))
-        mass_MVPH = mass_MVG[:, : v_VHd.shape[0]].unflatten(2, (P, H))  # without those of time gaps
-        mass_MVPH = (mass_MVPH * share_MPH.unsqueeze(1)).to(v_VHd.dtype)
+            share_MPH = (1.0 / masses.count_M.clamp_min(1))[:, None, None].expand_as(masses.lse_MPH)
+        rows_VE = self.events.rows_VE
+        if self.vectors is not None:
+            rows_VE = self.vectors.rows(rows_VE, self.events.layout)
+        v_VHd = self._heads(torch.cat([self.value(rows_VE), self.bucket_value_AD]))
+        mass_MVPH = (masses.mass_MVPH * share_MPH.unsqueeze(1)).to(v_VHd.dtype)
         pooled_MPHd = torch.einsum("mvph,vhd->mphd", mass_MVPH, v_VHd)
-        return self.output(pooled_MPHd.flatten(2)).view_as(query)
+        return self.output(pooled_MPHd.flatten(2))
+
+    def shared(
+        self,
+        query_MD: Tensor,
+        words_NW: Tensor,
+        begin_M: Tensor,
+        end_M: Tensor,
+        buckets_NK: Tensor | None = None,
+        event_time_N: Tensor | None = None,
+        query_time_M: Tensor | None = None,
+    ) -> Tensor:
+        """As ``forward``, float [M, D], without gradients, and at the least cost: see ``ops.shared_attention``.
+
+        Many neighbouring candidates that read the same events at the same time make it cheaper to decode each event once.
+
+        Raises:
+            ValueError: as ``forward``, and where attention is pointwise.
+        """
+        if self.sink_H is None:
+            raise ValueError("attention that is pointwise cannot be shared")
+        self._check(event_time_N, query_time_M)
+        words_NW, scale_N, rows_VE = self._read(words_NW, buckets_NK)
+        rows = (self.key(rows_VE), self.value(rows_VE), self.bucket_value_AD)
+        pooled_MHd = shared_code_attention(
+            _in_float32(self._scaled(query_MD)).detach(),
+            words_NW,
+            begin_M,
+            end_M,
+            *(_in_float32(self._heads(x)).detach() for x in rows),
+            _in_float32(self.bias_UH).detach(),
+            _in_float32(self.sink_H).detach(),
+            event_time_N,
+            query_time_M,
+            None if scale_N is None else scale_N.detach(),
+            self._radices,
+            self._words,
+            len(self.events.layout.radices),
+        )
+        return self.output(pooled_MHd.flatten(1).to(query_MD.dtype))
 
     def event_vectors(self, words_NW: Tensor) -> Tensor:
         """Vectors of SIDs as attention reads them, float [N, D]; say of candidates, to make queries of."""
         vectors_NE = self.events(words_NW)
         return vectors_NE if self.vectors is None else self.vectors(vectors_NE)
 
-    def _check(self, buckets_NK: Tensor | None, event_time_N: Tensor | None, query_time_M: Tensor | None) -> None:
+    def _read(self, words_NW: Tensor, buckets_NK: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Events with their side information, int64 [N, W]; their scale, [N], if any; and the rows they are sums of."""
+        rows_VE, scale_N = self.events.rows_VE, None
+        if self.vectors is not None:
+            rows_VE = self.vectors.rows(rows_VE, self.events.layout)
+            scale_N = self.vectors.scale(words_NW, rows_VE, self.events.layout)
         kinds = list(self.side_information)
         if (0 if buckets_NK is None else buckets_NK.shape[1]) != len(kinds):
             raise ValueError(f"buckets_NK must have a column for each of {kinds}; got {_shape(buckets_NK)}")
+        if buckets_NK is not None:
+            words_NW = torch.cat([words_NW, self._side_words(buckets_NK)], dim=1)
+        return words_NW, scale_N, rows_VE
+
+    def _scaled(self, query: Tensor) -> Tensor:
+        """Queries of each head, float [..., H, d], whose products with keys are scores."""
+        q = self._heads(self.query(query))
+        return q * q.shape[-1] ** -0.5
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """float [..., H, d]."""
+        return x.unflatten(-1, (self.num_heads, -1))
+
+    def _check(self, event_time_N: Tensor | None, query_time_M: Tensor | None) -> None:
         for name, times in (("event_time_N", event_time_N), ("query_time_M", query_time_M)):
             if (times is not None) != self.time_gaps:
                 raise ValueError(f"{name} must be given if time_gaps, and only then; time_gaps is {self.time_gaps}")
@@ -181,6 +262,37 @@ class CodeAttention(nn.Module):
         else:
             torch._assert_async(~wrong_NK.any(), f"side information {self.side_information}: a bucket is out of range")
         return (buckets_NK * torch.tensor(self._divisors, device=buckets_NK.device)).sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Masses:
+    """How much weight queries give to each value of each digit, and of side information: all that ``pool`` needs of events.
+
+    Those of more events can be merged into it, so that what does not depend on the time of asking can be kept per user.
+
+    Args:
+        mass_MVPH: float, of P queries of each of M candidates.
+        lse_MPH: float, the logarithm of the softmax's denominator; -inf where there are no events.
+        count_M: integers, events.
+    """
+
+    mass_MVPH: Tensor
+    lse_MPH: Tensor
+    count_M: Tensor
+
+    def merge(self, others: "Masses") -> "Masses":
+        """Those of both, as if their events had been read together by softmax."""
+        lse_MPH = torch.logaddexp(self.lse_MPH, others.lse_MPH)
+        mass_MVPH = torch.zeros_like(self.mass_MVPH)
+        for masses in (self, others):
+            share_MPH = (masses.lse_MPH - lse_MPH).exp().nan_to_num(0.0)  # of nothing in nothing: none
+            mass_MVPH = mass_MVPH + masses.mass_MVPH * share_MPH.unsqueeze(1)
+        return Masses(mass_MVPH, lse_MPH, self.count_M + others.count_M)
+
+
+def _in_float32(x: Tensor) -> Tensor:
+    """At least: in a half-precision model too, thousands of weights are summed."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def bucket_terms(

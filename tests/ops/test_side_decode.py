@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sidrec_torchrec.codec.alphabet import OneHot, Ternary, parse_stages
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.ops.layout import digit_rows
-from sidrec_torchrec.ops.side_decode import reference_backward, side_decode
+from sidrec_torchrec.ops.side_decode import reference_backward, scaled_decode, scaled_reference, side_decode
 
 STAGES = [
     "ternary",
@@ -159,3 +159,21 @@ def test_wrong_tables_are_refused():
     words_NW, table_RD, *chunks = arguments(spec, *make_inputs(spec, 4, 6)[1:])
     with pytest.raises(ValueError, match="a table of 14 rows, expected 15"):
         side_decode(words_NW, table_RD[1:], *chunks)
+
+
+@pytest.mark.parametrize("dim", [5, 64, 136])
+def test_scaled_decode_scales_the_first_chunks(dim):
+    generator = torch.Generator().manual_seed(0)
+    radices, words = [243, 9, 300, 7], [0, 0, 1, 2]
+    values_NC = torch.stack([torch.randint(r, (3000,), generator=generator) for r in radices], dim=1)
+    words_NW = torch.stack([values_NC[:, 0] * 9 + values_NC[:, 1], values_NC[:, 2], values_NC[:, 3]], dim=1)
+    table_RD, scale_N = torch.randn(559, dim, generator=generator), torch.rand(3000, generator=generator)
+    first_C = torch.tensor([0, 243, 252, 552])
+    rows_NCD = table_RD.double()[values_NC + first_C]
+    for scaled in range(5):
+        expected = scale_N.unsqueeze(1) * rows_NCD[:, :scaled].sum(1) + rows_NCD[:, scaled:].sum(1)
+        actual = scaled_decode(words_NW, table_RD, scale_N, radices, words, scaled)
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+        exact = scaled_reference(words_NW, table_RD.double(), scale_N.double(), radices, words, scaled)
+        torch.testing.assert_close(exact, expected)
+    torch.library.opcheck(scaled_decode, (words_NW[:9], table_RD, scale_N[:9], radices, words, 2))

@@ -11,7 +11,7 @@ from sidrec_torchrec.ranker.attention import TargetAttention
 from sidrec_torchrec.ranker.padding import RowLayout
 
 
-def attend_by_loops(attention: TargetAttention, q_BMPD, items_BTD, actions_BT, gaps_BMT, mask_BMT):
+def attend_by_loops(attention: TargetAttention, q_BMPD, items_BTD, actions_BT, gaps_BMT, mask_BMT, timeless=0):
     """The definition, one query, one head and one event at a time."""
     B, M, P, D = q_BMPD.shape
     H, d, num_actions = attention.num_heads, D // attention.num_heads, len(attention.bucket_value_AD)
@@ -23,7 +23,8 @@ def attend_by_loops(attention: TargetAttention, q_BMPD, items_BTD, actions_BT, g
         for t in range(items_BTD.shape[1]):
             if mask_BMT[b, m, t]:
                 score = q @ attention.key(items_BTD[b, t])[part] / math.sqrt(d)
-                score = score + attention.bias_UH[num_actions + gaps_BMT[b, m, t], h]
+                if p < P - timeless:
+                    score = score + attention.bias_UH[num_actions + gaps_BMT[b, m, t], h]
                 score = score + attention.bias_UH[actions_BT[b, t], h]
                 weights.append(score.exp())
                 value = attention.value(items_BTD[b, t]) + attention.bucket_value_AD[actions_BT[b, t]]
@@ -50,8 +51,9 @@ def make_attention(dim=8, heads=2):
     return attention
 
 
-def test_equals_the_definition():
-    attention, inputs = make_attention(), make_inputs()
+@pytest.mark.parametrize("timeless", [0, 1, 2])
+def test_equals_the_definition(timeless):
+    attention, inputs = make_attention(), (*make_inputs(), timeless)
     torch.testing.assert_close(attention(*inputs), attend_by_loops(attention, *inputs), rtol=1e-4, atol=1e-5)
 
 

@@ -43,6 +43,7 @@ def test_over_vectors_each_query_pools_by_the_definition():
             batch.action_N[reads].unsqueeze(0),
             gap_T[None, None],
             torch.ones(1, 1, len(reads), dtype=torch.bool),
+            LEARNED,
         )[0, 0]
         torch.testing.assert_close(pooled_SPD[s], expected_PD, rtol=1e-4, atol=1e-5)
 
@@ -53,14 +54,15 @@ def test_over_codes_a_learned_query_pools_what_a_target_of_its_vector_would():
     q_SD, pooled_SPD = reader(batch, words_NW, Targets.of(batch))
     for s, (_, event, reads) in enumerate(by_definition(batch)):
         expected_PD = reader.attention(
-            torch.cat([q_SD[s : s + 1], reader.queries.seeds_KD]),
+            torch.cat([q_SD[s : s + 1], reader.queries.seeds_KD]).unsqueeze(0),
             words_NW[reads],
-            torch.zeros(1 + LEARNED, dtype=torch.int64),
-            torch.full((1 + LEARNED,), len(reads)),
+            torch.tensor([0]),
+            torch.tensor([len(reads)]),
             batch.action_N[reads].unsqueeze(1),
             batch.timestamp_N[reads],
-            batch.timestamp_N[event].expand(1 + LEARNED),
-        )
+            batch.timestamp_N[event : event + 1],
+            timeless=LEARNED,
+        )[0]
         torch.testing.assert_close(pooled_SPD[s], expected_PD, rtol=1e-4, atol=1e-5)
     pooled_SPD.square().sum().backward()
     assert (reader.queries.seeds_KD.grad.norm(dim=1) > 0).all()

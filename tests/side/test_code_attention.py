@@ -1,5 +1,7 @@
 """CodeAttention against attention over decoded events, written with torch's own modules."""
 
+import itertools
+
 import pytest
 import torch
 from torch.nn.functional import silu
@@ -9,7 +11,8 @@ from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.errors import CodecMismatchError, DataError
-from sidrec_torchrec.ops.code_attention import gap_bucket
+from sidrec_torchrec.ops import shared_attention
+from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, gap_bucket
 from sidrec_torchrec.side.code_attention import CodeAttention, request_ranges
 from sidrec_torchrec.side.expansion import SIDEConfig
 from sidrec_torchrec.side.layer_norm_map import LayerNormMap
@@ -131,6 +134,58 @@ def test_queries_that_read_together_pool_what_each_does_alone(pointwise):
     torch.testing.assert_close(attention(query_MPD, *others), expected_MPD, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_timeless_queries_are_blind_to_time_alone():
+    options = {"side_information": KINDS, "time_gaps": True, "mapped": True}
+    attention, (query_MD, *others) = make(**options), inputs(make_codec(), options)
+    query_MPD = torch.stack([query_MD, query_MD, query_MD], dim=1)
+    pooled_MPD = attention(query_MPD, *others, timeless=2)
+    torch.testing.assert_close(pooled_MPD[:, 0], attention(query_MD, *others), rtol=1e-4, atol=1e-5)
+    attention.bias_UH[-GAP_BUCKETS:] = 0.0
+    for p in (1, 2):
+        torch.testing.assert_close(pooled_MPD[:, p], attention(query_MD, *others), rtol=1e-4, atol=1e-5)
+    masses = attention.masses(query_MPD, *others[:4])  # without times
+    torch.testing.assert_close(attention.pool(masses)[:, 1], pooled_MPD[:, 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cuts", [[0], [3], [0, 0, 5, 200], list(range(0, 300, 7))])
+@torch.no_grad()
+def test_masses_of_parts_merge_into_those_of_all(cuts):
+    options = {"side_information": KINDS, "time_gaps": True, "mapped": True}
+    attention, (query_MD, words_NW, begin_M, end_M, buckets_NK, *_) = make(**options), inputs(make_codec(), options)
+    query_MPD = torch.stack([query_MD, -query_MD], dim=1)
+    borders = [begin_M, *(torch.minimum(begin_M + cut, end_M) for cut in cuts), end_M]
+    parts = [
+        attention.masses(query_MPD, words_NW, begin, end, buckets_NK) for begin, end in itertools.pairwise(borders)
+    ]
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged.merge(part)
+    whole = attention.masses(query_MPD, words_NW, begin_M, end_M, buckets_NK)
+    assert merged.count_M.equal(whole.count_M)
+    torch.testing.assert_close(merged.lse_MPH, whole.lse_MPH, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention.pool(merged), attention.pool(whole), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pays", [True, False, None], ids=["decoded", "by code", "the cheaper way"])
+@pytest.mark.parametrize("options", [o for o in OPTIONS if not o.get("pointwise")])
+@pytest.mark.parametrize("learned", [False, True], ids=["frozen", "learned"])
+@torch.no_grad()
+def test_shared_equals_each_alone(options, learned, pays, monkeypatch):
+    codec = make_codec()
+    attention, arguments = make(codec=codec, learned=learned, **options), inputs(codec, options)
+    expected_MD = attention(*arguments)
+    if pays is not None:
+        monkeypatch.setattr(shared_attention, "decoding_pays", lambda queries, events: pays)
+    torch.testing.assert_close(attention.shared(*arguments), expected_MD, rtol=1e-4, atol=1e-5)
+    assert attention.shared(*arguments).std() > 0.01
+
+
+def test_attention_that_is_pointwise_is_not_shared():
+    with pytest.raises(ValueError, match="pointwise cannot be shared"):
+        make(pointwise=True).shared(*inputs(make_codec(), {}))
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 def test_learned_rows_are_trained(mapped):
     codec = make_codec("ternary*8")
@@ -205,7 +260,7 @@ def test_bad_input_is_refused():
     with pytest.raises(DataError, match="position of event 7 is 40, expected 0 to 39"):
         attention(*arguments)
     with pytest.raises(ValueError, match=r"a column for each of \['action', 'position'\]; got none"):
-        attention(*arguments[:4])
+        attention(*arguments[:4], None, *arguments[5:])
     with pytest.raises(ValueError, match="query_time_M must be given"):
         make(codec=codec, time_gaps=True)(*arguments[:4], None, arguments[5])
     with pytest.raises(ValueError, match="event_time_N must be given if time_gaps, and only then"):

@@ -4,6 +4,8 @@
 #include <torch/library.h>
 
 #include <cstring>
+#include <optional>
+#include <vector>
 
 #ifdef __AVX__
 #include <immintrin.h>
@@ -62,41 +64,62 @@ inline void store(Out* out, Float x) {
   std::memcpy(out, &result, sizeof(result));
 }
 
-// out[d ...] = sum of rows[f][d ...], N * kLanes columns.
-template <int N, bool stream, typename Out>
-inline void add_rows(const float* const* rows, int64_t num_rows, int64_t d, Out* out) {
-  Float sum[N] = {};
-  for (int64_t f = 0; f < num_rows; ++f) {
-    for (int i = 0; i < N; ++i) {
-      Float x;
-      std::memcpy(&x, rows[f] + d + i * kLanes, sizeof(x));
-      sum[i] += x;
+// The rows of an event, of which the first are multiplied by its scale.
+struct Rows {
+  std::vector<const float*> rows;
+  int64_t scaled = 0;
+  float scale = 1;
+
+  // out[d ...] = their sum, N * kLanes columns.
+  template <int N, bool stream, typename Out>
+  inline void add(int64_t d, Out* out) const {
+    Float sum[N] = {};
+    add_some<N>(0, scaled, d, sum);
+    if (scaled) {
+      for (int i = 0; i < N; ++i) sum[i] *= scale;
+    }
+    add_some<N>(scaled, rows.size(), d, sum);
+    for (int i = 0; i < N; ++i) store<stream>(out + d + i * kLanes, sum[i]);
+  }
+
+  template <int N>
+  inline void add_some(int64_t from, int64_t to, int64_t d, Float* sum) const {
+    for (int64_t f = from; f < to; ++f) {
+      for (int i = 0; i < N; ++i) {
+        Float x;
+        std::memcpy(&x, rows[f] + d + i * kLanes, sizeof(x));
+        sum[i] += x;
+      }
     }
   }
-  for (int i = 0; i < N; ++i) store<stream>(out + d + i * kLanes, sum[i]);
-}
+
+  float add_one(int64_t d) const {
+    float sum = 0;
+    for (int64_t f = 0; f < scaled; ++f) sum += rows[f][d];
+    if (scaled) sum *= scale;
+    for (size_t f = scaled; f < rows.size(); ++f) sum += rows[f][d];
+    return sum;
+  }
+};
 
 template <bool stream, typename Out>
 void decode(const Layout& layout, const int64_t* words, int64_t num_words, int64_t N, const float* table, int64_t D,
-            Out* out) {
+            const float* scale, int64_t scaled_chunks, Out* out) {
   at::parallel_for(0, N, 4 * kEvents, [&](int64_t from, int64_t to) {
     const int64_t F = layout.num_chunks();
     std::vector<uint16_t> values(F * kEvents);
-    std::vector<const float*> rows(F);
+    Rows rows{std::vector<const float*>(F), scaled_chunks};
     for (int64_t begin = from; begin < to; begin += kEvents) {
       const int64_t n = std::min(kEvents, to - begin);
       layout.unpack(words, num_words, begin, begin + n, values.data(), kEvents);
       for (int64_t t = 0; t < n; ++t) {
-        for (int64_t f = 0; f < F; ++f) rows[f] = table + (layout.chunks()[f].first_row + values[f * kEvents + t]) * D;
+        if (scale) rows.scale = scale[begin + t];
+        for (int64_t f = 0; f < F; ++f) rows.rows[f] = table + (layout.chunks()[f].first_row + values[f * kEvents + t]) * D;
         Out* row = out + (begin + t) * D;
         int64_t d = 0;
-        for (; d + 8 * kLanes <= D; d += 8 * kLanes) add_rows<8, stream>(rows.data(), F, d, row);
-        for (; d + kLanes <= D; d += kLanes) add_rows<1, stream>(rows.data(), F, d, row);
-        for (; d < D; ++d) {
-          float sum = 0;
-          for (int64_t f = 0; f < F; ++f) sum += rows[f][d];
-          row[d] = static_cast<Out>(sum);
-        }
+        for (; d + 8 * kLanes <= D; d += 8 * kLanes) rows.add<8, stream>(d, row);
+        for (; d + kLanes <= D; d += kLanes) rows.add<1, stream>(d, row);
+        for (; d < D; ++d) row[d] = static_cast<Out>(rows.add_one(d));
       }
     }
   });
@@ -115,8 +138,9 @@ void ask_for_huge_pages(const at::Tensor& tensor) {
 #endif
 }
 
-at::Tensor side_decode(const at::Tensor& words, const at::Tensor& table, at::IntArrayRef radices,
-                       at::IntArrayRef chunk_words, at::ScalarType dtype) {
+at::Tensor scaled_decode(const at::Tensor& words, const at::Tensor& table, const std::optional<at::Tensor>& scale,
+                         at::IntArrayRef radices, at::IntArrayRef chunk_words, int64_t scaled_chunks,
+                         at::ScalarType dtype) {
   const Layout layout(radices, chunk_words, 0);
   layout.check_words(words);
   TORCH_CHECK(table.size(0) == layout.num_rows(), "a table of ", table.size(0), " rows, expected ", layout.num_rows());
@@ -127,8 +151,10 @@ at::Tensor side_decode(const at::Tensor& words, const at::Tensor& table, at::Int
     const bool stream = large && table.size(1) % kLanes == 0 && reinterpret_cast<uintptr_t>(data) % 32 == 0;
     const auto* word = words.const_data_ptr<int64_t>();
     const auto* rows = table.const_data_ptr<float>();
-    stream ? decode<true>(layout, word, words.size(1), words.size(0), rows, table.size(1), data)
-           : decode<false>(layout, word, words.size(1), words.size(0), rows, table.size(1), data);
+    const float* factor = scale ? scale->const_data_ptr<float>() : nullptr;
+    const int64_t scaled = scale ? scaled_chunks : 0;
+    stream ? decode<true>(layout, word, words.size(1), words.size(0), rows, table.size(1), factor, scaled, data)
+           : decode<false>(layout, word, words.size(1), words.size(0), rows, table.size(1), factor, scaled, data);
   };
   switch (dtype) {
     case at::kFloat: run(out.mutable_data_ptr<float>()); break;
@@ -137,6 +163,11 @@ at::Tensor side_decode(const at::Tensor& words, const at::Tensor& table, at::Int
     default: TORCH_CHECK(false, "side_decode gives float32, bfloat16 or float16, not ", dtype);
   }
   return out;
+}
+
+at::Tensor side_decode(const at::Tensor& words, const at::Tensor& table, at::IntArrayRef radices,
+                       at::IntArrayRef chunk_words, at::ScalarType dtype) {
+  return scaled_decode(words, table, std::nullopt, radices, chunk_words, 0, dtype);
 }
 
 // The gradient of the table, float32 [R, D]. Threads share out the columns, so that no two add to one number.
@@ -172,6 +203,12 @@ at::Tensor side_decode_backward(const at::Tensor& words, const at::Tensor& grad,
 TORCH_LIBRARY_FRAGMENT(sidrec_cpu, m) {
   m.def("side_decode(Tensor words, Tensor table, int[] radices, int[] chunk_words, ScalarType dtype) -> Tensor",
         side_decode);
+  m.def("scaled_decode(Tensor words, Tensor table, Tensor scale, int[] radices, int[] chunk_words, int scaled_chunks) "
+        "-> Tensor",
+        [](const at::Tensor& words, const at::Tensor& table, const at::Tensor& scale, at::IntArrayRef radices,
+           at::IntArrayRef chunk_words, int64_t scaled_chunks) {
+          return scaled_decode(words, table, scale, radices, chunk_words, scaled_chunks, at::kFloat);
+        });
   m.def("side_decode_backward(Tensor words, Tensor grad, int[] radices, int[] chunk_words) -> Tensor",
         side_decode_backward);
 }

@@ -101,6 +101,12 @@ class Requests:
     request_time_B: Tensor
 
     @property
+    def histories(self) -> tuple[Tensor, Tensor]:
+        """Where each request's events begin and end, [B] each."""
+        request_B = torch.arange(self.request_time_B.shape[0], device=self.offsets_B1.device)
+        return self.offsets_B1[request_B], self.offsets_B1[request_B + 1]  # slices would make export refuse B = 1
+
+    @property
     def ranges(self) -> tuple[Tensor, Tensor]:
         """Where the events that each candidate reads begin and end, [M] each."""
         return self.offsets_B1[self.request_M], self.offsets_B1[self.request_M + 1]

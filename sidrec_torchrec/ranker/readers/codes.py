@@ -59,21 +59,21 @@ class CodeReader(Reader):
             batch.action_N[targets.visible_V].unsqueeze(1),
             batch.timestamp_N[targets.visible_V],
             batch.timestamp_N[targets.event_S],
+            timeless=self.queries.num_learned,
         )
         return q_SD, pooled_SPD
 
     def serve(self, requests: Requests) -> tuple[Tensor, Tensor]:
         """Candidates of a request share its history; learned queries, which are the same for all, read it once."""
-        words_NW, buckets_N1, time_N = requests.history_NW, requests.action_N.unsqueeze(1), requests.time_N
-        offsets_B1, request_M, time_B = requests.offsets_B1, requests.request_M, requests.request_time_B
-        seeds_KD = self.queries.seeds_KD
+        words_NW, buckets_N1 = requests.history_NW, requests.action_N.unsqueeze(1)
+        time_M = requests.request_time_B[requests.request_M]
         q_MD = self.attention.event_vectors(requests.candidate_MW)
-        begin_M, end_M = requests.ranges
-        pooled_MPD = self.attention(q_MD, words_NW, begin_M, end_M, buckets_N1, time_N, time_B[request_M]).unsqueeze(1)
+        pooled_MD = self.attention.shared(q_MD, words_NW, *requests.ranges, buckets_N1, requests.time_N, time_M)
+        pooled_MPD = pooled_MD.unsqueeze(1)
+        seeds_KD = self.queries.seeds_KD
         if seeds_KD is None:
             return q_MD, pooled_MPD
-        request_B = torch.arange(time_B.shape[0], device=request_M.device)
-        begin_B, end_B = offsets_B1[request_B], offsets_B1[request_B + 1]  # slices would make export refuse B = 1
-        query_BKD = seeds_KD.expand(request_B.shape[0], -1, -1)
-        pooled_BKD = self.attention(query_BKD, words_NW, begin_B, end_B, buckets_N1, time_N, time_B)
-        return q_MD, torch.cat([pooled_MPD, pooled_BKD[request_M]], dim=1)
+        begin_B, end_B = requests.histories
+        query_BKD = seeds_KD.expand(begin_B.shape[0], -1, -1)
+        pooled_BKD = self.attention.pool(self.attention.masses(query_BKD, words_NW, begin_B, end_B, buckets_N1))
+        return q_MD, torch.cat([pooled_MPD, pooled_BKD[requests.request_M]], dim=1)

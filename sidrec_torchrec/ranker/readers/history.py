@@ -46,5 +46,6 @@ class PaddedHistory:
         time_BM, order_BM = (asks.pad(x_N[targets.event_S]) for x_N in (self.batch.timestamp_N, self.batch.order_N))
         reads_BMT = self.layout.is_entry_BT.unsqueeze(1) & (self.order_BT.unsqueeze(1) < order_BM.unsqueeze(2))
         items_BTD, gaps_BMT = self.layout.pad(items_KD), self.gaps(time_BM)
-        pooled_BMPD = attention(asks.pad(query_SPD), items_BTD, self.action_BT, gaps_BMT, reads_BMT)
+        timeless = query_SPD.shape[1] - 1  # all but the target's own
+        pooled_BMPD = attention(asks.pad(query_SPD), items_BTD, self.action_BT, gaps_BMT, reads_BMT, timeless)
         return asks.jagged(pooled_BMPD)
