@@ -92,7 +92,7 @@ def main() -> None:
     peer = LookedUp(ours)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ranker.pt2"
-        write(export(ours), describe(SPEC, USERS), file, compiled=arguments.compiled)
+        write(export(ours), describe(ours.sids, USERS), file, compiled=arguments.compiled)
         scorer = Scorer(file)
     how = "compiled" if arguments.compiled else "exported"
     comparisons = Comparisons(f"one request, D = 64, H = 4; kernels: {_kernels()}")
@@ -122,7 +122,9 @@ def make() -> ServingRanker:
     events = SIDEConfig(name="item", feature_names=["sid"], codec=codec)
     users = {name: len(values) + 1 for name, values in USERS.items()}
     config = RankerConfig(attention="codes")
-    return ServingRanker(Ranker(config, PackedSIDs(events, CPU), events.embedding_dim, events, users, CPU))
+    return ServingRanker(
+        Ranker(config, PackedSIDs(events, CPU), events.embedding_dim, events, users, CPU), {"sid": SPEC}
+    )
 
 
 def make_request(T: int, M: int) -> dict[str, Tensor]:

@@ -148,7 +148,9 @@ class SIDSpec:
             )
         last_W = torch.tensor([limit - 1 for limit in self.word_limits], device=words_NW.device)
         wrong_NW = (words_NW < 0) | (words_NW > last_W)
-        if wrong_NW.any():
+        if torch.compiler.is_compiling():  # a graph cannot look at values
+            torch._assert_async(~wrong_NW.any(), f"a word is no packed SID of {format_stages(self.stages)}")
+        elif wrong_NW.any():
             row, word = wrong_NW.nonzero()[0].tolist()
             raise ValueError(
                 f"row {row}, word {word} is {int(words_NW[row, word])}, no packed SID of {format_stages(self.stages)}"

@@ -1,9 +1,10 @@
-"""Exports a trained ranker that attends to codes, as one file that a server loads without TorchRec."""
+"""Exports a trained ranker of SIDs, as one file that a server loads without TorchRec."""
 
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import FORMAT, METADATA, Scorer
-from sidrec_torchrec.ranker.serving import INPUTS, ServingRanker, export, requests_of
+from sidrec_torchrec.ranker.serving import INPUTS, ServingRanker, WithWords, alone, export, requests_of
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
 
 _TOLERANCE = 1e-5
+_CHECKED = 256  # targets, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class ExportConfig(JobConfig):
     """Which ranker to export, and where to.
 
     Args:
-        ranker: folder train-ranker wrote, with ``--arm side --model.attention codes``.
+        ranker: folder train-ranker wrote, of an arm that reads SIDs.
         out: file to write, ``.pt2``.
         compiled: whether to compile it for this processor (AOTInductor; about a minute, and a C++ compiler is needed);
             else the file is a program that torch interprets on any machine.
@@ -59,32 +61,37 @@ def main(config: ExportConfig) -> dict[str, Any]:
         trained = TrainedRanker.open(config.ranker)
         parts = trained.recipe.open()
         ranker = parts.whole(cpu).eval()
-        model = ServingRanker(ranker)
+        model = ServingRanker.of(ranker, parts.arm)
         trained.load(ranker)
         user_values = parts.prepared.user_values(trained.recipe.data)
-        metadata = describe(model.reader.spec, user_values, parts.prepared.tasks)
-        batch = next(iter(parts.batches("test", processes)))
+        metadata = describe(model.sids, user_values, parts.prepared.tasks)
+        features = WithWords(parts.arm)
+        batch = next(iter(trained.recipe.batches(parts.prepared, features, "test", processes)))
         if processes.is_main:
             with stage("export", 2, show=True) as progress, tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "ranker.pt2"
                 program = export(model)
                 progress.advance(1)
                 write(program, metadata, file, compiled=config.compiled)
-                check_predictions(ranker, batch, Scorer(file))
+                check_predictions(ranker, batch, features, Scorer(file))
                 with atomic_path(config.out) as temporary:
                     shutil.copyfile(file, temporary)
                 progress.advance(1)
-            print(f"{config.out}: reads SIDs of {metadata['stages']}, fingerprint {metadata['fingerprint']}")
+            for sid in metadata["sids"]:
+                print(f"{config.out}: reads SIDs '{sid['name']}' of {sid['stages']}, fingerprint {sid['fingerprint']}")
     return metadata
 
 
-def describe(spec: SIDSpec, user_values: dict[str, list], tasks: tuple[str, ...] = DEFAULT_TASKS) -> dict[str, Any]:
+def describe(
+    sids: Mapping[str, SIDSpec], user_values: dict[str, list], tasks: tuple[str, ...] = DEFAULT_TASKS
+) -> dict[str, Any]:
     """What a server must know of a package; see ``Scorer``."""
-    fixed = {"words": spec.num_words, "user features": len(user_values)}
+    limits = [limit for spec in sids.values() for limit in spec.word_limits]
+    fixed = {"words": len(limits), "user features": len(user_values)}
     return {
         "format": FORMAT,
-        **spec.to_json(),
-        "last_words": [limit - 1 for limit in spec.word_limits],
+        "sids": [{"name": name, **spec.to_json(), "words": spec.num_words} for name, spec in sids.items()],
+        "last_words": [limit - 1 for limit in limits],
         "inputs": {name: [fixed.get(size, size) for size in shape] for name, shape in INPUTS.items()},
         "user_features": user_values,
         "tasks": list(tasks),
@@ -106,14 +113,21 @@ def write(program: ExportedProgram, metadata: dict[str, Any], file: Path, *, com
 
 
 @torch.no_grad()
-def check_predictions(ranker: Ranker, batch: RankBatch, scorer: Scorer) -> None:
+def check_predictions(ranker: Ranker, batch: RankBatch, features: WithWords, scorer: Scorer) -> None:
     """Refuses a package that does not predict what the ranker does.
+
+    Args:
+        ranker: the trained ranker.
+        batch: of sequences with those features.
+        features: of the ranker's arm.
+        scorer: the package.
 
     Raises:
         SidrecError: says by how much they differ.
     """
-    _, expected = ranker(batch)
-    actual = scorer(**requests_of(batch, ranker.items(batch.items)))
+    small = alone(batch, _CHECKED)
+    _, expected = ranker(small)
+    actual = scorer(**requests_of(small, features.words(small)))
     difference = float((actual.view_as(expected.prediction) - expected.prediction).abs().max())
     if not difference <= _TOLERANCE:
         raise SidrecError(f"the exported ranker's predictions differ by {difference:.1e} from the trained one's")

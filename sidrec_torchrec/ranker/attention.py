@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS
+from sidrec_torchrec.ops.shared_attention import shared_attention
 from sidrec_torchrec.side.code_attention import bucket_terms
 
 _MASKED = -1e9
@@ -76,6 +77,27 @@ class TargetAttention(nn.Module):
                 scores_HBMPT[:, :, :, queries].add_(bias_HBMT.unsqueeze(3))
         pooled_HBQd = scores_HBQT.softmax(-1) @ v_HBTd
         return self.output(pooled_HBQd.permute(1, 2, 0, 3).flatten(2)).view_as(query_BMPD)
+
+    def shared(
+        self, query_MD: Tensor, items_ND: Tensor, action_N: Tensor, gap_N: Tensor | None, begin_M: Tensor, end_M: Tensor
+    ) -> Tensor:
+        """As ``forward``, of queries that each read events begin .. end - 1 of N, float [M, D]; without gradients.
+
+        Args:
+            query_MD, items_ND, action_N: as above, not padded.
+            gap_N: time-gap bucket of each event, the same for all that read it; None for timeless queries.
+            begin_M, end_M: int64.
+        """
+        bias_NH = F.embedding(action_N, self.bias_UH)
+        if gap_N is not None:
+            bias_NH = bias_NH + F.embedding(gap_N, self.bias_UH[-GAP_BUCKETS:])
+        value_ND = self.value(items_ND) + F.embedding(action_N, self.bucket_value_AD)
+        query, key, value = (
+            x.unflatten(1, (self.num_heads, -1)) for x in (self.query(query_MD), self.key(items_ND), value_ND)
+        )
+        query_MHd = query * query.shape[2] ** -0.5
+        inputs = (x.detach() for x in (query_MHd, key, value, bias_NH, self.sink_H))
+        return self.output(shared_attention(*inputs, begin_M, end_M).flatten(1))
 
     def _bias(self, gaps_BMT: Tensor, mask_BMT: Tensor, timed: bool) -> Tensor:
         """By the gap, with masked events and the sink as two more of its values: float [H, B, M, T + 1]."""

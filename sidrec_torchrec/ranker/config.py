@@ -67,9 +67,10 @@ class RankerConfig:
         """
         from sidrec_torchrec.ranker.readers import READERS  # they are built from this config
 
-        if self.attention == AUTO:
-            return READERS["vectors" if sid is None else "codes"]
-        return READERS[self.attention]
+        if self.attention != AUTO:
+            return READERS[self.attention]
+        defaults = (READERS[name] for name in READERS if READERS[name].is_default)
+        return next(reader for reader in defaults if reader.reads_codes == (sid is not None))
 
     def weights(self, num_tasks: int) -> tuple[float, ...]:
         """Weight of each task's loss.

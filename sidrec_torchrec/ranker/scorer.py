@@ -1,6 +1,7 @@
 """What a server loads: a ranker that ``sidrec export`` wrote. Needs torch and our operators, not TorchRec."""
 
 import json
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor
 
 import sidrec_torchrec.ops.code_attention
-import sidrec_torchrec.ops.side_decode  # noqa: F401  both register the operators a package calls
+import sidrec_torchrec.ops.shared_attention
+import sidrec_torchrec.ops.side_decode
+import sidrec_torchrec.ops.side_energy  # noqa: F401  they register the operators a package calls
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS, num_actions
 from sidrec_torchrec.errors import DataError, SidrecError
 
 METADATA = "sidrec.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class Scorer:
@@ -23,9 +26,11 @@ class Scorer:
 
     Args:
         path: a package that ``sidrec export`` wrote. It holds code that is run: load only what you trust.
+        parallel: how many threads may score at the same time; more wait for their turn.
 
     Attributes:
-        metadata: ``fingerprint`` and ``stages`` of the SIDs it reads; ``inputs``, the shape of each, where a name stands
+        metadata: ``sids``, the SIDs whose words, side by side, an item is: ``name``, ``fingerprint``, ``stages`` and number of
+            ``words`` of each; ``inputs``, the shape of each, where a name stands
             for a size that may differ from call to call; ``user_features``, by name the values whose codes are 1, 2, ...
             (0 stands for any other), in the order of ``user_BF``'s columns; ``tasks``, names of the labels, in the order of
             an action's digits and of the predictions' columns; ``torch``, the version that wrote it.
@@ -39,8 +44,10 @@ class Scorer:
         probability_M = scorer(history_NW=..., action_N=..., ...)
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._program, metadata = _load(Path(path))
+    def __init__(self, path: str | Path, *, parallel: int = 1) -> None:
+        self._program, metadata = _load(Path(path), parallel)
+        # who waits for a runner inside a compiled package holds what the operators of others wait for
+        self._turns = threading.BoundedSemaphore(parallel)
         if metadata is None:
             raise SidrecError(f"{path}: not a ranker that `sidrec export` wrote")
         self.metadata: dict[str, Any] = json.loads(metadata)
@@ -64,7 +71,7 @@ class Scorer:
         """
         self._check_shapes(inputs)
         self._check_values(**inputs)
-        with torch.inference_mode():
+        with self._turns, torch.inference_mode():
             return self._program(*[inputs[name].contiguous() for name in self.metadata["inputs"]])
 
     def _check_shapes(self, inputs: dict[str, Tensor]) -> None:
@@ -100,7 +107,7 @@ class Scorer:
         _check_range("user_BF", user_BF, self._last_code_F)
 
 
-def _load(path: Path) -> tuple[Callable[..., Tensor], str | None]:
+def _load(path: Path, parallel: int) -> tuple[Callable[..., Tensor], str | None]:
     """The program, and our metadata if it has some."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -108,7 +115,9 @@ def _load(path: Path) -> tuple[Callable[..., Tensor], str | None]:
     except zipfile.BadZipFile:
         raise SidrecError(f"{path}: not a ranker that `sidrec export` wrote, or cut short") from None
     if compiled:
-        model = torch._inductor.aoti_load_package(str(path))
+        from torch._inductor.package import load_package  # the public function has one runner; and it takes a second
+
+        model = load_package(str(path), num_runners=parallel)
         return model, model.get_metadata().get(METADATA)
     extra = {METADATA: ""}
     program = torch.export.load(path, extra_files=extra)

@@ -1,15 +1,20 @@
 """A trained ranker as a module that scores requests: plain tensors in, probabilities out, ready to be exported."""
 
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.ranker.arms import Arm
 from sidrec_torchrec.ranker.model import Context, Ranker
-from sidrec_torchrec.ranker.readers import Reader, Requests
+from sidrec_torchrec.ranker.readers import Requests
 from sidrec_torchrec.ranker.targets import Targets
 
 INPUTS: dict[str, tuple[str, ...]] = {
@@ -27,24 +32,28 @@ INPUTS: dict[str, tuple[str, ...]] = {
 
 
 class ServingRanker(nn.Module):
-    """Scores candidates of B requests, each against the history of its user, in code space.
+    """Scores candidates of B requests, each against the history of its user.
 
-    Made of a trained ``Ranker`` whose reader can be served, unsharded; shares its parameters. The candidates of a request
-    share its history, which is never decoded; learned queries, which do not depend on the candidate, read it once per request.
+    Made of a trained ``Ranker`` whose items are packed SIDs, unsharded; shares its parameters. The candidates of a request
+    share its history; learned queries, which do not depend on the candidate, read it once per request.
 
     Args:
         ranker: the trained ranker.
+        sids: what travels of an item, by the SIDs' names; the words of all, side by side, are what requests hold.
+        items: packed SIDs, int64 [N, W], to what the ranker's reader reads; None for a reader of packed SIDs.
 
     Raises:
-        SidrecError: if its reader cannot be served: one of vectors, or one with blocks.
+        SidrecError: if its reader cannot be served.
     """
 
-    def __init__(self, ranker: Ranker) -> None:
+    def __init__(self, ranker: Ranker, sids: Mapping[str, SIDSpec], items: nn.Module | None = None) -> None:
         super().__init__()
         reader = ranker.head.reader
         if reader.unservable is not None:
             raise SidrecError(f"this ranker {reader.unservable}")
-        self.reader = cast(Reader, reader)  # the only other kind, with blocks, is unservable
+        self.sids = dict(sids)
+        self.reader = reader
+        self.items = items or nn.Identity()
         self.interaction = ranker.head.interaction
         self.num_tasks = ranker.head.num_tasks
         bags = ranker.users.embedding_bags if ranker.users is not None else {}
@@ -52,6 +61,21 @@ class ServingRanker(nn.Module):
             nn.Embedding.from_pretrained(bags[f"user_{name}"].weight.detach()) for name in ranker.head.user_features
         )
         self.eval()
+
+    @staticmethod
+    def of(ranker: Ranker, arm: Arm) -> "ServingRanker":
+        """A ranker of that arm.
+
+        Raises:
+            SidrecError: if its reader cannot be served, or the arm does not read SIDs.
+        """
+        sids = arm.served_sids()
+        if not sids:
+            raise SidrecError(
+                "this ranker's arm reads no SIDs: train one with --arm side, or score with sidrec predict"
+            )
+        items = None if ranker.head.reader.reads_codes else arm.served_module(ranker.items)
+        return ServingRanker(ranker, sids, items)
 
     def forward(
         self,
@@ -81,7 +105,17 @@ class ServingRanker(nn.Module):
         Returns:
             float [M]; with several tasks [M, K].
         """
-        requests = Requests(history_NW, action_N, time_N, offsets_B1, candidate_MW, request_M, request_time_B)
+        request_B = torch.arange(request_time_B.shape[0], device=offsets_B1.device)
+        requests = Requests(
+            items=self.items(history_NW),
+            action_N=action_N,
+            time_N=time_N,
+            begin_B=offsets_B1[request_B],
+            end_B=offsets_B1[request_B + 1],  # slices would make export refuse B = 1
+            candidates=self.items(candidate_MW),
+            request_M=request_M,
+            request_time_B=request_time_B,
+        )
         q_MD, pooled_MPD = self.reader.serve(requests)
         begin_M, end_M = requests.ranges
         context = Context.of_ranges(
@@ -109,10 +143,72 @@ def export(model: ServingRanker) -> ExportedProgram:
         "events": 5,
         "candidates": 6,
     }  # of the example; 0 and 1 would be constants
-    sizes |= {"words": model.reader.spec.num_words, "user features": len(model.user_tables)}
+    sizes |= {"words": sum(spec.num_words for spec in model.sids.values()), "user features": len(model.user_tables)}
     example = [torch.zeros([sizes[size] for size in shape], dtype=torch.int64) for shape in INPUTS.values()]
     dynamic = [{i: dims[size] for i, size in enumerate(shape) if size in dims} for shape in INPUTS.values()]
     return torch.export.export(model, tuple(example), dynamic_shapes=tuple(dynamic))
+
+
+class WithWords:
+    """What travels with an event of an arm that reads SIDs, and besides the words that a server sends of it.
+
+    Args:
+        arm: the arm.
+    """
+
+    def __init__(self, arm: Arm) -> None:
+        self._arm = arm
+        self._names = [f"served_{i}" for i in range(sum(words.shape[1] for words in arm.words.values()))]
+        self.keys = (*arm.keys, *self._names)
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        """See ``ItemFeatures``."""
+        words_NW = np.concatenate([words[item_N] for words in self._arm.words.values()], axis=1)
+        columns = torch.from_numpy(words_NW).unbind(1)
+        return {**self._arm.values(item_N), **dict(zip(self._names, columns, strict=True))}
+
+    def words(self, batch: RankBatch) -> Tensor:
+        """Of a batch's events, int64 [N, W]; the batch's features are these."""
+        columns = [batch.items[name].values() for name in self._names]
+        return torch.stack([column.long() for column in columns], dim=1)
+
+
+def alone(batch: RankBatch, most: int) -> RankBatch:
+    """Some of a batch's targets, ``most`` at most, each the only one of its row: as a server sees it."""
+    targets = Targets.of(batch)
+    chosen_S = torch.arange(0, len(targets.row_S), max(1, -(-len(targets.row_S) // most)))
+    row_S, event_S = targets.row_S[chosen_S], targets.event_S[chosen_S]
+    begin_S, end_S = targets.begin_S[chosen_S], targets.end_S[chosen_S]
+    rows = [
+        torch.cat([targets.visible_V[begin:end], event])
+        for begin, end, event in zip(begin_S.tolist(), end_S.tolist(), event_S.split(1), strict=True)
+    ]
+    event_P, lengths_S = torch.cat(rows), end_S - begin_S + 1
+    item_keys, user_keys = batch.items.keys(), batch.users.keys()
+    columns = [batch.items[key].values().view(len(batch.action_N), -1)[event_P] for key in item_keys]
+    flat = [column.flatten() for column in columns]
+    users = [batch.users[name].values()[row_S] for name in user_keys]
+    ones_S = torch.ones_like(row_S)
+    return replace(
+        batch,
+        items=KeyedJaggedTensor(
+            keys=item_keys,
+            values=torch.cat(flat) if flat else torch.zeros(0),
+            lengths=torch.cat([lengths_S * c.shape[1] for c in columns]) if flat else lengths_S[:0],
+            stride=len(row_S),
+        ),
+        users=KeyedJaggedTensor(
+            keys=user_keys,
+            values=torch.cat(users) if users else batch.users.values(),
+            lengths=ones_S.repeat(len(users)),
+            stride=len(row_S),
+        ),
+        lengths_B=lengths_S,
+        num_targets_B=ones_S,
+        weight_B=batch.weight_B[row_S],
+        **{name: getattr(batch, name)[event_P] for name in ("action_N", "timestamp_N", "order_N", "seen_N")},
+        visible_N=torch.ones_like(event_P, dtype=torch.bool),
+    )
 
 
 def requests_of(batch: RankBatch, words_NW: Tensor) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ class PrefixNgram:
         # Another start's tokens follow those of all n-grams of the start before.
         offset = sum(K**i for i in range(1, self.depth + 1)) % self.num_rows
         for start in self._starts():
-            token_N = torch.zeros(len(digits_NL), dtype=torch.int64, device=digits_NL.device)
+            token_N = torch.zeros_like(digits_NL[:, 0])
             for digit_N in digits_NL[:, start : start + self.depth].unbind(1):
                 # Horner's rule for token + 1, reduced at every step: the full number may not fit 64 bits
                 token_N = (token_N * K + digit_N + 1) % self.num_rows

@@ -23,6 +23,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.side.expansion import can_look_at
 
 NOTHING = 0  # stands where a SID has fewer pieces than digits
 
@@ -97,7 +98,7 @@ class Pieces:
             made_NP = made_M[found_NP].where(pairs_M[found_NP] == pair_NP, self.num_pieces)
             made_N1, at_N1 = made_NP.min(dim=1, keepdim=True)
             is_merged_N1 = made_N1 < self.num_pieces
-            if not is_merged_N1.any():
+            if can_look_at(is_merged_N1) and not is_merged_N1.any():
                 break
             # The merged piece stands at its first part's place, and what follows its second moves up.
             moved_NL = torch.cat([pieces_NL[:, 1:], torch.full_like(made_N1, NOTHING)], dim=1)

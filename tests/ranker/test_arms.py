@@ -92,4 +92,4 @@ def test_a_reader_is_built_from_the_rankers_config(name, blocks, tmp_path):
     config = RankerConfig(dim=8, num_heads=2, attention=name, learned_queries=2, blocks=blocks)
     reader = RankerHead(config, arm.dim, arm.sids[0], (), CPU, 1).reader
     assert reader.num_pools == (6 if blocks else 3)
-    assert (reader.unservable is None) == (name == "codes" and not blocks)
+    assert reader.unservable is None and reader.reads_codes == (name == "codes")

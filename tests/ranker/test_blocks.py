@@ -6,12 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ops.code_attention import gap_bucket
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.readers import READERS
-from sidrec_torchrec.ranker.serving import ServingRanker
 from sidrec_torchrec.ranker.targets import Targets, newest_events
 from tests.ranker.test_attention import attend_by_loops
 from tests.ranker.test_targets import (
@@ -137,9 +135,3 @@ def test_nothing_new_and_nothing_old(attention):
         loss.backward()
         assert output.prediction.isfinite().all()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in ranker.head.parameters())
-
-
-def test_cannot_be_served():
-    ranker, _ = make_ranker("codes")
-    with pytest.raises(SidrecError, match="train one without --model.blocks"):
-        ServingRanker(ranker)

@@ -78,6 +78,6 @@ def test_serving_predicts_what_the_ranker_does(learned_queries):
     for parameter in ranker.parameters():
         parameter.normal_(std=0.3)
     _, expected = ranker.head(batch, words_NW, None)
-    served_S = ServingRanker(ranker)(**requests_of(batch, words_NW))
+    served_S = ServingRanker(ranker, {"sid": events.codec.spec})(**requests_of(batch, words_NW))
     torch.testing.assert_close(served_S, expected.prediction[:, 0], rtol=0, atol=1e-6)
     assert served_S.std() > 0.01

@@ -15,7 +15,6 @@ from sidrec_torchrec.ranker.readers import PackedSIDs
 from sidrec_torchrec.ranker.scorer import METADATA, Scorer
 from sidrec_torchrec.ranker.serving import ServingRanker, export
 from sidrec_torchrec.side.code_attention import CodeAttention
-from sidrec_torchrec.side.collection import SIDECollection
 from sidrec_torchrec.side.expansion import SIDEConfig
 
 CPU = torch.device("cpu")
@@ -44,13 +43,13 @@ def make_model(
         for parameter in ranker.parameters():
             if not parameter.any():
                 parameter.normal_()
-    return ServingRanker(ranker)
+    return ServingRanker(ranker, {"item": spec})
 
 
 def make_inputs(model: ServingRanker, lengths: list[int], candidates: list[int]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     N, B, M = sum(lengths), len(lengths), sum(candidates)
-    spec = model.reader.spec
+    (spec,) = model.sids.values()
 
     def below(limits, rows: int) -> Tensor:
         columns = [torch.randint(limit, (rows,), generator=generator) for limit in limits]
@@ -77,7 +76,7 @@ def model(request) -> ServingRanker:
 @pytest.fixture(scope="module")
 def scorer(model, tmp_path_factory) -> Scorer:
     file = tmp_path_factory.mktemp("package") / "ranker.pt2"
-    write(export(model), describe(model.reader.spec, USERS), file, compiled=False)
+    write(export(model), describe(model.sids, USERS), file, compiled=False)
     return Scorer(file)
 
 
@@ -147,7 +146,8 @@ def test_fx_takes_attention_for_a_leaf(model):
 
 def test_metadata_say_what_the_server_must_know(scorer):
     metadata = scorer.metadata
-    assert metadata["fingerprint"] == "some-codec" and metadata["stages"] == "onehot:40,ternary*50"
+    expected = {"name": "item", "fingerprint": "some-codec", "stages": "onehot:40,ternary*50", "words": 2}
+    assert metadata["sids"] == [metadata["sids"][0] | expected]
     assert metadata["inputs"]["history_NW"] == ["events", 2]
     assert metadata["inputs"]["user_BF"] == ["requests", 2]
     assert metadata["user_features"] == {"age": ["18", "25", "35"], "gender": ["F", "M"]}
@@ -187,15 +187,6 @@ def test_other_files_are_refused(tmp_path, model, scorer, monkeypatch):
     torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),)), file)
     with pytest.raises(SidrecError, match="other.pt2: not a ranker"):
         Scorer(file)
-    torch.export.save(export(model), file, extra_files={METADATA: '{"format": 2}'})
-    with pytest.raises(SidrecError, match="of format 2, this version reads 1"):
+    torch.export.save(export(model), file, extra_files={METADATA: '{"format": 3}'})
+    with pytest.raises(SidrecError, match="of format 3, this version reads 2"):
         Scorer(file)
-
-
-def test_attention_to_vectors_cannot_be_served():
-    spec = SIDSpec(parse_stages("ternary*5"), "")
-    codec = Codec(spec, torch.zeros(2), tuple(torch.randn(3, 2) for _ in spec.stages))
-    side = SIDECollection([SIDEConfig(name="item", feature_names=["sid"], codec=codec)])
-    ranker = Ranker(RankerConfig(dim=16, num_heads=2), side, 5, None, {}, CPU)
-    with pytest.raises(SidrecError, match="train one with --arm side --model.attention codes"):
-        ServingRanker(ranker)

@@ -120,12 +120,12 @@ def test_attention_to_codes_knows_every_action():
 def test_serving_predicts_every_task(tmp_path):
     batch, (ranker, words_NW) = make_batch(), make_ranker("codes", learned_queries=2)
     _, expected = ranker.head(batch, words_NW, None)
-    model, inputs = ServingRanker(ranker), requests_of(batch, words_NW)
+    model, inputs = ServingRanker(ranker, {"sid": make_events().codec.spec}), requests_of(batch, words_NW)
     inputs["user_BF"] = inputs["user_BF"].long()
     assert expected.prediction.std(0).min() > 0.01
     torch.testing.assert_close(model(**inputs), expected.prediction, rtol=0, atol=1e-6)
     file = tmp_path / "ranker.pt2"
-    write(export(model), describe(make_events().codec.spec, {}, TASKS), file, compiled=False)
+    write(export(model), describe(model.sids, {}, TASKS), file, compiled=False)
     scorer = Scorer(file)
     assert scorer.metadata["tasks"] == list(TASKS)
     torch.testing.assert_close(scorer(**inputs), expected.prediction, rtol=0, atol=1e-6)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.codec.packing import word_names
+from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.errors import check_at_least, check_share
 from sidrec_torchrec.registry import Registry
 from sidrec_torchrec.side.expansion import MODES, SIDEConfig
@@ -131,6 +132,7 @@ class Arm(ABC):
         keys: keys of the batch's item KJT.
         dim: width of the module's output.
         sids: the packed SIDs that travel, for readers of codes; empty if they are none's to read.
+        words: packed SIDs of all items, by the SIDs' names, int64 [num_items, W] each; empty if it is not made of SIDs.
 
     Raises:
         SidrecError: on SIDs that the arm cannot read.
@@ -155,6 +157,7 @@ class Arm(ABC):
     keys: tuple[str, ...] = ()
     dim: int = 1
     sids: tuple[SIDEConfig, ...] = ()
+    words: Mapping[str, np.ndarray] = MappingProxyType({})
 
     def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
         pass
@@ -166,6 +169,18 @@ class Arm(ABC):
     @abstractmethod
     def module(self, device: torch.device) -> nn.Module:
         """KeyedJaggedTensor of N events -> float32 [N, dim]; or None, if all items are alike."""
+
+    def served_sids(self) -> dict[str, SIDSpec]:
+        """Specs of ``words``, which a server sends; empty if it cannot be served."""
+        return {}
+
+    def served_module(self, module: nn.Module) -> nn.Module:
+        """What a server runs in the place of the trained ``module``, whole and sharing its parameters, without TorchRec.
+
+        Returns:
+            Packed SIDs, int64 [N, W], those of ``served_sids`` side by side -> float32 [N, dim].
+        """
+        raise NotImplementedError
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
         """Columns an event log keeps for this arm; by default what travels in the KJT."""

@@ -9,10 +9,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray, Tokenizers, sid_columns
-from sidrec_torchrec.ranker.arms.modules import RowDropout
+from sidrec_torchrec.ranker.arms.modules import OfSIDs, RowDropout, SumOfRows
 from sidrec_torchrec.side.ngram import AllNgram, NgramVectors, PrefixNgram
 
 
@@ -25,7 +26,7 @@ class _NgramArm(Arm, ABC):
 
     def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
         self._config = config
-        self._words = {name: map_rows(sid.path) for name, sid in inputs.sids.items()}
+        self.words = {name: map_rows(sid.path) for name, sid in inputs.sids.items()}
         self._ngrams = {name: self._ngrams_of(name, sid) for name, sid in inputs.sids.items()}
         self.keys = tuple(key for name, ngrams in self._ngrams.items() for key in ngrams.keys(name))
         self.dim = config.table_dim * len(inputs.sids)
@@ -33,17 +34,26 @@ class _NgramArm(Arm, ABC):
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
         values: dict[str, Tensor] = {}
         for name, ngrams in self._ngrams.items():
-            tokens_NP = ngrams.tokens(torch.from_numpy(self._words[name][item_N]))
+            tokens_NP = ngrams.tokens(torch.from_numpy(self.words[name][item_N]))
             values |= dict(zip(ngrams.keys(name), tokens_NP.unbind(1), strict=True))
         return values
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
         # A log keeps the code itself; its n-grams are made when the batch is.
-        return sid_columns(self._words, item_N)
+        return sid_columns(self.words, item_N)
 
     def module(self, device: torch.device) -> nn.Module:
         tables = NgramVectors(self._ngrams, embedding_dim=self._config.table_dim, device=device)
         return nn.Sequential(tables, RowDropout(self._config.table_dropout))
+
+    def served_sids(self) -> dict[str, SIDSpec]:
+        return {name: own.spec for name, own in self._ngrams.items()}
+
+    def served_module(self, module: nn.Module) -> nn.Module:
+        assert isinstance(module, nn.Sequential) and isinstance(module[0], NgramVectors)
+        tables = module[0].collection.embeddings
+        rows = {name: SumOfRows(own.tokens, tables[f"{name}_ngrams"].weight) for name, own in self._ngrams.items()}
+        return OfSIDs(rows, self.served_sids())
 
     def _ngrams_of(self, name: str, sid: SIDArray) -> PrefixNgram:
         spec = sid.codec.spec

@@ -7,11 +7,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray, Tokenizers, sid_columns
-from sidrec_torchrec.ranker.arms.modules import RowDropout
-from sidrec_torchrec.side.pieces import Pieces, PieceVectors
+from sidrec_torchrec.ranker.arms.modules import OfSIDs, RowDropout, SumOfRows
+from sidrec_torchrec.side.pieces import NOTHING, Pieces, PieceVectors
 
 
 @ARMS.register("pieces")
@@ -32,28 +33,37 @@ class PiecesArm(Arm):
             )
         events_N = map_rows(inputs.training_events)
         self._config = config
-        self._words = {name: map_rows(sid.path) for name, sid in inputs.sids.items()}
+        self.words = {name: map_rows(sid.path) for name, sid in inputs.sids.items()}
         self._pieces = {name: self._learned(name, sid, events_N) for name, sid in inputs.sids.items()}
         self.keys = tuple(map(Pieces.key, self._pieces))
         self.dim = config.table_dim * len(inputs.sids)
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
         return {
-            Pieces.key(name): pieces.of(torch.from_numpy(self._words[name][item_N]))
+            Pieces.key(name): pieces.of(torch.from_numpy(self.words[name][item_N]))
             for name, pieces in self._pieces.items()
         }
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
         # A log keeps the code itself; it is cut when the batch is made.
-        return sid_columns(self._words, item_N)
+        return sid_columns(self.words, item_N)
 
     def module(self, device: torch.device) -> nn.Module:
         config = self._config
         tables = PieceVectors(self._pieces, config.piece_rows, config.table_dim, device)
         return nn.Sequential(tables, RowDropout(config.table_dropout))
 
+    def served_sids(self) -> dict[str, SIDSpec]:
+        return {name: own.spec for name, own in self._pieces.items()}
+
+    def served_module(self, module: nn.Module) -> nn.Module:
+        assert isinstance(module, nn.Sequential) and isinstance(module[0], PieceVectors)
+        tables = module[0].collection.embeddings
+        rows = {name: SumOfRows(own.of, tables[Pieces.key(name)].weight, NOTHING) for name, own in self._pieces.items()}
+        return OfSIDs(rows, self.served_sids())
+
     def _learned(self, name: str, sid: SIDArray, events_N: np.ndarray) -> Pieces:
         try:
-            return Pieces.learn(sid.codec.spec, self._words[name], events_N, self._config.piece_rows)
+            return Pieces.learn(sid.codec.spec, self.words[name], events_N, self._config.piece_rows)
         except ValueError as error:
             raise SidrecError(f"pieces of the SIDs '{name}': {error}; raise piece_rows") from None

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec_torchrec.codec.packing import word_names
+from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs
-from sidrec_torchrec.ranker.arms.modules import OneFeature, RowDropout
+from sidrec_torchrec.ranker.arms.modules import OfSIDs, OneFeature, RowDropout, SumOfRows
 from sidrec_torchrec.side.collection import SIDECollection
 from sidrec_torchrec.side.expansion import SIDEConfig
 from sidrec_torchrec.side.hybrid import CoarseIds, HybridVectors
@@ -34,7 +34,7 @@ class SideArm(Arm):
     def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
         sids = inputs.sids
         by_feature = dict(zip(["sid"], sids.values(), strict=True)) if len(sids) == 1 else sids
-        self._words = {feature: map_rows(sid.path) for feature, sid in by_feature.items()}
+        self.words = {feature: map_rows(sid.path) for feature, sid in by_feature.items()}
         self.sids = tuple(
             SIDEConfig(
                 name=feature,
@@ -47,16 +47,23 @@ class SideArm(Arm):
             )
             for feature, sid in by_feature.items()
         )
-        self.keys = tuple(key for feature, words in self._words.items() for key in word_names(feature, words.shape[1]))
+        self.keys = tuple(key for feature, words in self.words.items() for key in word_names(feature, words.shape[1]))
         self.dim = sum(sid.embedding_dim for sid in self.sids)
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        words = [torch.from_numpy(words[item_N]).unbind(1) for words in self._words.values()]
+        words = [torch.from_numpy(words[item_N]).unbind(1) for words in self.words.values()]
         return dict(zip(self.keys, itertools.chain(*words), strict=True))
 
     def module(self, device: torch.device) -> nn.Module:
         modules = [OneFeature(SIDECollection(tables=[sid], device=device), sid.name, 0.0) for sid in self.sids]
-        return modules[0] if len(modules) == 1 else _SideBySide(modules)
+        return _SideBySide(modules)
+
+    def served_sids(self) -> dict[str, SIDSpec]:
+        return {sid.name: sid.codec.spec for sid in self.sids}
+
+    def served_module(self, module: nn.Module) -> nn.Module:
+        assert isinstance(module, _SideBySide)
+        return OfSIDs(module.sides(), self.served_sids())
 
 
 @ARMS.register("learned-side")
@@ -76,6 +83,7 @@ class HybridArm(Arm):
         if len(inputs.sids) != 1:
             raise SidrecError(f"the arm 'hybrid' reads one SID, got {', '.join(inputs.sids)}")
         self._side = SideArm(inputs, config)
+        self.words = self._side.words
         (self._sid,) = self._side.sids
         try:
             self._coarse = CoarseIds.at_most(self._sid.codec.spec, config.coarse_ids)
@@ -97,12 +105,40 @@ class HybridArm(Arm):
         collection = HybridVectors(self._sid, self._coarse, self._config.table_dim, device)
         return _Hybrid(collection, self._config.table_dropout)
 
+    def served_sids(self) -> dict[str, SIDSpec]:
+        return self._side.served_sids()
+
+    def served_module(self, module: nn.Module) -> nn.Module:
+        assert isinstance(module, _Hybrid)
+        (side,), (table,) = module.collection.side.tables.values(), module.collection.table.embeddings.values()
+        rows = SumOfRows(lambda words_NW: self._coarse.ids(words_NW).unsqueeze(1), table.weight)
+        return _BothOf(side, rows)
+
 
 class _SideBySide(nn.ModuleList):
-    """Modules' vectors side by side."""
+    """Modules' vectors side by side; each is a ``OneFeature`` of a ``SIDECollection``."""
+
+    def sides(self) -> dict[str, nn.Module]:
+        """What expands each SID, by its name."""
+        sides: dict[str, nn.Module] = {}
+        for part in self:
+            assert isinstance(part, OneFeature) and isinstance(part.collection, SIDECollection)
+            sides |= part.collection.tables.items()
+        return sides
 
     def forward(self, items: KeyedJaggedTensor) -> Tensor:
         return torch.cat([module(items) for module in self], dim=1)
+
+
+class _BothOf(nn.Module):
+    """The vectors of two modules of the same packed SIDs, side by side."""
+
+    def __init__(self, one: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.one, self.other = one, other
+
+    def forward(self, words_NW: Tensor) -> Tensor:
+        return torch.cat([self.one(words_NW), self.other(words_NW)], dim=1)
 
 
 class _Hybrid(nn.Module):

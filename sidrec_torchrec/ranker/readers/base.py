@@ -11,6 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.ops.code_attention import gap_bucket
 from sidrec_torchrec.ranker.arms.base import ARMS, Arm
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.targets import Targets
@@ -81,35 +82,39 @@ class PackedSIDs(nn.Module):
 
 @dataclass(frozen=True)
 class Requests:
-    """What a server is asked of a reader; all int64.
+    """What a server is asked of a reader.
 
     Args:
-        history_NW: packed SIDs of all requests' events, one request after another, oldest first.
-        action_N, time_N: of each event.
-        offsets_B1: where each request's events begin and end, from 0 to N.
-        candidate_MW: packed SIDs of all candidates.
-        request_M: which request each candidate belongs to.
-        request_time_B: of each request.
+        items: what the reader reads of all requests' events, one request after another, oldest first: packed SIDs, int64
+            [N, W], or features, float [N, E].
+        action_N, time_N: of each event, int64.
+        begin_B, end_B: where each request's events begin and end, int64.
+        candidates: as ``items``, of all candidates, [M, ...].
+        request_M: which request each candidate belongs to, int64.
+        request_time_B: of each request, int64.
     """
 
-    history_NW: Tensor
+    items: Tensor
     action_N: Tensor
     time_N: Tensor
-    offsets_B1: Tensor
-    candidate_MW: Tensor
+    begin_B: Tensor
+    end_B: Tensor
+    candidates: Tensor
     request_M: Tensor
     request_time_B: Tensor
 
     @property
-    def histories(self) -> tuple[Tensor, Tensor]:
-        """Where each request's events begin and end, [B] each."""
-        request_B = torch.arange(self.request_time_B.shape[0], device=self.offsets_B1.device)
-        return self.offsets_B1[request_B], self.offsets_B1[request_B + 1]  # slices would make export refuse B = 1
-
-    @property
     def ranges(self) -> tuple[Tensor, Tensor]:
         """Where the events that each candidate reads begin and end, [M] each."""
-        return self.offsets_B1[self.request_M], self.offsets_B1[self.request_M + 1]
+        return self.begin_B[self.request_M], self.end_B[self.request_M]
+
+    @property
+    def gap_N(self) -> Tensor:
+        """Time-gap bucket of each event from its request, int32; of events of no request, that from some other."""
+        event_N = torch.arange(self.time_N.shape[0], device=self.time_N.device)
+        last = self.end_B.shape[0] - 1
+        request_N = torch.searchsorted(self.end_B, event_N, right=True).clamp_max(last)
+        return gap_bucket(self.request_time_B[request_N] - self.time_N)
 
 
 class Reader(nn.Module, ABC):
@@ -126,12 +131,14 @@ class Reader(nn.Module, ABC):
 
     Attributes:
         reads_codes: whether it reads packed SIDs, which have no gradient; else vectors.
+        is_default: whether ``auto`` chooses it, for what it reads.
         unservable: why ``ServingRanker`` cannot ask it, to follow "this ranker"; None if it can, by ``serve``.
         queries: what each target asks.
         spec: of the SIDs that a reader of codes reads.
     """
 
     reads_codes: ClassVar[bool] = False
+    is_default: ClassVar[bool] = False
     unservable: ClassVar[str | None] = "has a reader that servers cannot ask; train one with another --model.attention"
     spec: SIDSpec
 

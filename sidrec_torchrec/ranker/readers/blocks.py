@@ -1,17 +1,17 @@
 """The newest events as vectors that have read each other; what is older, another reader reads."""
 
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sidrec_torchrec.data.batches import RankBatch
+from sidrec_torchrec.ops.code_attention import gap_bucket
 from sidrec_torchrec.ranker.attention import TargetAttention
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.hstu import HSTUBlock
-from sidrec_torchrec.ranker.readers.base import Reader
-from sidrec_torchrec.ranker.readers.history import PaddedHistory
+from sidrec_torchrec.ranker.readers.base import Reader, Requests
+from sidrec_torchrec.ranker.readers.history import PaddedHistory, pool_requests
 from sidrec_torchrec.ranker.targets import Targets, newest_events
 
 
@@ -28,11 +28,6 @@ class BlockReader(nn.Module):
         num_actions: actions an event can have.
     """
 
-    unservable: ClassVar[str | None] = (
-        "has blocks, whose newest events are counted from a row's first target, which a request does not have; train one "
-        "without --model.blocks"
-    )
-
     def __init__(self, older: Reader, config: RankerConfig, num_actions: int) -> None:
         super().__init__()
         self.older = older
@@ -41,6 +36,16 @@ class BlockReader(nn.Module):
         self.blocks = nn.ModuleList(HSTUBlock(config.dim, config.num_heads) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
         self.attention = TargetAttention(config.dim, config.num_heads, num_actions)
+
+    @property
+    def reads_codes(self) -> bool:
+        """See ``Reader``: what ``older`` reads."""
+        return self.older.reads_codes
+
+    @property
+    def unservable(self) -> str | None:
+        """See ``Reader``: whether ``older`` can be served."""
+        return self.older.unservable
 
     @property
     def num_pools(self) -> int:
@@ -61,3 +66,32 @@ class BlockReader(nn.Module):
         x_KD = self.norm(history.layout.jagged(x_BTD))
         newest_SPD = history.pool(self.attention, self.older.queries(q_SD), targets, x_KD)
         return q_SD, torch.cat([older_SPD, newest_SPD], dim=1)
+
+    def serve(self, requests: Requests) -> tuple[Tensor, Tensor]:
+        """As ``older``'s, followed by what the queries pool of the newest ``block_events`` events of each request."""
+        begin_B, end_B = requests.begin_B, requests.end_B
+        newest_B = (end_B - begin_B).clamp_max(self.block_events)
+        q_MD, older_MPD = self.older.serve(replace(requests, end_B=end_B - newest_B))
+        B, K = begin_B.shape[0], self.block_events
+        place_BK = end_B.unsqueeze(1) + torch.arange(-K, 0, device=end_B.device)
+        is_event_BK = place_BK >= begin_B.unsqueeze(1)
+        # padding reads one more event than there are, so that there may be none
+        place_X = torch.where(is_event_BK, place_BK, requests.action_N.shape[0]).flatten()
+        items, action_X, time_X = (_pad_row(x)[place_X] for x in (requests.items, requests.action_N, requests.time_N))
+        x_XD = self.older.item_vectors(items, torch.arange(place_X.shape[0], device=place_X.device)) + self.action(
+            action_X
+        )
+        time_BK = time_X.view(B, K)
+        gaps_BKK = gap_bucket(time_BK.unsqueeze(2) - time_BK.unsqueeze(1))
+        x_BKD = x_XD.unflatten(0, (B, K))
+        for block in self.blocks:
+            x_BKD = block(x_BKD, gaps_BKK, is_event_BK)
+        row_B = torch.arange(B, device=end_B.device) * K
+        newest = replace(requests, action_N=action_X, time_N=time_X, begin_B=row_B + K - newest_B, end_B=row_B + K)
+        newest_MPD = pool_requests(self.attention, self.older.queries, q_MD, self.norm(x_BKD).flatten(0, 1), newest)
+        return q_MD, torch.cat([older_MPD, newest_MPD], dim=1)
+
+
+def _pad_row(x: Tensor) -> Tensor:
+    """With one more row, of zeros."""
+    return torch.cat([x, x.new_zeros(1, *x.shape[1:])])

@@ -20,6 +20,7 @@ class CodeReader(Reader):
     """
 
     reads_codes = True
+    is_default = True
     unservable = None
 
     def __init__(
@@ -65,15 +66,14 @@ class CodeReader(Reader):
 
     def serve(self, requests: Requests) -> tuple[Tensor, Tensor]:
         """Candidates of a request share its history; learned queries, which are the same for all, read it once."""
-        words_NW, buckets_N1 = requests.history_NW, requests.action_N.unsqueeze(1)
+        words_NW, buckets_N1 = requests.items, requests.action_N.unsqueeze(1)
         time_M = requests.request_time_B[requests.request_M]
-        q_MD = self.attention.event_vectors(requests.candidate_MW)
+        q_MD = self.attention.event_vectors(requests.candidates)
         pooled_MD = self.attention.shared(q_MD, words_NW, *requests.ranges, buckets_N1, requests.time_N, time_M)
         pooled_MPD = pooled_MD.unsqueeze(1)
         seeds_KD = self.queries.seeds_KD
         if seeds_KD is None:
             return q_MD, pooled_MPD
-        begin_B, end_B = requests.histories
-        query_BKD = seeds_KD.expand(begin_B.shape[0], -1, -1)
-        pooled_BKD = self.attention.pool(self.attention.masses(query_BKD, words_NW, begin_B, end_B, buckets_N1))
-        return q_MD, torch.cat([pooled_MPD, pooled_BKD[requests.request_M]], dim=1)
+        query_BKD = seeds_KD.expand(requests.begin_B.shape[0], -1, -1)
+        masses = self.attention.masses(query_BKD, words_NW, requests.begin_B, requests.end_B, buckets_N1)
+        return q_MD, torch.cat([pooled_MPD, self.attention.pool(masses)[requests.request_M]], dim=1)

@@ -9,6 +9,7 @@ from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.ops.code_attention import gap_bucket
 from sidrec_torchrec.ranker.attention import TargetAttention
 from sidrec_torchrec.ranker.padding import RowLayout
+from sidrec_torchrec.ranker.readers.base import Queries, Requests
 from sidrec_torchrec.ranker.targets import Targets
 
 
@@ -49,3 +50,18 @@ class PaddedHistory:
         timeless = query_SPD.shape[1] - 1  # all but the target's own
         pooled_BMPD = attention(asks.pad(query_SPD), items_BTD, self.action_BT, gaps_BMT, reads_BMT, timeless)
         return asks.jagged(pooled_BMPD)
+
+
+def pool_requests(
+    attention: TargetAttention, queries: Queries, q_MD: Tensor, items_ND: Tensor, requests: Requests
+) -> Tensor:
+    """As ``PaddedHistory.pool``, of requests' candidates, float [M, P, D]; learned queries read each history once."""
+    action_N = requests.action_N
+    pooled = [attention.shared(q_MD, items_ND, action_N, requests.gap_N, *requests.ranges).unsqueeze(1)]
+    if queries.seeds_KD is not None:
+        B, K = requests.begin_B.shape[0], queries.num_learned
+        query_XD = queries.seeds_KD.repeat(B, 1)
+        begin_X, end_X = (x_B.repeat_interleave(K) for x_B in (requests.begin_B, requests.end_B))
+        pooled_XD = attention.shared(query_XD, items_ND, action_N, None, begin_X, end_X)
+        pooled.append(pooled_XD.unflatten(0, (B, K))[requests.request_M])
+    return torch.cat(pooled, dim=1)

@@ -6,8 +6,8 @@ from torch import Tensor
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.ranker.attention import TargetAttention
 from sidrec_torchrec.ranker.config import RankerConfig
-from sidrec_torchrec.ranker.readers.base import READERS, ItemVectors, Reader
-from sidrec_torchrec.ranker.readers.history import PaddedHistory
+from sidrec_torchrec.ranker.readers.base import READERS, ItemVectors, Reader, Requests
+from sidrec_torchrec.ranker.readers.history import PaddedHistory, pool_requests
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.side.expansion import SIDEConfig
 
@@ -16,10 +16,8 @@ from sidrec_torchrec.side.expansion import SIDEConfig
 class VectorReader(Reader):
     """Reads vectors of all events, in padded blocks; for any arm. See ``Reader``."""
 
-    unservable = (
-        "attends to vectors, which a server would have to look up for every event; train one with "
-        "--arm side --model.attention codes"
-    )
+    is_default = True
+    unservable = None
 
     def __init__(
         self,
@@ -45,3 +43,7 @@ class VectorReader(Reader):
         q_SD = x_ND[targets.event_S]
         history = PaddedHistory.of(batch, targets.visible_V)
         return q_SD, history.pool(self.attention, self.queries(q_SD), targets, x_ND[targets.visible_V])
+
+    def serve(self, requests: Requests) -> tuple[Tensor, Tensor]:
+        x_ND, q_MD = self.vectors(requests.items), self.vectors(requests.candidates)
+        return q_MD, pool_requests(self.attention, self.queries, q_MD, x_ND, requests)
