@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +19,6 @@ class Histories:
     an event and 16 a user; while it is read, about 45 an event.
 
     Args:
-        path: of the event file.
         user_U: int64, user ids, rising.
         first_U1: int64 [U + 1], where each user's events begin; the last is N.
         row_N: int64, rows of the event file.
@@ -29,7 +27,6 @@ class Histories:
         action_N: int8, the labels; see ``data.tasks``. 1 where the log has no labels.
     """
 
-    path: Path
     user_U: np.ndarray
     first_U1: np.ndarray
     row_N: np.ndarray
@@ -71,7 +68,7 @@ class Histories:
                 f"{time_N[place]} after {time_N[place - 1]}; sort each user's events by time"
             )
         first_U1 = np.append(first_U, len(user_N))
-        return Histories(events.path, user_N[first_U], first_U1, row_N, item_N[row_N], time_N, action_N[row_N])
+        return Histories(user_N[first_U], first_U1, row_N, item_N[row_N], time_N, action_N[row_N])
 
     def before(self, user_ids_R: np.ndarray, timestamps_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A user's events strictly before a time: from where to where, int64 [R] each; equal where there are none."""

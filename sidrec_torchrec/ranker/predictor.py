@@ -110,7 +110,8 @@ class Predictor:
             parts = replace(parts, prepared=replace(parts.prepared, user_features=own.user_features, tasks=own.tasks))
             model = parts.sharded(processes) if shared else parts.whole(processes.device)
             trained.load(model)
-        if max_history is None and own.max_history is None:
+        longest = max_history or own.max_history
+        if longest is None:
             raise SidrecError(
                 f"{own.folder}: prepared by an earlier version, which did not say how long histories are; name --max-history"
             )
@@ -128,7 +129,7 @@ class Predictor:
             known=Known(rows, Histories.read(log, rows), UserCodes.read(_users(users, values), values)),
             items=items,
             values=values,
-            max_history=max_history or own.max_history or 0,
+            max_history=longest,
             batch_events=batch_events,
             processes=current_processes() if shared else Processes(rank=0, world_size=1, device=processes.device),
         )
@@ -231,7 +232,7 @@ def _users(source: Any, values: dict[str, list]) -> Users | None:
 def _table(value: Any, name: str, columns: tuple[str, ...]) -> ArrowTable:
     """Those of the columns that a pandas or Arrow table has."""
     if isinstance(value, pa.Table | pa.RecordBatch):
-        table = pa.table(value.columns, schema=value.schema) if isinstance(value, pa.RecordBatch) else value
+        table = pa.Table.from_batches([value]) if isinstance(value, pa.RecordBatch) else value
         return ArrowTable.of(table.select([c for c in columns if c in table.schema.names]), name)
     pandas = sys.modules.get("pandas")
     if pandas is None or not isinstance(value, pandas.DataFrame):
