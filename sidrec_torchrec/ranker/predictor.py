@@ -41,7 +41,7 @@ _TARGETS_PER_ROW = 256  # requests of one history that are scored together
 class Predictor:
     """Scores requests by a trained ranker. Made by ``Predictor.open``.
 
-    Memory holds the model, a batch, 12 bytes per item, ``Histories`` (21 bytes an event) and ``UserCodes`` (8 bytes a
+    Memory holds the model, a batch, 20 bytes an item, ``Histories`` (21 bytes an event) and ``UserCodes`` (8 bytes a
     user, and 4 a user feature), whatever the number of requests.
 
     Args:
