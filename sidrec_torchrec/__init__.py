@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as below
     from sidrec_torchrec.ranker.arms import Arm, ArmConfig
     from sidrec_torchrec.ranker.config import RankerConfig
     from sidrec_torchrec.ranker.model import Ranker
+    from sidrec_torchrec.ranker.predictor import Predictor
     from sidrec_torchrec.ranker.recipe import RankerRecipe, TrainedRanker
     from sidrec_torchrec.ranker.scorer import Scorer
     from sidrec_torchrec.ranker.sharding import OptimizerConfig
@@ -60,6 +61,7 @@ _PUBLIC = {
     "ranker.arms": ["Arm", "ArmConfig"],
     "ranker.config": ["RankerConfig"],
     "ranker.model": ["Ranker"],
+    "ranker.predictor": ["Predictor"],
     "ranker.recipe": ["RankerRecipe", "TrainedRanker"],
     "ranker.scorer": ["Scorer"],
     "ranker.sharding": ["OptimizerConfig"],

@@ -17,12 +17,13 @@ def run(*command: str) -> str:
     return result.stdout
 
 
+def run_example(name: str) -> list[str]:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import runpy; "
+    return run("-c", f"{code}runpy.run_path('examples/{name}.py', run_name='__main__')").splitlines()
+
+
 def test_dlrm_plugin():
-    lines = run(
-        "-c",
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import runpy; "
-        "runpy.run_path('examples/dlrm_plugin.py', run_name='__main__')",
-    ).splitlines()
+    lines = run_example("dlrm_plugin")
     losses = {line.split()[0]: [float(x) for x in re.findall(r"items (\d\.\d+)", line)] for line in lines}
     assert losses["SIDE"][1] < losses["table"][1] - 0.02  # new items: SIDE knows their content
     assert "learned     3,200 bytes" in lines[1]  # 25 digits to 32 numbers, for any number of items
@@ -34,3 +35,14 @@ def test_code_in_pages(page):
     assert code
     output = run("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}")
     assert output.splitlines() == re.findall(r"print\(.*# (.*)", code)
+
+
+def test_score_a_frame():
+    pytest.importorskip("pandas")
+    heading, *lines = run_example("score_a_frame")
+    assert heading.split() == ["user_id", "item_id", "timestamp", "probability", "unknown"]
+    rows = [[float(value) for value in line.split()] for line in lines]
+    assert len(rows) == 5 and len({row[0] for row in rows}) == 1
+    known, unknown = ([row[place] for row in rows] for place in (3, 4))
+    assert known == sorted(known, reverse=True) and 0 < known[-1] < known[0] < 1
+    assert known != unknown

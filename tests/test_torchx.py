@@ -23,6 +23,7 @@ COMPONENTS = {
     "train_ranker": "train-ranker",
     "prepare": "prepare",
     "evaluate": "evaluate",
+    "predict": "predict",
     "pipeline": "pipeline",
 }
 CLUSTERS = {"slurm": {}, "kubernetes": {"queue": "q"}, "aws_batch": {"queue": "q"}}

@@ -217,6 +217,35 @@ def evaluate(
     return _component("evaluate", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries)
 
 
+def predict(
+    *script_args: str,
+    j: str = "1x1",
+    image: str = IMAGE,
+    h: Optional[str] = None,
+    cpu: int = 0,
+    gpu: int = 0,
+    memMB: int = 8192,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    max_retries: int = 0,
+) -> specs.AppDef:
+    """Writes a trained ranker's probabilities of requests.
+
+    Args:
+        script_args: flags of ``sidrec predict``
+        j: [{min_nodes}:]{nodes}x{processes per node}
+        image: container image that has this package installed
+        h: named resource of a node; outdoes cpu, gpu and memMB
+        cpu: cores to ask for on a node; 0 is the scheduler's default (all of them on local_cwd)
+        gpu: GPUs to ask for on a node, one per process
+        memMB: memory to ask for on a node
+        env: environment variables, A=a,B=b
+        mounts: mounts of the container, type=bind,src=/host,dst=/job
+        max_retries: restarts by the scheduler
+    """
+    return _component("predict", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries)
+
+
 def pipeline(
     *script_args: str,
     j: str = "1x1",

@@ -109,13 +109,13 @@ class SequenceBatches(IterableDataset):
         self.seed = seed
         self.epoch = 0
         self._first = 0
-        self._seen = prepared.seen()
-        self._tasks = range(len(prepared.tasks))
+        self._collate = Collator(prepared, features)
 
     def __iter__(self) -> Iterator[RankBatch]:
         first, self._first = self._first, 0
         for rows in islice(self._global_batches(), first, None):
-            yield self._collate(rows)
+            share = rows[self.rank :: self.world_size]
+            yield self._collate(share or rows[:1], rows=rows, weight=1.0 if share else 0.0)
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
         """Makes the next pass one of ``epoch``, from its global batch number ``batch`` on."""
@@ -136,26 +136,59 @@ class SequenceBatches(IterableDataset):
         yield from self._cut(pool, rng)
 
     def _cut(self, pool: list[Sequence], rng: np.random.Generator) -> list[list[Sequence]]:
-        """Batches of rows of like length, so that padding to the longest wastes little."""
-        lengths = np.array([len(row) for row in pool], dtype=float)
-        if self.shuffle:
-            lengths += rng.uniform(0, 16, len(pool))
-        batches: list[list[Sequence]] = [[]]
-        longest = 0
-        for i in np.argsort(lengths, kind="stable"):
-            longest = max(longest, len(pool[i]))
-            if batches[-1] and (len(batches[-1]) + 1) * longest > self.batch_events:
-                batches.append([])
-                longest = len(pool[i])
-            batches[-1].append(pool[i])
+        lengths = np.array([len(row) for row in pool], dtype=np.int64)
+        order = lengths + rng.uniform(0, 16, len(pool)) if self.shuffle else lengths
+        batches = cut_by_length(lengths, self.batch_events, np.argsort(order, kind="stable"))
         if self.shuffle:
             rng.shuffle(batches)
-        return [batch for batch in batches if batch]
+        return [[pool[i] for i in batch] for batch in batches]
 
-    def _collate(self, rows: list[Sequence]) -> RankBatch:
-        share = rows[self.rank :: self.world_size]
-        weight = 1.0 if share else 0.0
-        share = share or rows[:1]
+
+def cut_by_length(lengths: np.ndarray, batch_events: int, order: np.ndarray | None = None) -> list[list[int]]:
+    """Batches of rows of like length, so that padding to the longest wastes little.
+
+    Args:
+        lengths: events of each row, int [R].
+        batch_events: events in a batch, padding included; a row that has more is a batch of its own.
+        order: to take the rows in, int [R]; None for that of their lengths.
+
+    Returns:
+        Places of each batch's rows, every row once.
+    """
+    batches: list[list[int]] = [[]]
+    longest = 0
+    for i in (np.argsort(lengths, kind="stable") if order is None else order).tolist():
+        longest = max(longest, int(lengths[i]))
+        if batches[-1] and (len(batches[-1]) + 1) * longest > batch_events:
+            batches.append([])
+            longest = int(lengths[i])
+        batches[-1].append(i)
+    return [batch for batch in batches if batch]
+
+
+class Collator:
+    """Makes a batch of rows.
+
+    Args:
+        prepared: says what is seen in training, which user features there are, and how many tasks.
+        features: the arm's item features.
+    """
+
+    def __init__(self, prepared: Prepared, features: ItemFeatures) -> None:
+        self.features = features
+        self._user_features = list(prepared.user_features)
+        self._tasks = range(len(prepared.tasks))
+        self._seen = prepared.seen()
+
+    def __call__(self, share: list[Sequence], *, rows: list[Sequence] | None = None, weight: float = 1.0) -> RankBatch:
+        """The batch of this process.
+
+        Args:
+            share: its rows, one at least.
+            rows: those of all processes; None for ``share``.
+            weight: of its rows; see ``RankBatch``.
+        """
+        rows = share if rows is None else rows
         item_N = np.concatenate([row.item for row in share])
         lengths_B = torch.tensor([len(row) for row in share])
         return RankBatch(
@@ -187,7 +220,7 @@ class SequenceBatches(IterableDataset):
     def _users(self, rows: list[Sequence]) -> KeyedJaggedTensor:
         codes_FB = np.stack([row.user_codes for row in rows], axis=1).astype(np.int64)
         return KeyedJaggedTensor(
-            keys=list(self.prepared.user_features),
+            keys=self._user_features,
             values=torch.from_numpy(codes_FB).reshape(-1),
             lengths=torch.ones(codes_FB.size, dtype=torch.int64),
             stride=len(rows),

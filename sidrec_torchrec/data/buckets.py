@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from sidrec_torchrec.data.format import Events, Items, Users, Vocabulary
+from sidrec_torchrec.data.items import ItemRows
 from sidrec_torchrec.data.tasks import action_of
 from sidrec_torchrec.errors import DataError
 
@@ -76,7 +77,7 @@ class EventBuckets:
         with ExitStack() as stack:
             event_writers = [stack.enter_context(pa.ipc.new_file(path, _EVENT_SCHEMA)) for path, _ in files]
             user_writers = [stack.enter_context(pa.ipc.new_file(path, user_schema)) for _, path in files]
-            rows = _ItemRows(items)
+            rows = ItemRows(items)
             for batch in events.batches():
                 item_N = rows.find(batch.item_ids, events.path, batch.first_row)
                 action_N = action_of(batch.labels) if events.tasks else np.ones(len(batch), np.int8)
@@ -122,27 +123,6 @@ class EventBuckets:
                 f"{self.path}: column 'timestamp' goes backwards for user_id {user.user_id}: {after} after {before}, "
                 f"at the user's event {back[0] + 1}; sort each user's events by time"
             )
-
-
-class _ItemRows:
-    """Rows of the item file by item_id; holds 16 bytes an item."""
-
-    def __init__(self, items: Items) -> None:
-        self._path = items.path
-        ids = items.ids()
-        self._rows = np.argsort(ids, kind="stable").astype(np.int32)
-        self._sorted_ids = ids[self._rows]
-
-    def find(self, item_ids_N: np.ndarray, path: Path, first_row: int) -> np.ndarray:
-        at_N = np.searchsorted(self._sorted_ids, item_ids_N).clip(max=len(self._sorted_ids) - 1)
-        known_N = self._sorted_ids[at_N] == item_ids_N
-        if not known_N.all():
-            bad = int(np.argmin(known_N))
-            raise DataError(
-                f"{path}: column 'item_id', row {first_row + bad}: item_id {item_ids_N[bad]} is not in {self._path}; "
-                "add the item or leave its events out"
-            )
-        return self._rows[at_N]
 
 
 def _scatter(writers: list, schema: pa.Schema, user_ids_N: np.ndarray, columns: list[np.ndarray]) -> None:

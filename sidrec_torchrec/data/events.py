@@ -14,6 +14,7 @@ from sidrec_torchrec.errors import DataError
 
 EVENTS_FILE = "events.parquet"
 USERS_FILE = "users.parquet"
+EVENT_IDS = ("user_id", "item_id", "timestamp")
 
 
 @dataclass(frozen=True)
@@ -59,25 +60,28 @@ class Events:
     def num_events(self) -> int:
         return self.table.num_rows
 
-    def batches(self, batch_size: int = 1 << 18) -> Iterator[EventBatch]:
+    def batches(self, batch_size: int = 1 << 18, *, to_learn: bool = True) -> Iterator[EventBatch]:
         """Reads the file in order, holding one batch in memory.
+
+        Args:
+            batch_size: most events in a batch.
+            to_learn: whether both labels of each task must occur.
 
         Raises:
             DataError: on a null (but for labels of several tasks, which may be missing), or a label other than 0 and 1;
-                names file, column and row. After the last batch, if every label of a task was the same: nothing can be
-                learned from those.
+                names file, column and row. After the last batch, ``to_learn``, if every label of a task was the same:
+                nothing can be learned from those.
         """
-        ids = ("user_id", "item_id", "timestamp")
         counts_K2 = np.zeros((len(self.tasks), 2), np.int64)  # negatives, positives
-        for first_row, batch in self.table.batches([*ids, *self.tasks], batch_size):
+        for first_row, batch in self.table.batches([*EVENT_IDS, *self.tasks], batch_size):
             labels_NK = np.empty((len(batch), len(self.tasks)), np.int8)
             for k, task in enumerate(self.tasks):
                 labels_NK[:, k] = self._labels(batch, task, first_row)
                 counts_K2[k] += [(labels_NK[:, k] == value).sum() for value in (0, 1)]
-            user_ids_N, item_ids_N, timestamps_N = (self.table.int64(batch, name, first_row) for name in ids)
+            user_ids_N, item_ids_N, timestamps_N = (self.table.int64(batch, name, first_row) for name in EVENT_IDS)
             yield EventBatch(first_row, user_ids_N, item_ids_N, timestamps_N, labels_NK)
         for task, counts_2 in zip(self.tasks, counts_K2, strict=True):
-            if not counts_2.all():
+            if to_learn and not counts_2.all():
                 rows = f"{counts_2.sum()} rows" + " that have it" * bool(counts_2.sum() < self.num_events)
                 raise DataError(
                     f"{self.path}: column '{task}' is {int(counts_2[1] > 0)} in all {rows}; a ranker needs both classes. "
@@ -176,8 +180,12 @@ def open_events(folder_or_file: str | Path, tasks: tuple[str, ...] = ()) -> Even
         DataError: if the file is missing, broken or empty, or a column is missing or of the wrong type.
     """
     path = Path(folder_or_file)
-    table = ParquetTable.open(path / EVENTS_FILE if path.is_dir() else path)
-    for column in ("user_id", "item_id", "timestamp"):
+    return events_of(ParquetTable.open(path / EVENTS_FILE if path.is_dir() else path), tasks)
+
+
+def events_of(table: ParquetTable, tasks: tuple[str, ...] = ()) -> Events:
+    """The events of a table; see ``open_events``."""
+    for column in EVENT_IDS:
         table.require_int64(column)
     if not tasks and DEFAULT_TASKS[0] in table.schema.names:
         tasks = DEFAULT_TASKS
@@ -199,7 +207,11 @@ def open_users(folder_or_file: str | Path) -> Users | None:
         path = path / USERS_FILE
         if not path.exists():
             return None
-    table = ParquetTable.open(path)
+    return users_of(ParquetTable.open(path))
+
+
+def users_of(table: ParquetTable) -> Users:
+    """The users of a table; see ``open_users``."""
     table.require_int64("user_id")
     columns = [field.name for field in table.schema if field.name != "user_id" and is_categorical(field.type)]
     return Users(table, tuple(columns))

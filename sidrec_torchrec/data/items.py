@@ -134,6 +134,50 @@ class Items:
         return x_ND, present_N
 
 
+class ItemRows:
+    """Rows of the item file by item_id; holds 12 bytes an item.
+
+    Args:
+        items: the item file.
+
+    Raises:
+        DataError: on a null or repeated item_id.
+    """
+
+    def __init__(self, items: Items) -> None:
+        self._path = items.path
+        ids = items.ids()
+        self._rows = np.argsort(ids, kind="stable").astype(np.int32)
+        self._sorted_ids = ids[self._rows]
+
+    def find(
+        self,
+        item_ids_N: np.ndarray,
+        path: Path,
+        first_row: int,
+        remedy: str = "add the item or leave its events out",
+    ) -> np.ndarray:
+        """int32 [N], rows of the item file.
+
+        Args:
+            item_ids_N: int64 [N].
+            path: file they are from.
+            first_row: of that file.
+            remedy: what to do about an unknown item.
+
+        Raises:
+            DataError: on an item that is not in the item file; names the row.
+        """
+        at_N = np.searchsorted(self._sorted_ids, item_ids_N).clip(max=len(self._sorted_ids) - 1)
+        known_N = self._sorted_ids[at_N] == item_ids_N
+        if not known_N.all():
+            bad = int(np.argmin(known_N))
+            raise DataError(
+                f"{path}: column 'item_id', row {first_row + bad}: item_id {item_ids_N[bad]} is not in {self._path}; {remedy}"
+            )
+        return self._rows[at_N]
+
+
 def open_items(
     folder_or_file: str | Path,
     *,

@@ -21,7 +21,7 @@ class ParquetTable:
     Args:
         path: the file.
         schema: its Arrow schema.
-        num_rows: its rows; never 0.
+        num_rows: its rows.
         num_row_groups: the parts it was written in.
     """
 
@@ -31,8 +31,12 @@ class ParquetTable:
     num_row_groups: int
 
     @staticmethod
-    def open(path: Path) -> "ParquetTable":
+    def open(path: Path, *, may_be_empty: bool = False) -> "ParquetTable":
         """Reads the footer.
+
+        Args:
+            path: the file.
+            may_be_empty: whether it may have no rows.
 
         Raises:
             DataError: if the file is missing, is no (whole) Parquet file, or has no rows.
@@ -45,7 +49,7 @@ class ParquetTable:
                 schema, num_rows, num_row_groups = file.schema_arrow, file.metadata.num_rows, file.num_row_groups
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a Parquet file, or cut short: {first_line(error)}") from error
-        if num_rows == 0:
+        if num_rows == 0 and not may_be_empty:
             raise DataError(f"{path}: the file has no rows")
         return ParquetTable(path, schema, num_rows, num_row_groups)
 
@@ -146,6 +150,38 @@ class ParquetTable:
             row = first_row + int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
             raise DataError(f"{self.path}: column '{column}', row {row}: null; every row needs a value")
         return values.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+
+
+@dataclass(frozen=True)
+class ArrowTable(ParquetTable):
+    """A table in memory, read as a file is. Made by ``ArrowTable.of``.
+
+    Args:
+        table: the table; ``path`` is what errors call it.
+    """
+
+    table: pa.Table
+
+    @staticmethod
+    def of(table: pa.Table, name: str) -> "ArrowTable":
+        """``table``, which errors call ``name``; it may have no rows."""
+        return ArrowTable(Path(name), table.schema, table.num_rows, 1, table)
+
+    def batches(
+        self,
+        columns: Sequence[str],
+        batch_size: int,
+        row_groups: Sequence[int] | None = None,
+        *,
+        share: tuple[int, int] | None = None,
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """See ``ParquetTable``; the whole table in order alone."""
+        if row_groups is not None or share is not None:
+            raise ValueError("a table in memory is read whole")
+        first_row = 0
+        for batch in self.table.select(list(columns)).to_batches(batch_size):
+            yield first_row, batch
+            first_row += batch.num_rows
 
 
 def is_vector(kind: pa.DataType) -> bool:

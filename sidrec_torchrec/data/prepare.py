@@ -121,6 +121,8 @@ class Prepared:
         data: fingerprint of each file of the data folder; see ``data_fingerprint``.
         counts: by split.
         tasks: names of the labels, in the order of an action's digits; see ``data.tasks``.
+        max_history: most context events of a row; None if it was prepared by a version that did not say.
+        vocabularies: by user feature, the values whose codes are 1, 2, ...; None as above.
     """
 
     folder: Path
@@ -130,6 +132,8 @@ class Prepared:
     data: dict[str, str]
     counts: dict[str, SplitCounts]
     tasks: tuple[str, ...]
+    max_history: int | None = None
+    vocabularies: dict[str, list] | None = None
 
     def files(self) -> list[Path]:
         """Every file that says something of the sequences."""
@@ -168,8 +172,10 @@ class Prepared:
         """By user feature, the values whose codes are 1, 2, ...; code 0 stands for a missing or unknown value.
 
         Raises:
-            DataError: if ``data``'s users changed since ``prepare``.
+            DataError: if an earlier version prepared it, which did not keep them, and ``data``'s users changed since.
         """
+        if self.vocabularies is not None:
+            return self.vocabularies
         if not self.user_features:
             return {}
         path = Path(data) / USERS_FILE
@@ -234,6 +240,8 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
                 "tasks": buckets.tasks or DEFAULT_TASKS,
                 "data": data_fingerprint(data),
                 "counts": counts,
+                "max_history": config.max_history,
+                "vocabularies": {name: list(vocabulary.values) for name, vocabulary in vocabularies.items()},
             },
         )
     return open_prepared(out)

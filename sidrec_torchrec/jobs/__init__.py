@@ -21,6 +21,7 @@ HELP = {
     "decode-sids": "write what SIDs keep of each item",
     "train-ranker": "train the long-sequence ranker with one arm",
     "evaluate": "test a trained ranker on warm and on cold items",
+    "predict": "write a trained ranker's probabilities of requests, or of each user's newest events",
     "export": "write a trained ranker as one file that a server loads",
     "codec collisions": "say which items share a SID",
     "codec design": "weigh lists of DPCA stages on a source, and name one",

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
@@ -27,6 +30,29 @@ def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared") / "sequences"
     config = PrepareConfig(max_history=48, targets_per_row=32, cold_fraction=0.2, validation_fraction=0.2)
     prepare(corpus, folder, config)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labeled(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus with a second label: rarer, correlated, and null for a third of the events."""
+    folder = tmp_path_factory.mktemp("labeled")
+    for name in ("items.parquet", "users.parquet"):
+        (folder / name).symlink_to(corpus / name)
+    events = pq.read_table(corpus / "events.parquet")
+    draw_N = np.random.default_rng(0).random((2, len(events)))
+    like = pa.array((events["label"].to_numpy() * (draw_N[0] < 0.6)).astype(np.int8), mask=draw_N[1] < 1 / 3)
+    pq.write_table(events.append_column("like", like), folder / "events.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sequences(labeled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "sequences"
+    config = PrepareConfig(
+        max_history=48, targets_per_row=32, cold_fraction=0.2, validation_fraction=0.2, tasks=("label", "like")
+    )
+    prepare(labeled, folder, config)
     return folder
 
 

@@ -1,0 +1,155 @@
+"""Writes a trained ranker's probabilities of requests."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch.distributed as dist
+
+from sidrec_torchrec import __version__
+from sidrec_torchrec.data.requests import GivenRequests, RequestBatch, Requests
+from sidrec_torchrec.data.sids import open_sids
+from sidrec_torchrec.errors import SidrecError, check_at_least
+from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.ranker.arms import ARMS, Needs
+from sidrec_torchrec.ranker.predictor import Predictor
+from sidrec_torchrec.ranker.recipe import TrainedRanker
+from sidrec_torchrec.training.config import JobConfig
+from sidrec_torchrec.training.group import process_group
+from sidrec_torchrec.training.progress import stage
+
+_RANKER, _FINGERPRINTS, _VERSION = "sidrec.ranker", "sidrec.fingerprints", "sidrec.version"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(JobConfig):
+    """What to score by which ranker.
+
+    Args:
+        ranker: folder train-ranker wrote, of any arm.
+        out: Parquet file to write.
+        requests: Parquet file, or folder of them, with ``user_id``, ``item_id`` and ``timestamp``; other columns are copied.
+        newest: instead of ``requests``: score so many last events of each user, whose labels are not read.
+        events: file like ``events.parquet``, or data folder, that histories come from; none given: the ranker's data folder.
+        users: likewise, like ``users.parquet``; none given: that of ``events``, if it is a folder, else the ranker's.
+        prepared: folder of sequences prepared anew, if the item file has more items than the ranker was trained with.
+        max_history: most events of a history, the last ones; 0 for as many as the ranker's sequences carry.
+        batch_events: events in a batch over all processes, padding included.
+    """
+
+    ranker: Path
+    out: Path
+    requests: Path | None = None
+    newest: int = 0
+    events: Path | None = None
+    users: Path | None = None
+    prepared: Path | None = None
+    max_history: int = 0
+    batch_events: int = 8192
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 0, "newest", "max_history")
+        check_at_least(self, 1, "batch_events")
+        if (self.requests is None) == (self.newest == 0):
+            raise ValueError("name either --requests, a Parquet file, or --newest, a number of each user's events")
+
+
+def main(config: PredictConfig) -> dict[str, Any]:
+    """Writes the requests, in their order, with ``probability``, or ``probability_TASK`` for each of several tasks.
+
+    Memory is bounded by the model, a batch and what ``Predictor`` keeps of events, users and items; under torchrun on each
+    process, which scores its share of every batch.
+
+    Returns:
+        Counts: ``requests``, and those ``without_history``.
+
+    Raises:
+        SidrecError: on a folder without a trained ranker, an ``out`` that is in the way, or requests with columns of the
+            probabilities' names.
+        DataError: on bad requests, events or users; names file, column and row.
+        CodecMismatchError: if the folders of SIDs the ranker reads have been encoded anew, by another codec.
+    """
+    _check_out(config)
+    with process_group() as processes:
+        predictor = Predictor.open(
+            config.ranker,
+            events=config.events,
+            users=config.users,
+            prepared=config.prepared,
+            max_history=config.max_history or None,
+            batch_events=config.batch_events,
+        )
+        requests: Requests
+        requests = predictor.newest(config.newest) if config.requests is None else GivenRequests.open(config.requests)
+        schema = _schema(requests.schema, predictor, config)
+        counts = {"requests": 0, "without_history": 0}
+        title = f"{predictor.trained.recipe.arm} predict"
+        with (
+            stage(title, requests.num_requests, show=processes.is_main) as progress,
+            _writer(config.out, schema, is_main=processes.is_main) as write,
+        ):
+            for batch, probability_RK in predictor.score(requests):
+                write(batch, probability_RK)
+                counts["requests"] += len(batch)
+                counts["without_history"] += int((batch.begins == batch.ends).sum())
+                progress.advance(len(batch))
+            progress.advance(0, f"{counts['requests']:,} requests, {counts['without_history']:,} without history")
+        dist.barrier()  # the file is there when any process goes on
+        return counts
+
+
+def _check_out(config: PredictConfig) -> None:
+    if config.out.is_dir():
+        raise SidrecError(f"{config.out}: a folder is there; name a file")
+    folder = config.requests
+    if folder is not None and folder.is_dir() and config.out.resolve().parent == folder.resolve():
+        raise SidrecError(
+            f"{config.out}: would be one of the requests the next time; name a file elsewhere than {folder}"
+        )
+
+
+def _schema(columns: pa.Schema, predictor: Predictor, config: PredictConfig) -> pa.Schema:
+    """Of the file that is written; its metadata says what made it.
+
+    Raises:
+        SidrecError: if a column has the name of one that is to be added.
+    """
+    for name in predictor.names:
+        if name in columns.names:
+            raise SidrecError(f"{config.requests}: has a column '{name}' already, which is to be added; rename it")
+        columns = columns.append(pa.field(name, pa.float32()))
+    metadata = {
+        _RANKER: str(config.ranker.resolve()),
+        _FINGERPRINTS: json.dumps(_fingerprints(predictor.trained)),
+        _VERSION: __version__,
+    }
+    return columns.with_metadata((columns.metadata or {}) | {k.encode(): v.encode() for k, v in metadata.items()})
+
+
+def _fingerprints(trained: TrainedRanker) -> dict[str, str]:
+    """By folder's name, the codec's fingerprint of the SIDs it reads."""
+    recipe = trained.recipe
+    sids = recipe.sids if ARMS[recipe.arm].needs is Needs.SIDS else ()
+    return {folder.name: open_sids(folder).spec.fingerprint for folder in sids}
+
+
+@contextmanager
+def _writer(out: Path, schema: pa.Schema, *, is_main: bool) -> Iterator[Callable[[RequestBatch, np.ndarray], None]]:
+    """What writes a batch and its probabilities; nothing but on the main process, there the whole file or none."""
+    if not is_main:
+        yield lambda batch, probability_RK: None
+        return
+    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+
+        def write(batch: RequestBatch, probability_RK: np.ndarray) -> None:
+            columns = [*batch.columns.columns, *map(pa.array, probability_RK.T)]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+
+        yield write

@@ -1,0 +1,241 @@
+"""A trained ranker's probabilities of requests: for a batch job, or from a table in a notebook."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sidrec_torchrec.data.batches import Collator, cut_by_length
+from sidrec_torchrec.data.events import (
+    EVENT_IDS,
+    USERS_FILE,
+    Events,
+    Users,
+    events_of,
+    open_events,
+    open_users,
+    users_of,
+)
+from sidrec_torchrec.data.format import open_items
+from sidrec_torchrec.data.histories import Histories, UserCodes
+from sidrec_torchrec.data.items import ItemRows, Items
+from sidrec_torchrec.data.parquet import ArrowTable
+from sidrec_torchrec.data.prepare import Prepared, open_prepared
+from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents, RequestBatch, Requests
+from sidrec_torchrec.errors import DataError, SidrecError
+from sidrec_torchrec.processes import sum_over_processes
+from sidrec_torchrec.ranker.recipe import TrainedRanker
+from sidrec_torchrec.training.group import Processes, current_processes, process_group
+
+_TARGETS_PER_ROW = 256  # requests of one history that are scored together
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Scores requests by a trained ranker. Made by ``Predictor.open``.
+
+    Memory holds the model, a batch, 20 bytes an item, ``Histories`` (21 bytes an event) and ``UserCodes`` (8 bytes a
+    user, and 4 a user feature), whatever the number of requests.
+
+    Args:
+        trained: the ranker.
+        prepared: sequences whose items requests are about.
+        model: the ranker's best epoch; whole, or sharded over the processes.
+        collate: makes its batches.
+        known: what requests are joined with by default.
+        items: the item file.
+        values: by user feature, what codes 1, 2, ... stand for.
+        max_history: most events of a history, the last ones.
+        batch_events: events in a batch over all processes, padding included.
+        processes: the group.
+
+    Example::
+
+        from sidrec_torchrec import Predictor
+
+        probabilities = Predictor.open("runs/side").predict(frame)  # of user_id, item_id and timestamp
+    """
+
+    trained: TrainedRanker
+    prepared: Prepared
+    model: nn.Module
+    collate: Collator
+    known: Known
+    items: Items
+    values: dict[str, list]
+    max_history: int
+    batch_events: int
+    processes: Processes
+
+    @staticmethod
+    def open(
+        ranker: str | Path,
+        *,
+        events: Any = None,
+        users: Any = None,
+        prepared: str | Path | None = None,
+        max_history: int | None = None,
+        batch_events: int = 8192,
+    ) -> "Predictor":
+        """Opens the best epoch of a ranker and reads the events; on every process of a group, if there is one.
+
+        Args:
+            ranker: folder train-ranker wrote.
+            events: where histories come from: a file like ``events.parquet``, a data folder, or a pandas or Arrow table; None
+                for the data folder that the ranker was trained on.
+            users: likewise, like ``users.parquet``; None for that of ``events``, if it is a folder, else as above.
+            prepared: sequences prepared anew, if the item file has more items by now; the ranker stays as it is.
+            max_history: most events of a history, the last ones; None for as many as the ranker's sequences carry.
+            batch_events: events in a batch over all processes, padding included.
+
+        Raises:
+            SidrecError: on a folder without a trained ranker, or one whose sequences do not say their ``max_history``.
+            CodecMismatchError: if the SIDs it reads have been encoded anew, by another codec.
+            DataError: on bad events or users; names file, column and row.
+        """
+        shared = dist.is_initialized()
+        with process_group() as processes:
+            trained = TrainedRanker.open(Path(ranker))
+            recipe = trained.recipe
+            own = open_prepared(recipe.prepared)
+            parts = recipe.open(Path(prepared) if prepared is not None else None)
+            # of the sequences prepared anew only the items count: the ranker's users and tasks are its own
+            parts = replace(parts, prepared=replace(parts.prepared, user_features=own.user_features, tasks=own.tasks))
+            model = parts.sharded(processes) if shared else parts.whole(processes.device)
+            trained.load(model)
+        longest = max_history or own.max_history
+        if longest is None:
+            raise SidrecError(
+                f"{own.folder}: prepared by an earlier version, which did not say how long histories are; name --max-history"
+            )
+        items = open_items(recipe.data, sources=(), targets=())
+        rows, values = ItemRows(items), own.user_values(recipe.data)
+        if users is None:
+            is_folder = isinstance(events, str | Path) and Path(events).is_dir()
+            users = events if is_folder else recipe.data
+        log = _events(recipe.data if events is None else events, own)
+        return Predictor(
+            trained=trained,
+            prepared=parts.prepared,
+            model=model.eval(),
+            collate=Collator(parts.prepared, parts.arm),
+            known=Known(rows, Histories.read(log, rows), UserCodes.read(_users(users, values), values)),
+            items=items,
+            values=values,
+            max_history=longest,
+            batch_events=batch_events,
+            processes=current_processes() if shared else Processes(rank=0, world_size=1, device=processes.device),
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """What the probabilities are called: ``probability``, or one ``probability_TASK`` for each of several tasks."""
+        tasks = self.prepared.tasks
+        return ["probability"] if len(tasks) == 1 else [f"probability_{task}" for task in tasks]
+
+    def newest(self, count: int) -> NewestEvents:
+        """Each user's last ``count`` events as requests."""
+        return NewestEvents(self.items, self.known.histories, count)
+
+    def predict(self, requests: Any, *, events: Any = None, users: Any = None) -> Any:
+        """Probabilities of a table of requests, a row each; on every process of a group, if there is one.
+
+        Args:
+            requests: pandas DataFrame or Arrow table with the int64 columns ``user_id``, ``item_id`` and ``timestamp``;
+                others are left unread. A user's history is all events strictly before the timestamp.
+            events: where histories come from, for this call; see ``open``. None for those it was opened with.
+            users: likewise.
+
+        Returns:
+            Of a DataFrame a Series ``probability`` with its index, or with several tasks a DataFrame of ``names``; else
+            float32 [R], or with several tasks [R, K].
+
+        Raises:
+            DataError: on a missing column, one of the wrong type, a null, a time below 0, or an unknown item.
+        """
+        known = self.known
+        if events is not None:
+            known = replace(known, histories=Histories.read(_events(events, self.prepared), known.items))
+        if users is not None:
+            known = replace(known, users=UserCodes.read(_users(users, self.values), self.values))
+        given = GivenRequests((_table(requests, "requests", EVENT_IDS),))
+        scores = [np.empty((0, len(self.names)), np.float32), *(score for _, score in self.score(given, known))]
+        probability_RK = np.concatenate(scores)
+        pandas = sys.modules.get("pandas")
+        if pandas is not None and isinstance(requests, pandas.DataFrame):
+            frame = pandas.DataFrame(probability_RK, index=requests.index, columns=self.names)
+            return frame if len(self.names) > 1 else frame[self.names[0]]
+        return probability_RK if len(self.names) > 1 else probability_RK[:, 0]
+
+    def score(self, requests: Requests, known: Known | None = None) -> Iterator[tuple[RequestBatch, np.ndarray]]:
+        """Batches of requests, in their order, with float32 [R, K] probabilities; the same on every process.
+
+        Args:
+            requests: to read.
+            known: what they are joined with; None for what the predictor was opened with.
+        """
+        known = self.known if known is None else known
+        for batch in requests.batches(known):
+            yield batch, self._probabilities(batch, known.histories)
+
+    @torch.no_grad()
+    def _probabilities(self, batch: RequestBatch, histories: Histories) -> np.ndarray:
+        """Each process scores its share of the rows and adds it to what are zeros elsewhere."""
+        rank, world_size = self.processes.rank, self.processes.world_size
+        rows = batch.rows(_TARGETS_PER_ROW)
+        events = np.minimum(batch.ends - batch.begins, self.max_history)
+        lengths = np.array([events[row[0]] + len(row) for row in rows], np.int64)
+        probability_RK = torch.zeros(len(batch), len(self.names))
+        for together in cut_by_length(lengths, self.batch_events):
+            share = together[rank::world_size]
+            # a process without a row computes one too, as all must take part in looking embeddings up
+            chosen = [rows[i] for i in share or together[:1]]
+            sequences = [batch.sequence(row, histories, self.max_history) for row in chosen]
+            _, output = self.model(self.collate(sequences).to(self.processes.device))
+            if share:
+                probability_RK[np.concatenate(chosen)] = output.prediction.float().cpu()
+        if world_size > 1:
+            sum_over_processes(probability_RK)
+        return probability_RK.numpy()
+
+
+def _events(source: Any, prepared: Prepared) -> Events:
+    """With the labels that the ranker's histories have."""
+    tasks = () if prepared.sampled_negatives else prepared.tasks
+    if isinstance(source, str | Path):
+        events = open_events(source, tasks)
+    else:
+        events = events_of(_table(source, "events", (*EVENT_IDS, *tasks)), tasks)
+    return replace(events, tasks=tasks)  # none, even if there is a column of labels
+
+
+def _users(source: Any, values: dict[str, list]) -> Users | None:
+    if not values:
+        return None
+    if not isinstance(source, str | Path):
+        return users_of(_table(source, "users", ("user_id", *values)))
+    users = open_users(source)
+    if users is None:
+        raise DataError(
+            f"{Path(source) / USERS_FILE}: no such file; the ranker reads {', '.join(values)} of it: name it with --users"
+        )
+    return users
+
+
+def _table(value: Any, name: str, columns: tuple[str, ...]) -> ArrowTable:
+    """Those of the columns that a pandas or Arrow table has."""
+    if isinstance(value, pa.Table | pa.RecordBatch):
+        table = pa.Table.from_batches([value]) if isinstance(value, pa.RecordBatch) else value
+        return ArrowTable.of(table.select([c for c in columns if c in table.schema.names]), name)
+    pandas = sys.modules.get("pandas")
+    if pandas is None or not isinstance(value, pandas.DataFrame):
+        raise SidrecError(f"{name}: must be a pandas DataFrame or a pyarrow Table, is {type(value).__name__}")
+    chosen = value[[column for column in columns if column in value.columns]]
+    return ArrowTable.of(pa.Table.from_pandas(chosen, preserve_index=False), name)
