@@ -29,6 +29,7 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.side.code_attention import CodeAttention
 from sidrec_torchrec.side.expansion import SIDEConfig
+from sidrec_torchrec.side.layer_norm_map import LayerNormMap
 
 ROWS = 1_000_000
 HEADS = 4
@@ -82,10 +83,10 @@ def main() -> None:
 
 
 def make(dim: int = 128, **options) -> CodeAttention:
-    """A CodeAttention over 25 trits that decode to ``dim`` floats."""
+    """A CodeAttention over 25 trits that decode to ``dim`` floats, read through a LayerNorm."""
     codec = Codec(SPEC, torch.zeros(dim), tuple(torch.randn(3, dim) / 5 for _ in SPEC.stages))
     events = SIDEConfig(name="item", feature_names=["history"], codec=codec, mode="decoded")
-    return CodeAttention(events, dim, HEADS, **options)
+    return CodeAttention(events, dim, HEADS, vectors=LayerNormMap(dim, dim), **options)
 
 
 def requests(B: int, T: int, dim: int = 128) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -128,7 +129,7 @@ def _errors(attention: CodeAttention, query_BD, words_NW, begin_B, end_B) -> tup
     attention = copy.deepcopy(attention)
     attention.sink_H.fill_(-torch.inf)  # torch's attention has none
     ours_BD = attention(query_BD, words_NW, begin_B, end_B)
-    vectors_ND = attention.events(words_NW)
+    vectors_ND = attention.event_vectors(words_NW)
     in_float32 = _decode_then_attend(attention, query_BD, vectors_ND, begin_B, end_B)
     for linear in (attention.query, attention.key, attention.value, attention.output):
         linear.double()

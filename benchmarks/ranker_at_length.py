@@ -89,7 +89,7 @@ def measure(attention: str, T: int, B: int, D: int) -> dict[str, float]:
     events = SIDEConfig(name="item", feature_names=["sid"], codec=codec)
     cpu = torch.device("cpu")
     config = RankerConfig(dim=D, attention=attention)
-    items = PackedSIDs(events, cpu) if config.reader.reads_codes else Vectors(events)
+    items = PackedSIDs(events, cpu) if config.reader(events).reads_codes else Vectors(events)
     model = Ranker(config, items, events.embedding_dim, events, {}, cpu)
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
     step(model, optimizer, make_batch(100, 1))  # builds operators, allocates optimizer state

@@ -130,8 +130,8 @@ class Entries:
         many_rows = ArmConfig(coarse_ids=65_536)  # for 10^5 items: a learned row per prefix of 10 trits
         yield _ours("hybrid, 25 trits + 59,049 rows, collaborative, tuned", best, arm="hybrid", options=many_rows)
         for arm in ("side", "learned-side"):
-            name = f"code-space attention, {arm}, 25 trits, collaborative, tuned"
-            yield _ours(name, best, arm=arm, model=RankerConfig(attention="codes"))
+            name = f"attention to vectors, {arm}, 25 trits, collaborative, tuned"
+            yield _ours(name, best, arm=arm, model=RankerConfig(attention="vectors"))
         no_targets = TokenizerPlan(name="dpca-25-no-targets", quantizer=_ternary(25), sources=self.sources)
         yield _ours("SIDE, 25 trits, no targets", no_targets)
         apart = [
