@@ -7,14 +7,14 @@ scores by code for few queries, or every event decoded once for many. Both are s
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, code_attention, gap_bucket
-from sidrec_torchrec.ops.layout import CodeLayout
+from sidrec_torchrec.ops.kernels import call
+from sidrec_torchrec.ops.layout import CodeLayout, Joined
 from sidrec_torchrec.ops.side_decode import scaled_decode
 
 # Nanoseconds on one core of an AMD EPYC, 25 trits, 4 heads of 16. Only their ratios matter, which differ less elsewhere.
@@ -45,9 +45,9 @@ def reference(
     pooled_MHd = torch.zeros_like(query_MHd, memory_format=torch.contiguous_format)
     for run in _runs(begin_M, end_M):
         events = slice(run.begin, run.end)
-        pooled_MHd[run.queries] = _attend(
-            query_MHd[run.queries], key_NHd[events], value_NHd[events], bias_NH[events], sink_H
-        )
+        key_SHd, value_SHd = (pad(x_NHd[events], (0, 0, 0, 0, 0, 1)) for x_NHd in (key_NHd, value_NHd))
+        bias_SH = torch.cat([bias_NH[events], sink_H.unsqueeze(0)])
+        pooled_MHd[run.queries] = _attend(query_MHd[run.queries], key_SHd, value_SHd, bias_SH)
     return pooled_MHd
 
 
@@ -65,10 +65,10 @@ def code_reference(
     begin_M: Tensor,
     end_M: Tensor,
     key_VHd: Tensor,
-    value_VHd: Tensor,
-    side_value_AHd: Tensor,
+    value_XHd: Tensor,
     bias_UH: Tensor,
     sink_H: Tensor,
+    decoded_RY: Tensor,
     event_time_N: Tensor | None,
     query_time_M: Tensor | None,
     scale_N: Tensor | None,
@@ -81,20 +81,21 @@ def code_reference(
     Args:
         query_MHd: float; see ``reference``.
         words_NW, begin_M, end_M, event_time_N, query_time_M, scale_N: as ``code_attention`` takes them.
-        key_VHd, value_VHd: rows of each value of the first ``scaled_digits`` digits, whose sums, times the scale, are the
-            keys and values of events.
-        side_value_AHd: rows of each value of the other digits, which values also have.
+        key_VHd: rows of each value of the first ``scaled_digits`` digits, whose sums, times the scale, are keys of events.
+        value_XHd: such rows of values, followed by rows of each value of the other digits, which are not scaled.
         bias_UH: what scores also have: a row of each value of the other digits, then, with times, of time gaps.
         sink_H: see ``reference``.
+        decoded_RY: what ``decode_table`` makes of the rows.
         radices, digit_words, scaled_digits: the digits; the first are the SID's, the others side information.
 
     Returns:
         float [M, H, d].
     """
+    times = event_time_N, query_time_M
+    tables = key_VHd, value_XHd, bias_UH, sink_H, decoded_RY
     events = _Events(
-        words_NW, begin_M, end_M, key_VHd, value_VHd, side_value_AHd, bias_UH, sink_H, event_time_N, query_time_M,
-        scale_N, list(radices), list(digit_words), scaled_digits,
-    )  # fmt: skip
+        words_NW, begin_M, end_M, *tables, *times, scale_N, list(radices), list(digit_words), scaled_digits
+    )
     pooled_MHd = torch.zeros_like(query_MHd, memory_format=torch.contiguous_format)
     by_code: list[Tensor] = []
     for run in _runs(begin_M, end_M, query_time_M):
@@ -106,6 +107,36 @@ def code_reference(
         query_Q = torch.cat(by_code)
         pooled_MHd[query_Q] = events.attend_by_code(query_MHd[query_Q], query_Q)
     return pooled_MHd
+
+
+def decode_table(
+    key_VHd: Tensor,
+    value_XHd: Tensor,
+    bias_UH: Tensor,
+    sink_H: Tensor,
+    radices: Sequence[int],
+    digit_words: Sequence[int],
+    scaled_digits: int,
+) -> Tensor:
+    """Rows whose sum is an event's keys, values and biases, float [R, 2 * H * d + H, padded to eights].
+
+    A row of each value of each chunk of digits, of which there is one more: the time gap, or that an event is the sink.
+    """
+    V, A = key_VHd.shape[0], value_XHd.shape[0] - key_VHd.shape[0]
+    gap_GH = bias_UH[A:] if bias_UH.shape[0] > A else bias_UH.new_zeros(GAP_BUCKETS, bias_UH.shape[1])
+    # what the sink would have besides: the first value of each kind of side information
+    firsts = list(itertools.accumulate(radices[scaled_digits:-1], initial=0)) if A else []
+    bias_YH = torch.cat([bias_UH[:A], gap_GH, (sink_H - bias_UH[firsts].sum(0)).unsqueeze(0)])
+    values_YHd = torch.cat([value_XHd, value_XHd.new_zeros(GAP_BUCKETS, *value_XHd.shape[1:])])
+    values_YHd = torch.cat([values_YHd, -value_XHd[V:][firsts].sum(0).unsqueeze(0)])
+    others = values_YHd.shape[0] - V
+    keys_YX, biases_YH = pad(key_VHd.flatten(1), (0, 0, 0, others)), pad(bias_YH, (0, -sink_H.shape[0] % 8, V, 0))
+    return _with_last_digit(radices, digit_words).expand(torch.cat([keys_YX, values_YHd.flatten(1), biases_YH], dim=1))
+
+
+def _with_last_digit(radices: Sequence[int], digit_words: Sequence[int]) -> Joined:
+    last = digit_words[-1] + 1
+    return CodeLayout((*radices, GAP_BUCKETS + 1), (*digit_words, last)).join()
 
 
 shared_code_attention = torch.library.custom_op("sidrec::shared_code_attention", code_reference, mutates_args=())
@@ -137,28 +168,22 @@ class _Run:
 
 def _runs(begin_M: Tensor, end_M: Tensor, *same: Tensor | None) -> Iterator[_Run]:
     """The runs that read something."""
-    columns = [x for x in (begin_M, end_M, *same) if x is not None]
-    _, count_R = torch.unique_consecutive(torch.stack(columns, dim=1), dim=0, return_counts=True)
-    stop_R = count_R.cumsum(0)
-    last_R = stop_R - 1
-    first = 0
-    ranges = zip(stop_R.tolist(), begin_M[last_R].tolist(), end_M[last_R].tolist(), strict=True)
-    for stop, begin, end in ranges:
+    if not begin_M.shape[0]:
+        return
+    columns_MX = torch.stack([x for x in (begin_M, end_M, *same) if x is not None], dim=1)
+    is_new_M = (columns_MX[1:] != columns_MX[:-1]).any(1)
+    firsts = [0, *(is_new_M.nonzero().squeeze(1) + 1).tolist()]
+    begins, ends = begin_M[firsts].tolist(), end_M[firsts].tolist()
+    for first, stop, begin, end in zip(firsts, [*firsts[1:], begin_M.shape[0]], begins, ends, strict=True):
         if begin < end:
             yield _Run(slice(first, stop), begin, end)
-        first = stop
 
 
-def _attend(query_QHd: Tensor, key_THd: Tensor, value_THd: Tensor, bias_TH: Tensor, sink_H: Tensor) -> Tensor:
-    """float [Q, H, d]. The bias is one more component of keys, and the sink one more event: a mask would cost more."""
-    key_THe = torch.cat([key_THd, bias_TH.unsqueeze(2)], dim=2)
-    key_SHe = torch.cat([key_THe, pad(sink_H[None, :, None], (key_THd.shape[2], 0))])
-    return _attend_with_bias(query_QHd, key_SHe, pad(value_THd, (0, 1, 0, 0, 0, 1)))
-
-
-def _attend_with_bias(query_QHd: Tensor, key_SHe: Tensor, value_SHe: Tensor) -> Tensor:
-    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (pad(query_QHd, (0, 1), value=1.0), key_SHe, value_SHe))
-    return scaled_dot_product_attention(q, k, v, scale=1.0)[0, ..., :-1].transpose(0, 1)
+def _attend(query_QHd: Tensor, key_THd: Tensor, value_THd: Tensor, bias_TH: Tensor) -> Tensor:
+    """float [Q, H, d]."""
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query_QHd, key_THd, value_THd))
+    mask_1HQT = bias_TH.t().contiguous()[None, :, None].expand(-1, -1, query_QHd.shape[0], -1)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask_1HQT, scale=1.0)[0].transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -169,10 +194,10 @@ class _Events:
     begin_M: Tensor
     end_M: Tensor
     key_VHd: Tensor
-    value_VHd: Tensor
-    side_value_AHd: Tensor
+    value_XHd: Tensor
     bias_UH: Tensor
     sink_H: Tensor
+    decoded_RY: Tensor
     event_time_N: Tensor | None
     query_time_M: Tensor | None
     scale_N: Tensor | None
@@ -184,7 +209,8 @@ class _Events:
         """float [Q, H, d], of the queries at places ``query_Q``."""
         scores_QVH = torch.einsum("qhd,vhd->qvh", query_QHd, self.key_VHd)
         bias_QUH = self.bias_UH.expand(query_QHd.shape[0], -1, -1)
-        mass_QVH, lse_QH = code_attention(
+        mass_QVH, lse_QH = call(
+            code_attention,
             self.words_NW,
             self.begin_M[query_Q],
             self.end_M[query_Q],
@@ -197,46 +223,28 @@ class _Events:
             self.scaled_digits,
             True,
         )
-        value_XHd = torch.cat([self.value_VHd, self.side_value_AHd])
-        pooled_QHd = torch.einsum("qvh,vhd->qhd", mass_QVH[:, : value_XHd.shape[0]], value_XHd)
+        pooled_QHd = torch.einsum("qvh,vhd->qhd", mass_QVH[:, : self.value_XHd.shape[0]], self.value_XHd)
         return pooled_QHd * (lse_QH - self.sink_H).sigmoid().unsqueeze(2)  # the share of events, against the sink
 
     def decode_and_attend(self, query_QHd: Tensor, run: _Run) -> Tensor:
-        """float [Q, H, d], of the run's queries.
-
-        One sum of rows per event makes its keys, with the bias as one more component, and its values. The last digit is the
-        time gap; of one more event, the sink, that it is the sink.
-        """
+        """float [Q, H, d], of the run's queries: one sum of rows an event, one event more that is the sink."""
         words_TW = self.words_NW[run.begin : run.end]
-        T, heads = words_TW.shape[0], self.key_VHd.shape[1]
+        (T, _), (H, d) = words_TW.shape, query_QHd.shape[1:]
         last_T = words_TW.new_zeros(T)
         if self.event_time_N is not None and self.query_time_M is not None:
             last_T = gap_bucket(self.query_time_M[run.queries.start] - self.event_time_N[run.begin : run.end]).long()
         words_SX = torch.cat([pad(words_TW, (0, 0, 0, 1)), pad(last_T, (0, 1), value=GAP_BUCKETS).unsqueeze(1)], dim=1)
         scale_T = self.key_VHd.new_ones(T) if self.scale_N is None else self.scale_N[run.begin : run.end]
-        digits = CodeLayout((*self.radices, GAP_BUCKETS + 1), (*self.digit_words, words_TW.shape[1])).join()
-        decoded_SX = scaled_decode(
+        digits = _with_last_digit(self.radices, self.digit_words)
+        decoded_SY = call(
+            scaled_decode,
             words_SX,
-            digits.expand(self._rows),
+            self.decoded_RY,
             pad(scale_T, (0, 1)),
             list(digits.chunks.radices),
             list(digits.chunks.words),
             digits.chunks_of_first(self.scaled_digits),
         )
-        key_SHe, value_SHe = decoded_SX.unflatten(1, (2, heads, -1)).unbind(1)
-        return _attend_with_bias(query_QHd, key_SHe, value_SHe)
-
-    @cached_property
-    def _rows(self) -> Tensor:
-        """Of each value of each digit, the last included, a row of keys and values with biases, [V, 2 * H * (d + 1)]."""
-        A, U = self.side_value_AHd.shape[0], self.bias_UH.shape[0]
-        gap_GH = self.bias_UH[A:] if U > A else self.bias_UH.new_zeros(GAP_BUCKETS, self.bias_UH.shape[1])
-        # all that the sink would have besides: the first value of each kind of side information
-        firsts = list(itertools.accumulate(self.radices[self.scaled_digits : -1], initial=0)) if A else []
-        sink_1H = (self.sink_H - self.bias_UH[firsts].sum(0)).unsqueeze(0)
-        biases = (self.bias_UH[:A], gap_GH, sink_1H)
-        keys = [pad(self.key_VHd, (0, 1)), *(pad(x.unsqueeze(2), (self.key_VHd.shape[2], 0)) for x in biases)]
-        gap_value_GHd = self.side_value_AHd.new_zeros(GAP_BUCKETS, *self.side_value_AHd.shape[1:])
-        sink_value_1Hd = -self.side_value_AHd[firsts].sum(0).unsqueeze(0)
-        values_VHd = torch.cat([self.value_VHd, self.side_value_AHd, gap_value_GHd, sink_value_1Hd])
-        return torch.cat([torch.cat(keys), pad(values_VHd, (0, 1))], dim=1).flatten(1)
+        key_SHd, value_SHd = (decoded_SY[:, i * H * d : (i + 1) * H * d].unflatten(1, (H, d)) for i in range(2))
+        bias_SH = decoded_SY[:, 2 * H * d : 2 * H * d + H]
+        return _attend(query_QHd, key_SHd, value_SHd, bias_SH)

@@ -11,7 +11,7 @@ from sidrec_torchrec.codec.alphabet import MAX_RADIX
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, code_attention
 from sidrec_torchrec.ops.layout import CodeLayout
-from sidrec_torchrec.ops.shared_attention import shared_code_attention
+from sidrec_torchrec.ops.shared_attention import decode_table, shared_code_attention
 from sidrec_torchrec.side.expansion import SIDEConfig, build_side, can_look_at
 from sidrec_torchrec.side.layer_norm_map import LayerNormMap
 
@@ -201,21 +201,22 @@ class CodeAttention(nn.Module):
             raise ValueError("attention that is pointwise cannot be shared")
         self._check(event_time_N, query_time_M)
         words_NW, scale_N, rows_VE = self._read(words_NW, buckets_NK)
-        rows = (self.key(rows_VE), self.value(rows_VE), self.bucket_value_AD)
+        values = torch.cat([self.value(rows_VE), self.bucket_value_AD])
+        rows = (self._heads(self.key(rows_VE)), self._heads(values), self.bias_UH, self.sink_H)
+        key_VHd, value_XHd, bias_UH, sink_H = (_in_float32(x).detach() for x in rows)
+        tables = key_VHd, value_XHd, bias_UH, sink_H
+        layout = self._radices, self._words, len(self.events.layout.radices)
         pooled_MHd = shared_code_attention(
             _in_float32(self._scaled(query_MD)).detach(),
             words_NW,
             begin_M,
             end_M,
-            *(_in_float32(self._heads(x)).detach() for x in rows),
-            _in_float32(self.bias_UH).detach(),
-            _in_float32(self.sink_H).detach(),
+            *tables,
+            decode_table(*tables, *layout),
             event_time_N,
             query_time_M,
             None if scale_N is None else scale_N.detach(),
-            self._radices,
-            self._words,
-            len(self.events.layout.radices),
+            *layout,
         )
         return self.output(pooled_MHd.flatten(1).to(query_MD.dtype))
 
