@@ -163,7 +163,6 @@ class CodeAttention(nn.Module):
             len(self.events.layout.radices),
             not self.pointwise,
         )
-        mass_MVG = mass_MVG[:, : rows_VE.shape[0] + A]  # without those of time gaps, which values do not have
         return Masses(mass_MVG.unflatten(2, (P, H)), lse_MG.unflatten(1, (P, H)), end_M - begin_M)
 
     def pool(self, masses: "Masses") -> Tensor:
@@ -175,9 +174,11 @@ class CodeAttention(nn.Module):
         rows_VE = self.events.rows_VE
         if self.vectors is not None:
             rows_VE = self.vectors.rows(rows_VE, self.events.layout)
-        v_VHd = self._heads(torch.cat([self.value(rows_VE), self.bucket_value_AD]))
-        mass_MVPH = (masses.mass_MVPH * share_MPH.unsqueeze(1)).to(v_VHd.dtype)
-        pooled_MPHd = torch.einsum("mvph,vhd->mphd", mass_MVPH, v_VHd)
+        v_VD = torch.cat([self.value(rows_VE), self.bucket_value_AD])
+        # time gaps, whose masses come last, if there are any, have no values
+        v_VHd = self._heads(nn.functional.pad(v_VD, (0, 0, 0, masses.mass_MVPH.shape[1] - v_VD.shape[0])))
+        pooled_MPHd = torch.einsum("mvph,vhd->mphd", masses.mass_MVPH.to(v_VHd.dtype), v_VHd)
+        pooled_MPHd = pooled_MPHd * share_MPH.unsqueeze(3).to(v_VHd.dtype)
         return self.output(pooled_MPHd.flatten(2))
 
     def shared(
