@@ -84,7 +84,8 @@ def main() -> None:
 
 def make(dim: int = 128, **options) -> CodeAttention:
     """A CodeAttention over 25 trits that decode to ``dim`` floats, read through a LayerNorm."""
-    codec = Codec(SPEC, torch.zeros(dim), tuple(torch.randn(3, dim) / 5 for _ in SPEC.stages))
+    tables = (row * torch.tensor([[-1.0], [0.0], [1.0]]) for row in torch.randn(len(SPEC.stages), 1, dim) / 4)
+    codec = Codec(SPEC, torch.zeros(dim), tuple(tables))
     events = SIDEConfig(name="item", feature_names=["history"], codec=codec, mode="decoded")
     return CodeAttention(events, dim, HEADS, vectors=LayerNormMap(dim, dim), **options)
 

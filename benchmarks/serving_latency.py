@@ -118,7 +118,8 @@ def main() -> None:
 
 def make() -> ServingRanker:
     """A ranker with fresh weights; its user table is not zero."""
-    codec = Codec(SPEC, torch.zeros(64), tuple(torch.randn(3, 64) / 5 for _ in SPEC.stages))
+    tables = (row * torch.tensor([[-1.0], [0.0], [1.0]]) for row in torch.randn(len(SPEC.stages), 1, 64) / 4)
+    codec = Codec(SPEC, torch.zeros(64), tuple(tables))
     events = SIDEConfig(name="item", feature_names=["sid"], codec=codec)
     users = {name: len(values) + 1 for name, values in USERS.items()}
     config = RankerConfig(attention="codes")

@@ -231,7 +231,7 @@ class CodeAttention(nn.Module):
         rows_VE, scale_N = self.events.rows_VE, None
         if self.vectors is not None:
             rows_VE = self.vectors.rows(rows_VE, self.events.layout)
-            scale_N = self.vectors.scale(words_NW, rows_VE, self.events.layout)
+            scale_N = self.vectors.scale(words_NW, rows_VE, self.events.layout, self.events.factors)
         kinds = list(self.side_information)
         if (0 if buckets_NK is None else buckets_NK.shape[1]) != len(kinds):
             raise ValueError(f"buckets_NK must have a column for each of {kinds}; got {_shape(buckets_NK)}")

@@ -181,15 +181,23 @@ class FrozenSIDE(OfCodec):
     rows_VE: Tensor
     table_RE: Tensor
     first_L: Tensor
+    factor_VK: Tensor
+    basis_KE: Tensor
 
     def __init__(self, table: SIDEConfig, device: torch.device | None = None) -> None:
         rows_VE, joined = _rows(table)
         radices_L = torch.tensor(joined.digits.radices)
         constants = {"rows_VE": rows_VE, "table_RE": joined.expand(rows_VE), "first_L": radices_L.cumsum(0) - radices_L}
+        constants["factor_VK"], constants["basis_KE"] = _factors(rows_VE)
         super().__init__(table, constants, device)
         self.layout = joined.digits
         self._radices, self._words = list(joined.chunks.radices), list(joined.chunks.words)
         self._digit_dropout = table.digit_dropout
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Two matrices whose product is ``rows_VE``, [V, K] and [K, E]: K is its rank, 25 or 26 of 25 trits."""
+        return self.factor_VK, self.basis_KE
 
     def forward(self, words_NW: Tensor) -> Tensor:
         """float [N, embedding_dim] of packed SIDs, int64 [N, W], as ``read`` has checked them."""
@@ -232,6 +240,8 @@ class LearnedSIDE(OfCodec):
         self._radices, self._words = list(self.layout.radices), list(self.layout.words)
         self.rows = nn.Parameter(joined.expand(rows_VE).to(self.last_W.device))
 
+    factors = None  # rows that are trained have no fixed rank
+
     @property
     def rows_VE(self) -> Tensor:
         """A row of each value of each chunk, float [V, embedding_dim]; the parameter itself."""
@@ -259,6 +269,13 @@ def _rows(table: SIDEConfig) -> tuple[Tensor, Joined]:
     if decoded:
         rows_VE[: codec.spec.radices[0]] += codec.offset_D  # every SID takes one of these rows
     return rows_VE, joined
+
+
+def _factors(rows_VE: Tensor) -> tuple[Tensor, Tensor]:
+    """Two matrices of the least rank whose product is ``rows_VE``."""
+    u_VK, s_K, basis_KE = torch.linalg.svd(rows_VE.double(), full_matrices=False)
+    rank = int((s_K > 1e-6 * s_K.max()).sum())
+    return (u_VK * s_K)[:, :rank].float(), basis_KE[:rank].float()
 
 
 # What follows looks at values, or asks tensors for their device: fx must call it rather than trace it.

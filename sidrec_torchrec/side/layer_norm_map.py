@@ -40,15 +40,37 @@ class LayerNormMap(nn.Module):
         mapped_VD = mapped_VD + first_V1 * self.linear.bias
         return mapped_VD - mapped_VD.mean(1, keepdim=True)
 
-    def scale(self, words_NW: Tensor, mapped_VD: Tensor, layout: CodeLayout) -> Tensor:
+    def scale(
+        self, words_NW: Tensor, mapped_VD: Tensor, layout: CodeLayout, factors: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """What the sum of an event's rows is multiplied by, float32 [N].
 
         Args:
             words_NW: packed SIDs, int64.
             mapped_VD: what ``rows`` gave.
             layout: its digits.
+            factors: of the rows of x before they are mapped, [V, K] and [K, E], if they have some: with K below D - 1, norms
+                are found among K + 1 components.
         """
         joined = layout.join()
-        table_RD = joined.expand(mapped_VD.to(torch.promote_types(mapped_VD.dtype, torch.float32)))
+        if factors is not None and factors[1].shape[0] + 1 < mapped_VD.shape[1]:
+            short_VK = self._short(*factors, layout)
+            table_RD = joined.expand(short_VK.to(torch.promote_types(mapped_VD.dtype, torch.float32)))
+        else:
+            table_RD = joined.expand(mapped_VD.to(torch.promote_types(mapped_VD.dtype, torch.float32)))
         energy_N = side_energy(words_NW, table_RD, list(joined.chunks.radices), list(joined.chunks.words))
         return (energy_N / mapped_VD.shape[1] + self.eps).rsqrt()
+
+    def _short(self, factor_VK: Tensor, basis_KE: Tensor, layout: CodeLayout) -> Tensor:
+        """Rows of K + 1 components, float64, whose sums have the norms of sums of mapped rows.
+
+        A Cholesky factor of a Gram matrix has the inner products of the vectors it is of.
+        """
+        weight_DE, bias_D = self.linear.weight.double(), self.linear.bias.double()
+        basis_KD = torch.cat([nn.functional.linear(basis_KE.double(), weight_DE), bias_D.unsqueeze(0)])
+        basis_KD = basis_KD - basis_KD.mean(1, keepdim=True)
+        gram_KK = basis_KD @ basis_KD.T
+        jitter = 1e-12 * gram_KK.diagonal().sum()  # where the map is not of full rank
+        chol_KK = torch.linalg.cholesky(gram_KK + jitter * torch.eye(gram_KK.shape[0], device=gram_KK.device))
+        first_V1 = (torch.arange(factor_VK.shape[0], device=factor_VK.device) < layout.radices[0]).unsqueeze(1)
+        return torch.cat([factor_VK.double(), first_V1.double()], dim=1) @ chol_KK

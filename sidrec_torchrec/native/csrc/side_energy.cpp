@@ -52,19 +52,17 @@ inline void add_rows(const float* table, int64_t width, const int64_t* rows, int
   }
 }
 
-// Calls work(d, sum of the rows' vector at column d) for each vector of columns.
-template <typename Work>
-inline void for_columns(const float* table, int64_t width, const int64_t* rows, int64_t num_rows, Work work) {
-  Float sum[8];
-  int64_t d = 0;
-  for (; d + 8 * kLanes <= width; d += 8 * kLanes) {
-    add_rows<8>(table, width, rows, num_rows, d, sum);
-    for (int i = 0; i < 8; ++i) work(d + i * kLanes, sum[i]);
+// Calls work(d, sums of N vectors of columns from d on) for the columns first .. last - 1; as many vectors at a time as fit.
+template <int N, typename Work>
+inline int64_t for_columns(const float* table, int64_t width, const int64_t* rows, int64_t num_rows, int64_t first,
+                           int64_t last, Work work) {
+  for (; first + N * kLanes <= last; first += N * kLanes) {
+    Float sum[N];
+    add_rows<N>(table, width, rows, num_rows, first, sum);
+    for (int i = 0; i < N; ++i) work(first + i * kLanes, sum[i]);
   }
-  for (; d < width; d += kLanes) {
-    add_rows<1>(table, width, rows, num_rows, d, sum);
-    work(d, sum[0]);
-  }
+  if constexpr (N > 1) return for_columns<N / 2>(table, width, rows, num_rows, first, last, work);
+  return first;
 }
 
 at::Tensor side_energy(const at::Tensor& words, const at::Tensor& table, at::IntArrayRef radices,
@@ -79,7 +77,7 @@ at::Tensor side_energy(const at::Tensor& words, const at::Tensor& table, at::Int
   at::parallel_for(0, words.size(0), 4 * kEvents, [&](int64_t from, int64_t to) {
     for_events(layout, words, from, to, [&](int64_t t, const int64_t* rows) {
       Float squares{};
-      for_columns(in, width, rows, layout.num_chunks(), [&](int64_t, Float x) { squares += x * x; });
+      for_columns<8>(in, width, rows, layout.num_chunks(), 0, width, [&](int64_t, Float x) { squares += x * x; });
       float sum = 0;
       for (int i = 0; i < kLanes; ++i) sum += squares[i];
       energy[t] = sum;
@@ -102,18 +100,16 @@ at::Tensor side_energy_backward(const at::Tensor& words, const at::Tensor& table
     const int64_t first = from * kLanes;
     for_events(layout, words, 0, words.size(0), [&](int64_t t, const int64_t* rows) {
       const float twice = 2 * g[t];
-      for (int64_t d = first; d < to * kLanes; d += kLanes) {
-        Float x[1];
-        add_rows<1>(in, width, rows, F, d, x);
-        x[0] *= twice;
+      for_columns<4>(in, width, rows, F, first, to * kLanes, [&](int64_t d, Float x) {
+        x *= twice;
         for (int64_t f = 0; f < F; ++f) {
           float* row = out + rows[f] * width + d;
           Float sum;
           std::memcpy(&sum, row, sizeof(sum));
-          sum += x[0];
+          sum += x;
           std::memcpy(row, &sum, sizeof(sum));
         }
-      }
+      });
     });
   });
   return sums.slice(1, 0, table.size(1)).contiguous();
