@@ -37,6 +37,13 @@ def test_code_in_pages(page):
     assert output.splitlines() == re.findall(r"print\(.*# (.*)", code)
 
 
+def test_code_of_state_that_is_kept():
+    section = (ROOT / "docs" / "serving.md").read_text().partition("## State that is kept")[2]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    output = run("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}")
+    assert output.splitlines() == re.findall(r"print\(.*# (.*)", code)
+
+
 def test_score_a_frame():
     pytest.importorskip("pandas")
     heading, *lines = run_example("score_a_frame")

@@ -194,16 +194,43 @@ class Context:
         num_tasks: int,
     ) -> "Context":
         """The context of targets that each read the events begin .. end - 1 of V; all int64."""
-        label_VK = _labels(action_V, num_tasks)
-        counts_V1K = [F.pad((label_VK == value).long().cumsum(0), (0, 0, 1, 0)) for value in (0, 1)]
-        negative_SK, positive_SK = (count_V1K[end_S] - count_V1K[begin_S] for count_V1K in counts_V1K)
-        last_S = F.pad(time_V, (1, 0))[end_S]  # the first stands for none
-        gap_S = gap_bucket(time_S - last_S)
+        return Context.of_counts(
+            order_S=order_S,
+            time_S=time_S,
+            last_S=last_time(time_V, end_S),
+            reads_S=end_S > begin_S,
+            labels_S2K=count_labels(action_V, begin_S, end_S, num_tasks),
+        )
+
+    @staticmethod
+    def of_counts(*, order_S: Tensor, time_S: Tensor, last_S: Tensor, reads_S: Tensor, labels_S2K: Tensor) -> "Context":
+        """The context of targets, each with the last time and the labels of the events it reads, if it reads any.
+
+        Args:
+            order_S, time_S: of the targets, int64.
+            last_S: int64; anything where a target reads nothing.
+            reads_S: bool.
+            labels_S2K: as ``count_labels`` has them.
+        """
+        negative_SK, positive_SK = labels_S2K.unbind(1)
         return Context(
             count_S=gap_bucket(order_S),
-            gap_S=torch.where(end_S > begin_S, gap_S, GAP_BUCKETS - 1),
+            gap_S=torch.where(reads_S, gap_bucket(time_S - last_S), GAP_BUCKETS - 1),
             log_odds_SK=((positive_SK + 1) / (negative_SK + 1)).log(),
         )
+
+
+def count_labels(action_V: Tensor, begin_S: Tensor, end_S: Tensor, num_tasks: int) -> Tensor:
+    """Negatives and positives of each task among events begin .. end - 1, int64 [S, 2, K]."""
+    label_VK = _labels(action_V, num_tasks)
+    label_V2K = torch.stack([label_VK == value for value in (0, 1)], dim=1)
+    count_V2K = F.pad(label_V2K.long().cumsum(0), (0, 0, 0, 0, 1, 0))
+    return count_V2K[end_S] - count_V2K[begin_S]
+
+
+def last_time(time_V: Tensor, end_S: Tensor) -> Tensor:
+    """The time of the event before each end, int64 [S]; 0 before the first."""
+    return F.pad(time_V, (1, 0))[end_S]
 
 
 class Interaction(nn.Module):

@@ -105,18 +105,17 @@ class ServingRanker(nn.Module):
         Returns:
             float [M]; with several tasks [M, K].
         """
-        request_B = torch.arange(request_time_B.shape[0], device=offsets_B1.device)
+        begin_B, end_B = ranges_of(offsets_B1, request_time_B.shape[0])
         requests = Requests(
             items=self.items(history_NW),
             action_N=action_N,
             time_N=time_N,
-            begin_B=offsets_B1[request_B],
-            end_B=offsets_B1[request_B + 1],  # slices would make export refuse B = 1
+            begin_B=begin_B,
+            end_B=end_B,
             candidates=self.items(candidate_MW),
             request_M=request_M,
             request_time_B=request_time_B,
         )
-        q_MD, pooled_MPD = self.reader.serve(requests)
         begin_M, end_M = requests.ranges
         context = Context.of_ranges(
             order_S=num_events_B[request_M],
@@ -127,13 +126,49 @@ class ServingRanker(nn.Module):
             action_V=action_N,
             num_tasks=self.num_tasks,
         )
-        users_MD = [table(user_BF[:, f])[request_M] for f, table in enumerate(self.user_tables)]
+        return self.score(requests, context, user_BF)
+
+    def score(self, requests: Requests, context: Context, user_BF: Tensor) -> Tensor:
+        """Probability of a positive, as ``forward``, of candidates that have that context."""
+        q_MD, pooled_MPD = self.reader.serve(requests)
+        users_MD = [table(user_BF[:, f])[requests.request_M] for f, table in enumerate(self.user_tables)]
         probability_MK = self.interaction(q_MD, pooled_MPD, context, users_MD).sigmoid()
         return probability_MK.squeeze(1) if self.num_tasks == 1 else probability_MK
+
+    @property
+    def fixed_sizes(self) -> dict[str, int]:
+        """Sizes in ``INPUTS`` that are the same in every call."""
+        return {
+            "words": sum(spec.num_words for spec in self.sids.values()),
+            "user features": len(self.user_tables),
+        }
+
+
+def ranges_of(offsets_B1: Tensor, B: int) -> tuple[Tensor, Tensor]:
+    """Where each request's events begin and end, [B] each."""
+    request_B = torch.arange(B, device=offsets_B1.device)
+    return offsets_B1[request_B], offsets_B1[request_B + 1]  # slices would make export refuse B = 1
 
 
 def export(model: ServingRanker) -> ExportedProgram:
     """The module as a program for any number of requests, events and candidates, none included."""
+    return export_any_size(model, INPUTS, model.fixed_sizes)
+
+
+def export_any_size(
+    model: nn.Module,
+    inputs: Mapping[str, tuple[str, ...]],
+    fixed: Mapping[str, int],
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> ExportedProgram:
+    """A module as a program for any number of requests, events and candidates, none included.
+
+    Args:
+        model: takes plain tensors.
+        inputs: the sizes of each, in the order of its arguments; see ``INPUTS``.
+        fixed: the other sizes in them.
+        dtypes: of inputs, by name; int64 where none is named.
+    """
     requests = Dim("requests", min=0)
     dims = {"requests": requests, "requests + 1": requests + 1}
     dims |= {name: Dim(name, min=0) for name in ("events", "candidates")}
@@ -143,9 +178,13 @@ def export(model: ServingRanker) -> ExportedProgram:
         "events": 5,
         "candidates": 6,
     }  # of the example; 0 and 1 would be constants
-    sizes |= {"words": sum(spec.num_words for spec in model.sids.values()), "user features": len(model.user_tables)}
-    example = [torch.zeros([sizes[size] for size in shape], dtype=torch.int64) for shape in INPUTS.values()]
-    dynamic = [{i: dims[size] for i, size in enumerate(shape) if size in dims} for shape in INPUTS.values()]
+    sizes |= fixed
+    dtypes = dtypes or {}
+    example = [
+        torch.zeros([sizes[size] for size in shape], dtype=dtypes.get(name, torch.int64))
+        for name, shape in inputs.items()
+    ]
+    dynamic = [{i: dims[size] for i, size in enumerate(shape) if size in dims} for shape in inputs.values()]
     return torch.export.export(model, tuple(example), dynamic_shapes=tuple(dynamic))
 
 

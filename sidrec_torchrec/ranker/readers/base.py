@@ -16,6 +16,7 @@ from sidrec_torchrec.ranker.arms.base import ARMS, Arm
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.registry import Registry
+from sidrec_torchrec.side.code_attention import Masses
 from sidrec_torchrec.side.expansion import OfCodec, SIDEConfig
 from sidrec_torchrec.side.layer_norm_map import LayerNormMap
 
@@ -92,6 +93,8 @@ class Requests:
         candidates: as ``items``, of all candidates, [M, ...].
         request_M: which request each candidate belongs to, int64.
         request_time_B: of each request, int64.
+        learned: what the learned queries of a reader of codes need of all events of each request's user, if it is kept; else
+            they read the events above.
     """
 
     items: Tensor
@@ -102,6 +105,7 @@ class Requests:
     candidates: Tensor
     request_M: Tensor
     request_time_B: Tensor
+    learned: Masses | None = None
 
     @property
     def ranges(self) -> tuple[Tensor, Tensor]:

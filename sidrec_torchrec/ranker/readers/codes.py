@@ -7,7 +7,7 @@ from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.readers.base import READERS, ItemVectors, Reader, Requests
 from sidrec_torchrec.ranker.targets import Targets
-from sidrec_torchrec.side.code_attention import CodeAttention
+from sidrec_torchrec.side.code_attention import CodeAttention, Masses
 from sidrec_torchrec.side.expansion import SIDEConfig
 
 
@@ -71,9 +71,19 @@ class CodeReader(Reader):
         q_MD = self.attention.event_vectors(requests.candidates)
         pooled_MD = self.attention.shared(q_MD, words_NW, *requests.ranges, buckets_N1, requests.time_N, time_M)
         pooled_MPD = pooled_MD.unsqueeze(1)
-        seeds_KD = self.queries.seeds_KD
-        if seeds_KD is None:
+        if self.queries.seeds_KD is None:
             return q_MD, pooled_MPD
-        query_BKD = seeds_KD.expand(requests.begin_B.shape[0], -1, -1)
-        masses = self.attention.masses(query_BKD, words_NW, requests.begin_B, requests.end_B, buckets_N1)
+        masses = requests.learned
+        if masses is None:
+            masses = self.learned_masses(words_NW, requests.action_N, requests.begin_B, requests.end_B)
         return q_MD, torch.cat([pooled_MPD, self.attention.pool(masses)[requests.request_M]], dim=1)
+
+    def learned_masses(self, words_NW: Tensor, action_N: Tensor, begin_B: Tensor, end_B: Tensor) -> Masses:
+        """What the K learned queries, of which there must be some, need of the events begin .. end - 1 of each of B users.
+
+        No time is looked at: those of later events can be merged into it.
+        """
+        seeds_KD = self.queries.seeds_KD
+        assert seeds_KD is not None
+        query_BKD = seeds_KD.expand(begin_B.shape[0], -1, -1)
+        return self.attention.masses(query_BKD, words_NW, begin_B, end_B, action_N.unsqueeze(1))
