@@ -20,7 +20,7 @@ from sidrec_torchrec.ranker.serving import WithWords, alone, requests_of
 from sidrec_torchrec.training.group import process_group
 from tests.jobs.test_train_ranker import SMALL, make_config
 
-CODES = dataclasses.replace(SMALL, attention="codes", learned_queries=2)
+CODES = dataclasses.replace(SMALL, attention="codes", learned_queries=2, top_events=5)
 
 LOAD = """
 import sys, torch
