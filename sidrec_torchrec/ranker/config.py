@@ -27,6 +27,8 @@ class RankerConfig:
         blocks: HSTU blocks in which the newest events read each other, before targets read them; older events are read as
             ``attention`` says.
         block_events: how many of the events before a row's first target the blocks read, besides those since.
+        top_events: how many of the events a target reads, those it gives the highest scores, it also reads one by one, as
+            vectors; for a reader of codes.
         cross_layers: layers of the low-rank cross network (DCN-v2).
         head_dims: hidden widths of the final perceptron.
         dropout: share of an item vector's components dropped in training.
@@ -39,6 +41,7 @@ class RankerConfig:
     learned_queries: int = 0
     blocks: int = 0
     block_events: int = 256
+    top_events: int = 0
     cross_layers: int = 1
     head_dims: tuple[int, ...] = (128, 64)
     dropout: float = 0.1
@@ -46,11 +49,12 @@ class RankerConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "dim", "num_heads", "cross_layers", "block_events")
-        check_at_least(self, 0, "learned_queries", "blocks")
+        check_at_least(self, 0, "learned_queries", "blocks", "top_events")
         check_share(self, "dropout")
         if self.dim % 4 or self.dim % self.num_heads:  # fbgemm wants table rows of whole 16 bytes
             raise ValueError(f"dim must be a multiple of 4 and of num_heads ({self.num_heads}), got {self.dim}")
-        self.reader(None)  # refuses an unknown one
+        if self.attention != AUTO:
+            self.reader(None)  # refuses an unknown one
         if not self.head_dims or min(self.head_dims) < 1:
             raise ValueError(f"head_dims must be one or more widths of at least 1, got {self.head_dims}")
         if not all(0 < weight < math.inf for weight in self.task_weights):
@@ -63,14 +67,18 @@ class RankerConfig:
             sid: what travels with each event, if it is one SID.
 
         Raises:
-            SidrecError: on an unknown name.
+            SidrecError: on an unknown name, or one that does not find ``top_events``, if there shall be any.
         """
         from sidrec_torchrec.ranker.readers import READERS  # they are built from this config
 
         if self.attention != AUTO:
-            return READERS[self.attention]
-        defaults = (READERS[name] for name in READERS if READERS[name].is_default)
-        return next(reader for reader in defaults if reader.reads_codes == (sid is not None))
+            reader = READERS[self.attention]
+        else:
+            defaults = (READERS[name] for name in READERS if READERS[name].is_default)
+            reader = next(reader for reader in defaults if reader.reads_codes == (sid is not None))
+        if self.top_events and not reader.finds_top_events:
+            raise SidrecError("top_events are found by codes alone: they need attention to codes, and an arm for it")
+        return reader
 
     def weights(self, num_tasks: int) -> tuple[float, ...]:
         """Weight of each task's loss.

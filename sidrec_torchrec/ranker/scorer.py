@@ -13,7 +13,8 @@ from torch import Tensor
 import sidrec_torchrec.ops.code_attention
 import sidrec_torchrec.ops.shared_attention
 import sidrec_torchrec.ops.side_decode
-import sidrec_torchrec.ops.side_energy  # noqa: F401  they register the operators a package calls
+import sidrec_torchrec.ops.side_energy
+import sidrec_torchrec.ops.top_events  # noqa: F401  they register the operators a package calls
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS, num_actions
 from sidrec_torchrec.errors import DataError, SidrecError
 

@@ -12,6 +12,7 @@ from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, code_attention
 from sidrec_torchrec.ops.layout import CodeLayout
 from sidrec_torchrec.ops.shared_attention import decode_table, shared_code_attention
+from sidrec_torchrec.ops.top_events import top_events
 from sidrec_torchrec.side.expansion import SIDEConfig, build_side, can_look_at
 from sidrec_torchrec.side.layer_norm_map import LayerNormMap
 
@@ -138,23 +139,13 @@ class CodeAttention(nn.Module):
         timeless: int = 0,
     ) -> "Masses":
         """What ``pool`` needs of the events; arguments as ``forward``'s. Without times all queries are timeless."""
-        M, P = query_MPD.shape[:2]  # not len(), which an export would take for a constant
-        H = self.num_heads
         words_NW, scale_N, rows_VE = self._read(words_NW, buckets_NK)
-        scores_MVPH = torch.einsum("mphd,vhd->mvph", self._scaled(query_MPD), self._heads(self.key(rows_VE)))
-        bias_UPH = self.bias_UH.unsqueeze(1).expand(-1, P, -1)
-        A = self.bucket_value_AD.shape[0]
-        if event_time_N is None:
-            bias_UPH = bias_UPH[:A]
-        elif timeless:
-            has_time_P1 = (torch.arange(P, device=query_MPD.device) < P - timeless).unsqueeze(1)
-            bias_UPH = torch.cat([bias_UPH[:A], bias_UPH[A:] * has_time_P1])
-        scores_MVPH = torch.cat([scores_MVPH, bias_UPH.expand(M, -1, -1, -1)], dim=1)
+        scores_MUPH = self._scores(query_MPD, rows_VE, event_time_N is not None, timeless)
         mass_MVG, lse_MG = code_attention(  # G: heads of all P queries
             words_NW,
             begin_M,
             end_M,
-            _in_float32(scores_MVPH).flatten(2),
+            scores_MUPH.flatten(2),
             event_time_N,
             query_time_M,
             scale_N,
@@ -163,7 +154,8 @@ class CodeAttention(nn.Module):
             len(self.events.layout.radices),
             not self.pointwise,
         )
-        return Masses(mass_MVG.unflatten(2, (P, H)), lse_MG.unflatten(1, (P, H)), end_M - begin_M)
+        per_query = scores_MUPH.shape[2:]
+        return Masses(mass_MVG.unflatten(2, per_query), lse_MG.unflatten(1, per_query), end_M - begin_M)
 
     def pool(self, masses: "Masses") -> Tensor:
         """The output, float [M, P, D]."""
@@ -221,6 +213,51 @@ class CodeAttention(nn.Module):
         )
         return self.output(pooled_MHd.flatten(1).to(query_MD.dtype))
 
+    def top_events(
+        self,
+        query_MD: Tensor,
+        words_NW: Tensor,
+        begin_M: Tensor,
+        end_M: Tensor,
+        buckets_NK: Tensor | None = None,
+        event_time_N: Tensor | None = None,
+        query_time_M: Tensor | None = None,
+        *,
+        k: int,
+    ) -> Tensor:
+        """The K events that each candidate gives the highest scores, summed over heads; no gradient goes through the choice.
+
+        The sum is what all heads agree on: without the denominators, the logarithm of the product of their weights. It is
+        one number per digit as each head's is, and learned with them.
+
+        Args:
+            k: places per candidate, 1 or more. Other arguments as ``forward``'s.
+
+        Returns:
+            int64 [M, K], indices into ``words_NW``, the highest first; -1 where a candidate reads fewer than K events.
+            See ``ops.top_events``.
+
+        Raises:
+            DataError, ValueError: as ``forward``.
+        """
+        self._check(event_time_N, query_time_M)
+        words_NW, scale_N, rows_VE = self._read(words_NW, buckets_NK)
+        scores_MUPH = self._scores(query_MD.unsqueeze(1), rows_VE, event_time_N is not None)
+        event_MKH, _ = top_events(
+            words_NW,
+            begin_M,
+            end_M,
+            scores_MUPH.sum(3).detach(),
+            event_time_N,
+            query_time_M,
+            None if scale_N is None else scale_N.detach(),
+            self._radices,
+            self._words,
+            len(self.events.layout.radices),
+            k,
+        )
+        return event_MKH.squeeze(2)
+
     def event_vectors(self, words_NW: Tensor) -> Tensor:
         """Vectors of SIDs as attention reads them, float [N, D]; say of candidates, to make queries of."""
         vectors_NE = self.events(words_NW)
@@ -238,6 +275,19 @@ class CodeAttention(nn.Module):
         if buckets_NK is not None:
             words_NW = torch.cat([words_NW, self._side_words(buckets_NK)], dim=1)
         return words_NW, scale_N, rows_VE
+
+    def _scores(self, query_MPD: Tensor, rows_VE: Tensor, timed: bool, timeless: int = 0) -> Tensor:
+        """What each row and bucket adds to an event's score, at least float32 [M, U, P, H]."""
+        M, P = query_MPD.shape[:2]  # not len(), which an export would take for a constant
+        scores_MVPH = torch.einsum("mphd,vhd->mvph", self._scaled(query_MPD), self._heads(self.key(rows_VE)))
+        bias_UPH = self.bias_UH.unsqueeze(1).expand(-1, P, -1)
+        A = self.bucket_value_AD.shape[0]
+        if not timed:
+            bias_UPH = bias_UPH[:A]
+        elif timeless:
+            has_time_P1 = (torch.arange(P, device=query_MPD.device) < P - timeless).unsqueeze(1)
+            bias_UPH = torch.cat([bias_UPH[:A], bias_UPH[A:] * has_time_P1])
+        return _in_float32(torch.cat([scores_MVPH, bias_UPH.expand(M, -1, -1, -1)], dim=1))
 
     def _scaled(self, query: Tensor) -> Tensor:
         """Queries of each head, float [..., H, d], whose products with keys are scores."""

@@ -28,6 +28,7 @@ NAN = float("nan")
         (RankerConfig, {"learned_queries": -1}, "learned_queries must be at least 0, got -1"),
         (RankerConfig, {"blocks": -1}, "blocks must be at least 0, got -1"),
         (RankerConfig, {"block_events": 0}, "block_events must be at least 1, got 0"),
+        (RankerConfig, {"top_events": -1}, "top_events must be at least 0, got -1"),
         (RankerConfig, {"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
         (ArmConfig, {"table_dim": 6}, "table_dim must be a multiple of 4, got 6"),
         (ArmConfig, {"table_dim": 0}, "table_dim must be a multiple of 4, got 0"),

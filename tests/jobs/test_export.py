@@ -20,7 +20,7 @@ from sidrec_torchrec.ranker.serving import WithWords, alone, requests_of
 from sidrec_torchrec.training.group import process_group
 from tests.jobs.test_train_ranker import SMALL, make_config
 
-CODES = dataclasses.replace(SMALL, attention="codes", learned_queries=2)
+CODES = dataclasses.replace(SMALL, attention="codes", learned_queries=2, top_events=5)
 
 LOAD = """
 import sys, torch
@@ -71,6 +71,8 @@ RANKERS = {  # arm, its SIDs, and sizes of the ranker
     "prefixes": ("prefix-ngram", ("text",), {}),
     "runs": ("all-ngram", ("text",), {"learned_queries": 2}),
     "pieces": ("pieces", ("text",), {"blocks": 1, "block_events": 100}),
+    "top events, and learned queries": ("side", ("side",), {"top_events": 5, "learned_queries": 1}),
+    "top events of few": ("learned-side", ("side",), {"top_events": 1000}),
     "blocks over codes": ("side", ("side",), BOTH),
     "blocks over vectors": ("side", ("side",), {"attention": "vectors"} | BOTH),
 }

@@ -135,6 +135,7 @@ class Reader(nn.Module, ABC):
 
     Attributes:
         reads_codes: whether it reads packed SIDs, which have no gradient; else vectors.
+        finds_top_events: whether it does what ``RankerConfig.top_events`` says; others are refused with it.
         is_default: whether ``auto`` chooses it, for what it reads.
         unservable: why ``ServingRanker`` cannot ask it, to follow "this ranker"; None if it can, by ``serve``.
         queries: what each target asks.
@@ -142,6 +143,7 @@ class Reader(nn.Module, ABC):
     """
 
     reads_codes: ClassVar[bool] = False
+    finds_top_events: ClassVar[bool] = False
     is_default: ClassVar[bool] = False
     unservable: ClassVar[str | None] = "has a reader that servers cannot ask; train one with another --model.attention"
     spec: SIDSpec
