@@ -189,12 +189,8 @@ class _Pairs:
 
     @staticmethod
     def of(words_NW, begin_M, end_M, event_time_N, query_time_M, scale_N, joined: Joined, scaled_digits) -> "_Pairs":
-        if len(begin_M) and not bool(((0 <= begin_M) & (begin_M <= end_M) & (end_M <= len(words_NW))).all()):
-            raise RuntimeError(f"a query reads events that are not there: there are {len(words_NW)}")
-        begin_M, length_M = begin_M.long(), end_M.long() - begin_M.long()
-        query_P = torch.repeat_interleave(length_M)
-        before_M = length_M.cumsum(0) - length_M
-        event_P = torch.arange(len(query_P), device=query_P.device) + (begin_M - before_M)[query_P]
+        check_ranges(words_NW, begin_M, end_M)
+        query_P, event_P = pairs_of(begin_M, end_M)
         first_C = torch.tensor([0, *joined.chunks.radices], device=words_NW.device).cumsum(0)
         rows_PC = (joined.chunks.values(words_NW) + first_C[:-1])[event_P]
         if event_time_N is not None:
@@ -232,6 +228,20 @@ class _Pairs:
         return sum_PH
 
 
+def pairs_of(begin_M: Tensor, end_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Every pair of a query and a place it reads, begin .. end - 1, query after query: int64 [P] each."""
+    begin_M, length_M = begin_M.long(), end_M.long() - begin_M.long()
+    query_P = torch.repeat_interleave(length_M)
+    before_M = length_M.cumsum(0) - length_M
+    return query_P, torch.arange(len(query_P), device=query_P.device) + (begin_M - before_M)[query_P]
+
+
+def check_ranges(words_NW: Tensor, begin_M: Tensor, end_M: Tensor) -> None:
+    """Refuses queries that read events that are not there."""
+    if not bool(((0 <= begin_M) & (begin_M <= end_M) & (end_M <= len(words_NW))).all()):
+        raise RuntimeError(f"a query reads events that are not there: there are {len(words_NW)}")
+
+
 def expand(scores_MVH: Tensor, joined: Joined) -> Tensor:
     """[M, R, H]: a row per chunk and value; the rows of time gaps stay as they are."""
     V = joined.digits.num_values
@@ -249,14 +259,8 @@ def check(
     *others: Any,
 ) -> None:
     """Refuses what ``code_attention`` does, before a kernel runs, in the backward pass too."""
-    if (event_time_N is None) != (query_time_M is None):
-        raise ValueError("times of both events and queries are needed, or of neither")
     *_, radices, digit_words, scaled_digits, _ = others
-    expected = sum(radices) + (0 if event_time_N is None else GAP_BUCKETS)
-    if scores_MVH.ndim != 3 or scores_MVH.shape[1] != expected:
-        raise ValueError(f"scores have shape {tuple(scores_MVH.shape)}, expected [queries, {expected}, heads]")
-    if scores_MVH.dtype not in (torch.float32, torch.float64):  # thousands of weights are summed
-        raise ValueError(f"scores are {scores_MVH.dtype}; give them in float32, or float64")
+    check_scores(scores_MVH, event_time_N, query_time_M, radices)
     if scale_N is None:
         return
     if scale_N.shape != words_NW.shape[:1] or scale_N.dtype != scores_MVH.dtype:
@@ -264,3 +268,17 @@ def check(
             f"the scale is {scale_N.dtype} of shape {tuple(scale_N.shape)}, expected {scores_MVH.dtype}, one per event"
         )
     CodeLayout(tuple(radices), tuple(digit_words)).join().chunks_of_first(scaled_digits)
+
+
+def check_scores(
+    scores_MVH: Tensor, event_time_N: Tensor | None, query_time_M: Tensor | None, radices: Sequence[int]
+) -> None:
+    """Refuses scores of another shape or dtype than queries' of these digits have, and times of one side alone."""
+    if (event_time_N is None) != (query_time_M is None):
+        raise ValueError("times of both events and queries are needed, or of neither")
+    expected = sum(radices) + (0 if event_time_N is None else GAP_BUCKETS)
+    if scores_MVH.ndim != 3 or scores_MVH.shape[1] != expected:
+        raise ValueError(f"scores have shape {tuple(scores_MVH.shape)}, expected [queries, {expected}, heads]")
+    # of fewer bits thousands of weights could not be summed, and thousands of events would tie
+    if scores_MVH.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"scores are {scores_MVH.dtype}; give them in float32, or float64")

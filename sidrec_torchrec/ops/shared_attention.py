@@ -7,6 +7,7 @@ scores by code for few queries, or every event decoded once for many. Both are s
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -68,7 +69,6 @@ def code_reference(
     value_XHd: Tensor,
     bias_UH: Tensor,
     sink_H: Tensor,
-    decoded_RY: Tensor,
     event_time_N: Tensor | None,
     query_time_M: Tensor | None,
     scale_N: Tensor | None,
@@ -85,14 +85,12 @@ def code_reference(
         value_XHd: such rows of values, followed by rows of each value of the other digits, which are not scaled.
         bias_UH: what scores also have: a row of each value of the other digits, then, with times, of time gaps.
         sink_H: see ``reference``.
-        decoded_RY: what ``decode_table`` makes of the rows.
         radices, digit_words, scaled_digits: the digits; the first are the SID's, the others side information.
 
     Returns:
         float [M, H, d].
     """
-    times = event_time_N, query_time_M
-    tables = key_VHd, value_XHd, bias_UH, sink_H, decoded_RY
+    tables, times = (key_VHd, value_XHd, bias_UH, sink_H), (event_time_N, query_time_M)
     events = _Events(
         words_NW, begin_M, end_M, *tables, *times, scale_N, list(radices), list(digit_words), scaled_digits
     )
@@ -107,36 +105,6 @@ def code_reference(
         query_Q = torch.cat(by_code)
         pooled_MHd[query_Q] = events.attend_by_code(query_MHd[query_Q], query_Q)
     return pooled_MHd
-
-
-def decode_table(
-    key_VHd: Tensor,
-    value_XHd: Tensor,
-    bias_UH: Tensor,
-    sink_H: Tensor,
-    radices: Sequence[int],
-    digit_words: Sequence[int],
-    scaled_digits: int,
-) -> Tensor:
-    """Rows whose sum is an event's keys, values and biases, float [R, 2 * H * d + H, padded to eights].
-
-    A row of each value of each chunk of digits, of which there is one more: the time gap, or that an event is the sink.
-    """
-    V, A = key_VHd.shape[0], value_XHd.shape[0] - key_VHd.shape[0]
-    gap_GH = bias_UH[A:] if bias_UH.shape[0] > A else bias_UH.new_zeros(GAP_BUCKETS, bias_UH.shape[1])
-    # what the sink would have besides: the first value of each kind of side information
-    firsts = list(itertools.accumulate(radices[scaled_digits:-1], initial=0)) if A else []
-    bias_YH = torch.cat([bias_UH[:A], gap_GH, (sink_H - bias_UH[firsts].sum(0)).unsqueeze(0)])
-    values_YHd = torch.cat([value_XHd, value_XHd.new_zeros(GAP_BUCKETS, *value_XHd.shape[1:])])
-    values_YHd = torch.cat([values_YHd, -value_XHd[V:][firsts].sum(0).unsqueeze(0)])
-    others = values_YHd.shape[0] - V
-    keys_YX, biases_YH = pad(key_VHd.flatten(1), (0, 0, 0, others)), pad(bias_YH, (0, -sink_H.shape[0] % 8, V, 0))
-    return _with_last_digit(radices, digit_words).expand(torch.cat([keys_YX, values_YHd.flatten(1), biases_YH], dim=1))
-
-
-def _with_last_digit(radices: Sequence[int], digit_words: Sequence[int]) -> Joined:
-    last = digit_words[-1] + 1
-    return CodeLayout((*radices, GAP_BUCKETS + 1), (*digit_words, last)).join()
 
 
 shared_code_attention = torch.library.custom_op("sidrec::shared_code_attention", code_reference, mutates_args=())
@@ -197,7 +165,6 @@ class _Events:
     value_XHd: Tensor
     bias_UH: Tensor
     sink_H: Tensor
-    decoded_RY: Tensor
     event_time_N: Tensor | None
     query_time_M: Tensor | None
     scale_N: Tensor | None
@@ -235,11 +202,11 @@ class _Events:
             last_T = gap_bucket(self.query_time_M[run.queries.start] - self.event_time_N[run.begin : run.end]).long()
         words_SX = torch.cat([pad(words_TW, (0, 0, 0, 1)), pad(last_T, (0, 1), value=GAP_BUCKETS).unsqueeze(1)], dim=1)
         scale_T = self.key_VHd.new_ones(T) if self.scale_N is None else self.scale_N[run.begin : run.end]
-        digits = _with_last_digit(self.radices, self.digit_words)
+        digits = self._digits
         decoded_SY = call(
             scaled_decode,
             words_SX,
-            self.decoded_RY,
+            self._decode_table,
             pad(scale_T, (0, 1)),
             list(digits.chunks.radices),
             list(digits.chunks.words),
@@ -248,3 +215,24 @@ class _Events:
         key_SHd, value_SHd = (decoded_SY[:, i * H * d : (i + 1) * H * d].unflatten(1, (H, d)) for i in range(2))
         bias_SH = decoded_SY[:, 2 * H * d : 2 * H * d + H]
         return _attend(query_QHd, key_SHd, value_SHd, bias_SH)
+
+    @cached_property
+    def _digits(self) -> Joined:
+        """All digits and one more: the time gap, or that an event is the sink."""
+        last = self.digit_words[-1] + 1
+        return CodeLayout((*self.radices, GAP_BUCKETS + 1), (*self.digit_words, last)).join()
+
+    @cached_property
+    def _decode_table(self) -> Tensor:
+        """Rows whose sum is an event's keys, values and biases, float [R, 2 * H * d + H, padded to eights]."""
+        key_VHd, value_XHd, bias_UH = self.key_VHd, self.value_XHd, self.bias_UH
+        V, A = key_VHd.shape[0], value_XHd.shape[0] - key_VHd.shape[0]
+        gap_GH = bias_UH[A:] if bias_UH.shape[0] > A else bias_UH.new_zeros(GAP_BUCKETS, bias_UH.shape[1])
+        # what the sink would have besides: the first value of each kind of side information
+        firsts = list(itertools.accumulate(self.radices[self.scaled_digits : -1], initial=0)) if A else []
+        bias_YH = torch.cat([bias_UH[:A], gap_GH, (self.sink_H - bias_UH[firsts].sum(0)).unsqueeze(0)])
+        gap_value_GHd = value_XHd.new_zeros(GAP_BUCKETS, *value_XHd.shape[1:])
+        values_YHd = torch.cat([value_XHd, gap_value_GHd, -value_XHd[V:][firsts].sum(0).unsqueeze(0)])
+        keys_YX = pad(key_VHd.flatten(1), (0, 0, 0, values_YHd.shape[0] - V))
+        biases_YH = pad(bias_YH, (0, -bias_YH.shape[1] % 8, V, 0))
+        return self._digits.expand(torch.cat([keys_YX, values_YHd.flatten(1), biases_YH], dim=1))

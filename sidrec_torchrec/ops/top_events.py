@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, expand, gap_bucket
+from sidrec_torchrec.ops.code_attention import check_ranges, check_scores, expand, gap_bucket, pairs_of
 from sidrec_torchrec.ops.layout import CodeLayout, Joined
 
 
@@ -73,10 +73,7 @@ def reference(
         k,
     )
     check_ranges(words_NW, begin_M, end_M)
-    begin_M, length_M = begin_M.long(), end_M.long() - begin_M.long()
-    query_P = torch.repeat_interleave(length_M)
-    before_M = length_M.cumsum(0) - length_M
-    event_P = torch.arange(len(query_P), device=query_P.device) + (begin_M - before_M)[query_P]
+    query_P, event_P = pairs_of(begin_M, end_M)
     joined = CodeLayout(tuple(radices), tuple(digit_words)).join()
     gap_P = None
     if event_time_N is not None and query_time_M is not None:
@@ -96,10 +93,12 @@ def reference(
     # stable sorts keep the order of events; ascending, NaN comes last
     by_score_PH = torch.where(score_PH.isnan(), torch.nan, -score_PH).argsort(dim=0, stable=True)
     by_query_PH = by_score_PH.gather(0, query_P[by_score_PH].argsort(dim=0, stable=True))
+    length_M = end_M.long() - begin_M.long()
+    before_M = length_M.cumsum(0) - length_M
     place_K = torch.arange(k, device=begin_M.device)
     there_MK = place_K < length_M.unsqueeze(1)
     M, _, H = scores_MVH.shape
-    event_MKH = begin_M.new_full((M, k, H), -1)
+    event_MKH = event_P.new_full((M, k, H), -1)
     score_MKH = scores_MVH.new_full((M, k, H), -torch.inf)
     chosen_XH = by_query_PH[(before_M.unsqueeze(1) + place_K)[there_MK]]
     event_MKH[there_MK] = event_P[chosen_XH]
@@ -154,13 +153,7 @@ def check(
     """Refuses what ``top_events`` does, before a kernel runs; all but what tensors of integers hold."""
     if k < 1:
         raise ValueError(f"k is {k}, expected 1 or more")
-    if (event_time_N is None) != (query_time_M is None):
-        raise ValueError("times of both events and queries are needed, or of neither")
-    expected = sum(radices) + (0 if event_time_N is None else GAP_BUCKETS)
-    if scores_MVH.ndim != 3 or scores_MVH.shape[1] != expected:
-        raise ValueError(f"scores have shape {tuple(scores_MVH.shape)}, expected [queries, {expected}, heads]")
-    if scores_MVH.dtype not in (torch.float32, torch.float64):  # in fewer bits thousands of events would tie
-        raise ValueError(f"scores are {scores_MVH.dtype}; give them in float32, or float64")
+    check_scores(scores_MVH, event_time_N, query_time_M, radices)
     N, M = len(words_NW), len(scores_MVH)
     sizes = {"begin": (begin_M, M), "end": (end_M, M), "query_time": (query_time_M, M)}
     sizes |= {"event_time": (event_time_N, N), "scale": (scale_N, N)}
@@ -172,9 +165,3 @@ def check(
     if not scale_N.is_floating_point():
         raise ValueError(f"scale is {scale_N.dtype}; give it in floats")
     CodeLayout(tuple(radices), tuple(digit_words)).join().chunks_of_first(scaled_digits)
-
-
-def check_ranges(words_NW: Tensor, begin_M: Tensor, end_M: Tensor) -> None:
-    """Refuses queries that read events that are not there."""
-    if not bool(((0 <= begin_M) & (begin_M <= end_M) & (end_M <= len(words_NW))).all()):
-        raise RuntimeError(f"a query reads events that are not there: there are {len(words_NW)}")

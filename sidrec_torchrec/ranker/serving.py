@@ -12,6 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.ops.code_attention import pairs_of
 from sidrec_torchrec.ranker.arms import Arm
 from sidrec_torchrec.ranker.model import Context, Ranker
 from sidrec_torchrec.ranker.readers import Requests
@@ -263,8 +264,7 @@ def requests_of(batch: RankBatch, words_NW: Tensor) -> dict[str, Tensor]:
     targets = Targets.of(batch)
     lengths_S = targets.end_S - targets.begin_S
     offsets_S1 = nn.functional.pad(lengths_S.cumsum(0), (1, 0))
-    request_P = torch.repeat_interleave(lengths_S)  # P: events of all requests
-    read_P = torch.arange(len(request_P), device=request_P.device) + (targets.begin_S - offsets_S1[:-1])[request_P]
+    _, read_P = pairs_of(targets.begin_S, targets.end_S)  # P: events of all requests
     event_P = targets.visible_V[read_P]
     user_BF = batch.users.values().view(len(batch.users.keys()), len(batch.lengths_B)).T
     return {

@@ -11,7 +11,7 @@ from sidrec_torchrec.codec.alphabet import MAX_RADIX
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, code_attention
 from sidrec_torchrec.ops.layout import CodeLayout
-from sidrec_torchrec.ops.shared_attention import decode_table, shared_code_attention
+from sidrec_torchrec.ops.shared_attention import shared_code_attention
 from sidrec_torchrec.ops.top_events import top_events
 from sidrec_torchrec.side.expansion import SIDEConfig, build_side, can_look_at
 from sidrec_torchrec.side.layer_norm_map import LayerNormMap
@@ -163,10 +163,7 @@ class CodeAttention(nn.Module):
             share_MPH = (masses.lse_MPH - self.sink_H).sigmoid()  # of the events, against the sink
         else:
             share_MPH = (1.0 / masses.count_M.clamp_min(1))[:, None, None].expand_as(masses.lse_MPH)
-        rows_VE = self.events.rows_VE
-        if self.vectors is not None:
-            rows_VE = self.vectors.rows(rows_VE, self.events.layout)
-        v_VD = torch.cat([self.value(rows_VE), self.bucket_value_AD])
+        v_VD = torch.cat([self.value(self._rows()), self.bucket_value_AD])
         # time gaps, whose masses come last, if there are any, have no values
         v_VHd = self._heads(nn.functional.pad(v_VD, (0, 0, 0, masses.mass_MVPH.shape[1] - v_VD.shape[0])))
         pooled_MPHd = torch.einsum("mvph,vhd->mphd", masses.mass_MVPH.to(v_VHd.dtype), v_VHd)
@@ -196,20 +193,18 @@ class CodeAttention(nn.Module):
         words_NW, scale_N, rows_VE = self._read(words_NW, buckets_NK)
         values = torch.cat([self.value(rows_VE), self.bucket_value_AD])
         rows = (self._heads(self.key(rows_VE)), self._heads(values), self.bias_UH, self.sink_H)
-        key_VHd, value_XHd, bias_UH, sink_H = (_in_float32(x).detach() for x in rows)
-        tables = key_VHd, value_XHd, bias_UH, sink_H
-        layout = self._radices, self._words, len(self.events.layout.radices)
         pooled_MHd = shared_code_attention(
             _in_float32(self._scaled(query_MD)).detach(),
             words_NW,
             begin_M,
             end_M,
-            *tables,
-            decode_table(*tables, *layout),
+            *(_in_float32(x).detach() for x in rows),
             event_time_N,
             query_time_M,
             None if scale_N is None else scale_N.detach(),
-            *layout,
+            self._radices,
+            self._words,
+            len(self.events.layout.radices),
         )
         return self.output(pooled_MHd.flatten(1).to(query_MD.dtype))
 
@@ -263,11 +258,15 @@ class CodeAttention(nn.Module):
         vectors_NE = self.events(words_NW)
         return vectors_NE if self.vectors is None else self.vectors(vectors_NE)
 
+    def _rows(self) -> Tensor:
+        """What events' vectors are sums of, but for their scale: a row of each value of each digit, float [V, D]."""
+        rows_VE = self.events.rows_VE
+        return rows_VE if self.vectors is None else self.vectors.rows(rows_VE, self.events.layout)
+
     def _read(self, words_NW: Tensor, buckets_NK: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
         """Events with their side information, int64 [N, W]; their scale, [N], if any; and the rows they are sums of."""
-        rows_VE, scale_N = self.events.rows_VE, None
+        rows_VE, scale_N = self._rows(), None
         if self.vectors is not None:
-            rows_VE = self.vectors.rows(rows_VE, self.events.layout)
             scale_N = self.vectors.scale(words_NW, rows_VE, self.events.layout, self.events.factors)
         kinds = list(self.side_information)
         if (0 if buckets_NK is None else buckets_NK.shape[1]) != len(kinds):

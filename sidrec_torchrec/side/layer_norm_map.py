@@ -36,8 +36,7 @@ class LayerNormMap(nn.Module):
         The bias goes with the first digit, of which every SID takes one row.
         """
         mapped_VD = nn.functional.linear(rows_VE, self.linear.weight)
-        first_V1 = (torch.arange(mapped_VD.shape[0], device=mapped_VD.device) < layout.radices[0]).unsqueeze(1)
-        mapped_VD = mapped_VD + first_V1 * self.linear.bias
+        mapped_VD = mapped_VD + _is_first(mapped_VD, layout) * self.linear.bias
         return mapped_VD - mapped_VD.mean(1, keepdim=True)
 
     def scale(
@@ -52,12 +51,10 @@ class LayerNormMap(nn.Module):
             factors: of the rows of x before they are mapped, [V, K] and [K, E], if they have some: with K below D - 1, norms
                 are found among K + 1 components.
         """
-        joined = layout.join()
+        joined, rows = layout.join(), mapped_VD
         if factors is not None and factors[1].shape[0] + 1 < mapped_VD.shape[1]:
-            short_VK = self._short(*factors, layout)
-            table_RD = joined.expand(short_VK.to(torch.promote_types(mapped_VD.dtype, torch.float32)))
-        else:
-            table_RD = joined.expand(mapped_VD.to(torch.promote_types(mapped_VD.dtype, torch.float32)))
+            rows = self._short(*factors, layout)
+        table_RD = joined.expand(rows.to(torch.promote_types(mapped_VD.dtype, torch.float32)))
         energy_N = side_energy(words_NW, table_RD, list(joined.chunks.radices), list(joined.chunks.words))
         return (energy_N / mapped_VD.shape[1] + self.eps).rsqrt()
 
@@ -72,5 +69,9 @@ class LayerNormMap(nn.Module):
         gram_KK = basis_KD @ basis_KD.T
         jitter = 1e-12 * gram_KK.diagonal().sum()  # where the map is not of full rank
         chol_KK = torch.linalg.cholesky(gram_KK + jitter * torch.eye(gram_KK.shape[0], device=gram_KK.device))
-        first_V1 = (torch.arange(factor_VK.shape[0], device=factor_VK.device) < layout.radices[0]).unsqueeze(1)
-        return torch.cat([factor_VK.double(), first_V1.double()], dim=1) @ chol_KK
+        return torch.cat([factor_VK.double(), _is_first(factor_VK, layout).double()], dim=1) @ chol_KK
+
+
+def _is_first(rows_VX: Tensor, layout: CodeLayout) -> Tensor:
+    """Which rows are of the first digit, bool [V, 1]."""
+    return (torch.arange(rows_VX.shape[0], device=rows_VX.device) < layout.radices[0]).unsqueeze(1)

@@ -11,9 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sidrec_torchrec.ops.code_attention import expand
+from sidrec_torchrec.ops.code_attention import check_ranges, expand
 from sidrec_torchrec.ops.layout import CodeLayout
-from sidrec_torchrec.ops.top_events import check_ranges
 from sidrec_torchrec.ops.triton.chunks import on_device_of
 from sidrec_torchrec.ops.triton.code_attention import _gap_row
 

@@ -77,10 +77,8 @@ class BlockReader(nn.Module):
         is_event_BK = place_BK >= begin_B.unsqueeze(1)
         # padding reads one more event than there are, so that there may be none
         place_X = torch.where(is_event_BK, place_BK, requests.action_N.shape[0]).flatten()
-        items, action_X, time_X = (_pad_row(x)[place_X] for x in (requests.items, requests.action_N, requests.time_N))
-        x_XD = self.older.item_vectors(items, torch.arange(place_X.shape[0], device=place_X.device)) + self.action(
-            action_X
-        )
+        action_X, time_X = (_pad_row(x_N)[place_X] for x_N in (requests.action_N, requests.time_N))
+        x_XD = self.older.item_vectors(_pad_row(requests.items), place_X) + self.action(action_X)
         time_BK = time_X.view(B, K)
         gaps_BKK = gap_bucket(time_BK.unsqueeze(2) - time_BK.unsqueeze(1))
         x_BKD = x_XD.unflatten(0, (B, K))
