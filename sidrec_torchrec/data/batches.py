@@ -35,12 +35,13 @@ class RankBatch(Pipelineable):
         items: the arm's features of each event; a key of width w has w values per event.
         users: one code per row and user feature.
         lengths_B: int64, events of each row.
-        num_targets_B: int64, how many of a row's last events are targets.
+        num_targets_B: int64, how many of a row's last events are targets, if they have an item.
         weight_B: float32, 1, or 0 for a row that only fills up a process's share.
         action_N: int64, the labels: with one task 1 for a positive event, 0 for a negative one; see ``data.tasks``.
         timestamp_N: int64.
         order_N: int64, place among the user's real events.
         visible_N: bool, whether later events may read this one.
+        known_N: bool, whether the event has an item; one that has none is no target.
         seen_N: bool, whether the item occurs in training.
         global_targets: float32 scalar, targets of this batch over all processes.
         global_labels_K: float32, those of them that have a label, by task.
@@ -55,6 +56,7 @@ class RankBatch(Pipelineable):
     timestamp_N: Tensor
     order_N: Tensor
     visible_N: Tensor
+    known_N: Tensor
     seen_N: Tensor
     global_targets: Tensor
     global_labels_K: Tensor
@@ -201,8 +203,9 @@ class Collator:
             timestamp_N=_jagged([row.timestamp for row in share], np.int64),
             order_N=_jagged([row.order for row in share], np.int64),
             visible_N=_jagged([row.visible for row in share], np.bool_),
-            seen_N=torch.from_numpy(self._seen[item_N]),
-            global_targets=torch.tensor(float(sum(row.num_targets for row in rows))),
+            known_N=torch.from_numpy(item_N >= 0),
+            seen_N=torch.from_numpy(self._seen[item_N] & (item_N >= 0)),
+            global_targets=torch.tensor(float(sum(row.num_scored() for row in rows))),
             global_labels_K=torch.tensor([float(sum(row.num_labels(k) for row in rows)) for k in self._tasks]),
         )
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sidrec_torchrec.data.format import open_items
+from sidrec_torchrec.data.format import DataFolder, open_items
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path
 
 
-def write_vectors(data: Path, source: str, path: Path) -> None:
+def write_vectors(data: Path | DataFolder, source: str, path: Path) -> None:
     """Lays out a source of ``data``'s items as ``.npy``, float16 [num_items, d].
 
     Vectors are scaled to root mean square 1, so that float16 is enough; a missing vector is zeros.

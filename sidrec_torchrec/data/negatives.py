@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sidrec_torchrec.data.ids import seed_of
 from sidrec_torchrec.data.sequences import SEQUENCE_COLUMNS, Sequence
 
 _TRIES = 20  # redraws before an item the user has met is given up as a negative
@@ -40,7 +41,7 @@ class NegativeSampler:
             is_test: whether to draw from test events.
             met_items: int32 [n], every item the user has met; never drawn.
         """
-        rng = np.random.default_rng([self._seed, int(is_test), sequence.user_id % (1 << 63)])
+        rng = np.random.default_rng([self._seed, int(is_test), seed_of(sequence.user_id)])
         history = np.arange(first_target)
         targets = np.arange(first_target, len(sequence))
         negatives_MK = self._draw(sequence.item[targets], is_test, met_items, rng)
@@ -49,7 +50,7 @@ class NegativeSampler:
         item_MK = np.concatenate([sequence.item[targets, None], negatives_MK], axis=1)
         real_MK = np.zeros(item_MK.shape, bool)
         real_MK[:, 0] = True
-        kept = item_MK >= 0
+        kept = (item_MK >= 0) | real_MK
         position = np.concatenate([history, position_MK[kept]])
         real = np.concatenate([np.ones(len(history), bool), real_MK[kept]])
         columns = {name: getattr(sequence, name)[position] for name in SEQUENCE_COLUMNS}
@@ -61,7 +62,7 @@ class NegativeSampler:
         """int32 [M, negatives] items; -1 where every try gave an item the user has met."""
         drawn_MK = np.full((len(item_M), self._negatives), -1, np.int32)
         for kind in (True, False):
-            rows = np.flatnonzero(self._seen[item_M] == kind)
+            rows = np.flatnonzero((self._seen[item_M] == kind) & (item_M >= 0))
             cumulated = self._train if not is_test else self._test_seen if kind else self._test_cold
             if not len(rows) or not cumulated[-1]:
                 continue

@@ -20,19 +20,20 @@ disk by a hash of their user.
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.buckets import EventBuckets, UserEvents
-from sidrec_torchrec.data.fingerprint import data_fingerprint, file_fingerprint
+from sidrec_torchrec.data.columns import is_multi_label
+from sidrec_torchrec.data.fingerprint import data_fingerprint, files_fingerprint
 from sidrec_torchrec.data.format import (
-    ITEMS_FILE,
-    USERS_FILE,
+    DataFolder,
+    DataSchema,
     Users,
     Vocabulary,
     open_events,
@@ -40,9 +41,10 @@ from sidrec_torchrec.data.format import (
     open_users,
     scan_vocabularies,
 )
+from sidrec_torchrec.data.ids import seed_of
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.data.negatives import NegativeSampler
-from sidrec_torchrec.data.parquet import is_multi_label
+from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences, sequence_schema, to_record_batch
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS, check_tasks
 from sidrec_torchrec.errors import DataError, check_at_least, check_share
@@ -70,6 +72,7 @@ class PrepareConfig:
         max_history: most context events of a row.
         targets_per_row: most targets of a row.
         seed: of the cold items, the validation users and the negatives.
+        policy: what becomes of events that a log should not have.
     """
 
     test_fraction: float = 0.2
@@ -81,6 +84,7 @@ class PrepareConfig:
     max_history: int = 512
     targets_per_row: int = 256
     seed: int = 0
+    policy: EventPolicy = field(default_factory=EventPolicy)
 
     def __post_init__(self) -> None:
         check_share(self, "test_fraction", "cold_fraction", "validation_fraction")
@@ -118,11 +122,14 @@ class Prepared:
         num_items: items in the item file.
         user_features: number of codes by user feature; code 0 stands for a missing value.
         sampled_negatives: whether the negatives were sampled (logs of positives only).
-        data: fingerprint of each file of the data folder; see ``data_fingerprint``.
+        data: fingerprints of the data; see ``data_fingerprint``.
         counts: by split.
         tasks: names of the labels, in the order of an action's digits; see ``data.tasks``.
         max_history: most context events of a row; None if it was prepared by a version that did not say.
         vocabularies: by user feature, the values whose codes are 1, 2, ...; None as above.
+        policy: what became of events that a log should not have; other logs are read alike.
+        schema: what the data's files and columns are called.
+        met: how many such events there were; see ``EventCounts.to_json``.
     """
 
     folder: Path
@@ -134,6 +141,9 @@ class Prepared:
     tasks: tuple[str, ...]
     max_history: int | None = None
     vocabularies: dict[str, list] | None = None
+    policy: EventPolicy = field(default_factory=EventPolicy)
+    schema: DataSchema = field(default_factory=DataSchema)
+    met: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def files(self) -> list[Path]:
         """Every file that says something of the sequences."""
@@ -155,20 +165,25 @@ class Prepared:
                 for row in from_table(file.read_row_group(group)):
                     # Its targets alone: the events before them are the targets of the user's other rows.
                     first = len(row) - row.num_targets
-                    np.add.at(counts, row.item[first:][row.visible[first:]], 1)
+                    counted = row.visible[first:] & (row.item[first:] >= 0)
+                    np.add.at(counts, row.item[first:][counted], 1)
         return counts
 
-    def check_items(self, data: Path) -> None:
-        """Refuses another item file than the sequences' rows point into.
+    def check_items(self, data: DataFolder) -> None:
+        """Refuses other items than the sequences' rows point into.
 
         Raises:
             DataError: if ``data``'s items changed since ``prepare``.
         """
-        path = Path(data) / ITEMS_FILE
-        if not path.exists() or file_fingerprint(path) != self.data[ITEMS_FILE]:
-            raise DataError(f"{path}: not the items that {self.folder} was prepared from; prepare this data again")
+        self._check(data, "items")
 
-    def user_values(self, data: Path) -> dict[str, list]:
+    def _check(self, data: DataFolder, kind: str) -> None:
+        if not data.has(kind) or files_fingerprint(data.files(kind)) != self.data.get(kind):
+            raise DataError(
+                f"{data.where(kind)}: not the {kind} that {self.folder} was prepared from; prepare this data again"
+            )
+
+    def user_values(self, data: DataFolder) -> dict[str, list]:
         """By user feature, the values whose codes are 1, 2, ...; code 0 stands for a missing or unknown value.
 
         Raises:
@@ -178,9 +193,7 @@ class Prepared:
             return self.vocabularies
         if not self.user_features:
             return {}
-        path = Path(data) / USERS_FILE
-        if not path.exists() or file_fingerprint(path) != self.data[USERS_FILE]:
-            raise DataError(f"{path}: not the users that {self.folder} was prepared from; prepare this data again")
+        self._check(data, "users")
         return {name: list(vocabulary.values) for name, vocabulary in _user_vocabularies(open_users(data)).items()}
 
     def path(self, split: str) -> Path:
@@ -205,32 +218,37 @@ def open_prepared(folder: Path) -> Prepared:
         raise DataError(f"{path}: not found; run `sidrec prepare` first, and name its --out")
     values = read_json(path)
     try:
+        values["policy"] = EventPolicy(**values.get("policy", {}))
+        values["schema"] = DataSchema.from_json(values.get("schema", {}), path)
         return Prepared(folder=folder, **values | {"tasks": tuple(values["tasks"])})
     except (KeyError, TypeError) as error:  # other fields, or none
         raise DataError(f"{path}: of another version of sidrec_torchrec ({error!r}); prepare again") from error
 
 
-def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
+def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig) -> Prepared:
     """Splits ``data``'s events into sequences under ``out``.
 
     Args:
-        data: folder of ``items.parquet``, ``events.parquet`` and, optionally, ``users.parquet``.
+        data: the data folder: items, events and, optionally, users.
         out: folder to write; appears only when complete.
         config: the protocol.
 
     Raises:
-        DataError: on bad events (names file, column, row), an item that is not in the item file, a user's timestamps
-            going backwards, or a protocol that leaves nothing to train or test on.
+        DataError: on bad events (names file, column, row), what the policy refuses, or a protocol that leaves nothing to
+            train or test on.
     """
+    data = DataFolder.of(data)
     items, users = open_items(data, sources=(), targets=()), open_users(data)
     vocabularies = _user_vocabularies(users)
     with atomic_path(out) as folder:
-        buckets = EventBuckets.write(folder / "buckets", open_events(data, config.tasks), items, users, vocabularies)
+        events = open_events(data, config.tasks)
+        buckets = EventBuckets.write(folder / "buckets", events, items, users, vocabularies, config.policy)
         splitter = _Splitter(config, items.num_items)
         seen, counts = _write_sequences(folder, buckets, splitter, config)
         shutil.rmtree(folder / "buckets")
         np.save(folder / SEEN_FILE, seen)
-        pq.write_table(pa.table({"item_id": items.ids()[splitter.cold]}), folder / COLD_ITEMS_FILE)
+        cold = items.ids().filter(pa.array(splitter.cold))
+        pq.write_table(pa.table({"item_id": cold}), folder / COLD_ITEMS_FILE)
         write_json(
             folder / PREPARED_FILE,
             {
@@ -242,6 +260,9 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
                 "counts": counts,
                 "max_history": config.max_history,
                 "vocabularies": {name: list(vocabulary.values) for name, vocabulary in vocabularies.items()},
+                "policy": asdict(config.policy),
+                "schema": data.schema.to_json(),
+                "met": buckets.counts.to_json(config.policy),
             },
         )
     return open_prepared(out)
@@ -258,7 +279,8 @@ def _write_sequences(
     tasks = buckets.tasks or DEFAULT_TASKS
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(closing(_SequenceWriter(folder / f"{split}.parquet", tasks))) for split in SPLITS
+            split: stack.enter_context(closing(_SequenceWriter(folder / f"{split}.parquet", tasks, buckets.id_type)))
+            for split in SPLITS
         }
         for user in buckets.users():
             for split, events, first_target in splitter.split(user):
@@ -291,7 +313,8 @@ class _Splitter:
         """(split, places of the events that belong to it, how many of those precede the first target)."""
         num_events = len(user.item)
         first_test = num_events - round(self.config.test_fraction * num_events)
-        kept = np.flatnonzero(~self.cold[user.item[:first_test]])
+        item_N = user.item[:first_test]
+        kept = np.flatnonzero(~self.cold[item_N] | (item_N < 0))
         if self._draw(1, user.user_id) < self.config.validation_fraction:
             yield "validation", kept, 0
         elif self._draw(2, user.user_id) < self.config.train_fraction:
@@ -303,12 +326,13 @@ class _Splitter:
         counts = {split: np.zeros(len(self.cold), np.int64) for split in SPLITS}
         for user in buckets.users():
             for split, events, first_target in self.split(user):
-                np.add.at(counts[split], user.item[events[first_target:]], 1)
+                item_N = user.item[events[first_target:]]
+                np.add.at(counts[split], item_N[item_N >= 0], 1)
         return counts["train"], counts["test"]
 
-    def _draw(self, what: int, user_id: int) -> float:
+    def _draw(self, what: int, user_id: int | str | bytes) -> float:
         """A number in [0, 1), the same for a user whatever the others."""
-        return np.random.default_rng([self.config.seed, what, user_id % (1 << 63)]).random()
+        return np.random.default_rng([self.config.seed, what, seed_of(user_id)]).random()
 
 
 def _sequence(user: UserEvents, events: np.ndarray) -> Sequence:
@@ -325,19 +349,20 @@ def _sequence(user: UserEvents, events: np.ndarray) -> Sequence:
 
 
 def _user_vocabularies(users: Users | None) -> dict[str, Vocabulary]:
-    """Of the user file's single-valued categorical columns."""
+    """Of the user columns that were named, or of all categories of one value, but for those of too many values."""
     if users is None:
         return {}
     single = [name for name in users.categorical if not is_multi_label(users.table.type_of(name))]
-    return scan_vocabularies(users, single)
+    return scan_vocabularies(users, single, skip_large=not users.are_chosen)
 
 
 class _SequenceWriter:
     """Writes rows to a sequences file, a row group at a time, and counts them."""
 
-    def __init__(self, path: Path, tasks: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, tasks: tuple[str, ...], id_type: pa.DataType) -> None:
         self.counts: SplitCounts = {"rows": 0, "events": 0, "targets": 0, "labels": dict.fromkeys(tasks, 0)}
-        self._writer = pq.ParquetWriter(path, sequence_schema(), compression="zstd")
+        self._schema = sequence_schema(id_type)
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
         self._pending: list[Sequence] = []
 
     def close(self) -> None:
@@ -348,7 +373,7 @@ class _SequenceWriter:
         for row in rows:
             self.counts["rows"] += 1
             self.counts["events"] += len(row)
-            self.counts["targets"] += row.num_targets
+            self.counts["targets"] += row.num_scored()
             for k, task in enumerate(self.counts["labels"]):
                 self.counts["labels"][task] += row.num_labels(k)
             self._pending.append(row)
@@ -357,5 +382,5 @@ class _SequenceWriter:
 
     def _flush(self) -> None:
         if self._pending:
-            self._writer.write_batch(to_record_batch(self._pending))
+            self._writer.write_batch(to_record_batch(self._pending, self._schema))
             self._pending = []

@@ -10,29 +10,31 @@ import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from sidrec_torchrec.data.collaborative import CollaborativeConfig, CollaborativeVectors, collaborative_vectors
-from sidrec_torchrec.data.format import ITEMS_FILE
+from sidrec_torchrec.data.format import ITEMS_FILE, DataConfig, open_items
+from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.data.prepare import open_prepared
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path
-from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
 
+_BATCH = 1 << 16  # rows of a row group that is written
+
 
 @dataclass(frozen=True, kw_only=True)
-class CollaborativeVectorsConfig(JobConfig):
+class CollaborativeVectorsConfig(DataConfig):
     """What to learn from.
 
     Args:
         data: folder of ``items.parquet``.
+        schema: what its files and columns are called, said over the folder's own ``schema.json``.
         prepared: folder the prepare job wrote from it; its training targets are all that is read of the events.
         out: folder for ``items.parquet`` with the new column.
         column: its name.
         vectors: how they are made.
     """
 
-    data: Path
     prepared: Path
     out: Path
     column: str = "collaborative"
@@ -40,7 +42,7 @@ class CollaborativeVectorsConfig(JobConfig):
 
     def files(self) -> list[Path]:
         """The files the vectors are made from."""
-        return [self.data / ITEMS_FILE, *open_prepared(self.prepared).files()]
+        return [*self.folder.files("items"), *open_prepared(self.prepared).files()]
 
 
 def main(config: CollaborativeVectorsConfig) -> dict[str, Any]:
@@ -57,34 +59,36 @@ def main(config: CollaborativeVectorsConfig) -> dict[str, Any]:
         if run.result is not None:
             return run.result
         prepared = open_prepared(config.prepared)
-        prepared.check_items(config.data)
-        if config.column in pq.read_schema(config.data / ITEMS_FILE).names:
-            raise DataError(
-                f"{config.data / ITEMS_FILE}: there is a column '{config.column}' already; rename it, or name another"
-            )
+        prepared.check_items(config.folder)
+        table = open_items(config.folder, sources=(), targets=()).table
+        if config.column in table.schema.names:
+            raise DataError(f"{table.path}: there is a column '{config.column}' already; rename it, or name another")
         with stage("collaborative vectors", None, show=processes.is_main) as progress:
             vectors = collaborative_vectors(
                 prepared, config.vectors, rank=processes.rank, world_size=processes.world_size
             )
             result = {"items": prepared.num_items, "with_vector": int(vectors.present_N.sum())}
             if processes.is_main:
-                _write(config, vectors)
+                _write(config, table, vectors)
             progress.advance(0, f"{result['with_vector']:,} of {result['items']:,} items have one")
         dist.barrier()
         return run.finish(result)
 
 
-def _write(config: CollaborativeVectorsConfig, vectors: CollaborativeVectors) -> None:
-    """The items, a row group at a time, with the new column; whole or not at all."""
+def _write(config: CollaborativeVectorsConfig, table: ParquetTable, vectors: CollaborativeVectors) -> None:
+    """The items under our names, a batch at a time, with the new column; whole or not at all."""
     dim = vectors.values_ND.shape[1]
-    first = 0
-    with pq.ParquetFile(config.data / ITEMS_FILE) as file, atomic_path(config.out / ITEMS_FILE) as path:
-        schema = file.schema_arrow.append(pa.field(config.column, pa.list_(pa.float32(), dim)))
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                rows = slice(first, first + len(table))
-                first += len(table)
-                values = pa.array(np.ascontiguousarray(vectors.values_ND[rows]).reshape(-1))
-                column = pa.FixedSizeListArray.from_arrays(values, dim, mask=pa.array(~vectors.present_N[rows]))
-                writer.write_table(table.append_column(config.column, column).cast(schema))
+    names = table.schema.names
+    schema = table.schema.append(pa.field(config.column, pa.list_(pa.float32(), dim)))
+    with (
+        atomic_path(config.out / ITEMS_FILE) as path,
+        pq.ParquetWriter(path, schema, compression="zstd") as writer,
+    ):
+        for first, batch in table.batches(names, _BATCH):
+            rows = slice(first, first + len(batch))
+            values = pa.array(np.ascontiguousarray(vectors.values_ND[rows]).reshape(-1))
+            column = pa.FixedSizeListArray.from_arrays(values, dim, mask=pa.array(~vectors.present_N[rows]))
+            arrays = [
+                array.cast(table.schema.field(name).type) for name, array in zip(names, batch.columns, strict=True)
+            ]
+            writer.write_batch(pa.RecordBatch.from_arrays([*arrays, column], schema=schema))
