@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from sidrec_torchrec.data.ids import seed_of
+from sidrec_torchrec.data.protocol import Census
 from sidrec_torchrec.data.sequences import SEQUENCE_COLUMNS, Sequence
 
 _TRIES = 20  # redraws before an item the user has met is given up as a negative
@@ -18,19 +19,18 @@ class NegativeSampler:
     over items, and neither popularity nor being new tells the label. Items the user has met himself are redrawn.
 
     Args:
-        train_counts: training events by item, int64 [num_items].
-        test_counts: test events by item, int64 [num_items].
+        census: training and test events by item, and which items training has.
         negatives: draws per target.
         seed: of the draws; they depend on the user alone, not on the order of users.
     """
 
-    def __init__(self, train_counts: np.ndarray, test_counts: np.ndarray, negatives: int, seed: int) -> None:
-        self._seen = train_counts > 0
+    def __init__(self, census: Census, negatives: int, seed: int) -> None:
+        self._seen = census.seen_I
         self._negatives = negatives
         self._seed = seed
-        self._train = np.cumsum(train_counts)
-        self._test_seen = np.cumsum(test_counts * self._seen)
-        self._test_cold = np.cumsum(test_counts * ~self._seen)
+        self._train = np.cumsum(census.training_I)
+        self._test_seen = np.cumsum(census.test_I * self._seen)
+        self._test_cold = np.cumsum(census.test_I * ~self._seen)
 
     def add_negatives(self, sequence: Sequence, first_target: int, *, is_test: bool, met_items: np.ndarray) -> Sequence:
         """The sequence with negatives after each event from ``first_target`` on; the first target stays in place.

@@ -1,13 +1,4 @@
-"""From event logs to training, validation and test sequences; the one place that defines the protocol.
-
-Protocol, for every user in the order of their events:
-
-- the last ``test_fraction`` of the events are test targets, which may read every earlier event of the user;
-- a random ``cold_fraction`` of the items is removed from training altogether, as targets and as history;
-- a random ``validation_fraction`` of the users is left out of training; their training events choose the best epoch;
-- of the other users a random ``train_fraction`` is trained on; all users are tested.
-
-An item is *seen* if it occurs in a training sequence; test targets on other items are *cold*.
+"""From event logs to training, validation and test sequences, as the protocol (``data/protocol.py``) splits them.
 
 Logs without labels hold positives only: each event then gets ``negatives`` items, drawn from the events of other users
 in the same part (training or test) and the same kind (seen or cold), so that an item's popularity tells nothing about
@@ -18,7 +9,7 @@ disk by a hash of their user.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,59 +32,21 @@ from sidrec_torchrec.data.format import (
     open_users,
     scan_vocabularies,
 )
-from sidrec_torchrec.data.ids import seed_of
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.policy import EventPolicy
+from sidrec_torchrec.data.protocol import Census, PrepareConfig, Splitter
 from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences, sequence_schema, to_record_batch
-from sidrec_torchrec.data.tasks import DEFAULT_TASKS, check_tasks
-from sidrec_torchrec.errors import DataError, check_at_least, check_share
+from sidrec_torchrec.data.tasks import DEFAULT_TASKS
+from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path, read_json, write_json
 
 SPLITS = ("train", "validation", "test")
 PREPARED_FILE, SEEN_FILE = "prepared.json", "seen.npy"
+TRAINING_FILE, FIRST_EVENT_FILE = "training_events.npy", "first_event.npy"  # not in folders of version 0.2
 COLD_ITEMS_FILE = "cold_items.parquet"  # ids of the items kept out of training
 SEQUENCES = "sequences"  # where the prepare job puts them, in its output folder
 ROW_GROUP = 256  # rows of a sequences file read at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """How logs become sequences.
-
-    Args:
-        test_fraction: share of each user's events, the last ones, that are tested on.
-        cold_fraction: share of the items removed from training.
-        validation_fraction: share of the users whose training events choose the best epoch instead.
-        train_fraction: share of the other users that is trained on, to see what less data does; above 0.
-        tasks: columns of labels to predict, four at most; none named means ``label``, or, without such a column, whether
-            an event is one or a sampled negative.
-        negatives: sampled negatives per event, for logs without labels.
-        max_history: most context events of a row.
-        targets_per_row: most targets of a row.
-        seed: of the cold items, the validation users and the negatives.
-        policy: what becomes of events that a log should not have.
-    """
-
-    test_fraction: float = 0.2
-    cold_fraction: float = 0.25
-    validation_fraction: float = 0.05
-    train_fraction: float = 1.0
-    tasks: tuple[str, ...] = ()
-    negatives: int = 1
-    max_history: int = 512
-    targets_per_row: int = 256
-    seed: int = 0
-    policy: EventPolicy = field(default_factory=EventPolicy)
-
-    def __post_init__(self) -> None:
-        check_share(self, "test_fraction", "cold_fraction", "validation_fraction")
-        check_at_least(self, 1, "negatives", "max_history", "targets_per_row")
-        check_tasks(self.tasks)
-        if not self.test_fraction:
-            raise ValueError("test_fraction must be above 0: nothing would be tested")
-        if not 0 < self.train_fraction <= 1:
-            raise ValueError(f"train_fraction must be above 0 and at most 1, got {self.train_fraction}")
 
 
 class SplitCounts(TypedDict):
@@ -117,8 +70,8 @@ class Prepared:
     """A folder of prepared sequences. Made by ``prepare`` or ``open_prepared``.
 
     Args:
-        folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, ``cold_items.parquet``, ``seen.npy`` and
-            ``prepared.json``.
+        folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, ``cold_items.parquet``, ``seen.npy``,
+            ``training_events.npy``, ``first_event.npy`` and ``prepared.json``.
         num_items: items in the item file.
         user_features: number of codes by user feature; code 0 stands for a missing value.
         sampled_negatives: whether the negatives were sampled (logs of positives only).
@@ -130,6 +83,7 @@ class Prepared:
         policy: what became of events that a log should not have; other logs are read alike.
         schema: what the data's files and columns are called.
         met: how many such events there were; see ``EventCounts.to_json``.
+        last_training_event: time of the last training target; None as above.
     """
 
     folder: Path
@@ -144,21 +98,26 @@ class Prepared:
     policy: EventPolicy = field(default_factory=EventPolicy)
     schema: DataSchema = field(default_factory=DataSchema)
     met: dict[str, dict[str, Any]] = field(default_factory=dict)
+    last_training_event: int | None = None
 
     def files(self) -> list[Path]:
         """Every file that says something of the sequences."""
-        return [*(self.path(split) for split in SPLITS), self.folder / SEEN_FILE, self.folder / PREPARED_FILE]
+        arrays = [self.folder / name for name in (TRAINING_FILE, FIRST_EVENT_FILE)]
+        others = [*(self.path(split) for split in SPLITS), self.folder / SEEN_FILE, self.folder / PREPARED_FILE]
+        return others + [path for path in arrays if path.exists()]
 
     def seen(self) -> np.ndarray:
         """Whether an item occurs in training, bool [num_items], mapped from disk."""
         return map_rows(self.folder / SEEN_FILE)
 
     def training_events(self) -> np.ndarray:
-        """How many real events training has of each item, int64 [num_items]; sampled negatives are none.
+        """How many training targets each item has, int64 [num_items]; sampled negatives are none.
 
         Raises:
-            DataError: if the training sequences are missing, broken or cut short.
+            DataError: if the array is missing, broken or cut short.
         """
+        if (self.folder / TRAINING_FILE).exists():
+            return map_rows(self.folder / TRAINING_FILE)
         counts = np.zeros(self.num_items, np.int64)
         with open_sequences(self.path("train")) as file:
             for group in range(file.num_row_groups):
@@ -168,6 +127,14 @@ class Prepared:
                     counted = row.visible[first:] & (row.item[first:] >= 0)
                     np.add.at(counts, row.item[first:][counted], 1)
         return counts
+
+    def first_events(self) -> np.ndarray | None:
+        """The time of each item's first event in the whole log, int64 [num_items], the largest int64 without events.
+
+        None if an earlier version prepared it, which did not say.
+        """
+        path = self.folder / FIRST_EVENT_FILE
+        return map_rows(path) if path.exists() else None
 
     def check_items(self, data: DataFolder) -> None:
         """Refuses other items than the sequences' rows point into.
@@ -243,11 +210,14 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig) -> 
     with atomic_path(out) as folder:
         events = open_events(data, config.tasks)
         buckets = EventBuckets.write(folder / "buckets", events, items, users, vocabularies, config.policy)
-        splitter = _Splitter(config, items.num_items)
-        seen, counts = _write_sequences(folder, buckets, splitter, config)
+        splitter = Splitter(config, items.num_items)
+        census = splitter.take_census(buckets)
+        counts = _write_sequences(folder, buckets, splitter, census)
         shutil.rmtree(folder / "buckets")
-        np.save(folder / SEEN_FILE, seen)
-        cold = items.ids().filter(pa.array(splitter.cold))
+        np.save(folder / SEEN_FILE, census.seen_I)
+        np.save(folder / TRAINING_FILE, census.training_I)
+        np.save(folder / FIRST_EVENT_FILE, census.first_event_I)
+        cold = items.ids().filter(pa.array(splitter.cold_items(census)))
         pq.write_table(pa.table({"item_id": cold}), folder / COLD_ITEMS_FILE)
         write_json(
             folder / PREPARED_FILE,
@@ -263,19 +233,18 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig) -> 
                 "policy": asdict(config.policy),
                 "schema": data.schema.to_json(),
                 "met": buckets.counts.to_json(config.policy),
+                "last_training_event": census.last_training_event,
             },
         )
     return open_prepared(out)
 
 
-def _write_sequences(
-    folder: Path, buckets: EventBuckets, splitter: "_Splitter", config: PrepareConfig
-) -> tuple[np.ndarray, dict[str, SplitCounts]]:
-    """Writes every split; returns the seen items, bool [num_items], and the counts by split."""
-    train_counts, test_counts = splitter.count_items(buckets)
+def _write_sequences(folder: Path, buckets: EventBuckets, splitter: Splitter, census: Census) -> dict[str, SplitCounts]:
+    """Writes every split; returns the counts by split."""
+    config = splitter.config
     sampler = None
     if not buckets.tasks:
-        sampler = NegativeSampler(train_counts, test_counts, config.negatives, config.seed)
+        sampler = NegativeSampler(census, config.negatives, config.seed)
     tasks = buckets.tasks or DEFAULT_TASKS
     with ExitStack() as stack:
         writers = {
@@ -297,42 +266,7 @@ def _write_sequences(
         for task, labels in writers[split].counts["labels"].items():
             if not labels:
                 raise DataError(f"{buckets.path}: column '{task}' is null for all {split} targets; leave the task out")
-    return train_counts > 0, {split: writer.counts for split, writer in writers.items()}
-
-
-class _Splitter:
-    """The protocol: which of a user's events belong to which split."""
-
-    def __init__(self, config: PrepareConfig, num_items: int) -> None:
-        self.config = config
-        self.cold = np.zeros(num_items, bool)
-        shuffled = np.random.default_rng([config.seed, 0]).permutation(num_items)
-        self.cold[shuffled[: int(config.cold_fraction * num_items)]] = True
-
-    def split(self, user: UserEvents) -> Iterator[tuple[str, np.ndarray, int]]:
-        """(split, places of the events that belong to it, how many of those precede the first target)."""
-        num_events = len(user.item)
-        first_test = num_events - round(self.config.test_fraction * num_events)
-        item_N = user.item[:first_test]
-        kept = np.flatnonzero(~self.cold[item_N] | (item_N < 0))
-        if self._draw(1, user.user_id) < self.config.validation_fraction:
-            yield "validation", kept, 0
-        elif self._draw(2, user.user_id) < self.config.train_fraction:
-            yield "train", kept, 0
-        yield "test", np.arange(num_events), first_test
-
-    def count_items(self, buckets: EventBuckets) -> tuple[np.ndarray, np.ndarray]:
-        """Training events and test targets by item, int64 [num_items] each."""
-        counts = {split: np.zeros(len(self.cold), np.int64) for split in SPLITS}
-        for user in buckets.users():
-            for split, events, first_target in self.split(user):
-                item_N = user.item[events[first_target:]]
-                np.add.at(counts[split], item_N[item_N >= 0], 1)
-        return counts["train"], counts["test"]
-
-    def _draw(self, what: int, user_id: int | str | bytes) -> float:
-        """A number in [0, 1), the same for a user whatever the others."""
-        return np.random.default_rng([self.config.seed, what, seed_of(user_id)]).random()
+    return {split: writer.counts for split, writer in writers.items()}
 
 
 def _sequence(user: UserEvents, events: np.ndarray) -> Sequence:

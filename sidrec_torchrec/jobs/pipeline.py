@@ -203,12 +203,7 @@ def _command() -> str:
 
 def _protocol(protocol: PrepareConfig, sequences: dict[str, Any]) -> str:
     """How targets were made and split, in words."""
-    text = (
-        f"Per user, the last {protocol.test_fraction:.0%} of events are the test targets and read every earlier event; "
-        f"{protocol.cold_fraction:.0%} of the items, drawn at random, are kept out of training (cold)."
-    )
-    if protocol.train_fraction < 1:
-        text += f" {protocol.train_fraction:.0%} of the users, drawn at random, are trained on; all are tested."
+    text = protocol.words()
     if sequences["sampled_negatives"]:
         text += (
             " The log holds positives only: each target has one sampled negative, matched in popularity (drawn from the "
