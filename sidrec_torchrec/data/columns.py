@@ -144,8 +144,17 @@ def seconds(column: pa.Array, unit: str) -> np.ndarray:
     return values_N if unit == "s" else values_N // UNITS[unit]
 
 
+def likely_unit(latest: float) -> str:
+    """The unit in which a log's last time is of our days; seconds if it is of none."""
+    if latest < _EARLIEST:
+        return "s"
+    return next((name for name, per_second in UNITS.items() if latest / per_second < _LATEST), "ns")
+
+
 def _check_unit(latest: float, unit: str) -> None:
-    likely = next((name for name, per_second in UNITS.items() if _EARLIEST <= latest / per_second < _LATEST), "ns")
+    if unit == "s" and 19900101 <= latest <= 21001231 and 1 <= latest // 100 % 100 <= 12 and 1 <= latest % 100 <= 31:
+        raise ValueError(f"{latest:.0f} looks like a date written as a number; make a date or timestamp column of it")
+    likely = likely_unit(latest)
     is_late = latest / UNITS[unit] >= _LATEST
     is_early = latest / UNITS[unit] < _EARLIEST and UNITS[likely] < UNITS[unit]
     if is_late or is_early:

@@ -16,6 +16,7 @@ ITEMS_FILE = "items.parquet"
 EVENTS_FILE = "events.parquet"
 USERS_FILE = "users.parquet"
 SCHEMA_FILE = "schema.json"
+TimeUnit = Literal["", "s", "ms", "us", "ns"]
 _KINDS = ("items", "events", "users")
 
 
@@ -25,6 +26,7 @@ class DataSchema:
 
     Args:
         items: file, folder of parts, or glob in place of ``items.parquet``; relative to the data folder.
+        embeddings: a second file, folder or glob of ``item_id`` and embeddings, in any order, beside those of ``items``.
         events: likewise in place of ``events.parquet``.
         users: likewise in place of ``users.parquet``.
         columns: ``item_id=sku`` where a column has another name than ours.
@@ -33,10 +35,11 @@ class DataSchema:
     """
 
     items: str = ""
+    embeddings: str = ""
     events: str = ""
     users: str = ""
     columns: tuple[str, ...] = ()
-    time_unit: Literal["", "s", "ms", "us", "ns"] = ""
+    time_unit: TimeUnit = ""
     user_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class DataSchema:
     @property
     def columns_alone(self) -> "DataSchema":
         """What it says of columns, for other files of the same log."""
-        return replace(self, items="", events="", users="")
+        return replace(self, items="", embeddings="", events="", users="")
 
     def to_json(self) -> dict[str, Any]:
         """What is said, as JSON."""
@@ -120,7 +123,7 @@ class DataFolder:
         """Where its items, events or users are, or would be.
 
         Args:
-            kind: ``items``, ``events`` or ``users``.
+            kind: ``items``, ``embeddings``, ``events`` or ``users``.
         """
         if named := getattr(self.schema, kind):
             return self.path / named
@@ -150,6 +153,8 @@ class DataFolder:
         return path
 
     def _files(self, kinds: tuple[str, ...]) -> Iterator[Path]:
+        if "items" in kinds and self.schema.embeddings:
+            kinds = (*kinds, "embeddings")
         for kind in kinds:
             path = self.where(kind)
             yield from find_files(path) if path.exists() or getattr(self.schema, kind) else [path]

@@ -1,6 +1,6 @@
 """``items.parquet``: one row an item, with its sources and targets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sidrec_torchrec.data.columns import is_categorical, is_index, is_tensor, is_vector, may_be_vector, vectors
+from sidrec_torchrec.data.columns import is_categorical, is_index, is_tensor, is_vector, may_be_vector
+from sidrec_torchrec.data.embeddings import Embeddings, checked_vectors, clashes
 from sidrec_torchrec.data.folder import DataFolder, open_table
 from sidrec_torchrec.data.ids import IdIndex, shown
 from sidrec_torchrec.data.parquet import ParquetTable
@@ -46,11 +47,13 @@ class Items:
         table: the Parquet file.
         source_dims: width by source.
         categorical: names of the categorical columns.
+        embeddings: a second file, of the sources that the first does not have.
     """
 
     table: ParquetTable
     source_dims: dict[str, int]
     categorical: tuple[str, ...]
+    embeddings: Embeddings | None = None
 
     @property
     def path(self) -> Path:
@@ -71,6 +74,12 @@ class Items:
     @cached_property
     def _ids(self) -> pa.Array:
         return self.table.read_unique_ids("item_id")
+
+    @cached_property
+    def joined(self) -> dict[str, np.ndarray]:
+        """Those of its sources that are in the second file, float32 [num_items, width], in the order of the first."""
+        dims = {name: dim for name, dim in self.source_dims.items() if name not in self.table.schema.names}
+        return self.embeddings.join(self.ids(), dims) if self.embeddings is not None and dims else {}
 
     def batches(
         self,
@@ -98,14 +107,22 @@ class Items:
         sources = tuple(self.source_dims) if sources is None else tuple(sources)
         targets = self.categorical if targets is None else tuple(targets)
         for name in sources:
-            _check_kind(self.table, name, "source", [*self.source_dims])
+            _check_kind(self.table, name, "source", self.source_dims)
         for name in targets:
             _check_kind(self.table, name, "target", self.categorical)
         self.ids()
-        columns = ["item_id", *sources, *targets]
+        own = [name for name in sources if name not in self.joined]
+        columns = ["item_id", *own, *targets]
         for first_row, batch in self.table.batches(columns, batch_size, row_groups, share=share):
             item_ids = self.table.ids(batch, "item_id", first_row)
-            read = {name: self._source(batch.column(name), name, first_row, item_ids) for name in sources}
+            read = {}
+            for name in sources:
+                if name in self.joined:
+                    x_ND = np.array(self.joined[name][first_row : first_row + len(batch)])
+                    read[name] = x_ND, np.any(x_ND, axis=1)
+                else:
+                    dim = self.source_dims[name]
+                    read[name] = checked_vectors(self.table, batch.column(name), name, dim, first_row, item_ids)
             yield ItemBatch(
                 first_row=first_row,
                 item_ids=item_ids,
@@ -113,24 +130,6 @@ class Items:
                 present={name: present_N for name, (_, present_N) in read.items()},
                 targets={name: batch.column(name) for name in targets},
             )
-
-    def _source(self, column: pa.Array, name: str, first_row: int, item_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        dim = self.source_dims[name]
-        x_ND, present_N, wrong = vectors(column, dim)
-        if wrong is not None:
-            raise DataError(
-                f"{self.table.at(name, first_row + wrong)} (item_id {shown(item_ids, wrong)}): {len(column[wrong])} values, "
-                f"expected {dim} as in the rows before"
-            )
-        if not np.isfinite(x_ND.sum(dtype=np.float64)):  # one pass, without an array of bools
-            finite_N = np.isfinite(x_ND).all(axis=1)
-            bad = int(np.argmin(finite_N))
-            where = int(np.argmin(np.isfinite(x_ND[bad])))
-            raise DataError(
-                f"{self.table.at(name, first_row + bad)} (item_id {shown(item_ids, bad)}): value {where} is {x_ND[bad, where]}; "
-                "write null for a missing vector"
-            )
-        return x_ND, present_N
 
 
 class ItemRows:
@@ -205,22 +204,44 @@ def open_items(
     Raises:
         DataError: if the items are missing, broken or empty, or a column is missing or of the wrong type.
     """
-    table, _ = open_table(data, "items")
+    table, schema = open_table(data, "items")
     table.require_ids("item_id")
+    embeddings = _open_embeddings(DataFolder.of(data), table) if schema.embeddings else None
     columns = [field for field in table.schema if field.name != "item_id" and not is_index(field.name)]
-    all_sources = [field.name for field in columns if is_vector(field.type)]
+    able = {field.name: table for field in columns if may_be_vector(field.type)}
+    if embeddings is not None:
+        able |= dict.fromkeys(embeddings.names(named=True), embeddings.table)
+    joined = [] if embeddings is None else embeddings.names()
+    all_sources = [*(field.name for field in columns if is_vector(field.type)), *joined]
     chosen = all_sources if sources is None else sources
     for name in chosen:
-        _check_kind(table, name, "source", [field.name for field in columns if may_be_vector(field.type)])
+        _check_kind(table, name, "source", able)
     categorical = [field.name for field in columns if is_categorical(field.type)]
     for name in targets or ():
         _check_kind(table, name, "target", categorical)
     if targets is None:
         targets = [name for name in categorical if name not in chosen]
-    return Items(table=table, source_dims={name: _width(table, name) for name in chosen}, categorical=tuple(targets))
+    dims = {name: _width(able[name], name) for name in chosen}
+    return Items(table=table, source_dims=dims, categorical=tuple(targets), embeddings=embeddings)
 
 
-def _check_kind(table: ParquetTable, name: str, what: str, able: Sequence[str]) -> None:
+def _open_embeddings(data: DataFolder, table: ParquetTable) -> Embeddings:
+    """The second file.
+
+    Raises:
+        DataError: if it has a source that the items have too, or none.
+    """
+    embeddings = Embeddings(data.table("embeddings"))
+    if both := clashes(table, embeddings.names()):
+        raise DataError(
+            f"{embeddings.table.path}: column '{both[0]}' is in {table.path}, too; rename one, or leave it out"
+        )
+    if not embeddings.names(named=True):
+        raise DataError(f"{embeddings.table.path}: no column of lists of numbers; docs/data.md describes sources")
+    return embeddings
+
+
+def _check_kind(table: ParquetTable, name: str, what: str, able: Collection[str]) -> None:
     """Refuses a column that is not there, or of a type that cannot be a ``what``."""
     if name in able:
         return

@@ -1,6 +1,6 @@
 """Which columns of a data folder nobody reads, and why not."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 
@@ -13,9 +13,10 @@ Unread = dict[str, str]
 """By column, as the files call it: its type, and the reason."""
 
 
-def unread_items(items: Items) -> Unread:
-    """Of the items' columns those that are neither a source nor a target."""
-    return _unread(items.table, ("item_id", *items.source_dims, *items.categorical), _item_reason)
+def unread_items(items: Items, read: Iterable[str] | None = None) -> Unread:
+    """Of the items' columns those that are not among ``read``; None for all sources and targets of ``items``."""
+    read = (*items.source_dims, *items.categorical) if read is None else read
+    return _unread(items.table, ("item_id", *read), _item_reason)
 
 
 def unread_events(events: Events) -> Unread:
@@ -30,11 +31,11 @@ def unread_users(users: Users, features: Iterable[str]) -> Unread:
 
 
 def in_words(unread: Unread) -> str:
-    """The columns in one line."""
-    return "; ".join(f"'{column}' ({why})" for column, why in unread.items())
+    """The columns in one line; empty without any."""
+    return "not read: " * bool(unread) + "; ".join(f"'{column}' ({why})" for column, why in unread.items())
 
 
-def _unread(table: ParquetTable, read: tuple[str, ...], reason) -> Unread:
+def _unread(table: ParquetTable, read: tuple[str, ...], reason: Callable[[pa.DataType], str]) -> Unread:
     return {
         table.own_name(field.name): f"{field.type}: {'a pandas index' if is_index(field.name) else reason(field.type)}"
         for field in table.schema

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from sidrec_torchrec.data.collaborative import CollaborativeConfig, CollaborativeVectors, collaborative_vectors
-from sidrec_torchrec.data.format import ITEMS_FILE, DataConfig, open_items
-from sidrec_torchrec.data.parquet import ParquetTable
+from sidrec_torchrec.data.format import ITEMS_FILE, DataConfig, Items, open_items
 from sidrec_torchrec.data.prepare import open_prepared
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path
@@ -60,35 +59,37 @@ def main(config: CollaborativeVectorsConfig) -> dict[str, Any]:
             return run.result
         prepared = open_prepared(config.prepared)
         prepared.check_items(config.folder)
-        table = open_items(config.folder, sources=(), targets=()).table
-        if config.column in table.schema.names:
-            raise DataError(f"{table.path}: there is a column '{config.column}' already; rename it, or name another")
+        items = open_items(config.folder, targets=())
+        if config.column in (*items.table.schema.names, *items.joined):
+            raise DataError(f"{items.path}: there is a column '{config.column}' already; rename it, or name another")
         with stage("collaborative vectors", None, show=processes.is_main) as progress:
             vectors = collaborative_vectors(
                 prepared, config.vectors, rank=processes.rank, world_size=processes.world_size
             )
             result = {"items": prepared.num_items, "with_vector": int(vectors.present_N.sum())}
             if processes.is_main:
-                _write(config, table, vectors)
+                _write(config, items, vectors)
             progress.advance(0, f"{result['with_vector']:,} of {result['items']:,} items have one")
         dist.barrier()
         return run.finish(result)
 
 
-def _write(config: CollaborativeVectorsConfig, table: ParquetTable, vectors: CollaborativeVectors) -> None:
-    """The items under our names, a batch at a time, with the new column; whole or not at all."""
-    dim = vectors.values_ND.shape[1]
-    names = table.schema.names
-    schema = table.schema.append(pa.field(config.column, pa.list_(pa.float32(), dim)))
+def _write(config: CollaborativeVectorsConfig, items: Items, vectors: CollaborativeVectors) -> None:
+    """The items under our names, a batch at a time, with the new column and those of a second file; whole or not at all."""
+    table = items.table
+    new = {**items.joined, config.column: vectors.values_ND}
+    fields = [pa.field(name, pa.list_(pa.float32(), values_ND.shape[1])) for name, values_ND in new.items()]
+    schema = pa.schema([*table.schema, *fields])
     with (
         atomic_path(config.out / ITEMS_FILE) as path,
         pq.ParquetWriter(path, schema, compression="zstd") as writer,
     ):
-        for first, batch in table.batches(names, _BATCH):
+        for first, batch in table.batches(table.schema.names, _BATCH):
             rows = slice(first, first + len(batch))
-            values = pa.array(np.ascontiguousarray(vectors.values_ND[rows]).reshape(-1))
-            column = pa.FixedSizeListArray.from_arrays(values, dim, mask=pa.array(~vectors.present_N[rows]))
-            arrays = [
-                array.cast(table.schema.field(name).type) for name, array in zip(names, batch.columns, strict=True)
-            ]
-            writer.write_batch(pa.RecordBatch.from_arrays([*arrays, column], schema=schema))
+            arrays = [array.cast(field.type) for field, array in zip(table.schema, batch.columns, strict=True)]
+            for name, values_ND in new.items():
+                x_ND = np.ascontiguousarray(values_ND[rows])
+                is_there_N = vectors.present_N[rows] if name == config.column else np.any(x_ND, axis=1)
+                flat = pa.array(x_ND.reshape(-1))
+                arrays.append(pa.FixedSizeListArray.from_arrays(flat, x_ND.shape[1], mask=pa.array(~is_there_N)))
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sidrec_torchrec.data.format import DataConfig, Vocabulary, open_items, scan_vocabularies
+from sidrec_torchrec.data.unread import in_words, unread_items
 from sidrec_torchrec.errors import DataError, check_once, check_share
 from sidrec_torchrec.fusion.config import TargetConfig, VQFusionConfig, VQFusionOptions
 from sidrec_torchrec.fusion.item_tensors import ItemStream
@@ -17,6 +18,7 @@ from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer
 from sidrec_torchrec.fusion.training import TokenizerTraining, TokenizerTrainingConfig
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import Loop
+from sidrec_torchrec.training.progress import say
 from sidrec_torchrec.training.runs import open_run
 
 
@@ -83,6 +85,8 @@ def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]
     if not sources:
         besides = f" besides those to predict, {', '.join(config.predict)}" if config.predict else ""
         raise DataError(f"{items.path}: no column of float lists to fuse{besides}; docs/data.md describes sources")
+    if processes.is_main and (unread := unread_items(items, (*sources, *config.predict, *config.target))):
+        say(f"{items.path}: {in_words(unread)}")
     train, validation = (
         ItemStream.open(
             config.folder,

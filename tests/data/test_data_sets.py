@@ -335,3 +335,48 @@ def test_what_is_not_there(tmp_path):
     pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "items.parquet")
     with pytest.raises(DataError, match="two columns are called 'a'; rename one"):
         open_items(tmp_path)
+
+
+def test_embeddings_of_a_second_file(folder):
+    """In another order, of part of the items, and of others; as if they were in the first."""
+    x_ND = np.arange(1, 13, dtype=np.float32).reshape(4, 3)
+    ids = [3, 99, 0, 4]
+    second = pa.table({"key": ids, "image": list(x_ND), "emb": [[0.0]] * 4})
+    pq.write_table(second, folder / "vectors.parquet")
+    data = DataFolder.of(folder, DataSchema(embeddings="vectors.parquet", columns=("item_id=key",)))
+    with pytest.raises(DataError, match=r"vectors.parquet: column 'emb' is in .*items.parquet, too; rename one"):
+        open_items(data)
+    pq.write_table(second.drop_columns("emb"), folder / "vectors.parquet")
+    items = open_items(data)
+    assert items.source_dims == {"emb": 2, "image": 3}
+    expected = np.zeros((5, 3), np.float32)
+    expected[[3, 0, 4]] = x_ND[[0, 2, 3]]
+    for share in ((0, 1), (0, 2)):
+        for batch in items.batches(2, share=share):
+            own = expected[batch.first_row :][: len(batch)]
+            np.testing.assert_array_equal(batch.sources["image"], own)
+            np.testing.assert_array_equal(batch.present["image"], own.any(1))
+            assert batch.sources["emb"].tolist() == [[2 * i + 1, 2 * i + 2] for i in batch.item_ids.to_pylist()]
+    assert folder / "vectors.parquet" in data.files("items")
+    assert validate(data)["sources"]["image"] == {"dim": 3, "missing": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"key": [3, 3, 0, 4]},
+            "column 'key', row 1: item_id 3 is already in row 0|column 'key', row 1: key 3 is already",
+        ),
+        ({"key": [9, 8, 7, 6]}, "no item_id of it is among the items"),
+        ({"key": ["a", "b", "c", "d"]}, "write both with one type"),
+        ({"image": [[1.0], [2.0, 3.0], [1.0], [1.0]]}, r"column 'image', row 1 \(item_id 99\): 2 values, expected 1"),
+        ({"image": [[1.0], [1.0], [1.0], [float("nan")]]}, r"column 'image', row 3 \(item_id 4\): value 0 is nan"),
+    ],
+)
+def test_bad_second_files(change, words, folder):
+    columns = {"key": [3, 99, 0, 4], "image": [[1.0]] * 4} | change
+    pq.write_table(pa.table(columns), folder / "vectors.parquet")
+    data = DataFolder.of(folder, DataSchema(embeddings="vectors.parquet", columns=("item_id=key",)))
+    with pytest.raises(DataError, match=words):
+        list(open_items(data).batches())
