@@ -123,6 +123,7 @@ def make_batch(T: int, B: int) -> RankBatch:
         order_N=place_N,
         visible_N=torch.ones(N, dtype=torch.bool),
         seen_N=torch.ones(N, dtype=torch.bool),
+        has_item_N=torch.ones(N, dtype=torch.bool),
         global_targets=torch.tensor(float(B * TARGETS)),
         global_labels_K=torch.tensor([float(B * TARGETS)]),
     )

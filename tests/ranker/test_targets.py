@@ -1,5 +1,7 @@
 """What each target may read, against the definition; and the two readers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -42,9 +44,18 @@ def make_batch() -> RankBatch:
         order_N=torch.cat(order),
         visible_N=torch.cat(visible),
         seen_N=torch.ones(N, dtype=torch.bool),
+        has_item_N=torch.ones(N, dtype=torch.bool),
         global_targets=torch.tensor(float(sum(NUM_TARGETS))),
         global_labels_K=torch.tensor([float(sum(NUM_TARGETS))]),
     )
+
+
+def without_items(batch: RankBatch) -> RankBatch:
+    """With some events whose items are missing; no target is one, nor every event that a target may read."""
+    has_item_N = batch.has_item_N.clone()
+    has_item_N[[0, 2, 9, 10, 12, 13, 16, 20]] = False
+    assert has_item_N[Targets.of(batch).event_S].all()
+    return replace(batch, has_item_N=has_item_N)
 
 
 def make_events() -> SIDEConfig:
