@@ -35,8 +35,6 @@ struct Chunk {
   int64_t num_digits = 0;
   int64_t first_row = 0;  // where its values begin among those of all chunks
   int64_t first_slot = 0; // where they begin if each chunk has one row more, for events whose word is negative
-
-  bool has(uint16_t value) const { return value != radix; }
 };
 
 // How SIDs are cut into chunks; the C++ side of layout.py.
@@ -79,12 +77,13 @@ class Layout {
   }
 
   // Values of events begin .. end of each chunk, chunks ``stride`` numbers apart: [C, stride]. A chunk of a negative word,
-  // as a missing SID's, has the value ``radix``, which no other has.
-  void unpack(const int64_t* words, int64_t num_words, int64_t begin, int64_t end, uint16_t* values_CT,
+  // as a missing SID's, has the value ``radix``, which no other has; returns whether there are none such.
+  bool unpack(const int64_t* words, int64_t num_words, int64_t begin, int64_t end, uint16_t* values_CT,
               int64_t stride) const {
     constexpr int64_t kBlock = 256;
     uint64_t before[kBlock]; // the word up to and with the chunk before
-    int64_t signs = 0;       // negative if a word is
+    int64_t signs = 0;       // of a block's words: negative if one is
+    bool whole = true;
     for (int64_t t0 = begin; t0 < end; t0 += kBlock) {
       const int64_t n = std::min(kBlock, end - t0);
       for (int64_t f = 0; f < num_chunks(); ++f) {
@@ -108,8 +107,21 @@ class Layout {
             before[t] = q;
           }
         }
-        for (int64_t t = 0; signs < 0 && t < n; ++t) out[t] = word[t * num_words] < 0 ? radix : out[t];
+        if (signs < 0) {
+          for (int64_t t = 0; t < n; ++t) out[t] = word[t * num_words] < 0 ? radix : out[t];
+          whole = false;
+        }
       }
+    }
+    return whole;
+  }
+
+  // Calls f(chunk, row) for the row of each chunk's value that event t has, of values as ``unpack`` gave them.
+  template <typename F>
+  inline void for_rows(const uint16_t* values_CT, int64_t stride, int64_t t, bool whole, F f) const {
+    for (int64_t i = 0; i < num_chunks(); ++i) {
+      const int64_t value = values_CT[i * stride + t];
+      if (whole || value != chunks_[i].radix) f(i, chunks_[i].first_row + value);
     }
   }
 

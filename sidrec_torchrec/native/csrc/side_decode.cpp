@@ -112,17 +112,16 @@ void decode(const Layout& layout, const int64_t* words, int64_t num_words, int64
     Rows rows{std::vector<const float*>(F)};
     for (int64_t begin = from; begin < to; begin += kEvents) {
       const int64_t n = std::min(kEvents, to - begin);
-      layout.unpack(words, num_words, begin, begin + n, values.data(), kEvents);
+      const bool whole = layout.unpack(words, num_words, begin, begin + n, values.data(), kEvents);
       for (int64_t t = 0; t < n; ++t) {
         if (scale) rows.scale = scale[begin + t];
-        rows.count = rows.scaled = 0;
-        for (int64_t f = 0; f < F; ++f) {
-          const Chunk& chunk = layout.chunks()[f];
-          const uint16_t value = values[f * kEvents + t];
-          rows.rows[rows.count] = table + (chunk.first_row + value) * D;
-          rows.count += chunk.has(value); // or the next takes its place
-          if (f < scaled_chunks) rows.scaled = rows.count;
-        }
+        int64_t count = 0, scaled = 0;
+        layout.for_rows(values.data(), kEvents, t, whole, [&](int64_t f, int64_t row) {
+          rows.rows[count++] = table + row * D;
+          scaled += f < scaled_chunks;
+        });
+        rows.count = count;
+        rows.scaled = scaled;
         Out* row = out + (begin + t) * D;
         int64_t d = 0;
         for (; d + 8 * kLanes <= D; d += 8 * kLanes) rows.add<8, stream>(d, row);
@@ -193,14 +192,13 @@ at::Tensor side_decode_backward(const at::Tensor& words, const at::Tensor& grad,
     std::vector<uint16_t> values(F * kEvents);
     for (int64_t begin = 0; begin < N; begin += kEvents) {
       const int64_t n = std::min(kEvents, N - begin);
-      layout.unpack(word, words.size(1), begin, begin + n, values.data(), kEvents);
+      const bool whole = layout.unpack(word, words.size(1), begin, begin + n, values.data(), kEvents);
       for (int64_t t = 0; t < n; ++t) {
         const float* row = in + (begin + t) * D + first;
-        for (int64_t f = 0; f < F; ++f) {
-          if (!layout.chunks()[f].has(values[f * kEvents + t])) continue;
-          float* sum = out + (layout.chunks()[f].first_row + values[f * kEvents + t]) * D + first;
+        layout.for_rows(values.data(), kEvents, t, whole, [&](int64_t, int64_t chosen) {
+          float* sum = out + chosen * D + first;
           for (int64_t d = 0; d < width; ++d) sum[d] += row[d];
-        }
+        });
       }
     }
   });

@@ -30,14 +30,10 @@ void for_events(const Layout& layout, const at::Tensor& words, int64_t from, int
   std::vector<int64_t> rows(F);
   for (int64_t begin = from; begin < to; begin += kEvents) {
     const int64_t n = std::min(kEvents, to - begin);
-    layout.unpack(words.const_data_ptr<int64_t>(), words.size(1), begin, begin + n, values.data(), kEvents);
+    const bool whole = layout.unpack(words.const_data_ptr<int64_t>(), words.size(1), begin, begin + n, values.data(), kEvents);
     for (int64_t t = 0; t < n; ++t) {
       int64_t count = 0;
-      for (int64_t f = 0; f < F; ++f) {
-        const uint16_t value = values[f * kEvents + t];
-        rows[count] = layout.chunks()[f].first_row + value;
-        count += layout.chunks()[f].has(value); // or the next takes its place
-      }
+      layout.for_rows(values.data(), kEvents, t, whole, [&](int64_t, int64_t row) { rows[count++] = row; });
       work(begin + t, rows.data(), count);
     }
   }
