@@ -122,8 +122,8 @@ def make_batch(T: int, B: int) -> RankBatch:
         timestamp_N=place_N * 60,
         order_N=place_N,
         visible_N=torch.ones(N, dtype=torch.bool),
-        known_N=torch.ones(N, dtype=torch.bool),
         seen_N=torch.ones(N, dtype=torch.bool),
+        has_item_N=torch.ones(N, dtype=torch.bool),
         global_targets=torch.tensor(float(B * TARGETS)),
         global_labels_K=torch.tensor([float(B * TARGETS)]),
     )

@@ -24,7 +24,7 @@ class ItemFeatures(Protocol):
     keys: tuple[str, ...]
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        """By key, a tensor of N times some width, row after row, for int32 [N] rows of the item file."""
+        """By key, a tensor of N times some width, row after row, for int32 [N] rows of the item file; -1 if missing."""
 
 
 @dataclass(kw_only=True)
@@ -41,8 +41,8 @@ class RankBatch(Pipelineable):
         timestamp_N: int64.
         order_N: int64, place among the user's real events.
         visible_N: bool, whether later events may read this one.
-        known_N: bool, whether the event has an item; one that has none is no target.
         seen_N: bool, whether the item occurs in training.
+        has_item_N: bool, whether the event has an item; one that has none is no target.
         global_targets: float32 scalar, targets of this batch over all processes.
         global_labels_K: float32, those of them that have a label, by task.
     """
@@ -56,8 +56,8 @@ class RankBatch(Pipelineable):
     timestamp_N: Tensor
     order_N: Tensor
     visible_N: Tensor
-    known_N: Tensor
     seen_N: Tensor
+    has_item_N: Tensor
     global_targets: Tensor
     global_labels_K: Tensor
 
@@ -203,8 +203,8 @@ class Collator:
             timestamp_N=_jagged([row.timestamp for row in share], np.int64),
             order_N=_jagged([row.order for row in share], np.int64),
             visible_N=_jagged([row.visible for row in share], np.bool_),
-            known_N=torch.from_numpy(item_N >= 0),
             seen_N=torch.from_numpy(self._seen[item_N] & (item_N >= 0)),
+            has_item_N=torch.from_numpy(item_N >= 0),
             global_targets=torch.tensor(float(sum(row.num_scored() for row in rows))),
             global_labels_K=torch.tensor([float(sum(row.num_labels(k) for row in rows)) for k in self._tasks]),
         )

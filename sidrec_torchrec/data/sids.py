@@ -93,7 +93,7 @@ class SIDFile:
         for first_row, batch in self.table.batches(["item_id", *names], batch_size):
             words_NW = np.stack([self.table.int64(batch, name, first_row) for name in names], axis=1)
             try:
-                self.spec.check_words(words_NW)
+                self.spec.check_words(words_NW, may_miss=False)
             except ValueError as error:
                 raise DataError(f"{self.path}: from row {first_row} on, {error}; encode the corpus again") from None
             yield self.table.ids(batch, "item_id", first_row), words_NW

@@ -102,7 +102,7 @@ def test_kept_events_are_history_without_an_item_and_never_targets(tmp_path):
     assert done.training_events().sum() == done.counts["train"]["targets"]
     for batch in SequenceBatches(done, "test", _NoFeatures(), batch_events=64):
         assert int(batch.global_targets) == _targets(batch)
-        assert not batch.seen_N[~batch.known_N].any()
+        assert not batch.seen_N[~batch.has_item_N].any()
 
 
 class _NoFeatures:
@@ -115,7 +115,7 @@ class _NoFeatures:
 def _targets(batch) -> int:
     ends = batch.lengths_B.cumsum(0)
     return sum(
-        int(batch.known_N[end - count : end].sum()) for end, count in zip(ends, batch.num_targets_B, strict=True)
+        int(batch.has_item_N[end - count : end].sum()) for end, count in zip(ends, batch.num_targets_B, strict=True)
     )
 
 
