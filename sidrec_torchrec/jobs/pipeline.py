@@ -120,7 +120,9 @@ def main(config: PipelineConfig) -> dict[str, Any]:
             write_json(config.out / "report.json", report)
             write_html(report, config.out)
             print_report(report)
-            print(f"report: {config.out / 'report.html'}")
+            print(
+                f"report, with NE by popularity and age of items, length of history and age of the model: {config.out / 'report.html'}"
+            )
         dist.barrier()
         return report
 

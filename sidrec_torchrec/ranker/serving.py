@@ -246,7 +246,7 @@ def alone(batch: RankBatch, most: int) -> RankBatch:
         lengths_B=lengths_S,
         num_targets_B=ones_S,
         weight_B=batch.weight_B[row_S],
-        **{name: getattr(batch, name)[event_P] for name in ("action_N", "timestamp_N", "order_N", "known_N", "seen_N")},
+        **{name: getattr(batch, name)[event_P] for name in ("action_N", "timestamp_N", "order_N", "item_N")},
         visible_N=torch.ones_like(event_P, dtype=torch.bool),
     )
 

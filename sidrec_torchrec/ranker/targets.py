@@ -42,7 +42,7 @@ class Targets:
             torch.arange(len(row_S), device=row_S.device) - (batch.num_targets_B.cumsum(0) - batch.num_targets_B)[row_S]
         )
         event_S = (ends_B - batch.num_targets_B)[row_S] + rank_S
-        scored_S = batch.known_N[event_S].nonzero().squeeze(1)
+        scored_S = (batch.item_N[event_S] >= 0).nonzero().squeeze(1)
         event_S, row_S = event_S[scored_S], row_S[scored_S]
         # Orders do not fall within a row, so that a row's events before a target are those of smaller order.
         row_N = torch.repeat_interleave(batch.lengths_B)

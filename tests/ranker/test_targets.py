@@ -41,8 +41,7 @@ def make_batch() -> RankBatch:
         timestamp_N=torch.cat(time),
         order_N=torch.cat(order),
         visible_N=torch.cat(visible),
-        known_N=torch.ones(N, dtype=torch.bool),
-        seen_N=torch.ones(N, dtype=torch.bool),
+        item_N=torch.arange(N, dtype=torch.int32),
         global_targets=torch.tensor(float(sum(NUM_TARGETS))),
         global_labels_K=torch.tensor([float(sum(NUM_TARGETS))]),
     )
