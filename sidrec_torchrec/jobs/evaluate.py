@@ -9,11 +9,12 @@ from typing import Any
 from sidrec_torchrec.data.prepare import SPLITS, open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import write_json
+from sidrec_torchrec.ranker.breakdown import have_same_items
 from sidrec_torchrec.ranker.evaluation import evaluate_in_detail
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
-from sidrec_torchrec.training.progress import stage
+from sidrec_torchrec.training.progress import say, stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,16 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         parts = trained.recipe.open(config.prepared)
         model = parts.sharded(processes)
         trained.load(model)
+        own = open_prepared(trained.recipe.prepared)
+        if processes.is_main and not have_same_items(parts.prepared, own):
+            say(
+                f"{parts.prepared.folder}: of other items than the ranker was trained on: warm are those that its training part "
+                "has, and how often the ranker was trained on an item is not known"
+            )
         total = parts.prepared.counts[config.split]["targets"]
         with stage(f"{trained.recipe.arm} {config.split}", total, show=processes.is_main) as progress:
             data = parts.batches(config.split, processes)
-            values = evaluate_in_detail(model, data, processes, progress, open_prepared(trained.recipe.prepared))
+            values = evaluate_in_detail(model, data, processes, progress, own)
         if processes.is_main:
             print(_json(values))
             if config.out is not None:

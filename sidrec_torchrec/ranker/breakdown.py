@@ -83,13 +83,18 @@ class Past:
         training part of ``tested``, and how often the ranker was trained on them is not known.
         """
         trained_on = trained_on or tested
-        same_items = trained_on.data["items"] == tested.data["items"]
+        same_items = have_same_items(tested, trained_on)
         return Past(
             seen_I=(trained_on if same_items else tested).seen(),
             training_events_I=trained_on.training_events() if same_items else None,
             first_event_I=tested.first_events(),
             last_training_event=trained_on.last_training_event,
         )
+
+
+def have_same_items(one: Prepared, other: Prepared) -> bool:
+    """Whether two folders of sequences point into the same item file."""
+    return one.data["items"] == other.data["items"]
 
 
 @dataclass(frozen=True)
