@@ -120,9 +120,8 @@ def main(config: PipelineConfig) -> dict[str, Any]:
             write_json(config.out / "report.json", report)
             write_html(report, config.out)
             print_report(report)
-            print(
-                f"report, with NE by popularity and age of items, length of history and age of the model: {config.out / 'report.html'}"
-            )
+            print("by popularity and age of the item, length of the history and age of the model: tables in the report")
+            print(f"report: {config.out / 'report.html'}")
         dist.barrier()
         return report
 
