@@ -41,8 +41,7 @@ class RankBatch(Pipelineable):
         timestamp_N: int64.
         order_N: int64, place among the user's real events.
         visible_N: bool, whether later events may read this one.
-        seen_N: bool, whether the item occurs in training.
-        has_item_N: bool, whether the event has an item; one that has none is no target.
+        item_N: int32, rows of the item file; -1 for an event without an item, which is no target.
         global_targets: float32 scalar, targets of this batch over all processes.
         global_labels_K: float32, those of them that have a label, by task.
     """
@@ -56,10 +55,14 @@ class RankBatch(Pipelineable):
     timestamp_N: Tensor
     order_N: Tensor
     visible_N: Tensor
-    seen_N: Tensor
-    has_item_N: Tensor
+    item_N: Tensor
     global_targets: Tensor
     global_labels_K: Tensor
+
+    @property
+    def has_item_N(self) -> Tensor:
+        """bool, whether the event has an item."""
+        return self.item_N >= 0
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "RankBatch":
         return RankBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
@@ -172,7 +175,7 @@ class Collator:
     """Makes a batch of rows.
 
     Args:
-        prepared: says what is seen in training, which user features there are, and how many tasks.
+        prepared: says which user features there are, and how many tasks.
         features: the arm's item features.
     """
 
@@ -180,7 +183,6 @@ class Collator:
         self.features = features
         self._user_features = list(prepared.user_features)
         self._tasks = range(len(prepared.tasks))
-        self._seen = prepared.seen()
 
     def __call__(self, share: list[Sequence], *, rows: list[Sequence] | None = None, weight: float = 1.0) -> RankBatch:
         """The batch of this process.
@@ -203,8 +205,7 @@ class Collator:
             timestamp_N=_jagged([row.timestamp for row in share], np.int64),
             order_N=_jagged([row.order for row in share], np.int64),
             visible_N=_jagged([row.visible for row in share], np.bool_),
-            seen_N=torch.from_numpy(self._seen[item_N] & (item_N >= 0)),
-            has_item_N=torch.from_numpy(item_N >= 0),
+            item_N=torch.from_numpy(item_N),
             global_targets=torch.tensor(float(sum(row.num_scored() for row in rows))),
             global_labels_K=torch.tensor([float(sum(row.num_labels(k) for row in rows)) for k in self._tasks]),
         )

@@ -32,7 +32,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
 }
 """What ``ServingRanker`` takes, in this order, and the sizes of each; all int64."""
 
-_OF_EVENTS = ("action_N", "timestamp_N", "order_N", "seen_N", "has_item_N")  # of a RankBatch
+_OF_EVENTS = ("action_N", "timestamp_N", "order_N", "item_N")  # of a RankBatch
 
 
 class ServingRanker(nn.Module):

@@ -15,7 +15,7 @@ from sidrec_torchrec.data.batches import ItemFeatures, RankBatch, SequenceBatche
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.errors import check_at_least
 from sidrec_torchrec.ranker.config import RankerConfig
-from sidrec_torchrec.ranker.metrics import RankingMetrics
+from sidrec_torchrec.ranker.evaluation import evaluate
 from sidrec_torchrec.ranker.model import RankerOutput
 from sidrec_torchrec.ranker.sharding import OptimizerConfig, RankerOptimizer
 from sidrec_torchrec.training.group import Processes
@@ -140,26 +140,6 @@ class RankerTraining(Trainee):
     def total(self, losses: dict[str, float]) -> float:
         """The sum over tasks, weighted."""
         return sum(weight * loss for weight, loss in zip(self._weights, losses.values(), strict=True))
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage) -> Values:
-    """Metrics of the model on a split; see ``RankingMetrics.compute``."""
-    model.eval()
-    metrics = RankingMetrics(processes.rank, processes.world_size, processes.device, data.prepared.tasks)
-    for batch in data:
-        _, output = model(batch.to(processes.device))
-        metrics.update(output)
-        progress.advance(int(batch.global_targets))
-    values = metrics.compute()
-    # few validation targets are cold; of them only the sum is worth a look
-    shown = ("warm", "cold") if data.split == "test" else ("all",)
-    progress.advance(0, ", ".join(f"NE {part} {_short(values[f'ne_{part}'])}" for part in shown))
-    return values
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _pipeline(model: nn.Module, optimizer: RankerOptimizer, device: torch.device) -> TrainPipeline:

@@ -102,7 +102,6 @@ def test_kept_events_are_history_without_an_item_and_never_targets(tmp_path):
     assert done.training_events().sum() == done.counts["train"]["targets"]
     for batch in SequenceBatches(done, "test", _NoFeatures(), batch_events=64):
         assert int(batch.global_targets) == _targets(batch)
-        assert not batch.seen_N[~batch.has_item_N].any()
 
 
 class _NoFeatures:

@@ -63,7 +63,7 @@ def with_items(batch: RankBatch, features, item_N: np.ndarray) -> RankBatch:
         lengths=torch.cat(lengths) if lengths else torch.zeros(0, dtype=torch.int64),
         stride=len(LENGTHS),
     )
-    return replace(batch, items=items, has_item_N=torch.from_numpy(item_N >= 0))
+    return replace(batch, items=items, item_N=torch.from_numpy(item_N))
 
 
 def run(ranker: Ranker, batch: RankBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -43,8 +43,7 @@ def make_batch() -> RankBatch:
         timestamp_N=torch.cat(time),
         order_N=torch.cat(order),
         visible_N=torch.cat(visible),
-        seen_N=torch.ones(N, dtype=torch.bool),
-        has_item_N=torch.ones(N, dtype=torch.bool),
+        item_N=torch.arange(N, dtype=torch.int32),
         global_targets=torch.tensor(float(sum(NUM_TARGETS))),
         global_labels_K=torch.tensor([float(sum(NUM_TARGETS))]),
     )
@@ -52,10 +51,10 @@ def make_batch() -> RankBatch:
 
 def without_items(batch: RankBatch) -> RankBatch:
     """With some events whose items are missing; no target is one, nor every event that a target may read."""
-    has_item_N = batch.has_item_N.clone()
-    has_item_N[[0, 2, 9, 10, 12, 13, 16, 20]] = False
-    assert has_item_N[Targets.of(batch).event_S].all()
-    return replace(batch, has_item_N=has_item_N)
+    item_N = batch.item_N.clone()
+    item_N[[0, 2, 9, 10, 12, 13, 16, 20]] = -1
+    assert (item_N[Targets.of(batch).event_S] >= 0).all()
+    return replace(batch, item_N=item_N)
 
 
 def make_events() -> SIDEConfig:
@@ -138,11 +137,11 @@ def test_events_without_an_item_are_no_targets():
     """The others are what they were, and read what they read."""
     batch = make_batch()
     every = Targets.of(batch)
-    has_item_N = batch.has_item_N.clone()
-    has_item_N[every.event_S[[1, 4]]] = False
+    item_N = batch.item_N.clone()
+    item_N[every.event_S[[1, 4]]] = -1
     kept = torch.ones(len(every.event_S), dtype=torch.bool)
     kept[[1, 4]] = False
-    fewer = Targets.of(replace(batch, has_item_N=has_item_N))
+    fewer = Targets.of(replace(batch, item_N=item_N))
     assert fewer.visible_V.equal(every.visible_V)
     for name in ("event_S", "row_S", "begin_S", "end_S"):
         assert getattr(fewer, name).equal(getattr(every, name)[kept])
