@@ -138,9 +138,19 @@ class DataFolder:
         """Its items, events or users.
 
         Raises:
-            DataError: if they are missing, broken, or without rows.
+            DataError: if they are missing, broken, or without rows, or if no file has a column that the schema names.
         """
-        return ParquetTable.open(self.where(kind), names=self.schema.names)
+        table = ParquetTable.open(self.where(kind), names=self.schema.names)
+        others = [other for other in ("items", "embeddings", "events", "users") if other != kind]
+        for ours, own in self.schema.names.items():
+            if ours not in table.names and not any(own in self._columns(other) for other in others):
+                raise DataError(f"{self.path}: no file has a column '{own}', which --columns {ours}={own} names")
+        return table
+
+    def _columns(self, kind: str) -> list[str]:
+        """Of a file that may not be there."""
+        is_there = bool(getattr(self.schema, kind)) or self.where(kind).exists()
+        return list(ParquetTable.open(self.where(kind), may_be_empty=True).schema.names) if is_there else []
 
     def files(self, *kinds: str) -> list[Path]:
         """Every file it is read from: of these kinds, or of all; what a run that was made of it depends on."""

@@ -55,11 +55,9 @@ class ParquetTable:
             raise DataError(f"{path}: the {'file has' if len(parts) == 1 else 'files have'} no rows")
         types = _common_types(parts)
         renamed = {ours: own for ours, own in (names or {}).items() if own in types}
-        hidden = {*renamed.values(), *renamed}
-        fields = [(ours, types[own]) for ours, own in renamed.items()]
-        fields += [(name, kind) for name, kind in types.items() if name not in hidden]
-        order = [{own: ours for ours, own in renamed.items()}.get(name, name) for name in types]
-        fields.sort(key=lambda named: order.index(named[0]))
+        ours = {own: ours for ours, own in renamed.items()}
+        # a column that another one's new name hides is not to be read
+        fields = [(ours.get(own, own), kind) for own, kind in types.items() if own in ours or own not in renamed]
         return ParquetTable(path, pa.schema(fields, parts[0].schema.metadata), num_rows, parts, renamed)
 
     @property

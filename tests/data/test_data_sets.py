@@ -171,6 +171,9 @@ def test_columns_of_other_names(folder):
     data = DataFolder.of(folder, DataSchema(columns=("user_id=uid", "item_id=sku", "timestamp=ts")))
     assert read(data) == EXPECTED
     assert open_items(data).ids().to_pylist() == [0, 1, 2, 3, 4]
+    wrong = DataFolder.of(folder, DataSchema(columns=("user_id=uid", "item_id=sku", "timestamp=ts", "label=lable")))
+    with pytest.raises(DataError, match="no file has a column 'lable', which --columns label=lable names"):
+        read(wrong)
     data.write_schema()
     assert read(folder) == EXPECTED  # every job finds it there
     bad = table.set_column(1, "sku", pa.array([0] * 11 + [None], pa.int64()))
