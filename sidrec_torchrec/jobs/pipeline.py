@@ -120,7 +120,9 @@ def main(config: PipelineConfig) -> dict[str, Any]:
             write_json(config.out / "report.json", report)
             write_html(report, config.out)
             print_report(report)
-            print("by popularity and age of the item, length of the history and age of the model: tables in the report")
+            print(
+                "NE by popularity and age of the item, length of the history and age of the model: tables in the report"
+            )
             print(f"report: {config.out / 'report.html'}")
         dist.barrier()
         return report
