@@ -115,23 +115,26 @@ def parse_config(config_class: type, arguments: list[str], *, prog: str, descrip
         parser.error(str(error))
 
 
-def _normalize(arguments: list[str], paths: dict[str, bool]) -> list[str]:
-    """Kebab case to snake case, last names to whole ones; each list flag's values, repeated or in comma lists, to one JSON list.
+def _normalize(arguments: list[str], paths: dict[str, Any]) -> list[str]:
+    """Kebab case to snake case, last names to whole ones, a switch without a value to true; each list flag's values, repeated
+    or in comma lists, to one JSON list.
 
     Raises:
         ValueError: on a last name that several fields have; names them.
     """
     plain: list[str] = []
     lists: dict[str, list[str]] = {}
-    rest = iter(arguments)
-    for argument in rest:
+    rest = iter([*zip(arguments, [*arguments[1:], "--"], strict=True)])
+    for argument, after in rest:
         flag, equals, value = argument.partition("=")
         if flag.startswith("--"):
             flag = "--" + _full(flag[2:].replace("-", "_"), paths)
-        if not paths.get(flag[2:]):
-            plain.append(flag + equals + value)
+        kind = paths.get(flag[2:])
+        if not _is_list(kind):
+            is_bare = kind is bool and not equals and after.startswith("--")
+            plain.append(flag + equals + value + "=true" * is_bare)
             continue
-        values = value if equals else next(rest, None)
+        values = value if equals else next(rest, (None, ""))[0]
         if values is None:
             plain.append(flag)
         else:
@@ -139,17 +142,22 @@ def _normalize(arguments: list[str], paths: dict[str, bool]) -> list[str]:
     return plain + [f"{flag}={json.dumps(values)}" for flag, values in lists.items()]
 
 
-def _paths(config_class: type, prefix: str = "") -> dict[str, bool]:
-    """Every field, those of configs it holds as ``model.hidden``; and whether it is a list, such as ``tuple[str, ...]``."""
+def _paths(config_class: type, prefix: str = "") -> dict[str, Any]:
+    """Every field, those of configs it holds as ``model.hidden``; and its type."""
     paths = {}
     for name, kind in typing.get_type_hints(config_class).items():
-        paths[prefix + name] = typing.get_origin(kind) is tuple and typing.get_args(kind)[1:] == (...,)
+        paths[prefix + name] = kind
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             paths |= _paths(kind, f"{prefix}{name}.")
     return paths
 
 
-def _full(name: str, paths: dict[str, bool]) -> str:
+def _is_list(kind: Any) -> bool:
+    """Whether it is ``tuple[str, ...]``, say."""
+    return typing.get_origin(kind) is tuple and typing.get_args(kind)[1:] == (...,)
+
+
+def _full(name: str, paths: dict[str, Any]) -> str:
     """The path that ends in ``name``, if there is but one; ``name`` itself if it is a path, or none ends so.
 
     Raises:
@@ -163,7 +171,7 @@ def _full(name: str, paths: dict[str, bool]) -> str:
     return ends[0]
 
 
-def _ends(name: str, paths: dict[str, bool]) -> list[str]:
+def _ends(name: str, paths: dict[str, Any]) -> list[str]:
     return [path for path in paths if path.endswith(f".{name}")]
 
 
@@ -171,7 +179,7 @@ def _last(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def _suggestion(message: str, paths: dict[str, bool]) -> str:
+def _suggestion(message: str, paths: dict[str, Any]) -> str:
     """Flags like those the parser does not know, if there are."""
     if not message.startswith("unrecognized arguments"):
         return ""

@@ -65,6 +65,7 @@ class Outer:
         source: which sources.
         cold_fraction: a share.
         stages: digits.
+        report: whether to.
         data: optional folder.
         model: sizes.
         training: how.
@@ -74,6 +75,7 @@ class Outer:
     source: tuple[str, ...] = ("all",)
     cold_fraction: float = 0.25
     stages: str = "ternary*25"
+    report: bool = False
     data: Path | None = None
     model: Inner = field(default_factory=Inner)
     training: Training = field(default_factory=Training)
@@ -136,6 +138,21 @@ def test_a_nested_flag_goes_by_its_last_name():
     assert named.training == Training(names=("a", "b"), optimizer=Optimizer(rate=0.5, passes=3))
     # the job's own field has the name, whoever else has
     assert parse("--out", "d", "--stages", "ternary*3").stages == "ternary*3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "report"),
+    [
+        (["--report"], True),
+        (["--report", "--stages", "ternary*3"], True),
+        (["--source", "a", "--report"], True),
+        (["--report", "false"], False),
+        (["--report=true", "--report=false"], False),
+        ([], False),
+    ],
+)
+def test_a_switch_needs_no_value(arguments, report):
+    assert parse("--out", "d", *arguments).report == report
 
 
 def test_an_empty_list():

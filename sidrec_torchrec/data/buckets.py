@@ -158,7 +158,7 @@ class EventBuckets:
                 before, after = user.timestamp[back[0]], user.timestamp[back[0] + 1]
                 raise DataError(
                     f"{self.path}: column 'timestamp' goes backwards for user_id {user.user_id!r}: {after} after {before}, at the "
-                    f"user's event {back[0] + 1}; sort each user's events by time, or let it be done: --sort true"
+                    f"user's event {back[0] + 1}; sort each user's events by time, or let it be done: --sort"
                 )
             self.counts.unsorted += len(back)
             user = user.take(np.argsort(user.timestamp, kind="stable"))

@@ -294,7 +294,7 @@ class _Tally:
             before = int(before_N[np.flatnonzero(order == row)[0]])
             raise DataError(
                 f"{self.events.table.at('timestamp', batch.first_row + row)}: time of user_id {shown(batch.user_ids, row)} goes "
-                f"back from {before} to {batch.timestamps[row]}; sort the events of each user, or let it be done: --sort true"
+                f"back from {before} to {batch.timestamps[row]}; sort the events of each user, or let it be done: --sort"
             )
         self.met.unsorted += backwards.size
         ends = np.r_[starts[1:], len(user_N)]
