@@ -1,10 +1,12 @@
 """Whole files or none: write under a temporary name, then rename."""
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,26 @@ def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as indented JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hex; read again only where the file looks otherwise than the last time."""
+    return _sha256(path.resolve(), *glance(path))
+
+
+def glance(path: Path) -> list[int]:
+    """Size, time and place of a file: while they stay, its content does, or somebody took pains."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, *glance: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _remove(path: Path) -> None:
