@@ -1,9 +1,11 @@
 """Training VQ Fusion on a stream of items: what the training loop needs to know of it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -12,11 +14,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from sidrec_torchrec.errors import DataError, SidrecError, check_at_least
 from sidrec_torchrec.fusion.item_tensors import ItemStream
-from sidrec_torchrec.fusion.model import Standardize, VQFusion
+from sidrec_torchrec.fusion.model import ItemTensors, Standardize, VQFusion
 from sidrec_torchrec.training.group import Processes
-from sidrec_torchrec.training.loop import LoopConfig, Step, Trainee, Values
+from sidrec_torchrec.training.loop import LoopConfig
 from sidrec_torchrec.training.progress import Stage
 from sidrec_torchrec.training.schedule import rate_factor
+from sidrec_torchrec.training.trainee import NotFiniteError, Step, Trainee, Values
 
 # mean squared lengths of sources: their variances must be more than ``Standardize`` takes for none
 _SQUARES = (1e-11, 1e37)
@@ -35,6 +38,7 @@ class TokenizerTrainingConfig:
         weight_decay: of AdamW.
         patience: epochs without improvement after which training stops. The first epochs lose some of what the closed form
             had found, so leave it room.
+        checkpoint_minutes: minutes between two checkpoints; one is also made after each epoch. 0 makes one after every batch.
         seed: of weights, dropout and shuffling.
     """
 
@@ -43,15 +47,16 @@ class TokenizerTrainingConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     patience: int = 20
+    checkpoint_minutes: float = 10.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least(self, 0, "epochs", "learning_rate", "weight_decay", "seed")
+        check_at_least(self, 0, "epochs", "learning_rate", "weight_decay", "checkpoint_minutes", "seed")
         check_at_least(self, 1, "batch_size", "patience")
 
     def loop(self) -> LoopConfig:
         """What of it the training loop sees to."""
-        return LoopConfig(epochs=self.epochs, patience=self.patience)
+        return LoopConfig(epochs=self.epochs, checkpoint_minutes=self.checkpoint_minutes, patience=self.patience)
 
 
 class TokenizerTraining(Trainee):
@@ -107,16 +112,10 @@ class TokenizerTraining(Trainee):
             torch.manual_seed(seed * self._processes.world_size + self._processes.rank)
 
     def steps(self, epoch: int, first: int, before_step: Callable[[], None]) -> Iterator[Step]:
-        """See ``Trainee``.
-
-        Raises:
-            SidrecError: if training diverges, before a weight is spoilt.
-        """
-        if first:
-            raise ValueError("items are shuffled as they are read: an epoch begins at its first batch")
+        """See ``Trainee``. Items are shuffled as they are read: those of the first batches are read again."""
         self._parallel = self._parallel or DistributedDataParallel(self.model)
         rank, world_size = self._processes.rank, self._processes.world_size
-        for batch in self._train.shuffled(self._config.batch_size, self._config.seed * 100_003 + epoch + 1):
+        for batch in islice(self._batches(epoch), first, None):
             before_step()
             share = batch.select(slice(rank, None, world_size)).to(self._processes.device)
             try:
@@ -124,9 +123,19 @@ class TokenizerTraining(Trainee):
             except SidrecError:
                 raise
             except ValueError as error:  # the quantizer's, which refuses latents that are not finite
-                raise SidrecError(f"training diverged in epoch {epoch + 1} ({error}); lower learning_rate") from error
-            self.optimizer.step(loss, epoch)
+                raise NotFiniteError(str(error)) from error
+            self.optimizer.step(loss)
             yield Step(1, losses_K, torch.ones_like(losses_K))
+
+    def _batches(self, epoch: int) -> Iterator[ItemTensors]:
+        return self._train.shuffled(self._config.batch_size, self._config.seed * 100_003 + epoch + 1)
+
+    def batch(self, epoch: int, number: int) -> dict[str, np.ndarray]:
+        """See ``Trainee``; names as in ``ItemTensors``."""
+        batch = next(islice(self._batches(epoch), number, None))
+        share = batch.select(slice(self._processes.rank, None, self._processes.world_size))
+        parts = {field.name: getattr(share, field.name) for field in fields(share)}
+        return {f"{part}.{name}": value.numpy() for part, values in parts.items() for name, value in values.items()}
 
     @torch.no_grad()
     def validate(self, progress: Stage) -> Values:
@@ -139,6 +148,7 @@ class TokenizerTraining(Trainee):
             for k, (loss_N, has_N) in enumerate(self.model.task_losses(z_ND, items).values()):
                 sums_K[k] += loss_N.double().sum().cpu()
                 counts_K[k] += has_N.sum().cpu()
+            progress.advance(0)
         losses = dict(zip(tasks, (sums_K / counts_K.clamp_min(1)).tolist(), strict=True))
         progress.advance(0, ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
         return losses | {"total": self.total(losses)}
@@ -166,13 +176,13 @@ class _Optimizer:
         for group in self._adam.param_groups:
             group["lr"] = self._config.learning_rate * factor
 
-    def step(self, loss: Tensor, epoch: int) -> None:
-        """Raises SidrecError on a gradient that is not finite: the same on every process, and no weight is spoilt yet."""
+    def step(self, loss: Tensor) -> None:
+        """Raises NotFiniteError on a gradient that is not finite: the same on every process, and no weight is spoilt yet."""
         self._adam.zero_grad()
         loss.backward()
         norm = clip_grad_norm_(self._model.parameters(), _LARGEST_GRADIENT)
         if not norm.isfinite():
-            raise SidrecError(f"training diverged in epoch {epoch + 1} (gradient norm {norm}); lower learning_rate")
+            raise NotFiniteError(f"the norm of the gradients is {float(norm)}")
         self._adam.step()
 
     def state_dict(self) -> dict[str, Any]:

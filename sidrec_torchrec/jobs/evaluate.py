@@ -8,7 +8,7 @@ from sidrec_torchrec.data.prepare import SPLITS, open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.ranker.recipe import TrainedRanker
-from sidrec_torchrec.ranker.training import evaluate
+from sidrec_torchrec.ranker.training import check_defined, evaluate
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
@@ -35,7 +35,8 @@ def main(config: EvaluateConfig) -> dict[str, float | None]:
     """Prints, writes and returns NE, AUC and calibration over all, warm and cold targets; see ``RankingMetrics.compute``.
 
     Raises:
-        SidrecError: on an unknown split, a folder without a trained ranker, or sequences of other tasks than its own.
+        SidrecError: on an unknown split, a folder without a trained ranker, or sequences of other tasks than its own;
+            after all is written, if the split's labels are all the same, so that nothing is defined.
         CodecMismatchError: if the folders of SIDs it reads have been encoded anew, by another codec.
     """
     if config.split not in SPLITS:
@@ -54,6 +55,7 @@ def main(config: EvaluateConfig) -> dict[str, float | None]:
             print(json.dumps(values, indent=2))
             if config.out is not None:
                 write_json(config.out, values)
+        check_defined(values, parts.prepared, config.split)
         return values
 
 

@@ -13,14 +13,16 @@ from torchrec.distributed.types import ShardedModule
 
 from sidrec_torchrec.data.batches import ItemFeatures, RankBatch, SequenceBatches
 from sidrec_torchrec.data.prepare import Prepared
-from sidrec_torchrec.errors import check_at_least
+from sidrec_torchrec.errors import SidrecError, check_at_least
+from sidrec_torchrec.processes import is_first_process, sum_over_processes
 from sidrec_torchrec.ranker.config import RankerConfig
-from sidrec_torchrec.ranker.metrics import RankingMetrics
+from sidrec_torchrec.ranker.metrics import SLICES, RankingMetrics
 from sidrec_torchrec.ranker.model import RankerOutput
 from sidrec_torchrec.ranker.sharding import OptimizerConfig, RankerOptimizer
 from sidrec_torchrec.training.group import Processes
-from sidrec_torchrec.training.loop import Course, LoopConfig, Step, Trainee, Values
-from sidrec_torchrec.training.progress import Stage
+from sidrec_torchrec.training.loop import Course, LoopConfig
+from sidrec_torchrec.training.progress import Stage, say
+from sidrec_torchrec.training.trainee import NotFiniteError, Step, Trainee, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class RankerTrainingConfig:
         batch_events: events in a batch over all processes, padding included; 0 for a fiftieth of the training events,
             but 512 at least and 8,192 at most.
         checkpoint_batches: batches between two checkpoints; one is also made after each epoch.
+        checkpoint_minutes: minutes between two, besides; 0 makes one after every batch.
         seed: of weights, dropout and shuffling.
         model: sizes of the ranker.
         optimizer: rates and schedule.
@@ -40,17 +43,22 @@ class RankerTrainingConfig:
     epochs: int = 5
     batch_events: int = 0
     checkpoint_batches: int = 1000
+    checkpoint_minutes: float = 10.0
     seed: int = 0
     model: RankerConfig = field(default_factory=RankerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "epochs", "checkpoint_batches")
-        check_at_least(self, 0, "batch_events", "seed")
+        check_at_least(self, 0, "batch_events", "checkpoint_minutes", "seed")
 
     def loop(self) -> LoopConfig:
         """What of it the training loop sees to."""
-        return LoopConfig(epochs=self.epochs, checkpoint_batches=self.checkpoint_batches)
+        return LoopConfig(
+            epochs=self.epochs,
+            checkpoint_batches=self.checkpoint_batches,
+            checkpoint_minutes=self.checkpoint_minutes,
+        )
 
     def batches(self, prepared: Prepared, features: ItemFeatures, split: str, processes: Processes) -> SequenceBatches:
         """This process's batches of a split; training ones are shuffled."""
@@ -121,6 +129,11 @@ class RankerTraining(Trainee):
         if isinstance(pipeline, TrainPipelineSparseDist):
             pipeline.detach()  # gives the model its own forward back, to evaluate with
 
+    def batch(self, epoch: int, number: int) -> dict[str, np.ndarray]:
+        """See ``Trainee``; names as in ``RankBatch``."""
+        self._train.start_at(epoch, number)
+        return next(iter(self._train)).arrays()
+
     def validate(self, progress: Stage) -> Values:
         """See ``RankingMetrics.compute``; nothing where no user validates."""
         return evaluate(self.model, self._validation, self._processes, progress) if self.validation_size else {}
@@ -144,18 +157,49 @@ class RankerTraining(Trainee):
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage) -> Values:
-    """Metrics of the model on a split; see ``RankingMetrics.compute``."""
+    """Metrics of the model on a split; see ``RankingMetrics.compute``.
+
+    Raises:
+        NotFiniteError: on every process, if predictions are not finite.
+    """
     model.eval()
     metrics = RankingMetrics(processes.rank, processes.world_size, processes.device, data.prepared.tasks)
+    num_bad = torch.zeros((), dtype=torch.int64, device=processes.device)
     for batch in data:
         _, output = model(batch.to(processes.device))
         metrics.update(output)
+        num_bad += (~output.prediction.isfinite()).sum()
         progress.advance(int(batch.global_targets))
+    sum_over_processes(num_bad)
+    if num_bad:
+        raise NotFiniteError(f"{data.split}: {int(num_bad)} predictions are not finite; the weights are spoilt")
     values = metrics.compute()
     # few validation targets are cold; of them only the sum is worth a look
     shown = ("warm", "cold") if data.split == "test" else ("all",)
     progress.advance(0, ", ".join(f"NE {part} {_short(values[f'ne_{part}'])}" for part in shown))
     return values
+
+
+def check_defined(values: Values, prepared: Prepared, split: str) -> None:
+    """Says which NE of a split is null, and why; call on every process, when the values are kept.
+
+    Raises:
+        SidrecError: if none of all targets together is defined, so that the values say nothing of the ranker.
+    """
+    tasks = prepared.tasks
+    names = {part: [part] if len(tasks) == 1 else [f"{part}_{task}" for task in tasks] for part in SLICES}
+    reasons = {}
+    for name in (name for part in SLICES for name in names[part] if values[f"ne_{name}"] is None):
+        count = int(values[f"targets_{name}"] or 0)
+        reasons[name] = f"all {count} have one label" if count else "there are none"
+    if reasons.keys() >= set(names["all"]):
+        why = "; ".join(f"'{name}': {reasons[name]}" for name in names["all"])
+        raise SidrecError(
+            f"{prepared.path(split)}: its targets tell nothing of a ranker ({why}): NE, AUC and calibration are "
+            "null; prepare more events, or another label"
+        )
+    if is_first_process() and reasons:
+        say("; ".join(f"NE of the {split} targets '{name}' is null: {why}" for name, why in reasons.items()))
 
 
 def _short(value: float | None) -> str:

@@ -23,13 +23,14 @@ import torch.distributed as dist
 from sidrec_torchrec.errors import FolderBusyError, RunMismatchError
 from sidrec_torchrec.files import read_json, remove_temporaries, write_json
 from sidrec_torchrec.processes import on_first_process
-from sidrec_torchrec.training.config import config_json, without_paths
+from sidrec_torchrec.training.config import config_json, without, without_paths
 from sidrec_torchrec.training.progress import say
 
 CONFIG_FILE = "run.json"
 RESULT_FILE = "metrics.json"
 LOCK_FILE = "run.lock"
 INPUTS = "inputs"  # in CONFIG_FILE, beside the config's fields: what each input file was
+_HOW_OFTEN = ("checkpoint_batches", "checkpoint_minutes")  # fields of any config that change no result
 
 _is_within: ContextVar[bool] = ContextVar("is_within", default=False)  # another run, whose step this one is
 
@@ -77,7 +78,7 @@ def open_run(
 
         def claim() -> None:
             is_locked = stack.enter_context(_locked(folder))
-            fields = {k: v for k, v in config_json(config, folder).items() if k not in ignore}
+            fields = without({k: v for k, v in config_json(config, folder).items() if k not in ignore}, _HOW_OFTEN)
             stack.enter_context(_claimed(folder, fields, list(inputs)))
             if is_locked:
                 remove_temporaries(folder)
@@ -179,7 +180,7 @@ def _claimed(folder: Path, config: dict[str, Any], inputs: list[Path]) -> Iterat
 
 
 def _check_config(folder: Path, there: dict[str, Any], config: dict[str, Any]) -> None:
-    there, config = without_paths(there), without_paths(config)
+    there, config = without(without_paths(there), _HOW_OFTEN), without_paths(config)
     changed = [name for name in sorted(there.keys() | config) if there.get(name) != config.get(name)]
     if changed:
         differences = "; ".join(f"{name} was {there.get(name)!r}, is {config.get(name)!r}" for name in changed)
