@@ -302,7 +302,7 @@ class Loop:
         trainee.optimizer.load_state_dict(state["optimizer"])
         place = json.loads(state["place"])
         self._batch, self._done, self._course = place["batch"], place["done"], Course(**place["course"])
-        sums_P2K = torch.tensor([process["sums"] for process in place["processes"]]).to(self._sums)
+        sums_P2K = torch.tensor([process["sums"] for process in place["processes"]], dtype=torch.float64).to(self._sums)
         if len(sums_P2K) == self._processes.world_size:
             self._sums = sums_P2K[self._processes.rank]
             set_random_state(place["processes"][self._processes.rank]["random"])
