@@ -32,6 +32,7 @@ LOCK_FILE = "run.lock"
 INPUTS = "inputs"  # in CONFIG_FILE, beside the config's fields: what each input file was
 _HOW_OFTEN = ("checkpoint_batches", "checkpoint_minutes")  # fields of any config that change no result
 
+_held: set[TextIO] = set()  # lock files of this process
 _is_within: ContextVar[bool] = ContextVar("is_within", default=False)  # another run, whose step this one is
 
 
@@ -103,18 +104,30 @@ def _locked(folder: Path) -> Iterator[bool]:
     try:
         file = _open_locked(path)
         if file is not None:
+            _held.add(file)
             with suppress(OSError):  # a full disk, as the job will say
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
                 file.flush()
         yield file is not None
     finally:
-        if file is not None:
+        if file is not None and not file.closed:
             path.unlink(missing_ok=True)  # while it is held: whoever has opened it by now sees that it is gone
+            _held.discard(file)
             file.close()
         with suppress(OSError):  # something is in it, as it should be
             for parent in made:
                 parent.rmdir()
+
+
+def _leave_locks() -> None:
+    """In a forked process, say a loader's worker, which would otherwise keep its killed parent's locks until it ends too."""
+    for file in _held:
+        file.close()  # and not unlocked, which would take the lock from the parent
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 def _make_folder(folder: Path) -> list[Path]:

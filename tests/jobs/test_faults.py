@@ -89,10 +89,3 @@ def test_labels_that_are_all_the_same_tell_nothing(corpus, config, tmp_path):
     with pytest.raises(SidrecError, match=r"test.parquet: its targets tell nothing"):
         evaluate.main(evaluate.EvaluateConfig(ranker=config.out, out=tmp_path / "values.json"))
     assert json.loads((tmp_path / "values.json").read_text())["ne_all"] is None
-
-
-def test_json_holds_no_nan(tmp_path):
-    from sidrec_torchrec.files import read_json, write_json
-
-    write_json(tmp_path / "a.json", {"x": [1.5, float("nan"), (float("inf"),)], "y": 1})
-    assert read_json(tmp_path / "a.json") == {"x": [1.5, None, [None]], "y": 1}
