@@ -1,5 +1,6 @@
 """Whole files or none: write under a temporary name, then rename."""
 
+import hashlib
 import json
 import math
 import os
@@ -72,6 +73,15 @@ def remove_temporaries(folder: Path) -> None:
     for path in folder.iterdir():
         if _TEMPORARY.fullmatch(path.name):
             _remove(path)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's whole content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_json(path: Path) -> Any:

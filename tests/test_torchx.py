@@ -99,7 +99,8 @@ def test_two_real_processes_train_a_tokenizer(tmp_path):
         "train_tokenizer", "--data", str(data), "--out", str(out), "--epochs", "1", log_dir=tmp_path / "log"
     )
     assert result.returncode == 0, result.stderr
-    assert {path.name for path in (out / "checkpoints" / "last").glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
+    written = {path.name for path in (out / "checkpoints" / "last").glob("*.safetensors")}
+    assert written == {"process-0.safetensors", "process-1.safetensors"}
     assert Tokenizer.load(out / "tokenizer").codec.spec.num_digits == 25
 
 

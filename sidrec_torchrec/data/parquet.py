@@ -45,7 +45,7 @@ class ParquetTable:
         if not path.is_file():
             raise DataError(f"{path}: no such file; docs/data.md describes the files of a data folder")
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 schema, num_rows, num_row_groups = file.schema_arrow, file.metadata.num_rows, file.num_row_groups
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a Parquet file, or cut short: {first_line(error)}") from error
@@ -96,7 +96,9 @@ class ParquetTable:
         first_row = 0
         try:
             # a row group's columns are streamed, not held whole; threads cost more than they save of a few columns
-            with pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+            with pq.ParquetFile(
+                self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+            ) as file:
                 if share is None and row_groups is None:
                     for batch in file.iter_batches(batch_size, columns=list(columns), use_threads=False):
                         yield first_row, batch

@@ -40,7 +40,7 @@ from sidrec_torchrec.data.format import (
     open_users,
     scan_vocabularies,
 )
-from sidrec_torchrec.data.item_arrays import map_rows
+from sidrec_torchrec.data.item_arrays import map_rows, write_rows
 from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.parquet import is_multi_label
 from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences, sequence_schema, to_record_batch
@@ -229,8 +229,10 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
         splitter = _Splitter(config, items.num_items)
         seen, counts = _write_sequences(folder, buckets, splitter, config)
         shutil.rmtree(folder / "buckets")
-        np.save(folder / SEEN_FILE, seen)
-        pq.write_table(pa.table({"item_id": items.ids()[splitter.cold]}), folder / COLD_ITEMS_FILE)
+        write_rows(folder / SEEN_FILE, seen.shape, np.bool_, iter([seen]))
+        pq.write_table(
+            pa.table({"item_id": items.ids()[splitter.cold]}), folder / COLD_ITEMS_FILE, write_page_checksum=True
+        )
         write_json(
             folder / PREPARED_FILE,
             {
@@ -337,7 +339,7 @@ class _SequenceWriter:
 
     def __init__(self, path: Path, tasks: tuple[str, ...]) -> None:
         self.counts: SplitCounts = {"rows": 0, "events": 0, "targets": 0, "labels": dict.fromkeys(tasks, 0)}
-        self._writer = pq.ParquetWriter(path, sequence_schema(), compression="zstd")
+        self._writer = pq.ParquetWriter(path, sequence_schema(), compression="zstd", write_page_checksum=True)
         self._pending: list[Sequence] = []
 
     def close(self) -> None:

@@ -25,7 +25,10 @@ def write_sids(path: Path, spec: SIDSpec, batches: Iterable[tuple[np.ndarray, np
     names = word_names("sid", spec.num_words)
     metadata = {_FINGERPRINT: spec.fingerprint, _STAGES: format_stages(spec.stages)}
     schema = pa.schema([(name, pa.int64()) for name in ("item_id", *names)], metadata=metadata)
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
         for item_ids_N, words_NW in batches:
             writer.write_batch(
                 pa.RecordBatch.from_arrays([pa.array(item_ids_N), *map(pa.array, words_NW.T)], schema=schema)
@@ -37,9 +40,11 @@ def join_sids(parts: Iterable[Path], path: Path) -> None:
     with atomic_path(path) as temporary, ExitStack() as stack:
         writer = None
         for part in parts:
-            with pq.ParquetFile(part) as file:
+            with pq.ParquetFile(part, page_checksum_verification=True) as file:
                 if writer is None:
-                    writer = stack.enter_context(pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd"))
+                    writer = stack.enter_context(
+                        pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd", write_page_checksum=True)
+                    )
                 for group in range(file.num_row_groups):
                     writer.write_table(file.read_row_group(group))
 

@@ -135,7 +135,7 @@ class ItemStream:
 def _read_ids(path: Path) -> np.ndarray:
     """The column ``item_id``, sorted."""
     try:
-        return np.sort(pq.read_table(path)["item_id"].to_numpy())
+        return np.sort(pq.read_table(path, page_checksum_verification=True)["item_id"].to_numpy())
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except KeyError:

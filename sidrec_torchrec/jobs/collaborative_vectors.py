@@ -78,9 +78,12 @@ def _write(config: CollaborativeVectorsConfig, vectors: CollaborativeVectors) ->
     """The items, a row group at a time, with the new column; whole or not at all."""
     dim = vectors.values_ND.shape[1]
     first = 0
-    with pq.ParquetFile(config.data / ITEMS_FILE) as file, atomic_path(config.out / ITEMS_FILE) as path:
+    with (
+        pq.ParquetFile(config.data / ITEMS_FILE, page_checksum_verification=True) as file,
+        atomic_path(config.out / ITEMS_FILE) as path,
+    ):
         schema = file.schema_arrow.append(pa.field(config.column, pa.list_(pa.float32(), dim)))
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
                 rows = slice(first, first + len(table))

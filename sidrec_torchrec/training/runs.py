@@ -7,7 +7,6 @@ While a job works in a folder it holds a lock there, so that no second one does.
 """
 
 import fcntl
-import hashlib
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,7 @@ from typing import Any, TextIO
 import torch.distributed as dist
 
 from sidrec_torchrec.errors import FolderBusyError, RunMismatchError
-from sidrec_torchrec.files import read_json, remove_temporaries, write_json
+from sidrec_torchrec.files import read_json, remove_temporaries, sha256_of, write_json
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.config import config_json, without, without_paths
 from sidrec_torchrec.training.progress import say
@@ -259,11 +258,7 @@ def _describe(file: Path) -> dict[str, Any] | None:
 @lru_cache(maxsize=1024)
 def _sha256(file: Path, *glance: int) -> str:
     """Of the whole content, read again where the file looks otherwise: a study's steps share their inputs."""
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(file)
 
 
 def _files(folder: Path) -> set[str]:
