@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from sidrec_torchrec.codec.codec import Codec
@@ -123,7 +124,7 @@ def write_kinds(folder: Path) -> dict[str, Kind]:
 
 def _items(data: Path) -> list[Any]:
     items = open_items(data)
-    return [(batch.item_ids, batch.sources, {k: str(v) for k, v in batch.targets.items()}) for batch in items.batches()]
+    return [(batch.item_ids, batch.sources, batch.targets) for batch in items.batches()]
 
 
 def _batches(table: Any) -> list[Any]:
@@ -156,6 +157,8 @@ def frozen(value: Any) -> bytes:
 def _freeze(value: Any, out: io.BytesIO) -> None:
     if isinstance(value, torch.Tensor):
         value = value.detach().numpy()
+    if isinstance(value, pa.Array | pa.ChunkedArray):
+        value = value.to_pylist()
     if isinstance(value, np.ndarray) and value.dtype != object:
         out.write(f"{value.dtype}{value.shape}".encode() + value.tobytes())
     elif isinstance(value, dict):

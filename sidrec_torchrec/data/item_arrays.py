@@ -71,7 +71,7 @@ def map_rows(path: Path) -> np.ndarray:
         if path.stat().st_size > size and os.environ.get("SIDREC_VERIFY") != "off":
             _check_digest(path, size)
         return array
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # numpy parses the header as Python: a broken one may raise anything
         raise DataError(
             f"{path}: not an array, or cut short ({error}); remove it, or its folder, and run again"
         ) from error

@@ -176,7 +176,7 @@ def _check_digests(folder: Path, value: dict) -> None:
         return
     for name, kept, now in (
         (_JSON_FILE, value["sha256"], _digest(value)),
-        (_WEIGHTS_FILE, value["weights_sha256"], sha256_of(folder / _WEIGHTS_FILE)),
+        (_WEIGHTS_FILE, value.get("weights_sha256"), sha256_of(folder / _WEIGHTS_FILE)),
     ):
         if kept != now:
             raise DataError(f"{folder / name}: not what was written; restore the folder, or train again")

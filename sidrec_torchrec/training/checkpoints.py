@@ -10,6 +10,7 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import StorageReader
 
 from sidrec_torchrec.errors import SidrecError, first_line
@@ -24,6 +25,7 @@ from sidrec_torchrec.training.storage import (
 )
 
 BEST, LAST = "best", "last"  # the checkpoint to keep, and the one to go on from
+_BROKEN = "a broken checkpoint, or of another model"
 
 
 class Checkpoints:
@@ -69,9 +71,10 @@ class Checkpoints:
             SidrecError: if it is broken, or of another model.
         """
         path = self._folder / name
+        self._index(name)  # torch would warn at length of what is wrong with it
         reader = _reader(path)
         planner = OldLoadPlanner() if isinstance(reader, OldReader) else JSONLoadPlanner()
-        with _explained(f"{path}: a broken checkpoint, or of another model", f"remove {self._folder} to train anew"):
+        with _explained(f"{path}: {_BROKEN}", f"remove {self._folder} to train anew"):
             dcp.load(state, storage_reader=reader, planner=planner)
 
     def names(self, name: str) -> set[str]:
@@ -80,12 +83,15 @@ class Checkpoints:
         Raises:
             SidrecError: if it is broken.
         """
+        return set(self._index(name).state_dict_metadata)
+
+    def _index(self, name: str) -> Metadata:
         path = self._folder / name
         try:
-            return set(_reader(path).read_metadata().state_dict_metadata)
+            return _reader(path).read_metadata()
         except Exception as error:  # whatever unpickling an old one may raise
             raise SidrecError(
-                f"{path}: a broken checkpoint ({first_line(error)}); remove {self._folder} to train anew"
+                f"{path}: {_BROKEN} ({first_line(error)}); remove {self._folder} to train anew"
             ) from error
 
     def _settle(self, name: str) -> None:

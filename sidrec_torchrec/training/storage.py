@@ -152,7 +152,7 @@ class TensorFileReader(StorageReader):
     def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
         pass
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self) -> Metadata:  # without torch's arguments: each process has the whole index
         """What is in it.
 
         Raises:
