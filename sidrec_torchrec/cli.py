@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
 
     Returns:
         Exit code: 0; 1 if ``doctor`` found a mismatch; after an error a user can act on, whose message alone is
-        printed (set ``SIDREC_DEBUG=1`` for the traceback), 2, or 3 if training diverged; 130 when interrupted; 143
+        printed (set ``SIDREC_DEBUG=1`` for the traceback), 2, 3 if training diverged, 4 if another process of the job has ended; 130 when interrupted; 143
         after SIGTERM, 129 after SIGHUP.
     """
     name, rest = _split_name(arguments)

@@ -36,6 +36,12 @@ class DivergedError(SidrecError):
     exit_code = 3
 
 
+class LostPeerError(SidrecError):
+    """Another process of the job has ended, or does not answer."""
+
+    exit_code = 4
+
+
 class PreemptedError(SidrecError):
     """A signal asked the job to stop. Its state is kept; run again, and it goes on.
 
