@@ -14,10 +14,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from sidrec_torchrec.errors import DataError, SidrecError, check_at_least
 from sidrec_torchrec.fusion.item_tensors import ItemStream
+from sidrec_torchrec.fusion.lengths import Lengths
 from sidrec_torchrec.fusion.model import ItemTensors, Standardize, VQFusion
+from sidrec_torchrec.processes import is_first_process
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.loop import LoopConfig
-from sidrec_torchrec.training.progress import Stage
+from sidrec_torchrec.training.progress import Stage, say
 from sidrec_torchrec.training.schedule import rate_factor
 from sidrec_torchrec.training.trainee import NotFiniteError, Step, Trainee, Values
 
@@ -199,29 +201,48 @@ class _Optimizer:
 def standardize(model: VQFusion, train: ItemStream, device: torch.device) -> int:
     """Sets the sources' means and scales from one pass over the training items; returns their number.
 
+    Says where few vectors are so long that the others are lost beside them.
+
     Raises:
         DataError: if there are none, or a source is missing in all of them, or float32 could make nothing of it.
     """
     sums = {name: torch.zeros(dim, dtype=torch.float64) for name, dim in model.config.sources.items()}
-    squares, counts, num_items = dict.fromkeys(sums, 0.0), dict.fromkeys(sums, 0), 0
+    lengths, num_items = {name: Lengths() for name in sums}, 0
     for block in train.again():
         num_items += len(block)
         for name in sums:
             x_ND = block.sources[name][block.present[name]].double()
             sums[name] += x_ND.sum(0)
-            squares[name] += float(x_ND.square().sum())
-            counts[name] += len(x_ND)
+            lengths[name].update(x_ND)
     if not num_items:
         raise DataError(f"{train.items.path}: no item is left to train on; exclude or hold back fewer")
     for name, sum_D in sums.items():
-        if not counts[name]:
+        count, squares = lengths[name].count, lengths[name].squares
+        if not count:
             raise DataError(f"{train.items.path}: column '{name}': missing in every training item; drop it")
-        mean_D, square = sum_D / counts[name], squares[name] / counts[name]
+        mean_D, square = sum_D / count, squares / count
         if not _SQUARES[0] <= square <= _SQUARES[1]:
             raise DataError(
                 f"{train.items.path}: column '{name}': its vectors have length {square**0.5:.1e} (root mean "
                 "square), of which float32 would make nothing; scale them to about 1"
             )
+        if lengths[name].are_uneven:
+            _tell_of_the_longest(train, name, lengths[name])
         variance = torch.tensor(square - float(mean_D.square().sum()))
         cast(Standardize, model.standardize[name]).set(mean_D.to(device), variance.to(device))
     return num_items
+
+
+def _tell_of_the_longest(train: ItemStream, name: str, lengths: Lengths) -> None:
+    if not is_first_process():
+        return
+    for item_ids, block in train.blocks():
+        length_N = block.sources[name].double().square().sum(1).sqrt() * block.present[name]
+        if length_N.max() >= lengths.longest * (1 - 1e-9):
+            mean = (lengths.total - lengths.longest) / max(lengths.count - 1, 1)
+            say(
+                f"{train.items.path}: column '{name}': item {item_ids[int(length_N.argmax())]}'s vector has length "
+                f"{lengths.longest:.3g}, the others have {mean:.3g} on the mean: SIDs will tell the longest vectors from the "
+                "rest, and little else. Mend or drop them, or scale all to one length"
+            )
+            return
