@@ -122,7 +122,7 @@ def make_batch(T: int, B: int) -> RankBatch:
         timestamp_N=place_N * 60,
         order_N=place_N,
         visible_N=torch.ones(N, dtype=torch.bool),
-        seen_N=torch.ones(N, dtype=torch.bool),
+        item_N=torch.zeros(N, dtype=torch.int32),
         global_targets=torch.tensor(float(B * TARGETS)),
         global_labels_K=torch.tensor([float(B * TARGETS)]),
     )

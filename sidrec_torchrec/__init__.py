@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as below
     from sidrec_torchrec.codec.alphabet import Levels, OneHot, Real, Signs, Ternary, format_stages, parse_stages
     from sidrec_torchrec.codec.codec import Codec
     from sidrec_torchrec.codec.dpca import DPCA, DPCAConfig
-    from sidrec_torchrec.codec.packing import SIDSpec
+    from sidrec_torchrec.codec.packing import NO_SID, SIDSpec
     from sidrec_torchrec.codec.quantizer import Quantizer
     from sidrec_torchrec.codec.residual_vq import ResidualVQ, ResidualVQConfig
     from sidrec_torchrec.data.sids import open_sids, read_sids
@@ -46,7 +46,7 @@ _PUBLIC = {
     "codec.alphabet": ["Levels", "OneHot", "Real", "Signs", "Ternary", "format_stages", "parse_stages"],
     "codec.codec": ["Codec"],
     "codec.dpca": ["DPCA", "DPCAConfig"],
-    "codec.packing": ["SIDSpec"],
+    "codec.packing": ["NO_SID", "SIDSpec"],
     "codec.quantizer": ["Quantizer"],
     "codec.residual_vq": ["ResidualVQ", "ResidualVQConfig"],
     "data.sids": ["open_sids", "read_sids"],

@@ -1,11 +1,14 @@
 """``sidrec COMMAND --flag value ...``: parses, and calls what does the work.
 
-A command's flags are the fields of the config dataclass that its function takes; their help is its docstring.
+A command's flags are the fields of the config dataclass that its function takes; their help is its docstring. Fields of
+the configs it holds are ``--protocol.split``, or ``--split`` where no other of them has that name.
 """
 
 import dataclasses
+import difflib
 import json
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -18,6 +21,9 @@ from sidrec_torchrec.jobs import HELP, JOBS
 
 _DOCTOR = "doctor"
 _CONVERT = "data "  # a converter's command is this and its name
+_SHORT_NAMES = (
+    "A flag of a config within another, as --{path}, may go by its last name, --{name}, where no other has it."
+)
 
 
 def run() -> None:
@@ -86,13 +92,22 @@ def parse_config(config_class: type, arguments: list[str], *, prog: str, descrip
     """
     from jsonargparse import ArgumentParser  # half a second, which `doctor` and `--help` need not spend
 
-    parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    paths = _paths(config_class)
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, *rest: Any) -> typing.NoReturn:
+            super().error(message + _suggestion(message, paths), *rest)
+
+    unique = next((path for path in paths if len(_ends(_last(path), paths)) == 1 and _last(path) not in paths), None)
+    notes = [_SHORT_NAMES.format(path=unique, name=_last(unique))] if unique else []
+    text = ". ".join([*filter(None, [description.removesuffix(".")]), *notes])
+    parser = Parser(prog=prog, description=text, allow_abbrev=False)
     parser.add_argument(
         "--config", action="config", help="YAML file of flags; flags on the command line take precedence"
     )
     parser.add_class_arguments(config_class, as_group=False, fail_untyped=True)
-    namespace = parser.parse_args(_normalize(arguments, _list_flags(config_class)))
     try:
+        namespace = parser.parse_args(_normalize(arguments, paths))
         values = parser.instantiate(namespace)
         return config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class)})
     except SidrecError:
@@ -101,19 +116,26 @@ def parse_config(config_class: type, arguments: list[str], *, prog: str, descrip
         parser.error(str(error))
 
 
-def _normalize(arguments: list[str], list_flags: set[str]) -> list[str]:
-    """Kebab case to snake case; each list flag's values, repeated or in comma lists, to one JSON list."""
+def _normalize(arguments: list[str], paths: dict[str, Any]) -> list[str]:
+    """Kebab case to snake case, last names to whole ones, a switch without a value to true; each list flag's values, repeated
+    or in comma lists, to one JSON list.
+
+    Raises:
+        ValueError: on a last name that several fields have; names them.
+    """
     plain: list[str] = []
     lists: dict[str, list[str]] = {}
-    rest = iter(arguments)
-    for argument in rest:
+    rest = iter([*zip(arguments, [*arguments[1:], "--"], strict=True)])
+    for argument, after in rest:
         flag, equals, value = argument.partition("=")
         if flag.startswith("--"):
-            flag = "--" + flag[2:].replace("-", "_")
-        if flag not in list_flags:
-            plain.append(flag + equals + value)
+            flag = "--" + _full(flag[2:].replace("-", "_"), paths)
+        kind = paths.get(flag[2:])
+        if not _is_list(kind):
+            is_bare = kind is bool and not equals and after.startswith("--")
+            plain.append(flag + equals + value + "=true" * is_bare)
             continue
-        values = value if equals else next(rest, None)
+        values = value if equals else next(rest, (None, ""))[0]
         if values is None:
             plain.append(flag)
         else:
@@ -121,15 +143,51 @@ def _normalize(arguments: list[str], list_flags: set[str]) -> list[str]:
     return plain + [f"{flag}={json.dumps(values)}" for flag, values in lists.items()]
 
 
-def _list_flags(config_class: type, prefix: str = "--") -> set[str]:
-    """Flags of fields such as ``tuple[str, ...]``, those of nested configs (``--model.hidden``) too."""
-    flags = set()
+def _paths(config_class: type, prefix: str = "") -> dict[str, Any]:
+    """Every field, those of configs it holds as ``model.hidden``; and its type."""
+    paths = {}
     for name, kind in typing.get_type_hints(config_class).items():
+        paths[prefix + name] = kind
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            flags |= _list_flags(kind, f"{prefix}{name}.")
-        elif typing.get_origin(kind) is tuple and typing.get_args(kind)[1:] == (...,):
-            flags.add(prefix + name)
-    return flags
+            paths |= _paths(kind, f"{prefix}{name}.")
+    return paths
+
+
+def _is_list(kind: Any) -> bool:
+    """Whether it is ``tuple[str, ...]``, say."""
+    return typing.get_origin(kind) is tuple and typing.get_args(kind)[1:] == (...,)
+
+
+def _full(name: str, paths: dict[str, Any]) -> str:
+    """The path that ends in ``name``, if there is but one; ``name`` itself if it is a path, or none ends so.
+
+    Raises:
+        ValueError: if several do; names them.
+    """
+    ends = _ends(name, paths)
+    if name in paths or not ends:
+        return name
+    if len(ends) > 1:
+        raise ValueError(f"--{name} may be {' or '.join(f'--{path}' for path in ends)}; write which")
+    return ends[0]
+
+
+def _ends(name: str, paths: dict[str, Any]) -> list[str]:
+    return [path for path in paths if path.endswith(f".{name}")]
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _suggestion(message: str, paths: dict[str, Any]) -> str:
+    """Flags like those the parser does not know, if there are."""
+    if not message.startswith("unrecognized arguments"):
+        return ""
+    names = {_last(path): path for path in reversed(paths)} | {path: path for path in paths}
+    found = [difflib.get_close_matches(name, names, 1, 0.75) for name in re.findall(r"--([\w.]+)", message)]
+    likely = [f"--{names[match]}" for matches in found for match in matches]
+    return f"; did you mean {', '.join(likely)}?" if likely else ""
 
 
 def _config_class(function: Callable[..., Any]) -> type:

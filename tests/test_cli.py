@@ -27,6 +27,36 @@ class Inner:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Rates.
+
+    Args:
+        rate: of all.
+        passes: over the data.
+    """
+
+    rate: float = 0.1
+    passes: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How to train.
+
+    Args:
+        passes: over the data.
+        names: some names.
+        stages: not the job's.
+        optimizer: rates.
+    """
+
+    passes: int = 1
+    names: tuple[str, ...] = ()
+    stages: str = ""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outer:
     """A job.
 
@@ -35,16 +65,20 @@ class Outer:
         source: which sources.
         cold_fraction: a share.
         stages: digits.
+        report: whether to.
         data: optional folder.
         model: sizes.
+        training: how.
     """
 
     out: Path
     source: tuple[str, ...] = ("all",)
     cold_fraction: float = 0.25
     stages: str = "ternary*25"
+    report: bool = False
     data: Path | None = None
     model: Inner = field(default_factory=Inner)
+    training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
         if not 0 <= self.cold_fraction < 1:
@@ -96,6 +130,31 @@ def test_nested_lists_and_commas_in_plain_flags():
     assert config.stages == "onehot:256,ternary*20"
 
 
+def test_a_nested_flag_goes_by_its_last_name():
+    named = parse(
+        "--out", "d", "--hidden-dims", "8,9", "--rate=0.5", "--names", "a", "--names", "b", "--optimizer.passes", "3"
+    )
+    assert named.model == Inner(hidden_dims=(8, 9))
+    assert named.training == Training(names=("a", "b"), optimizer=Optimizer(rate=0.5, passes=3))
+    # the job's own field has the name, whoever else has
+    assert parse("--out", "d", "--stages", "ternary*3").stages == "ternary*3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "report"),
+    [
+        (["--report"], True),
+        (["--report", "--stages", "ternary*3"], True),
+        (["--source", "a", "--report"], True),
+        (["--report", "false"], False),
+        (["--report=true", "--report=false"], False),
+        ([], False),
+    ],
+)
+def test_a_switch_needs_no_value(arguments, report):
+    assert parse("--out", "d", *arguments).report == report
+
+
 def test_an_empty_list():
     assert parse("--out", "d", "--source", "").source == ()
 
@@ -113,6 +172,12 @@ def test_flags_outdo_the_config_file(tmp_path):
         (["--out", "d", "--cold-fraction", "2"], "cold_fraction must lie in [0, 1), got 2.0"),
         (["--out", "d", "--cold-fraction", "much"], "cold_fraction"),
         (["--out", "d", "--sauce", "a"], "unrecognized arguments: --sauce"),
+        (["--out", "d", "--suorce", "a"], "unrecognized arguments: --suorce a; did you mean --source?"),
+        (["--out", "d", "--hiden-dims", "8"], "did you mean --model.hidden_dims?"),
+        (
+            ["--out", "d", "--passes", "2"],
+            "--passes may be --training.passes or --training.optimizer.passes; write which",
+        ),
         (["--out", "d", "--cold", "0.5"], "unrecognized arguments: --cold"),
         (["--out", "d", "--source"], "source"),
         ([], "out"),
@@ -132,6 +197,8 @@ def test_help_is_the_docstring(capsys):
     out = capsys.readouterr().out
     assert "which sources." in out
     assert "widths." in out
+    words = " ".join(out.split())
+    assert "as --model.hidden_dims, may go by its last name, --hidden_dims, where no other has it." in words
 
 
 def test_a_job_runs(capsys):

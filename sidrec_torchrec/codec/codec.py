@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sidrec_torchrec.codec.alphabet import OneHot
-from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.codec.packing import SIDSpec, is_missing
 from sidrec_torchrec.codec.quantizer import Quantizer, add_tables
 from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
 from sidrec_torchrec.files import atomic_path, write_json
@@ -63,12 +63,15 @@ class Codec:
             num_digits: decode only this many first digits; None for all.
 
         Returns:
-            float32 [N, D].
+            float32 [N, D]; zeros for a missing SID.
 
         Raises:
             ValueError: on words that are not of this spec (names the row), or a ``num_digits`` outside 0 to L.
         """
-        return self.decode_digits(self.spec.unpack(words_NW), num_digits=num_digits)
+        self.spec.check_words(words_NW)
+        missing_N1 = is_missing(words_NW).unsqueeze(1)
+        digits_NL = self.spec.unpack(words_NW.masked_fill(missing_N1, 0))
+        return self.decode_digits(digits_NL, num_digits=num_digits).masked_fill(missing_N1, 0)
 
     def decode_digits(self, digits_NL: Tensor, *, num_digits: int | None = None) -> Tensor:
         """Vectors of digits, integers [N, L]; as ``decode``."""

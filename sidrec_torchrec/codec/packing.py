@@ -6,6 +6,8 @@ then the next word begins. Within a word of digits d_1 .. d_n with radices r_1 .
     word = ((d_1 r_2 + d_2) r_3 + d_3) ... r_n + d_n
 
 so words sort as digits do, and the prefix of k digits is the word divided by r_{k+1} ... r_n, rounded down.
+
+An event whose item has no SID, say one that the catalogue has no more, has ``NO_SID`` in every word.
 """
 
 import math
@@ -21,6 +23,10 @@ from sidrec_torchrec.codec.alphabet import Alphabet, format_stages, parse_stages
 from sidrec_torchrec.ops.layout import CodeLayout
 
 IntArray = TypeVar("IntArray", Tensor, np.ndarray)
+
+NO_SID = -1
+"""What every word of a missing SID is; no packed SID has a negative word. It is read as an item of which nothing is known: its
+vector is zero, and so is what its digits add to any score."""
 
 _WORD_LIMIT = 1 << 63
 
@@ -123,31 +129,32 @@ class SIDSpec:
             int16 [N, L], of the same kind.
 
         Raises:
-            ValueError: on another width or a word that no digits give; names its row.
+            ValueError: on another width or a word that no digits give, as those of a missing SID; names its row.
         """
         if isinstance(words_NW, np.ndarray):
             return self.unpack(_tensor(words_NW)).numpy()
-        self.check_words(words_NW)
+        self.check_words(words_NW, may_miss=False)
         return self.layout.values(words_NW).to(torch.int16)
 
-    def check_words(self, words_NW: IntArray) -> None:
+    def check_words(self, words_NW: IntArray, *, may_miss: bool = True) -> None:
         """Refuses words that are not packed SIDs of this spec.
 
         Args:
             words_NW: int64 [N, W]; a tensor or a NumPy array.
+            may_miss: whether SIDs may be missing: rows whose words are all ``NO_SID``.
 
         Raises:
             ValueError: on another width or dtype, or a word out of range; names its row.
         """
         if isinstance(words_NW, np.ndarray):
-            return self.check_words(_tensor(words_NW))
+            return self.check_words(_tensor(words_NW), may_miss=may_miss)
         if words_NW.ndim != 2 or words_NW.shape[1] != self.num_words or words_NW.dtype != torch.int64:
             raise ValueError(
                 f"words have shape {tuple(words_NW.shape)} and dtype {words_NW.dtype}, expected int64 "
                 f"[N, {self.num_words}]"
             )
         last_W = torch.tensor([limit - 1 for limit in self.word_limits], device=words_NW.device)
-        wrong_NW = (words_NW < 0) | (words_NW > last_W)
+        wrong_NW = wrong_words(words_NW, last_W, may_miss)
         if torch.compiler.is_compiling():  # a graph cannot look at values
             torch._assert_async(~wrong_NW.any(), f"a word is no packed SID of {format_stages(self.stages)}")
         elif wrong_NW.any():
@@ -169,6 +176,23 @@ class SIDSpec:
     def from_json(value: dict[str, Any]) -> "SIDSpec":
         """The spec ``to_json`` wrote."""
         return SIDSpec(parse_stages(value["stages"]), value["fingerprint"])
+
+
+def is_missing(words_NW: Tensor) -> Tensor:
+    """Which SIDs are missing, bool [N]: all their words are ``NO_SID``."""
+    return (words_NW == NO_SID).all(1)
+
+
+def wrong_words(words_NW: Tensor, last_W: Tensor, may_miss: bool) -> Tensor:
+    """Which words no packed SID has, bool [N, W].
+
+    Args:
+        words_NW: int64.
+        last_W: int64, the greatest value of each word.
+        may_miss: whether SIDs may be missing.
+    """
+    wrong_NW = (words_NW < 0) | (words_NW > last_W)
+    return wrong_NW & ~is_missing(words_NW).unsqueeze(1) if may_miss else wrong_NW
 
 
 def word_names(feature: str, num_words: int) -> list[str]:

@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from sidrec_torchrec.data.conversion import EventSink, with_sources, write_parquet, write_sorted_events
-from sidrec_torchrec.data.events import EVENTS_FILE
-from sidrec_torchrec.data.items import ITEMS_FILE
+from sidrec_torchrec.data.folder import EVENTS_FILE, ITEMS_FILE
 from sidrec_torchrec.errors import DataError
 
 USER_IDS_FILE = "user_ids.parquet"

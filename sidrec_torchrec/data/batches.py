@@ -24,7 +24,7 @@ class ItemFeatures(Protocol):
     keys: tuple[str, ...]
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        """By key, a tensor of N times some width, row after row, for int32 [N] rows of the item file."""
+        """By key, a tensor of N times some width, row after row, for int32 [N] rows of the item file; -1 if missing."""
 
 
 @dataclass(kw_only=True)
@@ -35,13 +35,13 @@ class RankBatch(Pipelineable):
         items: the arm's features of each event; a key of width w has w values per event.
         users: one code per row and user feature.
         lengths_B: int64, events of each row.
-        num_targets_B: int64, how many of a row's last events are targets.
+        num_targets_B: int64, how many of a row's last events are targets, if they have an item.
         weight_B: float32, 1, or 0 for a row that only fills up a process's share.
         action_N: int64, the labels: with one task 1 for a positive event, 0 for a negative one; see ``data.tasks``.
         timestamp_N: int64.
         order_N: int64, place among the user's real events.
         visible_N: bool, whether later events may read this one.
-        seen_N: bool, whether the item occurs in training.
+        item_N: int32, rows of the item file; -1 for an event without an item, which is no target.
         global_targets: float32 scalar, targets of this batch over all processes.
         global_labels_K: float32, those of them that have a label, by task.
     """
@@ -55,7 +55,7 @@ class RankBatch(Pipelineable):
     timestamp_N: Tensor
     order_N: Tensor
     visible_N: Tensor
-    seen_N: Tensor
+    item_N: Tensor
     global_targets: Tensor
     global_labels_K: Tensor
 
@@ -71,6 +71,11 @@ class RankBatch(Pipelineable):
                 arrays[f"{field.name}.{key}.values"] = feature.values().numpy()
                 arrays[f"{field.name}.{key}.lengths"] = feature.lengths().numpy()
         return arrays
+
+    @property
+    def has_item_N(self) -> Tensor:
+        """bool, whether the event has an item."""
+        return self.item_N >= 0
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "RankBatch":
         return RankBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
@@ -183,7 +188,7 @@ class Collator:
     """Makes a batch of rows.
 
     Args:
-        prepared: says what is seen in training, which user features there are, and how many tasks.
+        prepared: says which user features there are, and how many tasks.
         features: the arm's item features.
     """
 
@@ -191,7 +196,6 @@ class Collator:
         self.features = features
         self._user_features = list(prepared.user_features)
         self._tasks = range(len(prepared.tasks))
-        self._seen = prepared.seen()
 
     def __call__(self, share: list[Sequence], *, rows: list[Sequence] | None = None, weight: float = 1.0) -> RankBatch:
         """The batch of this process.
@@ -214,8 +218,8 @@ class Collator:
             timestamp_N=_jagged([row.timestamp for row in share], np.int64),
             order_N=_jagged([row.order for row in share], np.int64),
             visible_N=_jagged([row.visible for row in share], np.bool_),
-            seen_N=torch.from_numpy(self._seen[item_N]),
-            global_targets=torch.tensor(float(sum(row.num_targets for row in rows))),
+            item_N=torch.from_numpy(item_N),
+            global_targets=torch.tensor(float(sum(row.num_scored() for row in rows))),
             global_labels_K=torch.tensor([float(sum(row.num_labels(k) for row in rows)) for k in self._tasks]),
         )
 

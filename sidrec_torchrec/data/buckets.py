@@ -2,21 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sidrec_torchrec.data.format import Events, Items, Users, Vocabulary
+from sidrec_torchrec.data.ids import IdIndex, canonical, keys
 from sidrec_torchrec.data.items import ItemRows
+from sidrec_torchrec.data.policy import EventCounts, EventPolicy, item_rows, repeats
 from sidrec_torchrec.data.tasks import action_of
 from sidrec_torchrec.errors import DataError
 
 EVENTS_PER_BUCKET = 1 << 22  # about 100 MB in memory
-_EVENT_SCHEMA = pa.schema(
-    [("user_id", pa.int64()), ("item", pa.int32()), ("timestamp", pa.int64()), ("action", pa.int8())]
-)
+_EVENT_COLUMNS = {"item": pa.int32(), "timestamp": pa.int64(), "action": pa.int8()}
 
 
 @dataclass(frozen=True)
@@ -26,118 +27,191 @@ class UserEvents:
     Args:
         user_id: whose.
         codes: int32 [F], code of each user feature; 0 where missing, else 1 + the class in its vocabulary.
-        item: int32 [N], rows of the item file.
-        timestamp: int64 [N], never decreasing.
+        item: int32 [N], rows of the item file; ``NO_ITEM`` of an event whose item it does not have.
+        timestamp: int64 [N], seconds, never decreasing.
         action: int8 [N], the labels; see ``data.tasks``. 1 where the log has no labels.
     """
 
-    user_id: int
+    user_id: int | str | bytes
     codes: np.ndarray
     item: np.ndarray
     timestamp: np.ndarray
     action: np.ndarray
+
+    def take(self, places: np.ndarray) -> "UserEvents":
+        """The events at these places."""
+        return replace(self, item=self.item[places], timestamp=self.timestamp[places], action=self.action[places])
 
 
 class EventBuckets:
     """A log cut by user. Made by ``EventBuckets.write``.
 
     Args:
-        path: the event file the buckets were cut from.
+        path: of the log that the buckets were cut from.
         tasks: its label columns; none if it has no labels.
+        id_type: canonical type of its users' ids.
         files: bucket files of events, and of users where there are any.
         num_features: user features F.
+        policy: what was, and is, done about events that cannot be read as they are.
+        unknown_items: events on items that the item file does not have.
     """
 
-    def __init__(self, path: Path, tasks: tuple[str, ...], files: list[tuple[Path, Path]], num_features: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tasks: tuple[str, ...],
+        id_type: pa.DataType,
+        files: list[tuple[Path, Path]],
+        num_features: int,
+        policy: EventPolicy,
+        unknown_items: int,
+    ) -> None:
         self.path = path
         self.tasks = tasks
+        self.id_type = id_type
+        self.policy = policy
+        self.counts = EventCounts(unknown_items)
         self._files = files
         self._num_features = num_features
 
     @staticmethod
     def write(
-        folder: Path, events: Events, items: Items, users: Users | None, vocabularies: dict[str, Vocabulary]
+        folder: Path,
+        events: Events,
+        items: Items,
+        users: Users | None,
+        vocabularies: dict[str, Vocabulary],
+        policy: EventPolicy,
     ) -> "EventBuckets":
         """Cuts ``events`` into files under ``folder``.
 
         Args:
             folder: new folder for the buckets.
             events: the log.
-            items: the item file; every event's item must be in it.
+            items: the item file.
             users: the user file, if any; a user who is not in it has missing features.
             vocabularies: of the user features, by column.
+            policy: what to do about events that cannot be read as they are.
 
         Raises:
-            DataError: on bad events, or an event of an unknown item; names file, column and row.
+            DataError: on bad events; names file, column and row.
         """
         folder.mkdir(parents=True)
         num_buckets = -(-events.num_events // EVENTS_PER_BUCKET)
         files = [(folder / f"events-{i}.arrow", folder / f"users-{i}.arrow") for i in range(num_buckets)]
-        user_schema = pa.schema([("user_id", pa.int64()), *((name, pa.int32()) for name in vocabularies)])
+        id_type = events.user_id_type
+        event_schema = pa.schema([("user_id", id_type), *_EVENT_COLUMNS.items()])
+        user_schema = pa.schema([("user_id", id_type), *((name, pa.int32()) for name in vocabularies)])
+        counts = EventCounts()
         with ExitStack() as stack:
-            event_writers = [stack.enter_context(pa.ipc.new_file(path, _EVENT_SCHEMA)) for path, _ in files]
+            event_writers = [stack.enter_context(pa.ipc.new_file(path, event_schema)) for path, _ in files]
             user_writers = [stack.enter_context(pa.ipc.new_file(path, user_schema)) for _, path in files]
             rows = ItemRows(items)
             for batch in events.batches():
-                item_N = rows.find(batch.item_ids, events.path, batch.first_row)
+                item_N = item_rows(rows, batch.item_ids, events.table, batch.first_row, policy, counts)
                 action_N = action_of(batch.labels) if events.tasks else np.ones(len(batch), np.int8)
                 columns = [batch.user_ids, item_N, batch.timestamps, action_N]
-                _scatter(event_writers, _EVENT_SCHEMA, batch.user_ids, columns)
+                kept = np.flatnonzero(item_N >= 0) if policy.unknown_items == "drop" else None
+                _scatter(event_writers, event_schema, columns, kept)
             for user_batch in users.batches(columns=tuple(vocabularies)) if users is not None else ():
                 codes = [v.encode(user_batch.columns[name])[0] + 1 for name, v in vocabularies.items()]
-                _scatter(user_writers, user_schema, user_batch.user_ids, [user_batch.user_ids, *codes])
-        return EventBuckets(events.path, events.tasks, files, len(vocabularies))
+                user_ids = _of_type(user_batch.user_ids, users, events)
+                _scatter(user_writers, user_schema, [user_ids, *codes])
+        return EventBuckets(events.path, events.tasks, id_type, files, len(vocabularies), policy, counts.unknown_items)
 
     def users(self) -> Iterator[UserEvents]:
-        """Each user with all their events in file order, bucket by bucket; within a bucket by user_id.
+        """Each user with all their events in order of time, ties as the log has them; bucket by bucket, there by user_id.
+
+        ``counts`` is of the last pass.
 
         Raises:
-            DataError: if a user's timestamps go backwards.
+            DataError: if a user's timestamps go backwards, and are not to be sorted.
         """
+        self.counts = EventCounts(self.counts.unknown_items)
         for event_file, user_file in self._files:
-            user_N, item_N, time_N, action_N = _read(event_file)
-            user_ids_U, *codes = _read(user_file)
-            codes_UF = np.stack(codes, axis=1) if codes else np.zeros((len(user_ids_U), 0), np.int32)
-            code_rows = {int(user): row for row, user in enumerate(user_ids_U)}
+            table, users = _read(event_file), _read(user_file)
+            user_ids, user_N = _numbered(table.column("user_id"))
+            columns = {name: table.column(name).to_numpy() for name in _EVENT_COLUMNS}
+            codes_UF = np.stack([c.to_numpy() for c in users.columns[1:]] or [np.zeros(0, np.int32)], axis=1)
+            code_row_U = IdIndex(canonical(users.column("user_id"))).find(user_ids) if len(users) else None
             no_codes = np.zeros(self._num_features, np.int32)
             order = np.argsort(user_N, kind="stable")
-            starts = np.flatnonzero(np.diff(user_N[order], prepend=user_N[order[:1]] - 1))
-            for events in np.split(order, starts[1:]) if len(order) else ():
-                user_id = int(user_N[events[0]])
-                row = code_rows.get(user_id)
+            starts = np.flatnonzero(np.diff(user_N[order], prepend=-1))
+            for number, events in enumerate(np.split(order, starts[1:]) if len(order) else ()):
+                row = -1 if code_row_U is None else code_row_U[number]
                 user = UserEvents(
-                    user_id=user_id,
-                    codes=no_codes if row is None else codes_UF[row],
-                    item=item_N[events],
-                    timestamp=time_N[events],
-                    action=action_N[events],
+                    user_id=user_ids[number].as_py(),
+                    codes=no_codes if row < 0 else codes_UF[row],
+                    **{name: column[events] for name, column in columns.items()},
                 )
-                self._check_order(user)
-                yield user
+                user = self._mended(user)
+                if len(user.item) >= self.policy.min_events:
+                    yield user
+                else:
+                    self.counts.short_users += 1
 
-    def _check_order(self, user: UserEvents) -> None:
+    def _mended(self, user: UserEvents) -> UserEvents:
+        """The user's events as the policy wants them."""
         back = np.flatnonzero(np.diff(user.timestamp) < 0)
         if len(back):
-            before, after = user.timestamp[back[0]], user.timestamp[back[0] + 1]
-            raise DataError(
-                f"{self.path}: column 'timestamp' goes backwards for user_id {user.user_id}: {after} after {before}, "
-                f"at the user's event {back[0] + 1}; sort each user's events by time"
-            )
+            if not self.policy.sort:
+                before, after = user.timestamp[back[0]], user.timestamp[back[0] + 1]
+                raise DataError(
+                    f"{self.path}: column 'timestamp' goes backwards for user_id {user.user_id!r}: {after} after {before}, at the "
+                    f"user's event {back[0] + 1}; sort each user's events by time, or let it be done: --sort"
+                )
+            self.counts.unsorted += len(back)
+            user = user.take(np.argsort(user.timestamp, kind="stable"))
+        if (np.diff(user.timestamp) == 0).any():
+            # two items that are not known are not known to be one
+            is_repeat_N = repeats(user.timestamp, user.item, user.action) & (user.item >= 0)
+            self.counts.duplicates += int(is_repeat_N.sum())
+            if self.policy.drop_duplicates:
+                user = user.take(np.flatnonzero(~is_repeat_N))
+        return user
 
 
-def _scatter(writers: list, schema: pa.Schema, user_ids_N: np.ndarray, columns: list[np.ndarray]) -> None:
-    """Appends each row to the writer of its user's bucket, in order."""
+def _of_type(user_ids: pa.Array, users: Users | None, events: Events) -> pa.Array:
+    """Ids of users in the type that the log has them in."""
+    if user_ids.type == events.user_id_type:
+        return user_ids
+    try:
+        return user_ids.cast(events.user_id_type)
+    except pa.ArrowInvalid:
+        raise DataError(
+            f"{users.path if users else ''}: column 'user_id' holds {user_ids.type}, in {events.path} it holds "
+            f"{events.user_id_type}; write both with one type"
+        ) from None
+
+
+def _scatter(writers: list, schema: pa.Schema, columns: list, kept: np.ndarray | None = None) -> None:
+    """Appends each row, or those of ``kept``, to the writer of its user's bucket, in order; users come first."""
     # Fibonacci hashing: consecutive user ids spread over all buckets.
-    hashed_N = (user_ids_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
+    hashed_N = (keys(columns[0]).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
     bucket_N = (hashed_N % np.uint64(len(writers))).astype(np.int64)
+    if kept is not None:
+        dropped_N = np.ones(len(bucket_N), bool)
+        dropped_N[kept] = False
+        bucket_N[dropped_N] = -1
+    arrays = [
+        pa.array(c, field.type) if isinstance(c, np.ndarray) else c for c, field in zip(columns, schema, strict=True)
+    ]
+    rows = pa.RecordBatch.from_arrays(arrays, schema=schema)
     for bucket, writer in enumerate(writers):
         chosen = np.flatnonzero(bucket_N == bucket)
         if len(chosen):
-            arrays = [pa.array(c[chosen], field.type) for c, field in zip(columns, schema, strict=True)]
-            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            writer.write_batch(rows.take(pa.array(chosen)))
 
 
-def _read(path: Path) -> list[np.ndarray]:
+def _numbered(user_ids: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+    """The distinct ids in their order, and the number of each row's among them, int64 [N]."""
+    codes = canonical(user_ids).dictionary_encode()
+    order = pc.sort_indices(codes.dictionary).to_numpy()
+    number_D = np.empty(len(order), np.int64)
+    number_D[order] = np.arange(len(order))
+    return codes.dictionary.take(pa.array(order)), number_D[codes.indices.to_numpy()]
+
+
+def _read(path: Path) -> pa.Table:
     with pa.memory_map(str(path)) as source:
-        table = pa.ipc.open_file(source).read_all()
-        return [column.to_numpy() for column in table.columns]
+        return pa.ipc.open_file(source).read_all()

@@ -159,6 +159,7 @@ class _Targets:
                 place_P = np.arange(len(row_P)) + np.repeat(ends_R - np.cumsum(targets_R), targets_R)
                 item_P, action_P = (table[name].chunk(0).values.to_numpy()[place_P] for name in ("item", "action"))
                 label_P = label_of(action_P, 0)
-                columns = [torch.from_numpy(values_P[label_P != UNKNOWN]) for values_P in (row_P, item_P, label_P)]
+                counts_P = (label_P != UNKNOWN) & (item_P >= 0)
+                columns = [torch.from_numpy(values_P[counts_P]) for values_P in (row_P, item_P, label_P)]
                 if len(columns[0]):
                     yield columns[0], columns[1].long(), columns[2].double()

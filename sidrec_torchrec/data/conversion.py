@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sidrec_torchrec.data.parquet import ParquetTable, is_vector, vectors
+from sidrec_torchrec.data.columns import is_vector, vectors
+from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.data.text_source import HashedTfidf
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from sidrec_torchrec.data.parquet import ParquetTable, is_categorical
+from sidrec_torchrec.data.columns import is_categorical, is_index, is_label, is_time, seconds
+from sidrec_torchrec.data.columns import labels as read_labels
+from sidrec_torchrec.data.folder import DataFolder, DataSchema, is_data_folder, open_table
+from sidrec_torchrec.data.ids import id_type
+from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS, UNKNOWN
 from sidrec_torchrec.errors import DataError
 
-EVENTS_FILE = "events.parquet"
-USERS_FILE = "users.parquet"
 EVENT_IDS = ("user_id", "item_id", "timestamp")
 
 
@@ -23,16 +25,16 @@ class EventBatch:
 
     Args:
         first_row: row of the file the batch starts at.
-        user_ids: int64 [N].
-        item_ids: int64 [N].
-        timestamps: int64 [N].
+        user_ids: canonical [N]; see ``data.ids``.
+        item_ids: canonical [N].
+        timestamps: int64 [N], seconds.
         labels: int8 [N, K] of 0, 1 and, where several tasks are read, ``tasks.UNKNOWN``; K = 0 if the file has no labels
             (then every event is a positive).
     """
 
     first_row: int
-    user_ids: np.ndarray
-    item_ids: np.ndarray
+    user_ids: pa.Array
+    item_ids: pa.Array
     timestamps: np.ndarray
     labels: np.ndarray
 
@@ -47,14 +49,21 @@ class Events:
     Args:
         table: the Parquet file.
         tasks: its label columns; none if it has no labels.
+        time_unit: of timestamps that are plain numbers.
     """
 
     table: ParquetTable
     tasks: tuple[str, ...]
+    time_unit: str = "s"
 
     @property
     def path(self) -> Path:
         return self.table.path
+
+    @property
+    def user_id_type(self) -> pa.DataType:
+        """Canonical type of its users' ids."""
+        return id_type(self.table.type_of("user_id")) or pa.int64()
 
     @property
     def num_events(self) -> int:
@@ -68,18 +77,20 @@ class Events:
             to_learn: whether both labels of each task must occur.
 
         Raises:
-            DataError: on a null (but for labels of several tasks, which may be missing), or a label other than 0 and 1;
-                names file, column and row. After the last batch, ``to_learn``, if every label of a task was the same:
+            DataError: on a null (but for labels of several tasks, which may be missing), a label other than 0 and 1, or
+                times that cannot be of their unit; names file, column and row. After the last batch, ``to_learn``, if every label of a task was the same:
                 nothing can be learned from those.
         """
         counts_K2 = np.zeros((len(self.tasks), 2), np.int64)  # negatives, positives
         for first_row, batch in self.table.batches([*EVENT_IDS, *self.tasks], batch_size):
             labels_NK = np.empty((len(batch), len(self.tasks)), np.int8)
             for k, task in enumerate(self.tasks):
-                labels_NK[:, k] = self._labels(batch, task, first_row)
+                labels_NK[:, k] = self.labels(batch, task, first_row)
                 counts_K2[k] += [(labels_NK[:, k] == value).sum() for value in (0, 1)]
-            user_ids_N, item_ids_N, timestamps_N = (self.table.int64(batch, name, first_row) for name in EVENT_IDS)
-            yield EventBatch(first_row, user_ids_N, item_ids_N, timestamps_N, labels_NK)
+            user_ids, item_ids = (self.table.ids(batch, name, first_row) for name in ("user_id", "item_id"))
+            yield EventBatch(
+                first_row, user_ids, item_ids, timestamps(self.table, batch, first_row, self.time_unit), labels_NK
+            )
         for task, counts_2 in zip(self.tasks, counts_K2, strict=True):
             if to_learn and not counts_2.all():
                 rows = f"{counts_2.sum()} rows" + " that have it" * bool(counts_2.sum() < self.num_events)
@@ -88,28 +99,27 @@ class Events:
                     "If every event is a positive, leave the column out"
                 )
 
-    def _labels(self, batch: pa.RecordBatch, task: str, first_row: int) -> np.ndarray:
-        """One task's labels, int64 [N] of 0, 1 and UNKNOWN."""
-        if len(self.tasks) == 1:
-            known_N = np.ones(len(batch), bool)
-            labels_N = self.table.int64(batch, task, first_row)
-        else:
-            column = batch.column(task)
-            known_N = column.is_valid().to_numpy(zero_copy_only=False)
-            labels_N = column.cast(pa.int64()).fill_null(0).to_numpy()
-        bad_N = (labels_N != 0) & (labels_N != 1)
+    def labels(self, batch: pa.RecordBatch, task: str, first_row: int) -> np.ndarray:
+        """One task's labels, int8 [N] of 0, 1 and UNKNOWN."""
+        column = batch.column(task)
+        labels_N = read_labels(column)
+        bad_N = (labels_N < 0) | (labels_N == UNKNOWN) if len(self.tasks) == 1 else labels_N < 0
         if bad_N.any():
             row = int(np.argmax(bad_N))
-            raise DataError(f"{self.path}: column '{task}', row {first_row + row}: {labels_N[row]}; a label is 0 or 1")
-        return np.where(known_N, labels_N, UNKNOWN)
+            value = column[row].as_py()
+            where = self.table.at(task, first_row + row)
+            raise DataError(
+                f"{where}: null; every row needs a value" if value is None else f"{where}: {value}; a label is 0 or 1"
+            )
+        return labels_N
 
 
 @dataclass(frozen=True)
 class UserBatch:
-    """Some consecutive users: int64 ``user_ids`` [N], and an Arrow array of length N by categorical column."""
+    """Some consecutive users: canonical ``user_ids`` [N], and an Arrow array of length N by categorical column."""
 
     first_row: int
-    user_ids: np.ndarray
+    user_ids: pa.Array
     columns: dict[str, pa.Array]
 
     def __len__(self) -> int:
@@ -123,10 +133,12 @@ class Users:
     Args:
         table: the Parquet file.
         categorical: names of its categorical columns (strings, integers, or lists of them); others are left unread.
+        are_chosen: whether somebody named them.
     """
 
     table: ParquetTable
     categorical: tuple[str, ...]
+    are_chosen: bool = False
 
     @property
     def path(self) -> Path:
@@ -136,8 +148,8 @@ class Users:
     def num_users(self) -> int:
         return self.table.num_rows
 
-    def ids(self) -> np.ndarray:
-        """Every user_id, int64 [num_users], in file order.
+    def ids(self) -> pa.Array:
+        """Every user_id, canonical [num_users], in file order.
 
         Raises:
             DataError: on a null or repeated id; names the rows.
@@ -145,7 +157,7 @@ class Users:
         return self._ids
 
     @cached_property
-    def _ids(self) -> np.ndarray:
+    def _ids(self) -> pa.Array:
         return self.table.read_unique_ids("user_id")
 
     def batches(self, batch_size: int = 1 << 16, columns: Sequence[str] | None = None) -> Iterator[UserBatch]:
@@ -165,53 +177,85 @@ class Users:
                 raise DataError(f"{self.path}: column '{name}' is {kind}, not categorical")
         self.ids()
         for first_row, batch in self.table.batches(["user_id", *columns], batch_size):
-            user_ids_N = self.table.int64(batch, "user_id", first_row)
-            yield UserBatch(first_row, user_ids_N, {name: batch.column(name) for name in columns})
+            user_ids = self.table.ids(batch, "user_id", first_row)
+            yield UserBatch(first_row, user_ids, {name: batch.column(name) for name in columns})
 
 
-def open_events(folder_or_file: str | Path, tasks: tuple[str, ...] = ()) -> Events:
-    """Opens ``events.parquet`` and checks its columns (the values are checked as they are read).
-
-    Args:
-        folder_or_file: the data folder, or the file itself.
-        tasks: label columns to read; none named means ``label``, if there is one.
+def timestamps(table: ParquetTable, batch: pa.RecordBatch, first_row: int, unit: str) -> np.ndarray:
+    """The column ``timestamp`` of a batch as int64 [N], seconds.
 
     Raises:
-        DataError: if the file is missing, broken or empty, or a column is missing or of the wrong type.
+        DataError: on a null, or times that cannot be of the unit; names the row.
     """
-    path = Path(folder_or_file)
-    return events_of(ParquetTable.open(path / EVENTS_FILE if path.is_dir() else path), tasks)
+    table.check_no_null(batch, "timestamp", first_row)
+    try:
+        return seconds(batch.column("timestamp"), unit)
+    except ValueError as error:
+        raise DataError(f"{table.at('timestamp', first_row)} and after: {error}") from None
 
 
-def events_of(table: ParquetTable, tasks: tuple[str, ...] = ()) -> Events:
+def open_events(data: str | Path | DataFolder, tasks: tuple[str, ...] = (), schema: DataSchema | None = None) -> Events:
+    """Opens the events of a data folder and checks their columns (the values are checked as they are read).
+
+    Args:
+        data: the data folder; or a file, folder of parts or glob of events.
+        tasks: label columns to read; none named means ``label``, if there is one.
+        schema: of their columns, where a data folder does not say.
+
+    Raises:
+        DataError: if the events are missing, broken or empty, or a column is missing or of the wrong type.
+    """
+    table, schema = open_table(data, "events", schema)
+    return events_of(table, tasks, schema)
+
+
+def events_of(table: ParquetTable, tasks: tuple[str, ...] = (), schema: DataSchema | None = None) -> Events:
     """The events of a table; see ``open_events``."""
-    for column in EVENT_IDS:
-        table.require_int64(column)
+    check_event_ids(table)
     if not tasks and DEFAULT_TASKS[0] in table.schema.names:
         tasks = DEFAULT_TASKS
     for task in tasks:
         kind = table.type_of(task, what="label column")
-        if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-            raise DataError(f"{table.path}: column '{task}' must be int8 or bool, is {kind}")
-    return Events(table, tasks)
+        if not is_label(kind):
+            raise DataError(f"{table.path}: column '{table.own_name(task)}' is {kind}; labels are 0 and 1, or booleans")
+    return Events(table, tasks, (schema or DataSchema()).time_unit or "s")
 
 
-def open_users(folder_or_file: str | Path) -> Users | None:
-    """Opens ``users.parquet``; None if the folder has none.
+def check_event_ids(table: ParquetTable) -> None:
+    """Raises DataError unless users, items and times are there, and can be what they are called."""
+    for column in ("user_id", "item_id"):
+        table.require_ids(column)
+    kind = table.type_of("timestamp", what="required column")
+    if not is_time(kind):
+        raise DataError(
+            f"{table.path}: column '{table.own_name('timestamp')}' is {kind}; times are Arrow timestamps, dates or numbers: "
+            "cast it when writing the file"
+        )
+
+
+def open_users(data: str | Path | DataFolder, schema: DataSchema | None = None) -> Users | None:
+    """Opens the users of a data folder, or of a file, folder of parts or glob; None if a data folder has none.
+
+    Args:
+        data: where they are.
+        schema: of their columns, where a data folder does not say.
 
     Raises:
-        DataError: if the file is broken or empty, or has no int64 ``user_id``.
+        DataError: if they are broken or empty, or have no ``user_id``.
     """
-    path = Path(folder_or_file)
-    if path.is_dir():
-        path = path / USERS_FILE
-        if not path.exists():
-            return None
-    return users_of(ParquetTable.open(path))
+    if is_data_folder(data) and not DataFolder.of(data).has("users"):
+        return None
+    table, schema = open_table(data, "users", schema)
+    return users_of(table, schema)
 
 
-def users_of(table: ParquetTable) -> Users:
+def users_of(table: ParquetTable, schema: DataSchema | None = None) -> Users:
     """The users of a table; see ``open_users``."""
-    table.require_int64("user_id")
-    columns = [field.name for field in table.schema if field.name != "user_id" and is_categorical(field.type)]
-    return Users(table, tuple(columns))
+    table.require_ids("user_id")
+    chosen = (schema or DataSchema()).user_columns
+    for name in chosen:
+        kind = table.type_of(name, what="user column")
+        if not is_categorical(kind):
+            raise DataError(f"{table.path}: column '{name}' is {kind}; a user feature is a category")
+    columns = [f.name for f in table.schema if f.name != "user_id" and is_categorical(f.type) and not is_index(f.name)]
+    return Users(table, tuple(chosen or columns), are_chosen=bool(chosen))

@@ -1,33 +1,38 @@
 """Which data a run was made from."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec_torchrec.data.format import EVENTS_FILE, ITEMS_FILE, USERS_FILE
+from sidrec_torchrec.data.folder import DataFolder
 from sidrec_torchrec.errors import DataError, first_line
 
 
-def data_fingerprint(folder: Path) -> dict[str, str]:
-    """By file of a data folder, a hash of its size and its Parquet footer (schema, offsets, column statistics).
+def data_fingerprint(folder: DataFolder) -> dict[str, str]:
+    """By kind (``items``, ``events``, ``users``) what ``files_fingerprint`` gives.
 
     Reads the footers alone, so that it is quick at any size.
     """
-    return {
-        name: file_fingerprint(folder / name)
-        for name in (ITEMS_FILE, EVENTS_FILE, USERS_FILE)
-        if (folder / name).exists()
-    }
+    return {kind: files_fingerprint(folder.files(kind)) for kind in ("items", "events", "users") if folder.has(kind)}
 
 
-def file_fingerprint(path: Path) -> str:
-    """16 hex digits of a hash of a Parquet file's size and footer.
+def files_fingerprint(paths: Sequence[Path]) -> str:
+    """16 hex digits of a hash of Parquet files' sizes and footers (schema, offsets, column statistics), in their order.
 
     Raises:
-        DataError: if it is no (whole) Parquet file.
+        DataError: if one is no (whole) Parquet file.
     """
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.suffix != ".json":
+            digest.update(_footer(path))
+    return digest.hexdigest()[:16]
+
+
+def _footer(path: Path) -> bytes:
     size = path.stat().st_size
     try:
         footer = pq.read_metadata(path).serialized_size + 8  # length and magic number behind it
@@ -35,4 +40,4 @@ def file_fingerprint(path: Path) -> str:
         raise DataError(f"{path}: not a Parquet file, or cut short: {first_line(error)}; make it again") from error
     with path.open("rb") as file:
         file.seek(size - footer)
-        return hashlib.sha256(size.to_bytes(8, "little") + file.read()).hexdigest()[:16]
+        return size.to_bytes(8, "little") + file.read()

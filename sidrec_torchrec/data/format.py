@@ -3,19 +3,9 @@
 docs/data.md describes the columns; each file has a reader that checks what it reads and holds one batch in memory.
 """
 
-from pathlib import Path
-
-from sidrec_torchrec.data.events import (
-    EVENTS_FILE,
-    USERS_FILE,
-    EventBatch,
-    Events,
-    UserBatch,
-    Users,
-    open_events,
-    open_users,
-)
-from sidrec_torchrec.data.items import ITEMS_FILE, ItemBatch, Items, open_items
+from sidrec_torchrec.data.events import EventBatch, Events, UserBatch, Users, open_events, open_users
+from sidrec_torchrec.data.folder import EVENTS_FILE, ITEMS_FILE, USERS_FILE, DataConfig, DataFolder, DataSchema
+from sidrec_torchrec.data.items import ItemBatch, Items, open_items
 from sidrec_torchrec.data.validate import validate
 from sidrec_torchrec.data.vocabulary import MAX_CLASSES, Vocabulary, scan_vocabularies
 
@@ -24,6 +14,9 @@ __all__ = [
     "ITEMS_FILE",
     "MAX_CLASSES",
     "USERS_FILE",
+    "DataConfig",
+    "DataFolder",
+    "DataSchema",
     "EventBatch",
     "Events",
     "ItemBatch",
@@ -31,15 +24,9 @@ __all__ = [
     "UserBatch",
     "Users",
     "Vocabulary",
-    "data_files",
     "open_events",
     "open_items",
     "open_users",
     "scan_vocabularies",
     "validate",
 ]
-
-
-def data_files(folder: Path) -> list[Path]:
-    """The files of a data folder, of which users need not be there."""
-    return [Path(folder) / name for name in (ITEMS_FILE, EVENTS_FILE, USERS_FILE)]

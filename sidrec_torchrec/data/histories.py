@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from sidrec_torchrec.data.format import Events, Users, Vocabulary
+from sidrec_torchrec.data.ids import IdIndex, shown
 from sidrec_torchrec.data.items import ItemRows
+from sidrec_torchrec.data.policy import EventCounts, EventPolicy, item_rows, repeats
 from sidrec_torchrec.data.tasks import action_of
 from sidrec_torchrec.errors import DataError
 
@@ -15,11 +18,10 @@ from sidrec_torchrec.errors import DataError
 class Histories:
     """N events of U users. Made by ``Histories.read``.
 
-    They stand user by user, those of a user in the order of the file, which is that of prepared sequences. Holds 21 bytes
-    an event and 16 a user; while it is read, about 45 an event.
+    They stand user by user, those of a user in the order of prepared sequences. Holds 21 bytes an event and 24 a user; while it is read, about 45 an event.
 
     Args:
-        user_U: int64, user ids, rising.
+        users: whose they are.
         first_U1: int64 [U + 1], where each user's events begin; the last is N.
         row_N: int64, rows of the event file.
         item_N: int32, rows of the item file.
@@ -27,7 +29,7 @@ class Histories:
         action_N: int8, the labels; see ``data.tasks``. 1 where the log has no labels.
     """
 
-    user_U: np.ndarray
+    users: IdIndex
     first_U1: np.ndarray
     row_N: np.ndarray
     item_N: np.ndarray
@@ -38,42 +40,53 @@ class Histories:
         return len(self.item_N)
 
     @staticmethod
-    def read(events: Events, rows: ItemRows) -> "Histories":
+    def read(events: Events, rows: ItemRows, policy: EventPolicy | None = None) -> "Histories":
         """Reads a log once.
 
+        Args:
+            events: the log.
+            rows: of the item file.
+            policy: what to do about events that cannot be read as they are, None to refuse them; all users are kept, of however many events.
+
         Raises:
-            DataError: on bad events, an event of an unknown item, or a user's time that goes backwards; names file, column
-                and row.
+            DataError: on bad events, or what the policy refuses; names file, column and row.
         """
+        policy = policy or EventPolicy()
+        users, counts = IdIndex(), EventCounts()
         user_N, time_N = np.empty(events.num_events, np.int64), np.empty(events.num_events, np.int64)
         item_N = np.empty(events.num_events, np.int32)
         action_N = np.ones(events.num_events, np.int8)
         for batch in events.batches(to_learn=False):
             part = slice(batch.first_row, batch.first_row + len(batch))
-            user_N[part], time_N[part] = batch.user_ids, batch.timestamps
-            item_N[part] = rows.find(batch.item_ids, events.path, batch.first_row)
+            user_N[part], time_N[part] = users.add(batch.user_ids), batch.timestamps
+            item_N[part] = item_rows(rows, batch.item_ids, events.table, batch.first_row, policy, counts)
             if events.tasks:
                 action_N[part] = action_of(batch.labels)
-        row_N = np.argsort(user_N, kind="stable")
-        user_N = user_N[row_N]
-        is_first_N = np.ones(len(user_N), bool)
-        is_first_N[1:] = user_N[1:] != user_N[:-1]
-        first_U = np.flatnonzero(is_first_N)
-        time_N = time_N[row_N]
-        back = np.flatnonzero((time_N[1:] < time_N[:-1]) & ~is_first_N[1:])
+        row_N = np.lexsort((time_N, user_N)) if policy.sort else np.argsort(user_N, kind="stable")
+        if policy.unknown_items == "drop":
+            row_N = row_N[item_N[row_N] >= 0]
+        if policy.drop_duplicates:
+            row_N = row_N[~repeats(user_N, time_N, item_N, action_N)[row_N] | (item_N[row_N] < 0)]
+        user_N, time_N = user_N[row_N], time_N[row_N]
+        back = np.flatnonzero((time_N[1:] < time_N[:-1]) & (user_N[1:] == user_N[:-1]))
         if len(back):
             place = back[0] + 1
             raise DataError(
-                f"{events.path}: column 'timestamp', row {row_N[place]}: goes backwards for user_id {user_N[place]}, "
+                f"{events.table.at('timestamp', row_N[place])}: goes backwards for user_id {shown(users.ids, user_N[place])}, "
                 f"{time_N[place]} after {time_N[place - 1]}; sort each user's events by time"
             )
-        first_U1 = np.append(first_U, len(user_N))
-        return Histories(user_N[first_U], first_U1, row_N, item_N[row_N], time_N, action_N[row_N])
+        first_U1 = np.searchsorted(user_N, np.arange(len(users) + 1))
+        return Histories(users, first_U1, row_N, item_N[row_N], time_N, action_N[row_N])
 
-    def before(self, user_ids_R: np.ndarray, timestamps_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A user's events strictly before a time: from where to where, int64 [R] each; equal where there are none."""
-        begin_R = self.first_U1[np.searchsorted(self.user_U, user_ids_R)]
-        low_R, high_R = begin_R, self.first_U1[np.searchsorted(self.user_U, user_ids_R, side="right")]
+    def before(self, user_ids: pa.Array, timestamps_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A user's events strictly before a time: from where to where, int64 [R] each; equal where there are none.
+
+        Raises:
+            TypeError: if users' ids are numbers here and text there.
+        """
+        user_R = self.users.find(user_ids)
+        begin_R = np.where(user_R >= 0, self.first_U1[user_R], 0)
+        low_R, high_R = begin_R, np.where(user_R >= 0, self.first_U1[user_R + 1], 0)
         while (open_R := low_R < high_R).any():  # all requests' binary searches at once
             middle_R = (low_R + high_R) // 2
             is_before_R = open_R & (self.timestamp_N[np.where(open_R, middle_R, 0)] < timestamps_R)
@@ -82,7 +95,7 @@ class Histories:
         return begin_R, low_R
 
     def newest(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Each user's last ``count`` events, in the order of the file.
+        """Of each user's last ``count`` events those that have an item, in the order of the file.
 
         Returns:
             Where the user's events begin, and where the event stands, int64 [M] each: what is between came before it.
@@ -90,6 +103,7 @@ class Histories:
         counts_U = np.diff(self.first_U1)
         begin_N = np.repeat(self.first_U1[:-1], counts_U)
         place_M = np.flatnonzero(np.arange(len(self)) >= np.repeat(self.first_U1[1:] - count, counts_U))
+        place_M = place_M[self.item_N[place_M] >= 0]
         place_M = place_M[np.argsort(self.row_N[place_M])]
         return begin_N[place_M], place_M
 
@@ -99,11 +113,11 @@ class UserCodes:
     """Features of U users, in memory: 8 bytes a user, and 4 a feature. Made by ``UserCodes.read``.
 
     Args:
-        user_U: int64, user ids, rising.
+        users: whose they are.
         codes_UF: int32 [U + 1, F]; the last row is that of anybody else.
     """
 
-    user_U: np.ndarray
+    users: IdIndex
     codes_UF: np.ndarray
 
     @staticmethod
@@ -118,8 +132,7 @@ class UserCodes:
             DataError: if a feature's column is missing or of another type; names file and column.
         """
         if users is None:
-            return UserCodes(np.empty(0, np.int64), np.zeros((1, len(values)), np.int32))
-        ids_U = users.ids() if users.num_users else np.empty(0, np.int64)
+            return UserCodes(IdIndex(), np.zeros((1, len(values)), np.int32))
         codes_UF = np.zeros((users.num_users + 1, len(values)), np.int32)
         for name in values:
             users.table.type_of(name, what="user feature")
@@ -130,12 +143,8 @@ class UserCodes:
                 except DataError as error:
                     raise DataError(f"{users.path}: {error}; keep the type it was trained with") from None
                 codes_UF[batch.first_row : batch.first_row + len(batch), place] = code_N
-        order_U = np.argsort(ids_U)
-        codes_UF[:-1] = codes_UF[order_U]
-        return UserCodes(ids_U[order_U], codes_UF)
+        return UserCodes(IdIndex(users.ids()) if users.num_users else IdIndex(), codes_UF)
 
-    def of(self, user_ids_R: np.ndarray) -> np.ndarray:
+    def of(self, user_ids: pa.Array) -> np.ndarray:
         """Codes of users, int32 [R, F]; 0 where a user or a value is missing or unknown."""
-        place_R = np.searchsorted(self.user_U, user_ids_R)
-        is_known_R = np.searchsorted(self.user_U, user_ids_R, side="right") > place_R
-        return self.codes_UF[np.where(is_known_R, place_R, len(self.user_U))]
+        return self.codes_UF[self.users.find(user_ids)]  # -1 is the last row

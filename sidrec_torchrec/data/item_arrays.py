@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sidrec_torchrec.data.format import open_items
+from sidrec_torchrec.data.format import DataFolder, open_items
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path
 
@@ -17,7 +17,7 @@ _DIGEST_MARK = b"\nsha256\n"  # behind the array, where readers of .npy do not l
 _BLOCK_BYTES = 1 << 20
 
 
-def write_vectors(data: Path, source: str, path: Path) -> None:
+def write_vectors(data: Path | DataFolder, source: str, path: Path) -> None:
     """Lays out a source of ``data``'s items as ``.npy``, float16 [num_items, d].
 
     Vectors are scaled to root mean square 1, so that float16 is enough; a missing vector is zeros.
@@ -30,7 +30,7 @@ def write_vectors(data: Path, source: str, path: Path) -> None:
     write_rows(path, (items.num_items, items.source_dims[source]), np.float16, batches)
 
 
-def write_rows(path: Path, shape: tuple[int, ...], dtype: type, batches: Iterator[np.ndarray]) -> None:
+def write_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype | type, batches: Iterator[np.ndarray]) -> None:
     """Writes batches of rows one after another as one ``.npy`` of ``shape``, whole or not at all."""
     with atomic_path(path) as temporary, row_writer(temporary, shape, dtype) as write:
         for batch in batches:

@@ -1,6 +1,6 @@
 """``items.parquet``: one row an item, with its sources and targets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sidrec_torchrec.data.parquet import ParquetTable, is_categorical, is_vector, vectors
+from sidrec_torchrec.data.columns import is_categorical, is_index, is_tensor, is_vector, may_be_vector
+from sidrec_torchrec.data.embeddings import Embeddings, checked_vectors, clashes
+from sidrec_torchrec.data.folder import DataFolder, open_table
+from sidrec_torchrec.data.ids import IdIndex, shown
+from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.errors import DataError
-
-ITEMS_FILE = "items.parquet"
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,14 @@ class ItemBatch:
 
     Args:
         first_row: row of the file the batch starts at.
-        item_ids: int64 [N].
+        item_ids: canonical [N]; see ``data.ids``.
         sources: float32 [N, d] by source; finite; all zeros where missing.
         present: bool [N] by source; False where the vector is missing (null, empty or all zeros in the file).
         targets: Arrow array of length N by categorical column; ``Vocabulary.encode`` makes labels of it.
     """
 
     first_row: int
-    item_ids: np.ndarray
+    item_ids: pa.Array
     sources: dict[str, np.ndarray]
     present: dict[str, np.ndarray]
     targets: dict[str, pa.Array]
@@ -45,11 +47,13 @@ class Items:
         table: the Parquet file.
         source_dims: width by source.
         categorical: names of the categorical columns.
+        embeddings: a second file, of the sources that the first does not have.
     """
 
     table: ParquetTable
     source_dims: dict[str, int]
     categorical: tuple[str, ...]
+    embeddings: Embeddings | None = None
 
     @property
     def path(self) -> Path:
@@ -59,8 +63,8 @@ class Items:
     def num_items(self) -> int:
         return self.table.num_rows
 
-    def ids(self) -> np.ndarray:
-        """Every item_id, int64 [num_items], in file order.
+    def ids(self) -> pa.Array:
+        """Every item_id, canonical [num_items], in file order.
 
         Raises:
             DataError: on a null or repeated id; names the rows.
@@ -68,8 +72,14 @@ class Items:
         return self._ids
 
     @cached_property
-    def _ids(self) -> np.ndarray:
+    def _ids(self) -> pa.Array:
         return self.table.read_unique_ids("item_id")
+
+    @cached_property
+    def joined(self) -> dict[str, np.ndarray]:
+        """Those of its sources that are in the second file, float32 [num_items, width], in the order of the first."""
+        dims = {name: dim for name, dim in self.source_dims.items() if name not in self.table.schema.names}
+        return self.embeddings.join(self.ids(), dims) if self.embeddings is not None and dims else {}
 
     def batches(
         self,
@@ -97,45 +107,33 @@ class Items:
         sources = tuple(self.source_dims) if sources is None else tuple(sources)
         targets = self.categorical if targets is None else tuple(targets)
         for name in sources:
-            _check_known(self.table, name, "source", self.source_dims)
+            _check_kind(self.table, name, "source", self.source_dims)
         for name in targets:
-            _check_known(self.table, name, "target", self.categorical)
+            _check_kind(self.table, name, "target", self.categorical)
         self.ids()
-        columns = ["item_id", *sources, *targets]
+        own = [name for name in sources if name not in self.joined]
+        columns = ["item_id", *own, *targets]
         for first_row, batch in self.table.batches(columns, batch_size, row_groups, share=share):
-            item_ids_N = self.table.int64(batch, "item_id", first_row)
-            read = {name: self._source(batch.column(name), name, first_row, item_ids_N) for name in sources}
+            item_ids = self.table.ids(batch, "item_id", first_row)
+            read = {}
+            for name in sources:
+                if name in self.joined:
+                    x_ND = np.array(self.joined[name][first_row : first_row + len(batch)])
+                    read[name] = x_ND, np.any(x_ND, axis=1)
+                else:
+                    dim = self.source_dims[name]
+                    read[name] = checked_vectors(self.table, batch.column(name), name, dim, first_row, item_ids)
             yield ItemBatch(
                 first_row=first_row,
-                item_ids=item_ids_N,
+                item_ids=item_ids,
                 sources={name: x_ND for name, (x_ND, _) in read.items()},
                 present={name: present_N for name, (_, present_N) in read.items()},
                 targets={name: batch.column(name) for name in targets},
             )
 
-    def _source(
-        self, column: pa.Array, name: str, first_row: int, item_ids_N: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        dim = self.source_dims[name]
-        x_ND, present_N, wrong = vectors(column, dim)
-        if wrong is not None:
-            raise DataError(
-                f"{self.path}: column '{name}', row {first_row + wrong} (item_id {item_ids_N[wrong]}): "
-                f"{len(column[wrong])} values, expected {dim} as in the rows before"
-            )
-        if not np.isfinite(x_ND.sum(dtype=np.float64)):  # one pass, without an array of bools
-            finite_N = np.isfinite(x_ND).all(axis=1)
-            bad = int(np.argmin(finite_N))
-            where = int(np.argmin(np.isfinite(x_ND[bad])))
-            raise DataError(
-                f"{self.path}: column '{name}', row {first_row + bad} (item_id {item_ids_N[bad]}): value {where} is "
-                f"{x_ND[bad, where]}; write null for a missing vector"
-            )
-        return x_ND, present_N
-
 
 class ItemRows:
-    """Rows of the item file by item_id; holds 12 bytes an item.
+    """Rows of the item file by item_id; holds 16 bytes an item, and text itself.
 
     Args:
         items: the item file.
@@ -145,95 +143,122 @@ class ItemRows:
     """
 
     def __init__(self, items: Items) -> None:
-        self._path = items.path
-        ids = items.ids()
-        self._rows = np.argsort(ids, kind="stable").astype(np.int32)
-        self._sorted_ids = ids[self._rows]
+        self.path = items.path
+        self._index = IdIndex(items.ids())
 
-    def find(
-        self,
-        item_ids_N: np.ndarray,
-        path: Path,
-        first_row: int,
-        remedy: str = "add the item or leave its events out",
-    ) -> np.ndarray:
-        """int32 [N], rows of the item file.
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def find(self, item_ids: pa.Array, table: ParquetTable, first_row: int) -> np.ndarray:
+        """int32 [N], rows of the item file; -1 where it has no such item.
 
         Args:
-            item_ids_N: int64 [N].
-            path: file they are from.
-            first_row: of that file.
-            remedy: what to do about an unknown item.
+            item_ids: canonical [N].
+            table: they are from.
+            first_row: of that table.
 
         Raises:
-            DataError: on an item that is not in the item file; names the row.
+            DataError: if ids are numbers in one file and text in the other.
         """
-        at_N = np.searchsorted(self._sorted_ids, item_ids_N).clip(max=len(self._sorted_ids) - 1)
-        known_N = self._sorted_ids[at_N] == item_ids_N
-        if not known_N.all():
-            bad = int(np.argmin(known_N))
+        try:
+            return self._index.find(item_ids).astype(np.int32)
+        except TypeError:
             raise DataError(
-                f"{path}: column 'item_id', row {first_row + bad}: item_id {item_ids_N[bad]} is not in {self._path}; {remedy}"
-            )
-        return self._rows[at_N]
+                f"{table.at('item_id', first_row)}: ids are {item_ids.type}, in {self.path} they are {self._index.ids.type}; "
+                "write both with one type"
+            ) from None
+
+    def find_all(self, item_ids: pa.Array, table: ParquetTable, first_row: int, remedy: str) -> np.ndarray:
+        """As ``find``, of ids that must be there.
+
+        Raises:
+            DataError: on an item that is not in the item file: names the row, and ``remedy``.
+        """
+        rows_N = self.find(item_ids, table, first_row)
+        if (rows_N < 0).any():
+            raise self.unknown(item_ids, rows_N, table, first_row, remedy)
+        return rows_N
+
+    def unknown(
+        self, item_ids: pa.Array, rows_N: np.ndarray, table: ParquetTable, first_row: int, remedy: str
+    ) -> DataError:
+        """The error of the first id that ``find`` did not find."""
+        bad = int(np.argmax(rows_N < 0))
+        where = table.at("item_id", first_row + bad)
+        return DataError(f"{where}: item_id {shown(item_ids, bad)} is not in {self.path}; {remedy}")
 
 
 def open_items(
-    folder_or_file: str | Path,
+    data: str | Path | DataFolder,
     *,
     sources: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
 ) -> Items:
-    """Opens ``items.parquet`` and checks its columns (the values are checked as they are read).
+    """Opens the items of a data folder and checks their columns (the values are checked as they are read).
 
     Args:
-        folder_or_file: the data folder, or the file itself.
-        sources: the sources to use, in this order; None for every column of float lists.
-        targets: the categorical columns to use; None for every one (strings, integers, or lists of them).
-
-    Returns:
-        The items; nothing but the schema (and, for sources of variable-size lists, a first vector) is read yet.
+        data: the data folder; or a file, folder of parts or glob of items.
+        sources: sources to read; None for all columns of float lists, of tensors, and of integer lists of one width.
+        targets: categorical columns to read; None for all.
 
     Raises:
-        DataError: if the file is missing, broken or empty, or a column is unknown or of the wrong type.
-
-    Example::
-
-        items = open_items("data", sources=["text_emb"], targets=["category"])
-        for batch in items.batches(4096):
-            train(batch.sources["text_emb"], batch.present["text_emb"], batch.targets["category"])
+        DataError: if the items are missing, broken or empty, or a column is missing or of the wrong type.
     """
-    path = Path(folder_or_file)
-    table = ParquetTable.open(path / ITEMS_FILE if path.is_dir() else path)
-    table.require_int64("item_id")
-    all_sources = [field.name for field in table.schema if is_vector(field.type)]
-    all_targets = [f.name for f in table.schema if f.name != "item_id" and is_categorical(f.type)]
-    for name in sources or ():
-        _check_known(table, name, "source", all_sources)
-    for name in targets or ():
-        _check_known(table, name, "target", all_targets)
+    table, schema = open_table(data, "items")
+    table.require_ids("item_id")
+    embeddings = _open_embeddings(DataFolder.of(data), table) if schema.embeddings else None
+    columns = [field for field in table.schema if field.name != "item_id" and not is_index(field.name)]
+    able = {field.name: table for field in columns if may_be_vector(field.type)}
+    if embeddings is not None:
+        able |= dict.fromkeys(embeddings.names(named=True), embeddings.table)
+    joined = [] if embeddings is None else embeddings.names()
+    all_sources = [*(field.name for field in columns if is_vector(field.type)), *joined]
     chosen = all_sources if sources is None else sources
-    return Items(
-        table=table,
-        source_dims={name: _width(table, name) for name in chosen},
-        categorical=tuple(all_targets if targets is None else targets),
-    )
+    for name in chosen:
+        _check_kind(table, name, "source", able)
+    categorical = [field.name for field in columns if is_categorical(field.type)]
+    for name in targets or ():
+        _check_kind(table, name, "target", categorical)
+    if targets is None:
+        targets = [name for name in categorical if name not in chosen]
+    dims = {name: _width(able[name], name) for name in chosen}
+    return Items(table=table, source_dims=dims, categorical=tuple(targets), embeddings=embeddings)
 
 
-def _check_known(table: ParquetTable, name: str, what: str, known: Sequence[str] | dict[str, int]) -> None:
-    if name in known:
-        return
-    available = ", ".join(f"'{column}'" for column in known) or "none"
-    if name in table.schema.names:
+def _open_embeddings(data: DataFolder, table: ParquetTable) -> Embeddings:
+    """The second file.
+
+    Raises:
+        DataError: if it has a source that the items have too, or none.
+    """
+    embeddings = Embeddings(data.table("embeddings"))
+    if both := clashes(table, embeddings.names()):
         raise DataError(
-            f"{table.path}: column '{name}' of type {table.type_of(name)} cannot be a {what}, or was not asked "
-            f"for when the file was opened; available: {available}"
+            f"{embeddings.table.path}: column '{both[0]}' is in {table.path}, too; rename one, or leave it out"
         )
-    raise DataError(f"{table.path}: no {what} '{name}'; available: {available}")
+    if not embeddings.names(named=True):
+        raise DataError(f"{embeddings.table.path}: no column of lists of numbers; docs/data.md describes sources")
+    return embeddings
+
+
+def _check_kind(table: ParquetTable, name: str, what: str, able: Collection[str]) -> None:
+    """Refuses a column that is not there, or of a type that cannot be a ``what``."""
+    if name in able:
+        return
+    others = ", ".join(f"'{column}'" for column in able) or "none"
+    if name not in table.schema.names:
+        raise DataError(f"{table.path}: no {what} '{name}'; available: {others}")
+    kind = table.type_of(name)
+    raise DataError(
+        f"{table.path}: column '{table.own_name(name)}' of type {kind} cannot be a {what}, or was not asked for when the file "
+        f"was opened; available: {others}"
+    )
 
 
 def _width(table: ParquetTable, name: str) -> int:
     kind = table.type_of(name)
+    if is_tensor(kind):
+        return kind.shape[0]
     if pa.types.is_fixed_size_list(kind):
         return kind.list_size
     for _, batch in table.batches([name], 1024):

@@ -9,8 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from sidrec_torchrec.data.conversion import EventSink, with_sources, write_parquet, write_sorted_events
-from sidrec_torchrec.data.events import EVENTS_FILE, USERS_FILE
-from sidrec_torchrec.data.items import ITEMS_FILE
+from sidrec_torchrec.data.folder import EVENTS_FILE, ITEMS_FILE, USERS_FILE
 from sidrec_torchrec.data.movielens_files import Movie, find_release
 from sidrec_torchrec.errors import DataError
 

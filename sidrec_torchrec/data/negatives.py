@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from sidrec_torchrec.data.ids import seed_of
+from sidrec_torchrec.data.protocol import Census
 from sidrec_torchrec.data.sequences import SEQUENCE_COLUMNS, Sequence
 
 _TRIES = 20  # redraws before an item the user has met is given up as a negative
@@ -17,19 +19,18 @@ class NegativeSampler:
     over items, and neither popularity nor being new tells the label. Items the user has met himself are redrawn.
 
     Args:
-        train_counts: training events by item, int64 [num_items].
-        test_counts: test events by item, int64 [num_items].
+        census: training and test events by item, and which items training has.
         negatives: draws per target.
         seed: of the draws; they depend on the user alone, not on the order of users.
     """
 
-    def __init__(self, train_counts: np.ndarray, test_counts: np.ndarray, negatives: int, seed: int) -> None:
-        self._seen = train_counts > 0
+    def __init__(self, census: Census, negatives: int, seed: int) -> None:
+        self._seen = census.seen_I
         self._negatives = negatives
         self._seed = seed
-        self._train = np.cumsum(train_counts)
-        self._test_seen = np.cumsum(test_counts * self._seen)
-        self._test_cold = np.cumsum(test_counts * ~self._seen)
+        self._train = np.cumsum(census.training_I)
+        self._test_seen = np.cumsum(census.test_I * self._seen)
+        self._test_cold = np.cumsum(census.test_I * ~self._seen)
 
     def add_negatives(self, sequence: Sequence, first_target: int, *, is_test: bool, met_items: np.ndarray) -> Sequence:
         """The sequence with negatives after each event from ``first_target`` on; the first target stays in place.
@@ -40,7 +41,7 @@ class NegativeSampler:
             is_test: whether to draw from test events.
             met_items: int32 [n], every item the user has met; never drawn.
         """
-        rng = np.random.default_rng([self._seed, int(is_test), sequence.user_id % (1 << 63)])
+        rng = np.random.default_rng([self._seed, int(is_test), seed_of(sequence.user_id)])
         history = np.arange(first_target)
         targets = np.arange(first_target, len(sequence))
         negatives_MK = self._draw(sequence.item[targets], is_test, met_items, rng)
@@ -49,7 +50,7 @@ class NegativeSampler:
         item_MK = np.concatenate([sequence.item[targets, None], negatives_MK], axis=1)
         real_MK = np.zeros(item_MK.shape, bool)
         real_MK[:, 0] = True
-        kept = item_MK >= 0
+        kept = (item_MK >= 0) | real_MK
         position = np.concatenate([history, position_MK[kept]])
         real = np.concatenate([np.ones(len(history), bool), real_MK[kept]])
         columns = {name: getattr(sequence, name)[position] for name in SEQUENCE_COLUMNS}
@@ -61,7 +62,7 @@ class NegativeSampler:
         """int32 [M, negatives] items; -1 where every try gave an item the user has met."""
         drawn_MK = np.full((len(item_M), self._negatives), -1, np.int32)
         for kind in (True, False):
-            rows = np.flatnonzero(self._seen[item_M] == kind)
+            rows = np.flatnonzero((self._seen[item_M] == kind) & (item_M >= 0))
             cumulated = self._train if not is_test else self._test_seen if kind else self._test_cold
             if not len(rows) or not cumulated[-1]:
                 continue

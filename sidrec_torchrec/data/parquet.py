@@ -1,14 +1,18 @@
-"""One Parquet file, opened with errors a user can act on, and read in bounded memory."""
+"""A Parquet data set as one table, opened with errors a user can act on, and read in bounded memory."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sidrec_torchrec.data.columns import plain_type
+from sidrec_torchrec.data.ids import ID_TYPES, canonical, check_unique, id_type
+from sidrec_torchrec.data.parts import Part, open_parts
 from sidrec_torchrec.errors import DataError, first_line
 
 _BUFFER_BYTES = 1 << 20
@@ -16,42 +20,68 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ParquetTable:
-    """Path, schema and length of a Parquet file; every read opens the file anew, so this can travel to workers.
+    """Parts, schema and length of a data set; every read opens the files anew, so this can travel to workers.
 
     Args:
-        path: the file.
-        schema: its Arrow schema.
-        num_rows: its rows.
-        num_row_groups: the parts it was written in.
+        path: as it was named: a file, a folder of parts, or a glob.
+        schema: its Arrow schema, under our names.
+        num_rows: rows of all parts, which follow one another in the order of their paths.
+        parts: its files.
+        names: the files' own names of columns that have another than ours.
     """
 
     path: Path
     schema: pa.Schema
     num_rows: int
-    num_row_groups: int
+    parts: tuple[Part, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def open(path: Path, *, may_be_empty: bool = False) -> "ParquetTable":
-        """Reads the footer.
+    def open(path: Path, *, may_be_empty: bool = False, names: Mapping[str, str] | None = None) -> "ParquetTable":
+        """Reads the footers.
 
         Args:
-            path: the file.
+            path: a file, a folder of parts, at any depth (``column=value`` folders are columns, as hive has them), or a glob.
             may_be_empty: whether it may have no rows.
+            names: by our name of a column, its own; those that the files do not have are left as they are.
 
         Raises:
-            DataError: if the file is missing, is no (whole) Parquet file, or has no rows.
+            DataError: if there is no file, one is no (whole) Parquet file, the parts' columns differ, or there are no rows.
         """
         path = Path(path)
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; docs/data.md describes the files of a data folder")
-        try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                schema, num_rows, num_row_groups = file.schema_arrow, file.metadata.num_rows, file.num_row_groups
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: not a Parquet file, or cut short: {first_line(error)}") from error
+        parts = open_parts(path)
+        num_rows = sum(part.num_rows for part in parts)
         if num_rows == 0 and not may_be_empty:
-            raise DataError(f"{path}: the file has no rows")
-        return ParquetTable(path, schema, num_rows, num_row_groups)
+            raise DataError(f"{path}: the {'file has' if len(parts) == 1 else 'files have'} no rows")
+        types = _common_types(parts)
+        renamed = {ours: own for ours, own in (names or {}).items() if own in types}
+        ours = {own: ours for ours, own in renamed.items()}
+        # a column that another one's new name hides is not to be read
+        fields = [(ours.get(own, own), kind) for own, kind in types.items() if own in ours or own not in renamed]
+        return ParquetTable(path, pa.schema(fields, parts[0].schema.metadata), num_rows, parts, renamed)
+
+    @property
+    def num_row_groups(self) -> int:
+        """Those of all parts."""
+        return sum(len(part.row_groups) for part in self.parts)
+
+    def at(self, column: str, row: int) -> str:
+        """File, column and row as messages name them: those of the part that the row is in.
+
+        Args:
+            column: ours.
+            row: of all parts.
+        """
+        path, first = self.path, 0
+        for part, end in zip(self.parts, accumulate(part.num_rows for part in self.parts), strict=True):
+            if row < end:
+                path, first = part.path, end - part.num_rows
+                break
+        return f"{path}: column '{self.own_name(column)}', row {row - first}"
+
+    def own_name(self, column: str) -> str:
+        """What the files call a column."""
+        return self.names.get(column, column)
 
     def type_of(self, column: str, *, what: str = "column") -> pa.DataType:
         """Arrow type of a column.
@@ -60,8 +90,11 @@ class ParquetTable:
             DataError: if there is no such column; lists those there are.
         """
         if column not in self.schema.names:
-            available = ", ".join(f"'{field.name}' ({field.type})" for field in self.schema)
-            raise DataError(f"{self.path}: no {what} '{column}'; the file has {available}")
+            available = ", ".join(f"'{self.own_name(field.name)}' ({field.type})" for field in self.schema)
+            remedy = (
+                f"; if one of them is it, say so: --columns {column}=ITS_NAME" if what.startswith("required") else ""
+            )
+            raise DataError(f"{self.path}: no {what} '{column}'; the file has {available}{remedy}")
         return self.schema.field(column).type
 
     def require_int64(self, column: str) -> None:
@@ -69,6 +102,15 @@ class ParquetTable:
         actual = self.type_of(column, what="required column")
         if actual != pa.int64():
             raise DataError(f"{self.path}: column '{column}' must be int64, is {actual}; cast it when writing the file")
+
+    def require_ids(self, column: str) -> None:
+        """Raises DataError unless ``column`` is there and can hold ids."""
+        actual = self.type_of(column, what="required column")
+        if id_type(actual) is None:
+            own = self.own_name(column)
+            raise DataError(
+                f"{self.path}: column '{own}' is {actual}; ids are {ID_TYPES}: cast it when writing the file"
+            )
 
     def batches(
         self,
@@ -78,68 +120,60 @@ class ParquetTable:
         *,
         share: tuple[int, int] | None = None,
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yields (number of the first row, batch of at most ``batch_size`` rows).
+        """Yields (number of the first row, batch of at most ``batch_size`` rows, all of one part).
 
         Args:
-            columns: to read.
+            columns: to read; ours.
             batch_size: most rows in a batch.
-            row_groups: which of the file's row groups to read, in this order; None for the whole file in order.
+            row_groups: which of the row groups of all parts to read, in this order; None for all parts in order.
             share: (rank, world size): only this one of as many stretches of the batches, in order; a batch is then of one
                 row group. Row groups in other stretches are not opened; of one that several share, Arrow decodes what comes
                 before, and it is dropped.
 
         Raises:
-            DataError: if the file cannot be decoded; names the row where reading stopped.
+            DataError: if a file cannot be decoded; names the row where reading stopped.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        first_row = 0
-        try:
-            # a row group's columns are streamed, not held whole; threads cost more than they save of a few columns
-            with pq.ParquetFile(
-                self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
-            ) as file:
-                if share is None and row_groups is None:
-                    for batch in file.iter_batches(batch_size, columns=list(columns), use_threads=False):
-                        yield first_row, batch
-                        first_row += batch.num_rows
-                    return
-                rank, world_size = share or (0, 1)
-                sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-                groups = range(len(sizes)) if row_groups is None else row_groups
-                counts = [-(-sizes[g] // batch_size) for g in groups]
-                begin, end = (sum(counts) * r // world_size for r in (rank, rank + 1))
-                for group, count in zip(groups, counts, strict=True):
-                    first_row = sum(sizes[:group])
-                    if begin < count and end > 0:
-                        read = file.iter_batches(
-                            batch_size, row_groups=[group], columns=list(columns), use_threads=False
-                        )
-                        for place, batch in zip(range(min(count, end)), read, strict=False):
-                            if place >= begin:
-                                yield first_row, batch
-                            first_row += batch.num_rows
-                    begin, end = begin - count, end - count
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path}: cannot be read past row {first_row}: {first_line(error)}") from error
+        if share is None and row_groups is None:
+            first_row = 0
+            for part in self.parts:
+                for row, batch in self._read(part, None, columns, batch_size):
+                    yield first_row + row, batch
+                first_row += part.num_rows
+            return
+        rank, world_size = share or (0, 1)
+        groups = self._row_groups
+        chosen = groups if row_groups is None else [groups[group] for group in row_groups]
+        counts = [-(-part.row_groups[group] // batch_size) for part, group, _ in chosen]
+        begin, end = (sum(counts) * r // world_size for r in (rank, rank + 1))
+        for (part, group, first_row), count in zip(chosen, counts, strict=True):
+            if begin < count and end > 0:
+                read = self._read(part, group, columns, batch_size)
+                for place, (row, batch) in zip(range(min(count, end)), read, strict=False):
+                    if place >= begin:
+                        yield first_row + row, batch
+            begin, end = begin - count, end - count
 
-    def read_unique_ids(self, column: str) -> np.ndarray:
-        """A whole id column: int64 [num_rows], in file order.
+    def read_unique_ids(self, column: str) -> pa.Array:
+        """A whole column of ids, canonical [num_rows], in order.
 
         Raises:
             DataError: on a null or a repeated id; names the rows.
         """
-        parts = [self.int64(batch, column, row) for row, batch in self.batches([column], 1 << 20)]
-        ids_N = np.concatenate(parts)
-        order = np.argsort(ids_N, kind="stable")
-        repeats = np.flatnonzero(ids_N[order[1:]] == ids_N[order[:-1]])
-        if repeats.size:
-            first = repeats[np.argmin(order[repeats + 1])]
-            raise DataError(
-                f"{self.path}: column '{column}', row {order[first + 1]}: {column} {ids_N[order[first]]} is already "
-                f"in row {order[first]}; ids must be unique ({repeats.size} repeats in all)"
-            )
-        return ids_N
+        parts = [self.ids(batch, column, row) for row, batch in self.batches([column], 1 << 20)]
+        ids = pa.concat_arrays(parts or [pa.array([], id_type(self.schema.field(column).type))])
+        check_unique(ids, lambda row: self.at(column, row), self.own_name(column))
+        return ids
+
+    def ids(self, batch: pa.RecordBatch, column: str, first_row: int) -> pa.Array:
+        """A required column of ids of a batch, canonical [N].
+
+        Raises:
+            DataError: on a null; names the row of the file.
+        """
+        self.check_no_null(batch, column, first_row)
+        return canonical(batch.column(column))
 
     def int64(self, batch: pa.RecordBatch, column: str, first_row: int) -> np.ndarray:
         """A required integer column of a batch as int64 [N].
@@ -147,11 +181,52 @@ class ParquetTable:
         Raises:
             DataError: on a null; names the row of the file.
         """
+        self.check_no_null(batch, column, first_row)
+        return batch.column(column).to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+
+    def check_no_null(self, batch: pa.RecordBatch, column: str, first_row: int) -> None:
+        """Raises DataError if a column of a batch has a null; names the row of the file."""
         values = batch.column(column)
         if values.null_count:
             row = first_row + int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
-            raise DataError(f"{self.path}: column '{column}', row {row}: null; every row needs a value")
-        return values.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+            raise DataError(f"{self.at(column, row)}: null; every row needs a value")
+
+    @cached_property
+    def _row_groups(self) -> list[tuple[Part, int, int]]:
+        """Of all parts: the part, its own number of the group, and the first row."""
+        places = [(part, group) for part in self.parts for group in range(len(part.row_groups))]
+        ends = accumulate(part.row_groups[group] for part, group in places)
+        return [(part, group, end - part.row_groups[group]) for (part, group), end in zip(places, ends, strict=True)]
+
+    def _read(
+        self, part: Part, group: int | None, columns: Sequence[str], batch_size: int
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Batches of a part, or of one of its row groups, with their first rows in it, under our names."""
+        own = [self.own_name(column) for column in columns]
+        known = part.types()
+        for ours, name in zip(columns, own, strict=True):
+            if name not in known:
+                raise DataError(
+                    f"{part.path}: no column '{name}', which {self.parts[0].path} has; write it there too"
+                    + f" (it is our '{ours}')" * (ours != name)
+                )
+        stored = [name for name in own if name in part.schema.names]
+        first_row = 0
+        try:
+            # a row group's columns are streamed, not held whole; threads cost more than they save of a few columns
+            with pq.ParquetFile(
+                part.path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+            ) as file:
+                groups = None if group is None else [group]
+                for batch in file.iter_batches(batch_size, row_groups=groups, columns=stored, use_threads=False):
+                    arrays = [
+                        batch.column(name) if name in stored else pa.repeat(part.partition[name], len(batch))
+                        for name in own
+                    ]
+                    yield first_row, pa.RecordBatch.from_arrays(arrays, names=list(columns))
+                    first_row += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{part.path}: cannot be read past row {first_row}: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -162,12 +237,12 @@ class ArrowTable(ParquetTable):
         table: the table; ``path`` is what errors call it.
     """
 
-    table: pa.Table
+    table: pa.Table = field(default_factory=lambda: pa.table({}))
 
     @staticmethod
     def of(table: pa.Table, name: str) -> "ArrowTable":
         """``table``, which errors call ``name``; it may have no rows."""
-        return ArrowTable(Path(name), table.schema, table.num_rows, 1, table)
+        return ArrowTable(Path(name), table.schema, table.num_rows, table=table)
 
     def batches(
         self,
@@ -186,52 +261,18 @@ class ArrowTable(ParquetTable):
             first_row += batch.num_rows
 
 
-def is_vector(kind: pa.DataType) -> bool:
-    """Whether a column of this type is a source: a list of floats."""
-    return _is_list(kind) and pa.types.is_floating(kind.value_type)
+def _common_types(parts: Sequence[Part]) -> dict[str, pa.DataType]:
+    """By column of any part, its type in the first that has it.
 
-
-def is_categorical(kind: pa.DataType) -> bool:
-    """Whether a column of this type is categorical: strings, integers or booleans, or lists of them."""
-    if _is_list(kind):
-        kind = kind.value_type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_boolean(kind)
-    )
-
-
-def is_multi_label(kind: pa.DataType) -> bool:
-    """Whether a categorical column of this type holds several values a row."""
-    return _is_list(kind)
-
-
-def vectors(column: pa.Array, dim: int) -> tuple[np.ndarray, np.ndarray, int | None]:
-    """A column of float lists as a matrix; null, empty and all-zero rows are missing.
-
-    Args:
-        column: N lists of floats.
-        dim: the width every row that is there must have.
-
-    Returns:
-        float32 [N, dim] with zeros where missing; bool [N], where a vector is there; and the first row of another
-        width, None if there is none (then the other two are meaningless).
+    Raises:
+        DataError: if a column holds other values in another part.
     """
-    num_rows = len(column)
-    lengths_N = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    given_N = lengths_N > 0
-    wrong_N = given_N & (lengths_N != dim)
-    if wrong_N.any():
-        return np.empty((0, dim), np.float32), given_N, int(np.argmax(wrong_N))
-    x_ND = np.zeros((num_rows, dim), np.float32)
-    # flatten() skips null rows, whatever lies beneath them; nulls inside a vector become NaN and are refused as such.
-    x_ND[given_N] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    return x_ND, np.any(x_ND, axis=1), None
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    types: dict[str, tuple[pa.DataType, Part]] = {}
+    for part in parts:
+        for name, kind in part.types().items():
+            first, its = types.setdefault(name, (kind, part))
+            if plain_type(kind) != plain_type(first):
+                raise DataError(
+                    f"{part.path}: column '{name}' is {kind}, in {its.path} it is {first}; write all parts with one type"
+                )
+    return {name: kind for name, (kind, _) in types.items()}

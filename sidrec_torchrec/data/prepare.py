@@ -1,13 +1,4 @@
-"""From event logs to training, validation and test sequences; the one place that defines the protocol.
-
-Protocol, for every user in the order of their events:
-
-- the last ``test_fraction`` of the events are test targets, which may read every earlier event of the user;
-- a random ``cold_fraction`` of the items is removed from training altogether, as targets and as history;
-- a random ``validation_fraction`` of the users is left out of training; their training events choose the best epoch;
-- of the other users a random ``train_fraction`` is trained on; all users are tested.
-
-An item is *seen* if it occurs in a training sequence; test targets on other items are *cold*.
+"""From event logs to training, validation and test sequences, as the protocol (``data/protocol.py``) splits them.
 
 Logs without labels hold positives only: each event then gets ``negatives`` items, drawn from the events of other users
 in the same part (training or test) and the same kind (seen or cold), so that an item's popularity tells nothing about
@@ -18,21 +9,22 @@ disk by a hash of their user.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.buckets import EventBuckets, UserEvents
-from sidrec_torchrec.data.fingerprint import data_fingerprint, file_fingerprint
+from sidrec_torchrec.data.columns import is_multi_label
+from sidrec_torchrec.data.fingerprint import data_fingerprint, files_fingerprint
 from sidrec_torchrec.data.format import (
-    ITEMS_FILE,
-    USERS_FILE,
+    DataFolder,
+    DataSchema,
     Users,
     Vocabulary,
     open_events,
@@ -42,54 +34,19 @@ from sidrec_torchrec.data.format import (
 )
 from sidrec_torchrec.data.item_arrays import map_rows, write_rows
 from sidrec_torchrec.data.negatives import NegativeSampler
-from sidrec_torchrec.data.parquet import is_multi_label
+from sidrec_torchrec.data.policy import EventPolicy
+from sidrec_torchrec.data.protocol import Census, PrepareConfig, Splitter
 from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences, sequence_schema, to_record_batch
-from sidrec_torchrec.data.tasks import DEFAULT_TASKS, check_tasks
-from sidrec_torchrec.errors import DataError, check_at_least, check_share
+from sidrec_torchrec.data.tasks import DEFAULT_TASKS
+from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path, read_json, write_json
 
 SPLITS = ("train", "validation", "test")
 PREPARED_FILE, SEEN_FILE = "prepared.json", "seen.npy"
+TRAINING_FILE, FIRST_EVENT_FILE = "training_events.npy", "first_event.npy"  # not in folders of version 0.2
 COLD_ITEMS_FILE = "cold_items.parquet"  # ids of the items kept out of training
 SEQUENCES = "sequences"  # where the prepare job puts them, in its output folder
 ROW_GROUP = 256  # rows of a sequences file read at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """How logs become sequences.
-
-    Args:
-        test_fraction: share of each user's events, the last ones, that are tested on.
-        cold_fraction: share of the items removed from training.
-        validation_fraction: share of the users whose training events choose the best epoch instead.
-        train_fraction: share of the other users that is trained on, to see what less data does; above 0.
-        tasks: columns of labels to predict, four at most; none named means ``label``, or, without such a column, whether
-            an event is one or a sampled negative.
-        negatives: sampled negatives per event, for logs without labels.
-        max_history: most context events of a row.
-        targets_per_row: most targets of a row.
-        seed: of the cold items, the validation users and the negatives.
-    """
-
-    test_fraction: float = 0.2
-    cold_fraction: float = 0.25
-    validation_fraction: float = 0.05
-    train_fraction: float = 1.0
-    tasks: tuple[str, ...] = ()
-    negatives: int = 1
-    max_history: int = 512
-    targets_per_row: int = 256
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_share(self, "test_fraction", "cold_fraction", "validation_fraction")
-        check_at_least(self, 1, "negatives", "max_history", "targets_per_row")
-        check_tasks(self.tasks)
-        if not self.test_fraction:
-            raise ValueError("test_fraction must be above 0: nothing would be tested")
-        if not 0 < self.train_fraction <= 1:
-            raise ValueError(f"train_fraction must be above 0 and at most 1, got {self.train_fraction}")
 
 
 class SplitCounts(TypedDict):
@@ -113,16 +70,20 @@ class Prepared:
     """A folder of prepared sequences. Made by ``prepare`` or ``open_prepared``.
 
     Args:
-        folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, ``cold_items.parquet``, ``seen.npy`` and
-            ``prepared.json``.
+        folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, ``cold_items.parquet``, ``seen.npy``,
+            ``training_events.npy``, ``first_event.npy`` and ``prepared.json``.
         num_items: items in the item file.
         user_features: number of codes by user feature; code 0 stands for a missing value.
         sampled_negatives: whether the negatives were sampled (logs of positives only).
-        data: fingerprint of each file of the data folder; see ``data_fingerprint``.
+        data: fingerprints of the data; see ``data_fingerprint``.
         counts: by split.
         tasks: names of the labels, in the order of an action's digits; see ``data.tasks``.
         max_history: most context events of a row; None if it was prepared by a version that did not say.
         vocabularies: by user feature, the values whose codes are 1, 2, ...; None as above.
+        policy: what became of events that a log should not have; other logs are read alike.
+        schema: what the data's files and columns are called.
+        met: how many such events there were; see ``EventCounts.to_json``.
+        last_training_event: time of the last training target; None as above.
     """
 
     folder: Path
@@ -134,41 +95,62 @@ class Prepared:
     tasks: tuple[str, ...]
     max_history: int | None = None
     vocabularies: dict[str, list] | None = None
+    policy: EventPolicy = field(default_factory=EventPolicy)
+    schema: DataSchema = field(default_factory=DataSchema)
+    met: dict[str, dict[str, Any]] = field(default_factory=dict)
+    last_training_event: int | None = None
 
     def files(self) -> list[Path]:
         """Every file that says something of the sequences."""
-        return [*(self.path(split) for split in SPLITS), self.folder / SEEN_FILE, self.folder / PREPARED_FILE]
+        arrays = [self.folder / name for name in (TRAINING_FILE, FIRST_EVENT_FILE)]
+        others = [*(self.path(split) for split in SPLITS), self.folder / SEEN_FILE, self.folder / PREPARED_FILE]
+        return others + [path for path in arrays if path.exists()]
 
     def seen(self) -> np.ndarray:
         """Whether an item occurs in training, bool [num_items], mapped from disk."""
         return map_rows(self.folder / SEEN_FILE)
 
     def training_events(self) -> np.ndarray:
-        """How many real events training has of each item, int64 [num_items]; sampled negatives are none.
+        """How many training targets each item has, int64 [num_items]; sampled negatives are none.
 
         Raises:
-            DataError: if the training sequences are missing, broken or cut short.
+            DataError: if the array is missing, broken or cut short.
         """
+        if (self.folder / TRAINING_FILE).exists():
+            return map_rows(self.folder / TRAINING_FILE)
         counts = np.zeros(self.num_items, np.int64)
         with open_sequences(self.path("train")) as file:
             for group in range(file.num_row_groups):
                 for row in from_table(file.read_row_group(group)):
                     # Its targets alone: the events before them are the targets of the user's other rows.
                     first = len(row) - row.num_targets
-                    np.add.at(counts, row.item[first:][row.visible[first:]], 1)
+                    counted = row.visible[first:] & (row.item[first:] >= 0)
+                    np.add.at(counts, row.item[first:][counted], 1)
         return counts
 
-    def check_items(self, data: Path) -> None:
-        """Refuses another item file than the sequences' rows point into.
+    def first_events(self) -> np.ndarray | None:
+        """The time of each item's first event in the whole log, int64 [num_items], the largest int64 without events.
+
+        None if an earlier version prepared it, which did not say.
+        """
+        path = self.folder / FIRST_EVENT_FILE
+        return map_rows(path) if path.exists() else None
+
+    def check_items(self, data: DataFolder) -> None:
+        """Refuses other items than the sequences' rows point into.
 
         Raises:
             DataError: if ``data``'s items changed since ``prepare``.
         """
-        path = Path(data) / ITEMS_FILE
-        if not path.exists() or file_fingerprint(path) != self.data[ITEMS_FILE]:
-            raise DataError(f"{path}: not the items that {self.folder} was prepared from; prepare this data again")
+        self._check(data, "items")
 
-    def user_values(self, data: Path) -> dict[str, list]:
+    def _check(self, data: DataFolder, kind: str) -> None:
+        if not data.has(kind) or files_fingerprint(data.files(kind)) != self.data.get(kind):
+            raise DataError(
+                f"{data.where(kind)}: not the {kind} that {self.folder} was prepared from; prepare this data again"
+            )
+
+    def user_values(self, data: DataFolder) -> dict[str, list]:
         """By user feature, the values whose codes are 1, 2, ...; code 0 stands for a missing or unknown value.
 
         Raises:
@@ -178,9 +160,7 @@ class Prepared:
             return self.vocabularies
         if not self.user_features:
             return {}
-        path = Path(data) / USERS_FILE
-        if not path.exists() or file_fingerprint(path) != self.data[USERS_FILE]:
-            raise DataError(f"{path}: not the users that {self.folder} was prepared from; prepare this data again")
+        self._check(data, "users")
         return {name: list(vocabulary.values) for name, vocabulary in _user_vocabularies(open_users(data)).items()}
 
     def path(self, split: str) -> Path:
@@ -205,34 +185,43 @@ def open_prepared(folder: Path) -> Prepared:
         raise DataError(f"{path}: not found; run `sidrec prepare` first, and name its --out")
     values = read_json(path)
     try:
+        values["policy"] = EventPolicy(**values.get("policy", {}))
+        values["schema"] = DataSchema.from_json(values.get("schema", {}), path)
         return Prepared(folder=folder, **values | {"tasks": tuple(values["tasks"])})
     except (KeyError, TypeError) as error:  # other fields, or none
         raise DataError(f"{path}: of another version of sidrec_torchrec ({error!r}); prepare again") from error
 
 
-def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
+def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig) -> Prepared:
     """Splits ``data``'s events into sequences under ``out``.
 
     Args:
-        data: folder of ``items.parquet``, ``events.parquet`` and, optionally, ``users.parquet``.
+        data: the data folder: items, events and, optionally, users.
         out: folder to write; appears only when complete.
         config: the protocol.
 
     Raises:
-        DataError: on bad events (names file, column, row), an item that is not in the item file, a user's timestamps
-            going backwards, or a protocol that leaves nothing to train or test on.
+        DataError: on bad events (names file, column, row), what the policy refuses, or a protocol that leaves nothing to
+            train or test on.
     """
+    data = DataFolder.of(data)
     items, users = open_items(data, sources=(), targets=()), open_users(data)
     vocabularies = _user_vocabularies(users)
     with atomic_path(out) as folder:
-        buckets = EventBuckets.write(folder / "buckets", open_events(data, config.tasks), items, users, vocabularies)
-        splitter = _Splitter(config, items.num_items)
-        seen, counts = _write_sequences(folder, buckets, splitter, config)
+        events = open_events(data, config.tasks)
+        buckets = EventBuckets.write(folder / "buckets", events, items, users, vocabularies, config.policy)
+        splitter = Splitter(config, items.num_items)
+        census = splitter.take_census(buckets)
+        counts = _write_sequences(folder, buckets, splitter, census)
         shutil.rmtree(folder / "buckets")
-        write_rows(folder / SEEN_FILE, seen.shape, np.bool_, iter([seen]))
-        pq.write_table(
-            pa.table({"item_id": items.ids()[splitter.cold]}), folder / COLD_ITEMS_FILE, write_page_checksum=True
-        )
+        for name, array_I in (
+            (SEEN_FILE, census.seen_I),
+            (TRAINING_FILE, census.training_I),
+            (FIRST_EVENT_FILE, census.first_event_I),
+        ):
+            write_rows(folder / name, array_I.shape, array_I.dtype, iter([array_I]))
+        cold = items.ids().filter(pa.array(splitter.cold_items(census)))
+        pq.write_table(pa.table({"item_id": cold}), folder / COLD_ITEMS_FILE, write_page_checksum=True)
         write_json(
             folder / PREPARED_FILE,
             {
@@ -244,23 +233,26 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Prepared:
                 "counts": counts,
                 "max_history": config.max_history,
                 "vocabularies": {name: list(vocabulary.values) for name, vocabulary in vocabularies.items()},
+                "policy": asdict(config.policy),
+                "schema": data.schema.to_json(),
+                "met": buckets.counts.to_json(config.policy),
+                "last_training_event": census.last_training_event,
             },
         )
     return open_prepared(out)
 
 
-def _write_sequences(
-    folder: Path, buckets: EventBuckets, splitter: "_Splitter", config: PrepareConfig
-) -> tuple[np.ndarray, dict[str, SplitCounts]]:
-    """Writes every split; returns the seen items, bool [num_items], and the counts by split."""
-    train_counts, test_counts = splitter.count_items(buckets)
+def _write_sequences(folder: Path, buckets: EventBuckets, splitter: Splitter, census: Census) -> dict[str, SplitCounts]:
+    """Writes every split; returns the counts by split."""
+    config = splitter.config
     sampler = None
     if not buckets.tasks:
-        sampler = NegativeSampler(train_counts, test_counts, config.negatives, config.seed)
+        sampler = NegativeSampler(census, config.negatives, config.seed)
     tasks = buckets.tasks or DEFAULT_TASKS
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(closing(_SequenceWriter(folder / f"{split}.parquet", tasks))) for split in SPLITS
+            split: stack.enter_context(closing(_SequenceWriter(folder / f"{split}.parquet", tasks, buckets.id_type)))
+            for split in SPLITS
         }
         for user in buckets.users():
             for split, events, first_target in splitter.split(user):
@@ -277,40 +269,7 @@ def _write_sequences(
         for task, labels in writers[split].counts["labels"].items():
             if not labels:
                 raise DataError(f"{buckets.path}: column '{task}' is null for all {split} targets; leave the task out")
-    return train_counts > 0, {split: writer.counts for split, writer in writers.items()}
-
-
-class _Splitter:
-    """The protocol: which of a user's events belong to which split."""
-
-    def __init__(self, config: PrepareConfig, num_items: int) -> None:
-        self.config = config
-        self.cold = np.zeros(num_items, bool)
-        shuffled = np.random.default_rng([config.seed, 0]).permutation(num_items)
-        self.cold[shuffled[: int(config.cold_fraction * num_items)]] = True
-
-    def split(self, user: UserEvents) -> Iterator[tuple[str, np.ndarray, int]]:
-        """(split, places of the events that belong to it, how many of those precede the first target)."""
-        num_events = len(user.item)
-        first_test = num_events - round(self.config.test_fraction * num_events)
-        kept = np.flatnonzero(~self.cold[user.item[:first_test]])
-        if self._draw(1, user.user_id) < self.config.validation_fraction:
-            yield "validation", kept, 0
-        elif self._draw(2, user.user_id) < self.config.train_fraction:
-            yield "train", kept, 0
-        yield "test", np.arange(num_events), first_test
-
-    def count_items(self, buckets: EventBuckets) -> tuple[np.ndarray, np.ndarray]:
-        """Training events and test targets by item, int64 [num_items] each."""
-        counts = {split: np.zeros(len(self.cold), np.int64) for split in SPLITS}
-        for user in buckets.users():
-            for split, events, first_target in self.split(user):
-                np.add.at(counts[split], user.item[events[first_target:]], 1)
-        return counts["train"], counts["test"]
-
-    def _draw(self, what: int, user_id: int) -> float:
-        """A number in [0, 1), the same for a user whatever the others."""
-        return np.random.default_rng([self.config.seed, what, user_id % (1 << 63)]).random()
+    return {split: writer.counts for split, writer in writers.items()}
 
 
 def _sequence(user: UserEvents, events: np.ndarray) -> Sequence:
@@ -327,19 +286,20 @@ def _sequence(user: UserEvents, events: np.ndarray) -> Sequence:
 
 
 def _user_vocabularies(users: Users | None) -> dict[str, Vocabulary]:
-    """Of the user file's single-valued categorical columns."""
+    """Of the user columns that were named, or of all categories of one value, but for those of too many values."""
     if users is None:
         return {}
     single = [name for name in users.categorical if not is_multi_label(users.table.type_of(name))]
-    return scan_vocabularies(users, single)
+    return scan_vocabularies(users, single, skip_large=not users.are_chosen)
 
 
 class _SequenceWriter:
     """Writes rows to a sequences file, a row group at a time, and counts them."""
 
-    def __init__(self, path: Path, tasks: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, tasks: tuple[str, ...], id_type: pa.DataType) -> None:
         self.counts: SplitCounts = {"rows": 0, "events": 0, "targets": 0, "labels": dict.fromkeys(tasks, 0)}
-        self._writer = pq.ParquetWriter(path, sequence_schema(), compression="zstd", write_page_checksum=True)
+        self._schema = sequence_schema(id_type)
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", write_page_checksum=True)
         self._pending: list[Sequence] = []
 
     def close(self) -> None:
@@ -350,7 +310,7 @@ class _SequenceWriter:
         for row in rows:
             self.counts["rows"] += 1
             self.counts["events"] += len(row)
-            self.counts["targets"] += row.num_targets
+            self.counts["targets"] += row.num_scored()
             for k, task in enumerate(self.counts["labels"]):
                 self.counts["labels"][task] += row.num_labels(k)
             self._pending.append(row)
@@ -359,5 +319,5 @@ class _SequenceWriter:
 
     def _flush(self) -> None:
         if self._pending:
-            self._writer.write_batch(to_record_batch(self._pending))
+            self._writer.write_batch(to_record_batch(self._pending, self._schema))
             self._pending = []

@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from sidrec_torchrec.data.events import EVENT_IDS
+from sidrec_torchrec.data.events import check_event_ids, timestamps
+from sidrec_torchrec.data.folder import DataSchema
 from sidrec_torchrec.data.histories import Histories, UserCodes
 from sidrec_torchrec.data.items import ItemRows, Items
 from sidrec_torchrec.data.parquet import ParquetTable
@@ -26,7 +27,7 @@ class RequestBatch:
 
     Args:
         columns: what they are written with.
-        user_ids: int64 [R].
+        user_ids: canonical [R]; see ``data.ids``.
         codes: int32 [R, F], of the users' features.
         items: int32 [R], rows of the item file.
         timestamps: int64 [R].
@@ -34,7 +35,7 @@ class RequestBatch:
     """
 
     columns: pa.RecordBatch
-    user_ids: np.ndarray
+    user_ids: pa.Array
     codes: np.ndarray
     items: np.ndarray
     timestamps: np.ndarray
@@ -46,8 +47,9 @@ class RequestBatch:
 
     def rows(self, most: int) -> list[np.ndarray]:
         """Places of the requests that share a history, int64, at most so many of them together; every request once."""
-        order = np.lexsort((self.timestamps, self.ends, self.user_ids))
-        is_other = np.diff(self.user_ids[order]).astype(bool) | np.diff(self.ends[order]).astype(bool)
+        user_R = self.user_ids.dictionary_encode().indices.to_numpy()
+        order = np.lexsort((self.timestamps, self.ends, user_R))
+        is_other = np.diff(user_R[order]).astype(bool) | np.diff(self.ends[order]).astype(bool)
         groups = np.split(order, np.flatnonzero(is_other) + 1) if len(order) else []
         return [group[first : first + most] for group in groups for first in range(0, len(group), most)]
 
@@ -62,7 +64,7 @@ class RequestBatch:
         length = min(before, max_history)
         events = slice(end - length, end)
         return Sequence(
-            user_id=int(self.user_ids[first]),
+            user_id=self.user_ids[int(first)].as_py(),
             user_codes=self.codes[first],
             item=np.concatenate([histories.item_N[events], self.items[places]]),
             action=np.concatenate([histories.action_N[events], np.zeros(count, np.int8)]),
@@ -108,53 +110,44 @@ class Requests(Protocol):
 
 @dataclass(frozen=True)
 class GivenRequests:
-    """Rows of tables of ``user_id``, ``item_id``, ``timestamp`` and whatever else, one request each.
+    """Rows of a table of ``user_id``, ``item_id``, ``timestamp`` and whatever else, one request each.
 
     Args:
-        tables: of the same columns.
+        table: the requests.
+        time_unit: of timestamps that are plain numbers.
 
     Raises:
-        DataError: on a missing column, or one of the wrong or another type; names file and column.
+        DataError: on a missing column, or one of the wrong type; names file and column.
     """
 
-    tables: tuple[ParquetTable, ...]
+    table: ParquetTable
+    time_unit: str = "s"
 
     def __post_init__(self) -> None:
-        for table in self.tables:
-            for column in EVENT_IDS:
-                table.require_int64(column)
-            for name in self.schema.names:
-                kind, first = table.type_of(name), self.schema.field(name).type
-                if kind != first:
-                    raise DataError(
-                        f"{table.path}: column '{name}' is {kind}, in {self.tables[0].path} it is {first}; write all parts "
-                        "with the same types"
-                    )
-            for name in table.schema.names:
-                self.tables[0].type_of(name)
+        check_event_ids(self.table)
 
     @staticmethod
-    def open(path: Path) -> "GivenRequests":
-        """A Parquet file, or a folder of them, which are read in the order of their names; each may be without rows.
+    def open(path: Path, schema: DataSchema | None = None) -> "GivenRequests":
+        """A Parquet file, a folder of them, which are read in the order of their paths, or a glob; each may be without rows.
+
+        Args:
+            path: the requests.
+            schema: what the columns are called, and the unit of their times.
 
         Raises:
-            DataError: if it is missing or broken, or as the class does.
+            DataError: if they are missing or broken, or as the class does.
         """
-        path = Path(path)
-        files = [path]
-        if path.is_dir():
-            files = sorted(file for file in path.glob("*.parquet") if not file.name.startswith((".", "_")))
-            if not files:
-                raise DataError(f"{path}: no file *.parquet in this folder; write the requests there, or name a file")
-        return GivenRequests(tuple(ParquetTable.open(file, may_be_empty=True) for file in files))
+        schema = schema or DataSchema()
+        table = ParquetTable.open(path, may_be_empty=True, names=schema.names)
+        return GivenRequests(table, schema.time_unit or "s")
 
     @property
     def schema(self) -> pa.Schema:
-        return self.tables[0].schema
+        return pa.schema([field.with_name(self.table.own_name(field.name)) for field in self.table.schema])
 
     @property
     def num_requests(self) -> int:
-        return sum(table.num_rows for table in self.tables)
+        return self.table.num_rows
 
     def batches(self, known: Known) -> Iterator[RequestBatch]:
         """See ``Requests``.
@@ -162,25 +155,32 @@ class GivenRequests:
         Raises:
             DataError: on a null, a time below 0, or an unknown item; names file, column and row.
         """
-        for table in self.tables:
-            for first_row, columns in table.batches(self.schema.names, _BATCH):
-                user_ids_R, item_ids_R, timestamps_R = (table.int64(columns, name, first_row) for name in EVENT_IDS)
-                if (timestamps_R < 0).any():
-                    bad = int(np.argmax(timestamps_R < 0))
-                    raise DataError(
-                        f"{table.path}: column 'timestamp', row {first_row + bad}: {timestamps_R[bad]} is below 0; "
-                        "give seconds, as events.parquet does"
-                    )
-                begins_R, ends_R = known.histories.before(user_ids_R, timestamps_R)
-                yield RequestBatch(
-                    columns=columns.select(self.schema.names),
-                    user_ids=user_ids_R,
-                    codes=known.users.of(user_ids_R),
-                    items=known.items.find(item_ids_R, table.path, first_row, _REMEDY),
-                    timestamps=timestamps_R,
-                    begins=begins_R,
-                    ends=ends_R,
+        for first_row, columns in self.table.batches(self.table.schema.names, _BATCH):
+            user_ids, item_ids = (self.table.ids(columns, name, first_row) for name in ("user_id", "item_id"))
+            timestamps_R = timestamps(self.table, columns, first_row, self.time_unit)
+            if (timestamps_R < 0).any():
+                bad = int(np.argmax(timestamps_R < 0))
+                raise DataError(
+                    f"{self.table.at('timestamp', first_row + bad)}: {timestamps_R[bad]} is below 0; give seconds since 1970, "
+                    "as events do"
                 )
+            try:
+                begins_R, ends_R = known.histories.before(user_ids, timestamps_R)
+                codes_RF = known.users.of(user_ids)
+            except TypeError as error:
+                raise DataError(
+                    f"{self.table.at('user_id', first_row)}: {error}: write users alike everywhere"
+                ) from None
+            arrays = [array.cast(kind.type) for array, kind in zip(columns.columns, self.schema, strict=True)]
+            yield RequestBatch(
+                columns=pa.RecordBatch.from_arrays(arrays, schema=self.schema.remove_metadata()),
+                user_ids=user_ids,
+                codes=codes_RF,
+                items=known.items.find_all(item_ids, self.table, first_row, _REMEDY),
+                timestamps=timestamps_R,
+                begins=begins_R,
+                ends=ends_R,
+            )
 
 
 @dataclass(frozen=True)
@@ -199,26 +199,29 @@ class NewestEvents:
 
     @property
     def schema(self) -> pa.Schema:
-        return pa.schema([(name, pa.int64()) for name in (*EVENT_IDS, EVENT_ROW)])
+        ids = [("user_id", self.histories.users.ids.type), ("item_id", self.items.ids().type)]
+        return pa.schema([*ids, ("timestamp", pa.int64()), (EVENT_ROW, pa.int64())])
 
     @property
     def num_requests(self) -> int:
-        return int(np.minimum(np.diff(self.histories.first_U1), self.count).sum())
+        return len(self.histories.newest(self.count)[0])
 
     def batches(self, known: Known) -> Iterator[RequestBatch]:
         """See ``Requests``; holds 16 bytes a request."""
         log = self.histories
-        item_ids_I = self.items.ids()
+        item_ids = self.items.ids()
         begin_M, place_M = log.newest(self.count)
         for first in range(0, len(place_M), _BATCH):
             begins_R, places_R = begin_M[first : first + _BATCH], place_M[first : first + _BATCH]
-            user_ids_R = log.user_U[np.searchsorted(log.first_U1, places_R, side="right") - 1]
+            user_R = np.searchsorted(log.first_U1, places_R, side="right") - 1
+            user_ids = log.users.ids.take(pa.array(user_R))
             items_R, timestamps_R = log.item_N[places_R], log.timestamp_N[places_R]
-            columns = [user_ids_R, item_ids_I[items_R], timestamps_R, log.row_N[places_R]]
+            numbers = map(pa.array, (timestamps_R, log.row_N[places_R]))
+            columns = [user_ids, item_ids.take(pa.array(items_R)), *numbers]
             yield RequestBatch(
-                columns=pa.RecordBatch.from_arrays(list(map(pa.array, columns)), schema=self.schema),
-                user_ids=user_ids_R,
-                codes=known.users.of(user_ids_R),
+                columns=pa.RecordBatch.from_arrays(columns, schema=self.schema),
+                user_ids=user_ids,
+                codes=known.users.of(user_ids),
                 items=items_R,
                 timestamps=timestamps_R,
                 begins=begins_R,

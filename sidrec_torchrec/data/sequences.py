@@ -41,15 +41,15 @@ class Sequence:
     Args:
         user_id: whose.
         user_codes: int32 [F], the user's value code in each user feature.
-        item: int32 [N], rows of the item file.
+        item: int32 [N], rows of the item file; -1 of an event without an item, which is never a target.
         action: int8 [N], the labels: with one task 1 for a positive event, 0 for a negative one; see ``data.tasks``.
         timestamp: int64 [N].
         order: int32 [N], position among the user's real events.
         visible: bool [N], whether later events may read this one.
-        num_targets: how many of the last events are targets.
+        num_targets: how many of the last events are targets; of those, events without an item are passed over.
     """
 
-    user_id: int
+    user_id: int | str | bytes
     user_codes: np.ndarray
     item: np.ndarray
     action: np.ndarray
@@ -61,9 +61,14 @@ class Sequence:
     def __len__(self) -> int:
         return len(self.item)
 
+    def num_scored(self) -> int:
+        """How many of the targets have an item."""
+        return int((self.item[len(self) - self.num_targets :] >= 0).sum())
+
     def num_labels(self, task: int) -> int:
-        """How many targets have a label of this task."""
-        return int((label_of(self.action[len(self) - self.num_targets :], task) != UNKNOWN).sum())
+        """How many targets have an item, and a label of this task."""
+        targets = slice(len(self) - self.num_targets, None)
+        return int(((label_of(self.action[targets], task) != UNKNOWN) & (self.item[targets] >= 0)).sum())
 
     def slice(self, start: int, stop: int, num_targets: int) -> "Sequence":
         """Events start..stop of this sequence, the last ``num_targets`` of which are targets."""
@@ -73,18 +78,20 @@ class Sequence:
     def rows(self, first_target: int, *, max_history: int, targets_per_row: int) -> Iterator["Sequence"]:
         """Cuts the events from ``first_target`` on into rows of at most ``targets_per_row`` targets.
 
-        Each row carries up to ``max_history`` events before its first target.
+        Each row carries up to ``max_history`` events before its first target. A row none of whose targets has an item is
+        left out.
         """
         for start in range(first_target, len(self), targets_per_row):
             stop = min(start + targets_per_row, len(self))
-            yield self.slice(max(0, start - max_history), stop, stop - start)
+            if (self.item[start:stop] >= 0).any():
+                yield self.slice(max(0, start - max_history), stop, stop - start)
 
 
-def sequence_schema() -> pa.Schema:
-    """Columns of a sequences file."""
+def sequence_schema(id_type: pa.DataType) -> pa.Schema:
+    """Columns of a sequences file, whose users' ids are of this canonical type."""
     return pa.schema(
         [
-            ("user_id", pa.int64()),
+            ("user_id", id_type),
             ("user_codes", pa.list_(pa.int32())),
             *((name, pa.list_(kind)) for name, kind in SEQUENCE_COLUMNS.items()),
             ("num_targets", pa.int32()),
@@ -106,7 +113,7 @@ def open_sequences(path: Path) -> Iterator[pq.ParquetFile]:
         raise DataError(f"{path}: not a sequences file, or cut short: {first_line(error)}; prepare again") from error
 
 
-def to_record_batch(rows: list[Sequence]) -> pa.RecordBatch:
+def to_record_batch(rows: list[Sequence], schema: pa.Schema) -> pa.RecordBatch:
     """Rows as one Arrow batch of ``sequence_schema``."""
 
     def lists(name: str, kind: pa.DataType) -> pa.Array:
@@ -115,12 +122,12 @@ def to_record_batch(rows: list[Sequence]) -> pa.RecordBatch:
         return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(values), kind))
 
     columns = [
-        pa.array([row.user_id for row in rows], pa.int64()),
+        pa.array([row.user_id for row in rows], schema.field("user_id").type),
         lists("user_codes", pa.int32()),
         *(lists(name, kind) for name, kind in SEQUENCE_COLUMNS.items()),
         pa.array([row.num_targets for row in rows], pa.int32()),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=sequence_schema())
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def from_table(table: pa.Table) -> list[Sequence]:

@@ -12,26 +12,33 @@ import pyarrow.parquet as pq
 from sidrec_torchrec.codec.alphabet import format_stages, parse_stages
 from sidrec_torchrec.codec.codec import CODEC_FILES, CODEC_FOLDER, Codec
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
+from sidrec_torchrec.data.ids import as_ids, id_type
 from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path
 
 SIDS_FILE = "sids.parquet"
+_INT64 = pa.int64()
 _FINGERPRINT, _STAGES = b"sidrec.fingerprint", b"sidrec.stages"
 
 
-def write_sids(path: Path, spec: SIDSpec, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Writes item ids, int64 [N], and packed SIDs, int64 [N, W], batch by batch; the whole file or none."""
+def write_sids(
+    path: Path,
+    spec: SIDSpec,
+    batches: Iterable[tuple[pa.Array | np.ndarray, np.ndarray]],
+    id_type: pa.DataType = _INT64,
+) -> None:
+    """Writes item ids, canonical [N] of ``id_type``, and packed SIDs, int64 [N, W], batch by batch; the whole file or none."""
     names = word_names("sid", spec.num_words)
     metadata = {_FINGERPRINT: spec.fingerprint, _STAGES: format_stages(spec.stages)}
-    schema = pa.schema([(name, pa.int64()) for name in ("item_id", *names)], metadata=metadata)
+    schema = pa.schema([("item_id", id_type), *((name, pa.int64()) for name in names)], metadata=metadata)
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
-        for item_ids_N, words_NW in batches:
+        for item_ids, words_NW in batches:
             writer.write_batch(
-                pa.RecordBatch.from_arrays([pa.array(item_ids_N), *map(pa.array, words_NW.T)], schema=schema)
+                pa.RecordBatch.from_arrays([as_ids(item_ids), *map(pa.array, words_NW.T)], schema=schema)
             )
 
 
@@ -74,8 +81,15 @@ class SIDFile:
     def num_items(self) -> int:
         return self.table.num_rows
 
-    def batches(self, batch_size: int = 1 << 16) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Item ids, int64 [N], and packed SIDs, int64 [N, W], in file order, holding one batch in memory.
+    @property
+    def id_type(self) -> pa.DataType:
+        """Canonical type of its item ids."""
+        kind = id_type(self.table.schema.field("item_id").type)
+        assert kind is not None  # it was checked when the file was opened
+        return kind
+
+    def batches(self, batch_size: int = 1 << 16) -> Iterator[tuple[pa.Array, np.ndarray]]:
+        """Item ids, canonical [N], and packed SIDs, int64 [N, W], in file order, holding one batch in memory.
 
         Raises:
             DataError: on a null, or a word that is no packed SID of ``spec``; names the row.
@@ -84,13 +98,13 @@ class SIDFile:
         for first_row, batch in self.table.batches(["item_id", *names], batch_size):
             words_NW = np.stack([self.table.int64(batch, name, first_row) for name in names], axis=1)
             try:
-                self.spec.check_words(words_NW)
+                self.spec.check_words(words_NW, may_miss=False)
             except ValueError as error:
                 raise DataError(f"{self.path}: from row {first_row} on, {error}; encode the corpus again") from None
-            yield self.table.int64(batch, "item_id", first_row), words_NW
+            yield self.table.ids(batch, "item_id", first_row), words_NW
 
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Item ids, int64 [N], and packed SIDs, int64 [N, W], of the whole file, in its order.
+    def read(self) -> tuple[pa.Array, np.ndarray]:
+        """Item ids, canonical [N], and packed SIDs, int64 [N, W], of the whole file, in its order.
 
         Raises:
             DataError: as ``batches``, and on a repeated item_id; names the rows.
@@ -122,12 +136,12 @@ def open_sids(path: str | Path) -> SIDFile:
     for name in ("item_id", *word_names("sid", spec.num_words)):
         if name not in table.schema.names:
             raise DataError(f"{path}: no column '{name}'; encode the corpus again")
-        table.require_int64(name)
+        (table.require_ids if name == "item_id" else table.require_int64)(name)
     return SIDFile(table, spec)
 
 
-def read_sids(path: str | Path, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
-    """Item ids, int64 [N], and packed SIDs, int64 [N, W], in file order.
+def read_sids(path: str | Path, codec: Codec) -> tuple[pa.Array, np.ndarray]:
+    """Item ids, canonical [N], and packed SIDs, int64 [N, W], in file order.
 
     Args:
         path: the file, or the folder that holds it.

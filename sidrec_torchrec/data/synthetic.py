@@ -23,8 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from sidrec_torchrec.data.events import EVENTS_FILE, USERS_FILE
-from sidrec_torchrec.data.items import ITEMS_FILE
+from sidrec_torchrec.data.folder import EVENTS_FILE, ITEMS_FILE, USERS_FILE
 from sidrec_torchrec.data.synthetic_events import USERS_SCHEMA, Block, events_schema, history_lengths, make_events
 from sidrec_torchrec.data.synthetic_items import SyntheticConfig, items_table, make_items
 from sidrec_torchrec.files import atomic_path, write_json

@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sidrec_torchrec.data.parquet import ParquetTable, is_categorical, is_multi_label
+from sidrec_torchrec.data.columns import is_categorical, is_multi_label, plain_type
+from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.training.progress import say
 
 MAX_CLASSES = 10_000
 
@@ -58,15 +60,18 @@ class Vocabulary:
                 "them"
             )
         values: set[Any] = set()
-        for _, batch in table.batches([column], 1 << 16):
-            values.update(pc.unique(pc.drop_null(_flat(batch.column(0))[0])).to_pylist())
+        for first_row, batch in table.batches([column], 1 << 16):
+            try:
+                values.update(pc.unique(pc.drop_null(_flat(batch.column(0))[0])).to_pylist())
+            except UnicodeDecodeError as error:
+                raise DataError(f"{table.at(column, first_row)} and after: a value is not UTF-8: {error}") from None
             if len(values) > max_classes:
-                raise DataError(
-                    f"{table.path}: column '{column}' has more than {max_classes} distinct values; it is no category "
-                    "(name other columns), or raise max_classes"
+                raise UnfitColumn(
+                    f"{table.path}: column '{table.own_name(column)}' has more than {max_classes} distinct values; a category "
+                    f"has at most that many: it is likely an id or a text"
                 )
         if not values:
-            raise DataError(f"{table.path}: column '{column}' has no value in any row; leave it out")
+            raise UnfitColumn(f"{table.path}: column '{table.own_name(column)}' has no value in any row")
         return Vocabulary(column, tuple(sorted(values)), is_multi_label(kind))
 
     def encode(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -112,26 +117,48 @@ class Vocabulary:
         raise DataError(f"column '{self.column}' is {kind}; its vocabulary was made from {have}")
 
 
+class UnfitColumn(DataError):
+    """A categorical column that has too many values, or none."""
+
+
 def scan_vocabularies(
-    data: HasTable, columns: Sequence[str], *, max_classes: int = MAX_CLASSES
+    data: HasTable, columns: Sequence[str], *, max_classes: int = MAX_CLASSES, skip_large: bool = False
 ) -> dict[str, Vocabulary]:
-    """A ``Vocabulary`` by column; see ``Vocabulary.scan``."""
-    return {column: Vocabulary.scan(data, column, max_classes=max_classes) for column in columns}
+    """A ``Vocabulary`` by column; see ``Vocabulary.scan``.
+
+    Args:
+        data: opened ``Items`` or ``Users``.
+        columns: to scan.
+        max_classes: most values of one.
+        skip_large: whether to leave out columns of more, or without a value, instead of refusing them.
+    """
+    vocabularies = {}
+    for column in columns:
+        try:
+            vocabularies[column] = Vocabulary.scan(data, column, max_classes=max_classes)
+        except UnfitColumn as error:
+            if not skip_large:
+                raise
+            say(f"{error}: left out")
+    return vocabularies
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
     """large_string or int64: what the values of a categorical column are compared as."""
-    if is_multi_label(kind):
-        kind = kind.value_type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.large_string() if pa.types.is_string(kind) or pa.types.is_large_string(kind) else pa.int64()
+    kind = plain_type(kind.value_type if is_multi_label(kind) else kind)
+    return pa.large_string() if kind == pa.string() else pa.int64()
 
 
 def _flat(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """The values of a column one after another, and the row of each (int64)."""
     plain = _plain_type(column.type)
     if not is_multi_label(column.type):
-        return pc.cast(column, plain), np.arange(len(column))
+        return _cast(column, plain), np.arange(len(column))
     rows = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
-    return pc.cast(pc.list_flatten(column), plain), rows
+    return _cast(pc.list_flatten(column), plain), rows
+
+
+def _cast(values: pa.Array, plain: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    return values.view(plain) if values.type == pa.uint64() else pc.cast(values, plain)  # hashes fill all 64 bits

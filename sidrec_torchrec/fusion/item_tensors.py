@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from sidrec_torchrec.data.format import ItemBatch, Items, Vocabulary, open_items
-from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.data.format import DataFolder, ItemBatch, Items, Vocabulary, open_items
+from sidrec_torchrec.data.ids import IdIndex, keys
+from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.fusion.model import ItemTensors
 
 _SAMPLE_ITEMS = 32_768
@@ -25,7 +25,7 @@ class ItemStream:
         items: the item file.
         sources: sources to read.
         vocabularies: classes by target to read.
-        excluded: int64, sorted item ids to leave out.
+        excluded: item ids to leave out.
         validation_fraction: share of the items, chosen by a hash of their id, that validates.
         part: ``train``, ``validation`` or ``all``.
     """
@@ -33,13 +33,13 @@ class ItemStream:
     items: Items
     sources: tuple[str, ...]
     vocabularies: dict[str, Vocabulary]
-    excluded: np.ndarray
+    excluded: IdIndex
     validation_fraction: float
     part: str
 
     @staticmethod
     def open(
-        data: Path,
+        data: Path | DataFolder,
         sources: tuple[str, ...],
         vocabularies: dict[str, Vocabulary],
         *,
@@ -55,20 +55,19 @@ class ItemStream:
         Raises:
             DataError: on a missing or broken file or column.
         """
-        excluded = np.zeros(0, np.int64) if exclude is None else _read_ids(exclude)
         return ItemStream(
             items=open_items(data, sources=sources, targets=tuple(vocabularies)),
             sources=sources,
             vocabularies=vocabularies,
-            excluded=excluded,
+            excluded=IdIndex() if exclude is None else _read_ids(exclude),
             validation_fraction=validation_fraction,
             part=part,
         )
 
     def blocks(
         self, size: int = 8192, row_groups: Sequence[int] | None = None, *, share: tuple[int, int] | None = None
-    ) -> Iterator[tuple[np.ndarray, ItemTensors]]:
-        """Item ids, int64 [N], and tensors of at most ``size`` items at a time, in the order of the file's row groups.
+    ) -> Iterator[tuple[pa.Array, ItemTensors]]:
+        """Item ids, canonical [N], and tensors of at most ``size`` items at a time, in the order of the file's row groups.
 
         Args:
             size: most items of a block.
@@ -80,7 +79,7 @@ class ItemStream:
             if len(kept) == len(batch):
                 yield batch.item_ids, self._tensors(batch)
             elif len(kept):
-                yield batch.item_ids[kept], self._tensors(batch).select(torch.from_numpy(kept))
+                yield batch.item_ids.take(pa.array(kept)), self._tensors(batch).select(torch.from_numpy(kept))
 
     def again(self, row_groups: Sequence[int] | None = None) -> Iterator[ItemTensors]:
         """As ``blocks``, to go through many times: a corpus of at most 65,536 items is read once and stays in memory."""
@@ -116,11 +115,11 @@ class ItemStream:
         """At most 32,768 items, drawn by ``seed``, to start a model from."""
         return next(self.shuffled(_SAMPLE_ITEMS, seed))
 
-    def _is_part(self, item_ids_N: np.ndarray) -> np.ndarray:
-        kept_N = ~np.isin(item_ids_N, self.excluded) if len(self.excluded) else np.ones(len(item_ids_N), bool)
+    def _is_part(self, item_ids: pa.Array) -> np.ndarray:
+        kept_N = self.excluded.find(item_ids) < 0
         if self.part == "all":
             return kept_N
-        return kept_N & ((_uniform(item_ids_N) < self.validation_fraction) == (self.part == "validation"))
+        return kept_N & ((_uniform(keys(item_ids)) < self.validation_fraction) == (self.part == "validation"))
 
     def _tensors(self, batch: ItemBatch) -> ItemTensors:
         encoded = {name: v.encode(batch.targets[name]) for name, v in self.vocabularies.items()}
@@ -132,21 +131,16 @@ class ItemStream:
         )
 
 
-def _read_ids(path: Path) -> np.ndarray:
-    """The column ``item_id``, sorted."""
-    try:
-        return np.sort(pq.read_table(path, page_checksum_verification=True)["item_id"].to_numpy())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except KeyError:
-        raise DataError(f"{path}: no column 'item_id'") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file, or a broken one ({error})") from error
+def _read_ids(path: Path) -> IdIndex:
+    """The column ``item_id``."""
+    table = ParquetTable.open(path, may_be_empty=True)
+    table.require_ids("item_id")
+    return IdIndex(table.read_unique_ids("item_id"))
 
 
-def _uniform(ids_N: np.ndarray) -> np.ndarray:
-    """A number in [0, 1) for each id, as good as random, the same everywhere: SplitMix64's mixer (Steele et al. 2014)."""
-    x_N = ids_N.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+def _uniform(keys_N: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) for each key of an id, as good as random, the same everywhere: SplitMix64's mixer (Steele et al. 2014)."""
+    x_N = keys_N.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x_N = (x_N ^ (x_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x_N = (x_N ^ (x_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ((x_N ^ (x_N >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53  # 53 bits: what a double holds

@@ -101,6 +101,7 @@ class Tokenizer:
             ValueError: on words that are not SIDs of this tokenizer; names the row.
         """
         model = self.model
+        self.codec.spec.check_words(words_NW, may_miss=False)  # what predicts would predict something of nothing
         z_ND = self.codec.decode(words_NW, num_digits=num_digits).to(self.device)
         standardize = {n: cast(Standardize, module) for n, module in model.standardize.items()}
         sources = {n: standardize[n].invert(decoder(z_ND)).cpu() for n, decoder in model.decoders.items()}

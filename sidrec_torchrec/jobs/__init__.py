@@ -27,6 +27,7 @@ HELP = {
     "codec design": "weigh lists of DPCA stages on a source, and name one",
     "codec disambiguate": "add a digit that makes every item's SID its own",
     "codec drift": "say how SIDs moved between two codecs or two corpora",
+    "data schema": "say what the files and columns of a data folder are called, for all jobs",
     "data synthetic": "make a corpus whose structure is known",
     "data validate": "check a data folder, and say what is in it",
 }

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
 from sidrec_torchrec.codec.report import PrefixGroups
+from sidrec_torchrec.data.ids import IdIndex, shown
 from sidrec_torchrec.data.items import Items, open_items
 from sidrec_torchrec.data.sids import SIDFile, open_sids
 from sidrec_torchrec.errors import DataError, check_at_least
@@ -65,22 +67,24 @@ def main(config: CodecCollisionsConfig) -> dict[str, Any]:
     """
     sids = open_sids(config.sids)
     items = None if config.items is None else open_items(config.items, targets=config.column or None)
-    item_ids_N, words_NW = sids.read()
+    item_ids, words_NW = sids.read()
     groups = PrefixGroups.of(sids.spec, words_NW)
     largest = list(_largest(sids, words_NW, groups, config.groups))
     shown = [rows[: config.members] for rows, _ in largest]
-    columns = _columns(items, item_ids_N, np.concatenate([np.empty(0, np.int64), *shown])) if items else {}
+    columns = _columns(items, item_ids, np.concatenate([np.empty(0, np.int64), *shown])) if items else {}
     report = {
         "path": str(sids.path),
         "items": sids.num_items,
         "bits": sids.spec.bits,
         "prefixes": groups.result(),
-        "duplicates": None if items is None else _duplicates(items, sids, item_ids_N, groups),
+        "duplicates": None if items is None else _duplicates(items, sids, item_ids, groups),
         "groups": [
             {
                 "digits": digits,
                 "size": len(rows),
-                "members": [{"item_id": int(item_ids_N[row])} | columns.get(row, {}) for row in rows[: config.members]],
+                "members": [
+                    {"item_id": item_ids[row].as_py()} | columns.get(row, {}) for row in rows[: config.members]
+                ],
             }
             for rows, digits in largest
         ],
@@ -103,29 +107,28 @@ def _largest(
             yield rows, sids.spec.unpack(words_NW[rows[:1]])[0].tolist()
 
 
-def _columns(items: Items, item_ids_N: np.ndarray, rows: np.ndarray) -> dict[int, dict[str, Any]]:
+def _columns(items: Items, item_ids: pa.Array, rows: np.ndarray) -> dict[int, dict[str, Any]]:
     """By row of the SID file, the item's columns; those of ``rows`` alone."""
-    row_of = {int(item_ids_N[row]): int(row) for row in rows}
-    ids = np.array(sorted(row_of), np.int64)
+    wanted = IdIndex(item_ids.take(pa.array(rows)))
     found: dict[int, dict[str, Any]] = {}
     for batch in items.batches(sources=()):
-        for place in np.flatnonzero(np.isin(batch.item_ids, ids)):
+        which_N = wanted.find(batch.item_ids)
+        for place in np.flatnonzero(which_N >= 0):
             values = {name: column[int(place)].as_py() for name, column in batch.targets.items()}
-            found[row_of[int(batch.item_ids[place])]] = values
+            found[int(rows[which_N[place]])] = values
     return found
 
 
-def _duplicates(items: Items, sids: SIDFile, item_ids_N: np.ndarray, groups: PrefixGroups) -> int | None:
+def _duplicates(items: Items, sids: SIDFile, item_ids: pa.Array, groups: PrefixGroups) -> int | None:
     """Of items that share a SID, how many have the same sources as another in their group; by a 64-bit hash of each."""
     sizes_G, label_N = groups.sizes(groups.spec.num_digits), groups.labels(groups.spec.num_digits)
     colliding = np.flatnonzero(sizes_G[label_N] > 1)
-    colliding = colliding[np.argsort(item_ids_N[colliding])]
-    ids = item_ids_N[colliding]
+    ids = item_ids.take(pa.array(colliding))
+    index = IdIndex(ids)
     content, found = np.zeros(len(ids), np.uint64), np.zeros(len(ids), bool)
     for batch in items.batches(targets=()):
-        place_N = np.searchsorted(ids, batch.item_ids)
-        known_N = place_N < len(ids)
-        known_N[known_N] = ids[place_N[known_N]] == batch.item_ids[known_N]
+        place_N = index.find(batch.item_ids)
+        known_N = place_N >= 0
         for row in np.flatnonzero(known_N):
             digest = hashlib.blake2b(digest_size=8)
             for x_ND in batch.sources.values():
@@ -134,7 +137,7 @@ def _duplicates(items: Items, sids: SIDFile, item_ids_N: np.ndarray, groups: Pre
         found[place_N[known_N]] = True
     if not found.all():
         raise DataError(
-            f"{items.path}: no item_id {ids[np.argmin(found)]}, which has a SID in {sids.path}; give the items that were "
+            f"{items.path}: no item_id {shown(ids, int(np.argmin(found)))}, which has a SID in {sids.path}; give the items that were "
             "encoded"
         )
     if not items.source_dims:

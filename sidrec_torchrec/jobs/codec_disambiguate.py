@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from sidrec_torchrec.codec.alphabet import OneHot
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.codec.report import PrefixGroups
+from sidrec_torchrec.data.ids import shown
 from sidrec_torchrec.data.sids import SIDS_FILE, open_sids, write_sids
 from sidrec_torchrec.errors import DataError, RunMismatchError
 from sidrec_torchrec.files import atomic_path
@@ -58,28 +60,30 @@ def main(config: CodecDisambiguateConfig) -> None:
     sids = open_sids(config.sids)
     codec.check(sids.spec.fingerprint, str(sids.path))
     longer = codec.with_serial_digit(config.radix)
-    item_ids_N, words_NW = sids.read()
+    item_ids, words_NW = sids.read()
     rank_N = PrefixGroups.of(codec.spec, words_NW).ranks()
     if rank_N.max() >= config.radix:
         last = int(rank_N.argmax())
-        same = item_ids_N[(words_NW == words_NW[last]).all(1)]
+        same = item_ids.filter(pa.array((words_NW == words_NW[last]).all(1)))
         raise DataError(
-            f"{sids.path}: {len(same):,} items share a SID (item_id {', '.join(map(str, same[:3]))}, ...), but a digit of "
+            f"{sids.path}: {len(same):,} items share a SID (item_id {', '.join(shown(same, i) for i in range(min(3, len(same))))}, ...), but a digit of "
             f"radix {config.radix} tells {config.radix} apart; raise the radix, or encode with more digits"
         )
     with atomic_path(config.out) as folder:
         folder.mkdir()
-        write_sids(folder / SIDS_FILE, longer.spec, _batches(codec.spec, longer.spec, item_ids_N, words_NW, rank_N))
+        write_sids(
+            folder / SIDS_FILE, longer.spec, _batches(codec.spec, longer.spec, item_ids, words_NW, rank_N), sids.id_type
+        )
         longer.save(folder / CODEC_FOLDER)
     print(
-        f"{config.out}: {len(item_ids_N):,} items, each with a SID of its own; the most that shared one: {rank_N.max() + 1}"
+        f"{config.out}: {len(item_ids):,} items, each with a SID of its own; the most that shared one: {rank_N.max() + 1}"
     )
 
 
 def _batches(
-    spec: SIDSpec, longer: SIDSpec, item_ids_N: np.ndarray, words_NW: np.ndarray, rank_N: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for first in range(0, len(item_ids_N), _BLOCK):
+    spec: SIDSpec, longer: SIDSpec, item_ids: pa.Array, words_NW: np.ndarray, rank_N: np.ndarray
+) -> Iterator[tuple[pa.Array, np.ndarray]]:
+    for first in range(0, len(item_ids), _BLOCK):
         block = slice(first, first + _BLOCK)
         digits_NL = np.column_stack([spec.unpack(words_NW[block]), rank_N[block]])
-        yield item_ids_N[block], longer.pack(digits_NL)
+        yield item_ids[block], longer.pack(digits_NL)

@@ -11,6 +11,7 @@ from rich.table import Table
 from sidrec_torchrec.codec.alphabet import format_stages
 from sidrec_torchrec.codec.drift import digit_drift, prefix_drift
 from sidrec_torchrec.codec.report import DigitUse
+from sidrec_torchrec.data.ids import IdIndex
 from sidrec_torchrec.data.sids import SIDFile, open_sids
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import read_json, write_json
@@ -48,19 +49,21 @@ def main(config: CodecDriftConfig) -> dict[str, Any]:
     old, new = open_sids(config.old), open_sids(config.new)
     old_ids, old_NW = old.read()
     new_ids, new_NW = new.read()
-    common, old_rows, new_rows = np.intersect1d(old_ids, new_ids, assume_unique=True, return_indices=True)
+    row_N = IdIndex(new_ids).find(old_ids)
+    old_rows = np.flatnonzero(row_N >= 0)
+    new_rows = row_N[old_rows]
     one_codec = old.spec == new.spec
-    if not one_codec and not len(common):
+    if not one_codec and not len(old_rows):
         raise DataError(
             f"{old.path} and {new.path} have no item in common and were made by two codecs: there is nothing to compare; "
             "encode the same items with both codecs, or both corpora with one"
         )
-    prefixes = prefix_drift(old.spec, old_NW[old_rows], new.spec, new_NW[new_rows]) if len(common) else []
+    prefixes = prefix_drift(old.spec, old_NW[old_rows], new.spec, new_NW[new_rows]) if len(old_rows) else []
     digits = digit_drift(_use(old, old_NW), _use(new, new_NW)) if one_codec else None
     report = {
         "old": _describe(old),
         "new": _describe(new),
-        "common_items": len(common),
+        "common_items": len(old_rows),
         "prefixes": [asdict(depth) for depth in prefixes],
         "digits": None if digits is None else [asdict(digit) for digit in digits],
         "reconstruction": _reconstructions(old, new),

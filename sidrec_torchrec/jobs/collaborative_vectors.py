@@ -10,29 +10,30 @@ import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from sidrec_torchrec.data.collaborative import CollaborativeConfig, CollaborativeVectors, collaborative_vectors
-from sidrec_torchrec.data.format import ITEMS_FILE
+from sidrec_torchrec.data.format import ITEMS_FILE, DataConfig, Items, open_items
 from sidrec_torchrec.data.prepare import open_prepared
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path
-from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
 
+_BATCH = 1 << 16  # rows of a row group that is written
+
 
 @dataclass(frozen=True, kw_only=True)
-class CollaborativeVectorsConfig(JobConfig):
+class CollaborativeVectorsConfig(DataConfig):
     """What to learn from.
 
     Args:
         data: folder of ``items.parquet``.
+        schema: what its files and columns are called, said over the folder's own ``schema.json``.
         prepared: folder the prepare job wrote from it; its training targets are all that is read of the events.
         out: folder for ``items.parquet`` with the new column.
         column: its name.
         vectors: how they are made.
     """
 
-    data: Path
     prepared: Path
     out: Path
     column: str = "collaborative"
@@ -40,7 +41,7 @@ class CollaborativeVectorsConfig(JobConfig):
 
     def files(self) -> list[Path]:
         """The files the vectors are made from."""
-        return [self.data / ITEMS_FILE, *open_prepared(self.prepared).files()]
+        return [*self.folder.files("items"), *open_prepared(self.prepared).files()]
 
 
 def main(config: CollaborativeVectorsConfig) -> dict[str, Any]:
@@ -57,37 +58,38 @@ def main(config: CollaborativeVectorsConfig) -> dict[str, Any]:
         if run.result is not None:
             return run.result
         prepared = open_prepared(config.prepared)
-        prepared.check_items(config.data)
-        if config.column in pq.read_schema(config.data / ITEMS_FILE).names:
-            raise DataError(
-                f"{config.data / ITEMS_FILE}: there is a column '{config.column}' already; rename it, or name another"
-            )
+        prepared.check_items(config.folder)
+        items = open_items(config.folder, targets=())
+        if config.column in (*items.table.schema.names, *items.joined):
+            raise DataError(f"{items.path}: there is a column '{config.column}' already; rename it, or name another")
         with stage("collaborative vectors", None, show=processes.is_main) as progress:
             vectors = collaborative_vectors(
                 prepared, config.vectors, rank=processes.rank, world_size=processes.world_size
             )
             result = {"items": prepared.num_items, "with_vector": int(vectors.present_N.sum())}
             if processes.is_main:
-                _write(config, vectors)
+                _write(config, items, vectors)
             progress.advance(0, f"{result['with_vector']:,} of {result['items']:,} items have one")
         dist.barrier()
         return run.finish(result)
 
 
-def _write(config: CollaborativeVectorsConfig, vectors: CollaborativeVectors) -> None:
-    """The items, a row group at a time, with the new column; whole or not at all."""
-    dim = vectors.values_ND.shape[1]
-    first = 0
+def _write(config: CollaborativeVectorsConfig, items: Items, vectors: CollaborativeVectors) -> None:
+    """The items under our names, a batch at a time, with the new column and those of a second file; whole or not at all."""
+    table = items.table
+    new = {**items.joined, config.column: vectors.values_ND}
+    fields = [pa.field(name, pa.list_(pa.float32(), values_ND.shape[1])) for name, values_ND in new.items()]
+    schema = pa.schema([*table.schema, *fields])
     with (
-        pq.ParquetFile(config.data / ITEMS_FILE, page_checksum_verification=True) as file,
         atomic_path(config.out / ITEMS_FILE) as path,
+        pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
-        schema = file.schema_arrow.append(pa.field(config.column, pa.list_(pa.float32(), dim)))
-        with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                rows = slice(first, first + len(table))
-                first += len(table)
-                values = pa.array(np.ascontiguousarray(vectors.values_ND[rows]).reshape(-1))
-                column = pa.FixedSizeListArray.from_arrays(values, dim, mask=pa.array(~vectors.present_N[rows]))
-                writer.write_table(table.append_column(config.column, column).cast(schema))
+        for first, batch in table.batches(table.schema.names, _BATCH):
+            rows = slice(first, first + len(batch))
+            arrays = [array.cast(field.type) for field, array in zip(table.schema, batch.columns, strict=True)]
+            for name, values_ND in new.items():
+                x_ND = np.ascontiguousarray(values_ND[rows])
+                is_there_N = vectors.present_N[rows] if name == config.column else np.any(x_ND, axis=1)
+                flat = pa.array(x_ND.reshape(-1))
+                arrays.append(pa.FixedSizeListArray.from_arrays(flat, x_ND.shape[1], mask=pa.array(~is_there_N)))
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))

@@ -1,28 +1,30 @@
 """Checks a data folder, and prints what is in it."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from sidrec_torchrec.data.format import DataConfig
+from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.tasks import check_tasks
 from sidrec_torchrec.data.validate import validate
-from sidrec_torchrec.training.config import JobConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataValidateConfig(JobConfig):
+class DataValidateConfig(DataConfig):
     """What to check.
 
     Args:
         data: the data folder.
+        schema: what its files and columns are called, said over the folder's own ``schema.json``.
         tasks: columns of labels; none named means ``label``, if there is one.
+        policy: what may be wrong with events.
     """
 
-    data: Path
     tasks: tuple[str, ...] = ()
+    policy: EventPolicy = field(default_factory=EventPolicy)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,7 +37,7 @@ def main(config: DataValidateConfig) -> dict[str, Any]:
     Raises:
         DataError: as ``validate`` does.
     """
-    summary = validate(config.data, config.tasks)
+    summary = validate(config.folder, config.tasks, config.policy)
     table = Table(title=f"{config.data}: valid", show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
@@ -44,8 +46,24 @@ def main(config: DataValidateConfig) -> dict[str, Any]:
         table.add_row(f"  source '{name}'", f"{source['dim']} wide, {source['missing']:,} missing")
     for name, missing in summary["missing_categories"].items():
         table.add_row(f"  category '{name}'", f"{missing:,} missing")
+    if summary["events"] is None:
+        table.add_row("events", "none: a tokenizer can be trained, a ranker cannot")
+    else:
+        _add_events(table, summary)
+    console = Console()
+    console.print(table)
+    for kind, unread in summary["unread"].items():
+        for column, why in unread.items():
+            console.print(f"{kind}: '{column}' is not read: {why}", highlight=False, markup=False, soft_wrap=True)
+    return summary
+
+
+def _add_events(table: Table, summary: dict[str, Any]) -> None:
     table.add_row("  without any event", f"{summary['items_without_events']:,}")
     table.add_row("events", f"{summary['events']:,}")
+    for name, met in summary["met"].items():
+        if met["count"]:
+            table.add_row(f"  {name.replace('_', ' ')}", f"{met['count']:,} ({met['policy']})")
     for name, label in summary["labels"].items():
         missing = f", {label['missing']:,} missing" if label["missing"] else ""
         table.add_row(f"  label '{name}'", f"rate {label['rate']:.4f}{missing}")
@@ -55,6 +73,4 @@ def main(config: DataValidateConfig) -> dict[str, Any]:
     history = summary["history"]
     table.add_row("  events of a user: p50, p90, max", f"{history['p50']:,}, {history['p90']:,}, {history['max']:,}")
     if summary["users_without_row"] is not None:
-        table.add_row("  without a row in users.parquet", f"{summary['users_without_row']:,}")
-    Console().print(table)
-    return summary
+        table.add_row("  without a row in users", f"{summary['users_without_row']:,}")

@@ -46,18 +46,18 @@ def main(config: DecodeSIDsConfig) -> None:
     available = tokenizer.codec.spec.num_digits
     if not 0 <= config.num_digits <= available:
         raise SidrecError(f"num_digits must be 0 to {available}, the digits of these SIDs; got {config.num_digits}")
-    item_ids_N, words_NW = read_sids(config.sids, tokenizer.codec)
+    item_ids, words_NW = read_sids(config.sids, tokenizer.codec)
     with atomic_path(config.out) as path:
         writer: pq.ParquetWriter | None = None
-        for first in range(0, len(item_ids_N), _BLOCK):
+        for first in range(0, len(item_ids), _BLOCK):
             words = torch.from_numpy(words_NW[first : first + _BLOCK])
             decoded = tokenizer.decode(words, num_digits=config.num_digits or None)
-            table = pa.table({"item_id": item_ids_N[first : first + _BLOCK]} | dict(_columns(decoded)))
+            table = pa.table({"item_id": item_ids[first : first + _BLOCK]} | dict(_columns(decoded)))
             writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True)
             writer.write_table(table)
         if writer is not None:
             writer.close()
-    print(f"{config.out}: {len(item_ids_N):,} items")
+    print(f"{config.out}: {len(item_ids):,} items")
 
 
 def _columns(decoded: Decoded) -> Iterator[tuple[str, pa.Array]]:

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch.distributed as dist
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER
-from sidrec_torchrec.data.format import ITEMS_FILE, open_items
+from sidrec_torchrec.data.format import DataConfig, DataFolder, open_items
 from sidrec_torchrec.data.sids import SIDS_FILE, join_sids, open_sids, write_sids
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import Tokenizer, tokenizer_files
 from sidrec_torchrec.processes import on_first_process
-from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
@@ -26,25 +26,25 @@ _BLOCK = 8192  # items encoded at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeCorpusConfig(JobConfig):
+class EncodeCorpusConfig(DataConfig):
     """What to encode.
 
     Args:
         data: folder of ``items.parquet``.
+        schema: what its files and columns are called, said over the folder's own ``schema.json``.
         tokenizer: folder train-tokenizer wrote.
         out: folder for ``sids.parquet``, a copy of the codec, and ``metrics.json``.
         report: ``short`` says how digits are used and how many items share a SID; ``full`` also what every prefix of the
             SIDs keeps of the items, which takes longer than encoding.
     """
 
-    data: Path
     tokenizer: Path
     out: Path
     report: Literal["short", "full"] = "short"
 
     def files(self) -> list[Path]:
         """The files the SIDs are made from."""
-        return [self.data / ITEMS_FILE, *tokenizer_files(self.tokenizer)]
+        return [*self.folder.files("items"), *tokenizer_files(self.tokenizer)]
 
 
 def main(config: EncodeCorpusConfig) -> dict[str, Any]:
@@ -67,20 +67,20 @@ def main(config: EncodeCorpusConfig) -> dict[str, Any]:
 
 def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Processes) -> dict[str, Any]:
     is_full = config.report == "full"
-    stream = _open_items(config.data, tokenizer, is_full)
+    stream = _open_items(config.folder, tokenizer, is_full)
     report = TokenizerReport(tokenizer, None if is_full else ())
     parts = [config.out / "parts" / f"{rank}.parquet" for rank in range(processes.world_size)]
     total = stream.items.num_items // processes.world_size
     with stage("encode corpus", total, show=processes.is_main) as progress:
 
-        def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        def batches() -> Iterator[tuple[pa.Array, np.ndarray]]:
             for item_ids, items in stream.blocks(_BLOCK, share=(processes.rank, processes.world_size)):
                 digits_NL = tokenizer.digits(items)
                 report.update(items, digits_NL)
                 yield item_ids, tokenizer.codec.spec.pack(digits_NL).numpy()
                 progress.advance(len(item_ids))
 
-        write_sids(parts[processes.rank], tokenizer.codec.spec, batches())
+        write_sids(parts[processes.rank], tokenizer.codec.spec, batches(), stream.items.ids().type)
         counts: list[Any] = [None] * processes.world_size
         dist.all_gather_object(counts, report.counts())
         report.merge([its for rank, its in enumerate(counts) if rank != processes.rank])
@@ -98,7 +98,7 @@ def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Process
     return result
 
 
-def _open_items(data: Path, tokenizer: Tokenizer, is_full: bool) -> ItemStream:
+def _open_items(data: DataFolder, tokenizer: Tokenizer, is_full: bool) -> ItemStream:
     """What the tokenizer reads of the items, and, for a full report, what it predicts and the file has.
 
     Raises:

@@ -1,17 +1,20 @@
 """Evaluates a trained ranker on a split."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sidrec_torchrec.data.prepare import SPLITS, open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import write_json
+from sidrec_torchrec.ranker.breakdown import have_same_items
+from sidrec_torchrec.ranker.evaluation import check_defined, evaluate_in_detail
 from sidrec_torchrec.ranker.recipe import TrainedRanker
-from sidrec_torchrec.ranker.training import check_defined, evaluate
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
-from sidrec_torchrec.training.progress import stage
+from sidrec_torchrec.training.progress import say, stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,11 @@ class EvaluateConfig(JobConfig):
     out: Path | None = None
 
 
-def main(config: EvaluateConfig) -> dict[str, float | None]:
+def main(config: EvaluateConfig) -> dict[str, Any]:
     """Prints, writes and returns NE, AUC and calibration over all, warm and cold targets; see ``RankingMetrics.compute``.
+
+    And NE by popularity and age of the item, length of the history and age of the model; see ``Breakdown.compute``. What is
+    warm and popular, and how old the model is, is said by the sequences it was trained on.
 
     Raises:
         SidrecError: on an unknown split, a folder without a trained ranker, or sequences of other tasks than its own;
@@ -48,15 +54,27 @@ def main(config: EvaluateConfig) -> dict[str, float | None]:
         parts = trained.recipe.open(config.prepared)
         model = parts.sharded(processes)
         trained.load(model)
+        own = open_prepared(trained.recipe.prepared)
+        if processes.is_main and not have_same_items(parts.prepared, own):
+            say(
+                f"{parts.prepared.folder}: of other items than the ranker was trained on: warm are those that its training part "
+                "has, and how often the ranker was trained on an item is not known"
+            )
         total = parts.prepared.counts[config.split]["targets"]
         with stage(f"{trained.recipe.arm} {config.split}", total, show=processes.is_main) as progress:
-            values = evaluate(model, parts.batches(config.split, processes), processes, progress)
+            data = parts.batches(config.split, processes)
+            values = evaluate_in_detail(model, data, processes, progress, own)
         if processes.is_main:
-            print(json.dumps(values, indent=2))
+            print(_json(values))
             if config.out is not None:
                 write_json(config.out, values)
         check_defined(values, parts.prepared, config.split)
         return values
+
+
+def _json(values: dict[str, Any]) -> str:
+    """JSON, each bucket of a table on one line."""
+    return re.sub(r"\{[^{}]*\}", lambda row: " ".join(row[0].split()), json.dumps(values, indent=2))
 
 
 def _check_tasks(trained: TrainedRanker, prepared: Path) -> None:

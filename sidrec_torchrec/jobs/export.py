@@ -63,7 +63,7 @@ def main(config: ExportConfig) -> dict[str, Any]:
         ranker = parts.whole(cpu).eval()
         model = ServingRanker.of(ranker, parts.arm)
         trained.load(ranker)
-        user_values = parts.prepared.user_values(trained.recipe.data)
+        user_values = parts.prepared.user_values(trained.recipe.folder)
         metadata = describe(model.sids, user_values, parts.prepared.tasks)
         features = WithWords(parts.arm)
         batch = next(iter(trained.recipe.batches(parts.prepared, features, "test", processes)))

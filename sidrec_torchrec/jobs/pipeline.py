@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from sidrec_torchrec.codec.alphabet import parse_stages
-from sidrec_torchrec.data.format import data_files, open_items, validate
+from sidrec_torchrec.data.format import DataFolder, DataSchema, open_items, validate
 from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.environment import is_command_line, versions_and_hardware
@@ -42,6 +42,7 @@ class PipelineConfig(JobConfig):
         out: folder for everything the run makes.
         data: folder of ``items.parquet``, ``events.parquet`` and, optionally, ``users.parquet``; none given: a synthetic
             corpus is made.
+        schema: what its files and columns are called, said over the folder's own ``schema.json``.
         arms: ways of feeding items to compare, in this order.
         seeds: rankers per arm, with seeds 0, 1, ...
         source: sources to use; none named means all.
@@ -58,6 +59,7 @@ class PipelineConfig(JobConfig):
 
     out: Path
     data: Path | None = None
+    schema: DataSchema = field(default_factory=DataSchema)
     arms: tuple[str, ...] = ("none", "raw", "prefix-ngram", "side", "learned-side", "id")
     seeds: int = 1
     source: tuple[str, ...] = ()
@@ -98,7 +100,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
         DataError: on bad data; names file, column and row.
         RunMismatchError: if ``out`` holds another run, or one of data that have changed.
     """
-    inputs = () if config.data is None else data_files(config.data)
+    inputs = () if config.data is None else DataFolder.of(config.data, config.schema).files()
     ignore = ("out", "arms", "seeds")  # more of these may join
     with process_group() as processes, open_run(config.out, config, inputs=inputs, ignore=ignore):
         data = _make_data(config)
@@ -110,13 +112,17 @@ def main(config: PipelineConfig) -> dict[str, Any]:
         workspace = Workspace(config.out, data, study)
         report = _compare(config, workspace, _variants(config, sources, targets))
         report |= {
-            "data": {"folder": str(data), "sources": sources, "targets": targets} | read_json(config.out / DATA_FILE),
+            "data": {"folder": str(data.path), "sources": sources, "targets": targets}
+            | read_json(config.out / DATA_FILE),
             "processes": processes.world_size,
         }
         if processes.is_main:
             write_json(config.out / "report.json", report)
             write_html(report, config.out)
             print_report(report)
+            print(
+                "NE by popularity and age of the item, length of the history and age of the model: tables in the report"
+            )
             print(f"report: {config.out / 'report.html'}")
         dist.barrier()
         return report
@@ -172,7 +178,7 @@ def _compare(config: PipelineConfig, workspace: Workspace, variants: list[Varian
     }
 
 
-def _make_data(config: PipelineConfig) -> Path:
+def _make_data(config: PipelineConfig) -> DataFolder:
     """The data's folder; on the main process makes it if there is none, and checks it, once."""
     data = config.data or config.out / "data"
 
@@ -182,13 +188,13 @@ def _make_data(config: PipelineConfig) -> Path:
         if config.data is None:
             write_synthetic(SyntheticConfig(), data, progress=True)
         with stage("check data", None, show=True) as progress:
-            summary = validate(data, config.protocol.tasks)
+            summary = validate(DataFolder.of(data, config.schema), config.protocol.tasks)
             counts = (f"{summary[kind]:,} {kind}" for kind in ("events", "users", "items"))
             progress.advance(0, ", ".join(counts))
         write_json(config.out / DATA_FILE, {"summary": summary})
 
     on_first_process(make)
-    return data
+    return DataFolder.of(data, config.schema)
 
 
 def _command() -> str:
@@ -200,12 +206,7 @@ def _command() -> str:
 
 def _protocol(protocol: PrepareConfig, sequences: dict[str, Any]) -> str:
     """How targets were made and split, in words."""
-    text = (
-        f"Per user, the last {protocol.test_fraction:.0%} of events are the test targets and read every earlier event; "
-        f"{protocol.cold_fraction:.0%} of the items, drawn at random, are kept out of training (cold)."
-    )
-    if protocol.train_fraction < 1:
-        text += f" {protocol.train_fraction:.0%} of the users, drawn at random, are trained on; all are tested."
+    text = protocol.words()
     if sequences["sampled_negatives"]:
         text += (
             " The log holds positives only: each target has one sampled negative, matched in popularity (drawn from the "

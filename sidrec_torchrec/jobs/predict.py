@@ -87,7 +87,11 @@ def main(config: PredictConfig) -> dict[str, Any]:
             batch_events=config.batch_events,
         )
         requests: Requests
-        requests = predictor.newest(config.newest) if config.requests is None else GivenRequests.open(config.requests)
+        requests = (
+            predictor.newest(config.newest)
+            if config.requests is None
+            else GivenRequests.open(config.requests, predictor.prepared.schema)
+        )
         schema = _schema(requests.schema, predictor, config)
         counts = {"requests": 0, "without_history": 0}
         title = f"{predictor.trained.recipe.arm} predict"

@@ -6,8 +6,9 @@ from typing import Any
 
 from sidrec_torchrec.data.prepare import open_prepared
 from sidrec_torchrec.ranker.bytes import bytes_per_event, table_bytes
+from sidrec_torchrec.ranker.evaluation import check_defined, evaluate_in_detail
 from sidrec_torchrec.ranker.recipe import RankerRecipe
-from sidrec_torchrec.ranker.training import RankerTraining, check_defined, evaluate
+from sidrec_torchrec.ranker.training import RankerTraining
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import Loop
 from sidrec_torchrec.training.progress import stage
@@ -50,7 +51,7 @@ def _train_and_test(config: TrainRankerConfig, processes: Processes) -> dict[str
     course = Loop(training, config.loop(), config.out, processes).run()
     counts = parts.prepared.counts
     with stage(f"{config.arm} test", counts["test"]["targets"], show=processes.is_main) as progress:
-        test = evaluate(model, parts.batches("test", processes), processes, progress)
+        test = evaluate_in_detail(model, parts.batches("test", processes), processes, progress, parts.prepared)
     return {
         "arm": config.arm,
         "seed": config.seed,

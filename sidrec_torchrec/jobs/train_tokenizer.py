@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sidrec_torchrec.data.format import ITEMS_FILE, Vocabulary, open_items, scan_vocabularies
+from sidrec_torchrec.data.format import DataConfig, Vocabulary, open_items, scan_vocabularies
+from sidrec_torchrec.data.unread import in_words, unread_items
 from sidrec_torchrec.errors import DataError, check_once, check_share
 from sidrec_torchrec.fusion.config import TargetConfig, VQFusionConfig, VQFusionOptions
 from sidrec_torchrec.fusion.item_tensors import ItemStream
@@ -15,18 +16,19 @@ from sidrec_torchrec.fusion.model import VQFusion
 from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer
 from sidrec_torchrec.fusion.training import TokenizerTraining, TokenizerTrainingConfig
-from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import Loop
+from sidrec_torchrec.training.progress import say
 from sidrec_torchrec.training.runs import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTokenizerConfig(TokenizerTrainingConfig, JobConfig):
+class TrainTokenizerConfig(TokenizerTrainingConfig, DataConfig):
     """What to learn from, and how.
 
     Args:
         data: folder of ``items.parquet``.
+        schema: what its files and columns are called, said over the folder's own ``schema.json``.
         out: folder for the tokenizer, checkpoints, curves and ``metrics.json``.
         source: sources to fuse; none named means all that are not predicted.
         predict: vector columns to predict as well, without reading them, say co-visitation vectors: items without them, such
@@ -37,7 +39,6 @@ class TrainTokenizerConfig(TokenizerTrainingConfig, JobConfig):
         model: the tokenizer's model.
     """
 
-    data: Path
     out: Path
     source: tuple[str, ...] = ()
     predict: tuple[str, ...] = ()
@@ -48,7 +49,7 @@ class TrainTokenizerConfig(TokenizerTrainingConfig, JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        JobConfig.__post_init__(self)
+        DataConfig.__post_init__(self)
         if both := set(self.source) & set(self.predict):
             raise ValueError(f"{sorted(both)} are both sources to fuse and to predict; name each once")
         check_once(self, "source", "predict", "target")
@@ -56,7 +57,7 @@ class TrainTokenizerConfig(TokenizerTrainingConfig, JobConfig):
 
     def files(self) -> list[Path]:
         """The files it is trained on."""
-        return [self.data / ITEMS_FILE, *([] if self.exclude is None else [self.exclude])]
+        return [*self.folder.files("items"), *([] if self.exclude is None else [self.exclude])]
 
 
 def main(config: TrainTokenizerConfig) -> dict[str, Any]:
@@ -78,15 +79,17 @@ def main(config: TrainTokenizerConfig) -> dict[str, Any]:
 
 
 def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]:
-    items = open_items(config.data, targets=config.target)
+    items = open_items(config.folder, targets=config.target)
     vocabularies = scan_vocabularies(items, config.target)
     sources = config.source or tuple(name for name in items.source_dims if name not in config.predict)
     if not sources:
         besides = f" besides those to predict, {', '.join(config.predict)}" if config.predict else ""
         raise DataError(f"{items.path}: no column of float lists to fuse{besides}; docs/data.md describes sources")
+    if processes.is_main and (unread := unread_items(items, (*sources, *config.predict, *config.target))):
+        say(f"{items.path}: {in_words(unread)}")
     train, validation = (
         ItemStream.open(
-            config.data,
+            config.folder,
             (*sources, *config.predict),
             vocabularies,
             exclude=config.exclude,

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from sidrec_torchrec.data.format import ITEMS_FILE, open_items
+from sidrec_torchrec.data.format import DataConfig, DataFolder, open_items
+from sidrec_torchrec.data.ids import same_ids
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.errors import DataError, check_at_least
 from sidrec_torchrec.fusion.item_store import ItemStore
@@ -18,18 +18,18 @@ from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.sharding import shard
 from sidrec_torchrec.ranker.training import RankerTraining, RankerTrainingConfig
 from sidrec_torchrec.ranker.tuning import ItemRows, TokenizedItems, TuningRanker
-from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import Loop
 from sidrec_torchrec.training.runs import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneTokenizerConfig(RankerTrainingConfig, JobConfig):
+class TuneTokenizerConfig(RankerTrainingConfig, DataConfig):
     """What to tune, on what, and through which ranker, which is not kept.
 
     Args:
         data: folder of ``items.parquet``, as prepared.
+        schema: what its files and columns are called, said over the folder's own ``schema.json``.
         prepared: folder the prepare job wrote.
         tokenizer: folder train-tokenizer wrote: where tuning starts.
         out: folder for the tuned tokenizer, checkpoints, curves and ``metrics.json``.
@@ -39,7 +39,6 @@ class TuneTokenizerConfig(RankerTrainingConfig, JobConfig):
         own_weight: of the tokenizer's own loss, beside the ranker's.
     """
 
-    data: Path
     prepared: Path
     tokenizer: Path
     out: Path
@@ -49,14 +48,15 @@ class TuneTokenizerConfig(RankerTrainingConfig, JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        JobConfig.__post_init__(self)
+        DataConfig.__post_init__(self)
         check_at_least(self, 0, "own_weight")
         if self.model.reader(None).reads_codes:
             raise ValueError("codes have no gradient: tune with attention to vectors, which is the same mathematics")
 
     def files(self) -> list[Path]:
         """The files it is tuned from."""
-        items = {folder / ITEMS_FILE for folder in (self.data, self.content or self.data)}
+        folders = [self.folder] if self.content is None else [self.folder, DataFolder.of(self.content)]
+        items = {file for folder in folders for file in folder.files("items")}
         return [*sorted(items), *open_prepared(self.prepared).files(), *tokenizer_files(self.tokenizer)]
 
 
@@ -100,10 +100,11 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
 
 def _open_store(config: TuneTokenizerConfig, tokenizer: Tokenizer, prepared: Prepared, store: Path) -> ItemStore:
     """The items' content by row; laid out by the main process where an interrupted run has not left it."""
-    prepared.check_items(config.data)
-    content = config.content or config.data
+    prepared.check_items(config.folder)
+    content = config.folder if config.content is None else DataFolder.of(config.content)
     stream = ItemStream.open(content, tuple(tokenizer.model.config.sources), tokenizer.vocabularies)
-    if not np.array_equal(stream.items.ids(), open_items(config.data, sources=(), targets=()).ids()):
-        raise DataError(f"{content / ITEMS_FILE}: other items than {config.data / ITEMS_FILE}, or in another order")
+    items = open_items(config.folder, sources=(), targets=())
+    if not same_ids(stream.items.ids(), items.ids()):
+        raise DataError(f"{stream.items.path}: other items than {items.path}, or in another order")
     on_first_process(lambda: None if store.exists() else ItemStore.write(stream, store))
     return ItemStore.open(store)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.ops.layout import CodeLayout, Joined
+from sidrec_torchrec.ops.layout import CodeLayout, Joined, with_no_row
 
 GAP_BUCKETS = 32  # powers of two of the time unit: up to 136 years of seconds
 
@@ -43,7 +43,9 @@ def reference(
     it: so that keys and values may be linear maps of an event's vector divided by its norm, as by a LayerNorm.
 
     Args:
-        words_NW: packed SIDs of all events, integers. Not checked: a word out of range is read as some other SID.
+        words_NW: packed SIDs of all events, integers. Not checked: a word out of range is read as some other SID; but
+            the digits of a negative word, as a missing SID's, add nothing to scores and masses, and what is left counts:
+            digits of other words, time gaps, and that there is an event.
         begin_M, end_M: query m reads events begin_m .. end_m - 1, integers; queries may share events, or read none.
         scores_MVH: per query, row and head: a row per digit and value, then, with times, one per time-gap bucket;
             float32 or float64.
@@ -176,7 +178,7 @@ class _Pairs:
 
     Args:
         query_P, event_P: int64.
-        rows_PC: int64, the rows that the event's chunks, and its time gap, choose.
+        rows_PC: int64, the rows that the event's chunks, and its time gap, choose of a table as ``expand`` makes it.
         scaled: how many of the columns the scale is for.
         scale_P1: of the event; None for 1.
     """
@@ -191,11 +193,10 @@ class _Pairs:
     def of(words_NW, begin_M, end_M, event_time_N, query_time_M, scale_N, joined: Joined, scaled_digits) -> "_Pairs":
         check_ranges(words_NW, begin_M, end_M)
         query_P, event_P = pairs_of(begin_M, end_M)
-        first_C = torch.tensor([0, *joined.chunks.radices], device=words_NW.device).cumsum(0)
-        rows_PC = (joined.chunks.values(words_NW) + first_C[:-1])[event_P]
+        rows_PC = joined.chunks.rows(words_NW)[event_P]
         if event_time_N is not None:
             gap_P = gap_bucket(query_time_M.long()[query_P] - event_time_N.long()[event_P])
-            rows_PC = torch.cat([rows_PC, (first_C[-1] + gap_P).unsqueeze(1)], dim=1)
+            rows_PC = torch.cat([rows_PC, (joined.chunks.num_values + 1 + gap_P).unsqueeze(1)], dim=1)
         if scale_N is None:
             return _Pairs(query_P, event_P, rows_PC, 0, None)
         return _Pairs(query_P, event_P, rows_PC, joined.chunks_of_first(scaled_digits), scale_N[event_P].unsqueeze(1))
@@ -212,13 +213,13 @@ class _Pairs:
     def masses(self, weight_PH: Tensor, M: int, joined: Joined) -> Tensor:
         """[M, V, H]: the adjoint of ``expand`` and ``scores``."""
         R = joined.chunks.num_values
-        rows = R + (GAP_BUCKETS if self.rows_PC.shape[1] > len(joined.counts) else 0)
+        rows = R + 1 + (GAP_BUCKETS if self.rows_PC.shape[1] > len(joined.counts) else 0)
         flat = weight_PH.new_zeros(M * rows, weight_PH.shape[1])
         for column, rows_P in enumerate(self.rows_PC.T):
             own_PH = weight_PH if self.scale_P1 is None or column >= self.scaled else weight_PH * self.scale_P1
             flat.index_add_(0, self.query_P * rows + rows_P, own_PH)
         mass_MRH = flat.unflatten(0, (M, rows))
-        return torch.cat([joined.sum_out(mass_MRH[:, :R]), mass_MRH[:, R:]], dim=1)
+        return torch.cat([joined.sum_out(mass_MRH[:, :R]), mass_MRH[:, R + 1 :]], dim=1)
 
     def _sum_rows(self, table_MRH: Tensor, rows_PC: Tensor) -> Tensor:
         flat = table_MRH.flatten(0, 1)
@@ -243,9 +244,10 @@ def check_ranges(words_NW: Tensor, begin_M: Tensor, end_M: Tensor) -> None:
 
 
 def expand(scores_MVH: Tensor, joined: Joined) -> Tensor:
-    """[M, R, H]: a row per chunk and value; the rows of time gaps stay as they are."""
+    """[M, R, H]: a row per chunk and value, one of zeros for chunks without a value, and the rows of time gaps as they are."""
     V = joined.digits.num_values
-    return torch.cat([joined.expand(scores_MVH[:, :V]), scores_MVH[:, V:]], dim=1)
+    rows_MRH = torch.cat([joined.expand(scores_MVH[:, :V]), scores_MVH[:, V:]], dim=1)
+    return with_no_row(rows_MRH, joined.chunks.num_values)
 
 
 def check(

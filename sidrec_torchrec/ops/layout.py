@@ -2,6 +2,8 @@
 
 A linear map of a SID's digits is a sum of one row per digit; joined digits (5 trits have 243 values, one byte) index one
 table of all their combinations, so that it is a sum of far fewer rows, of a table small enough for cache.
+
+The chunks of a negative word have no value, and choose no row: that is how a missing SID adds nothing to any sum.
 """
 
 import itertools
@@ -62,11 +64,20 @@ class CodeLayout:
     def values(self, words_NW: Tensor) -> Tensor:
         """Value of each chunk, int64 [N, C], of packed SIDs int64 [N, W].
 
-        Not checked: a word out of range gives the values of some other SID.
+        Not checked: a word out of range gives the values of some other SID. See ``rows`` for words that may be negative.
         """
         divisor_C = torch.tensor(self.divisors, device=words_NW.device)
         radix_C = torch.tensor(self.radices, device=words_NW.device)
         return words_NW[:, list(self.words)].div(divisor_C, rounding_mode="floor") % radix_C
+
+    def rows(self, words_NW: Tensor) -> Tensor:
+        """The row that each chunk chooses of a table of all chunks' rows, int64 [N, C]; ``num_values`` where it chooses none.
+
+        See ``with_no_row``; else as ``values``.
+        """
+        first_C = torch.tensor([0, *self.radices[:-1]], device=words_NW.device).cumsum(0)
+        is_negative_NC = words_NW[:, list(self.words)] < 0
+        return (self.values(words_NW) + first_C).masked_fill(is_negative_NC, self.num_values)
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,12 @@ class Joined:
                 others = [rows.ndim - 1 - count + i for i in range(count) if i != j]
                 sums.append(rows.sum(others) if others else rows)
         return torch.cat(sums, dim=-2)
+
+
+def with_no_row(table_RH: Tensor, num_values: int) -> Tensor:
+    """A table [..., R, H] with one row more, of zeros, after ``num_values``: what chunks of negative words choose."""
+    before, after = table_RH[..., :num_values, :], table_RH[..., num_values:, :]
+    return torch.cat([before, torch.zeros_like(table_RH[..., :1, :]), after], dim=-2)
 
 
 def digit_rows(tables: Sequence[Tensor], layout: CodeLayout) -> Tensor:

@@ -4,7 +4,6 @@
 scores by code for few queries, or every event decoded once for many. Both are softmax attention with a sink.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -200,7 +199,10 @@ class _Events:
         last_T = words_TW.new_zeros(T)
         if self.event_time_N is not None and self.query_time_M is not None:
             last_T = gap_bucket(self.query_time_M[run.queries.start] - self.event_time_N[run.begin : run.end]).long()
-        words_SX = torch.cat([pad(words_TW, (0, 0, 0, 1)), pad(last_T, (0, 1), value=GAP_BUCKETS).unsqueeze(1)], dim=1)
+        # the sink has no digits but the last: all its words are negative, as a missing SID's
+        words_SX = torch.cat(
+            [pad(words_TW, (0, 0, 0, 1), value=-1), pad(last_T, (0, 1), value=GAP_BUCKETS).unsqueeze(1)], 1
+        )
         scale_T = self.key_VHd.new_ones(T) if self.scale_N is None else self.scale_N[run.begin : run.end]
         digits = self._digits
         decoded_SY = call(
@@ -228,11 +230,8 @@ class _Events:
         key_VHd, value_XHd, bias_UH = self.key_VHd, self.value_XHd, self.bias_UH
         V, A = key_VHd.shape[0], value_XHd.shape[0] - key_VHd.shape[0]
         gap_GH = bias_UH[A:] if bias_UH.shape[0] > A else bias_UH.new_zeros(GAP_BUCKETS, bias_UH.shape[1])
-        # what the sink would have besides: the first value of each kind of side information
-        firsts = list(itertools.accumulate(self.radices[self.scaled_digits : -1], initial=0)) if A else []
-        bias_YH = torch.cat([bias_UH[:A], gap_GH, (self.sink_H - bias_UH[firsts].sum(0)).unsqueeze(0)])
-        gap_value_GHd = value_XHd.new_zeros(GAP_BUCKETS, *value_XHd.shape[1:])
-        values_YHd = torch.cat([value_XHd, gap_value_GHd, -value_XHd[V:][firsts].sum(0).unsqueeze(0)])
+        bias_YH = torch.cat([bias_UH[:A], gap_GH, self.sink_H.unsqueeze(0)])
+        values_YHd = pad(value_XHd, (0, 0, 0, 0, 0, GAP_BUCKETS + 1))  # neither time gaps nor the sink have values
         keys_YX = pad(key_VHd.flatten(1), (0, 0, 0, values_YHd.shape[0] - V))
         biases_YH = pad(bias_YH, (0, -bias_YH.shape[1] % 8, V, 0))
         return self._digits.expand(torch.cat([keys_YX, values_YHd.flatten(1), biases_YH], dim=1))

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.ops.layout import CodeLayout
+from sidrec_torchrec.ops.layout import CodeLayout, with_no_row
 
 
 def reference(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_words: Sequence[int]) -> Tensor:
     """Sum of one table row per chunk of each SID.
 
     Args:
-        words_NW: packed SIDs, integers. Not checked: a word out of range gives the rows of some other SID.
+        words_NW: packed SIDs, integers. Not checked: a word out of range gives the rows of some other SID; but a negative
+            word, as a missing SID's, gives no rows.
         table_RD: a row per chunk and value, float; sums are in float32 at least.
         radices, chunk_words: the chunks, as ``CodeLayout`` has them.
 
@@ -23,10 +24,11 @@ def reference(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_
         ValueError: if the table has another number of rows than the chunks have values.
     """
     check(words_NW, table_RD, radices, chunk_words)
-    value_NC = CodeLayout(tuple(radices), tuple(chunk_words)).values(words_NW)
+    layout = CodeLayout(tuple(radices), tuple(chunk_words))
+    rows_XD = with_no_row(table_RD, layout.num_values)
     sum_ND = words_NW.new_zeros(len(words_NW), table_RD.shape[1], dtype=_sum_dtype(table_RD))
-    for value_N, rows in zip(value_NC.T, table_RD.split(list(radices)), strict=True):
-        sum_ND += rows[value_N]
+    for row_N in layout.rows(words_NW).T:
+        sum_ND += rows_XD[row_N]
     return sum_ND.to(table_RD.dtype)
 
 
@@ -46,12 +48,11 @@ def _(words_NW, table_RD, radices, chunk_words):
 
 def reference_backward(words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int], chunk_words: Sequence[int]) -> Tensor:
     """The gradient of ``side_decode``'s table, [R, D] in the dtype of ``grad_ND``; sums are in float32 at least."""
-    value_NC = CodeLayout(tuple(radices), tuple(chunk_words)).values(words_NW)
-    sums = []
-    for value_N, radix in zip(value_NC.T, radices, strict=True):
-        rows = grad_ND.new_zeros(radix, grad_ND.shape[1], dtype=_sum_dtype(grad_ND))
-        sums.append(rows.index_add_(0, value_N, grad_ND.to(rows.dtype)))
-    return torch.cat(sums).to(grad_ND.dtype)
+    layout = CodeLayout(tuple(radices), tuple(chunk_words))
+    sum_XD = grad_ND.new_zeros(layout.num_values + 1, grad_ND.shape[1], dtype=_sum_dtype(grad_ND))
+    for row_N in layout.rows(words_NW).T:
+        sum_XD.index_add_(0, row_N, grad_ND.to(sum_XD.dtype))
+    return sum_XD[:-1].to(grad_ND.dtype, copy=True)
 
 
 side_decode_backward = torch.library.custom_op("sidrec::side_decode_backward", reference_backward, mutates_args=())
@@ -84,13 +85,14 @@ def scaled_reference(
     scaled_chunks: int,
 ) -> Tensor:
     """As ``side_decode``, where an event's scale multiplies what its first ``scaled_chunks`` chunks add; no gradient."""
-    value_NC = CodeLayout(tuple(radices), tuple(chunk_words)).values(words_NW)
+    layout = CodeLayout(tuple(radices), tuple(chunk_words))
+    rows_XD = with_no_row(table_RD, layout.num_values)
     scaled_ND = others_ND = words_NW.new_zeros(len(words_NW), table_RD.shape[1], dtype=table_RD.dtype)
-    for chunk, (value_N, rows) in enumerate(zip(value_NC.T, table_RD.split(list(radices)), strict=True)):
+    for chunk, row_N in enumerate(layout.rows(words_NW).T):
         if chunk < scaled_chunks:
-            scaled_ND = scaled_ND + rows[value_N]
+            scaled_ND = scaled_ND + rows_XD[row_N]
         else:
-            others_ND = others_ND + rows[value_N]
+            others_ND = others_ND + rows_XD[row_N]
     return scaled_ND * scale_N.unsqueeze(1) + others_ND
 
 

@@ -16,7 +16,8 @@ def reference(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_
     What divides by it, say a LayerNorm, can then be had of codes: see ``code_attention``'s scale.
 
     Args:
-        words_NW: packed SIDs, integers. Not checked: a word out of range gives the rows of some other SID.
+        words_NW: packed SIDs, integers. Not checked: a word out of range gives the rows of some other SID; a missing
+            SID has the norm of no rows, 0.
         table_RD: a row per chunk and value, float32 or float64.
         radices, chunk_words: the chunks, as ``CodeLayout`` has them.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sidrec_torchrec.ops.code_attention import check_ranges, check_scores, expand, gap_bucket, pairs_of
-from sidrec_torchrec.ops.layout import CodeLayout, Joined
+from sidrec_torchrec.ops.layout import CodeLayout
 
 
 def reference(
@@ -38,7 +38,8 @@ def reference(
     same events, and gives their scores to the last bit.
 
     Args:
-        words_NW: packed SIDs of all events, integers. Not checked: a word out of range is read as some other SID.
+        words_NW: packed SIDs of all events, integers. Not checked: a word out of range is read as some other SID; but the
+            digits of a negative word, as a missing SID's, add nothing.
         begin_M, end_M: query m reads events begin_m .. end_m - 1, integers; queries may share events, or read none.
         scores_MVH: per query, row and head: a row per digit and value, then, with times, one per time-gap bucket;
             float32 or float64. No gradient goes through the choice, nor into the scores returned: to have one, compute
@@ -75,20 +76,12 @@ def reference(
     check_ranges(words_NW, begin_M, end_M)
     query_P, event_P = pairs_of(begin_M, end_M)
     joined = CodeLayout(tuple(radices), tuple(digit_words)).join()
-    gap_P = None
+    rows_PC, scale_P = joined.chunks.rows(words_NW)[event_P], None if scale_N is None else scale_N[event_P]
     if event_time_N is not None and query_time_M is not None:
         gap_P = gap_bucket(query_time_M.long()[query_P] - event_time_N.long()[event_P])
-    values_PC, scale_P = joined.chunks.values(words_NW)[event_P], None if scale_N is None else scale_N[event_P]
-    table_MRH = expand(scores_MVH, joined)
-    score_PH = _scores(
-        table_MRH,
-        query_P,
-        values_PC,
-        gap_P,
-        scale_P,
-        joined,
-        0 if scale_N is None else joined.chunks_of_first(scaled_digits),
-    )
+        rows_PC = torch.cat([rows_PC, (joined.chunks.num_values + 1 + gap_P).unsqueeze(1)], dim=1)
+    scaled = 0 if scale_N is None else joined.chunks_of_first(scaled_digits)
+    score_PH = _scores(expand(scores_MVH, joined), query_P, rows_PC, scale_P, scaled)
 
     # stable sorts keep the order of events; ascending, NaN comes last
     by_score_PH = torch.where(score_PH.isnan(), torch.nan, -score_PH).argsort(dim=0, stable=True)
@@ -115,25 +108,14 @@ def _(words, begin, end, scores_MVH, event_time, query_time, scale, radices, dig
     return scores_MVH.new_empty(M, k, H, dtype=torch.int64), scores_MVH.new_empty(M, k, H)
 
 
-def _scores(
-    table_MRH: Tensor,
-    query_P: Tensor,
-    values_PC: Tensor,
-    gap_P: Tensor | None,
-    scale_P: Tensor | None,
-    joined: Joined,
-    scaled: int,
-) -> Tensor:
+def _scores(table_MRH: Tensor, query_P: Tensor, rows_PC: Tensor, scale_P: Tensor | None, scaled: int) -> Tensor:
     """[P, H]: the score of each pair, chunk after chunk, as kernels add it."""
-    rows_XH, row_P = table_MRH.flatten(0, 1), query_P * table_MRH.shape[1]
+    rows_XH, first_P = table_MRH.flatten(0, 1), query_P * table_MRH.shape[1]
     score_PH = table_MRH.new_zeros(len(query_P), table_MRH.shape[2])
-    for c, radix in enumerate(joined.chunks.radices):
-        score_PH = score_PH + rows_XH[row_P + values_PC[:, c]]
-        row_P = row_P + radix
-        if scale_P is not None and c + 1 == scaled:
+    for column, row_P in enumerate(rows_PC.T, start=1):
+        score_PH = score_PH + rows_XH[first_P + row_P]
+        if scale_P is not None and column == scaled:
             score_PH = score_PH * scale_P.to(score_PH).unsqueeze(1)
-    if gap_P is not None:
-        score_PH = score_PH + rows_XH[row_P + gap_P]
     return score_PH + 0.0  # no -0.0, which sorts by its bits on some devices
 
 

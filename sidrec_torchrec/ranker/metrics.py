@@ -43,9 +43,9 @@ class RankingMetrics:
         }
         self._counts = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in self._slices}
 
-    def update(self, output: RankerOutput) -> None:
-        """Takes one batch's predictions."""
-        inside: dict[str, Tensor | int] = {"all": 1, "warm": output.seen, "cold": ~output.seen}
+    def update(self, output: RankerOutput, seen_S: Tensor) -> None:
+        """Takes one batch's predictions, and whether each target's item occurs in training, bool [S]."""
+        inside: dict[str, Tensor | int] = {"all": 1, "warm": seen_S, "cold": ~seen_S}
         weights = {name: output.weight[:, k] * inside[part] for name, (part, k) in self._slices.items()}
         labels = {name: output.label[:, k].double() for name, (_, k) in self._slices.items()}
         predictions = {name: output.prediction[:, k].double() for name, (_, k) in self._slices.items()}

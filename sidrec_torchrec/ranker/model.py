@@ -32,7 +32,6 @@ class RankerOutput:
         prediction: float32 [S, K], probability of a positive.
         label: float32 [S, K]; 0 where it is missing.
         weight: float32 [S, K]; 0 where the label is missing, and for targets that only fill up a process's share.
-        seen: bool [S], whether the target's item occurs in training.
         loss_sum: float32 [K], summed logistic loss of this process's targets.
         global_targets: float32 scalar, targets of the batch over all processes.
     """
@@ -40,7 +39,6 @@ class RankerOutput:
     prediction: Tensor
     label: Tensor
     weight: Tensor
-    seen: Tensor
     loss_sum: Tensor
     global_targets: Tensor
 
@@ -150,7 +148,6 @@ class RankerHead(nn.Module):
             prediction=logit_SK.detach().sigmoid(),
             label=label_SK,
             weight=weight_SK,
-            seen=batch.seen_N[targets.event_S],
             loss_sum=loss_K.detach(),
             global_targets=batch.global_targets,
         )

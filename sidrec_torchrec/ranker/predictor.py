@@ -15,7 +15,6 @@ from torch import nn
 from sidrec_torchrec.data.batches import Collator, cut_by_length
 from sidrec_torchrec.data.events import (
     EVENT_IDS,
-    USERS_FILE,
     Events,
     Users,
     events_of,
@@ -23,7 +22,7 @@ from sidrec_torchrec.data.events import (
     open_users,
     users_of,
 )
-from sidrec_torchrec.data.format import open_items
+from sidrec_torchrec.data.format import DataFolder, DataSchema, open_items
 from sidrec_torchrec.data.histories import Histories, UserCodes
 from sidrec_torchrec.data.items import ItemRows, Items
 from sidrec_torchrec.data.parquet import ArrowTable
@@ -115,18 +114,22 @@ class Predictor:
             raise SidrecError(
                 f"{own.folder}: prepared by an earlier version, which did not say how long histories are; name --max-history"
             )
-        items = open_items(recipe.data, sources=(), targets=())
-        rows, values = ItemRows(items), own.user_values(recipe.data)
+        items = open_items(recipe.folder, sources=(), targets=())
+        rows, values = ItemRows(items), own.user_values(recipe.folder)
         if users is None:
             is_folder = isinstance(events, str | Path) and Path(events).is_dir()
-            users = events if is_folder else recipe.data
-        log = _events(recipe.data if events is None else events, own)
+            users = events if is_folder else recipe.folder
+        log = _events(recipe.folder if events is None else events, own)
         return Predictor(
             trained=trained,
             prepared=parts.prepared,
             model=model.eval(),
             collate=Collator(parts.prepared, parts.arm),
-            known=Known(rows, Histories.read(log, rows), UserCodes.read(_users(users, values), values)),
+            known=Known(
+                rows,
+                Histories.read(log, rows, own.policy),
+                UserCodes.read(_users(users, values, own.schema), values),
+            ),
             items=items,
             values=values,
             max_history=longest,
@@ -148,7 +151,7 @@ class Predictor:
         """Probabilities of a table of requests, a row each; on every process of a group, if there is one.
 
         Args:
-            requests: pandas DataFrame or Arrow table with the int64 columns ``user_id``, ``item_id`` and ``timestamp``;
+            requests: pandas DataFrame or Arrow table with the columns ``user_id``, ``item_id`` and ``timestamp``;
                 others are left unread. A user's history is all events strictly before the timestamp.
             events: where histories come from, for this call; see ``open``. None for those it was opened with.
             users: likewise.
@@ -162,10 +165,12 @@ class Predictor:
         """
         known = self.known
         if events is not None:
-            known = replace(known, histories=Histories.read(_events(events, self.prepared), known.items))
+            known = replace(
+                known, histories=Histories.read(_events(events, self.prepared), known.items, self.prepared.policy)
+            )
         if users is not None:
-            known = replace(known, users=UserCodes.read(_users(users, self.values), self.values))
-        given = GivenRequests((_table(requests, "requests", EVENT_IDS),))
+            known = replace(known, users=UserCodes.read(_users(users, self.values, self.prepared.schema), self.values))
+        given = GivenRequests(_table(requests, "requests", EVENT_IDS), self.prepared.schema.time_unit or "s")
         scores = [np.empty((0, len(self.names)), np.float32), *(score for _, score in self.score(given, known))]
         probability_RK = np.concatenate(scores)
         pandas = sys.modules.get("pandas")
@@ -209,22 +214,22 @@ class Predictor:
 def _events(source: Any, prepared: Prepared) -> Events:
     """With the labels that the ranker's histories have."""
     tasks = () if prepared.sampled_negatives else prepared.tasks
-    if isinstance(source, str | Path):
-        events = open_events(source, tasks)
+    if isinstance(source, str | Path | DataFolder):
+        events = open_events(source, tasks, prepared.schema.columns_alone)
     else:
-        events = events_of(_table(source, "events", (*EVENT_IDS, *tasks)), tasks)
+        events = events_of(_table(source, "events", (*EVENT_IDS, *tasks)), tasks, prepared.schema)
     return replace(events, tasks=tasks)  # none, even if there is a column of labels
 
 
-def _users(source: Any, values: dict[str, list]) -> Users | None:
+def _users(source: Any, values: dict[str, list], schema: DataSchema) -> Users | None:
     if not values:
         return None
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | Path | DataFolder):
         return users_of(_table(source, "users", ("user_id", *values)))
-    users = open_users(source)
+    users = open_users(source, schema.columns_alone)
     if users is None:
         raise DataError(
-            f"{Path(source) / USERS_FILE}: no such file; the ranker reads {', '.join(values)} of it: name it with --users"
+            f"{DataFolder.of(source).where('users')}: no such file; the ranker reads {', '.join(values)} of it: name it with --users"
         )
     return users
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from sidrec_torchrec.codec.codec import CODEC_FILES, CODEC_FOLDER
 from sidrec_torchrec.data.batches import SequenceBatches
-from sidrec_torchrec.data.format import ITEMS_FILE
+from sidrec_torchrec.data.format import DataConfig
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.data.sids import sid_files
 from sidrec_torchrec.errors import CodecMismatchError, SidrecError
@@ -20,18 +20,19 @@ from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.sharding import shard
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
 from sidrec_torchrec.training.checkpoints import BEST, Checkpoints
-from sidrec_torchrec.training.config import JobConfig, config_from_json
+from sidrec_torchrec.training.config import config_from_json
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.loop import CHECKPOINTS
 from sidrec_torchrec.training.runs import CONFIG_FILE, INPUTS, changed_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankerRecipe(RankerTrainingConfig, JobConfig):
+class RankerRecipe(RankerTrainingConfig, DataConfig):
     """A ranker: what it reads, by which arm, and how it is trained.
 
     Args:
         data: folder of ``items.parquet``.
+        schema: what its files and columns are called, said over the folder's own ``schema.json``.
         prepared: folder the prepare job wrote.
         arm: how items are fed to it, by its name in ``ARMS``; see docs/ranker.md.
         source: sources whose vectors the arm reads, if it reads any; none named means all.
@@ -39,7 +40,6 @@ class RankerRecipe(RankerTrainingConfig, JobConfig):
         arm_options: choices within the arm.
     """
 
-    data: Path
     prepared: Path
     arm: str = "side"
     source: tuple[str, ...] = ()
@@ -48,11 +48,11 @@ class RankerRecipe(RankerTrainingConfig, JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        JobConfig.__post_init__(self)
+        DataConfig.__post_init__(self)
 
     def files(self) -> list[Path]:
         """The files a ranker depends on."""
-        return [self.data / ITEMS_FILE, *open_prepared(self.prepared).files(), *sid_files(self.sids)]
+        return [*self.folder.files("items"), *open_prepared(self.prepared).files(), *sid_files(self.sids)]
 
     def open(self, prepared: Path | None = None) -> "RankerParts":
         """Its sequences and arm; lays out the arm's inputs where they are not yet. Call on every process.
@@ -65,7 +65,7 @@ class RankerRecipe(RankerTrainingConfig, JobConfig):
         arm = open_arm(
             self.arm,
             self.arm_options,
-            data=self.data,
+            data=self.folder,
             prepared=opened,
             sources=self.source,
             sids=self.sids,

@@ -15,6 +15,7 @@ import sidrec_torchrec.ops.shared_attention
 import sidrec_torchrec.ops.side_decode
 import sidrec_torchrec.ops.side_energy
 import sidrec_torchrec.ops.top_events  # noqa: F401  they register the operators a package calls
+from sidrec_torchrec.codec.packing import NO_SID
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS, num_actions
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.files import sha256_of
@@ -70,7 +71,8 @@ class Scorer:
         """Probability of a positive for each candidate, float32 [M]; with several tasks [M, K].
 
         Args:
-            inputs: those of ``ServingRanker.forward``, by name; int64, on the CPU.
+            inputs: those of ``ServingRanker.forward``, by name; int64, on the CPU. Of an event whose item is missing all words
+                are ``NO_SID``; a candidate must have its SID.
 
         Raises:
             DataError: on a missing or unknown input, another dtype or shape, a word that is no SID, a code or place out of
@@ -107,7 +109,8 @@ class Scorer:
         N, B = len(action_N), len(user_BF)
         if offsets_B1[0] != 0 or offsets_B1[-1] != N or (offsets_B1.diff() < 0).any():
             raise DataError(f"offsets_B1 must rise from 0 to the number of events, {N}; got {offsets_B1.tolist()}")
-        _check_range("history_NW", history_NW, self._last_word_W)
+        has_item_N1 = (history_NW != NO_SID).any(1, keepdim=True)
+        _check_range("history_NW", history_NW.where(has_item_N1, 0), self._last_word_W)
         _check_range("candidate_MW", candidate_MW, self._last_word_W)
         _check_range("action_N", action_N, self._last_action)
         _check_range("request_M", request_M, torch.tensor(B - 1))

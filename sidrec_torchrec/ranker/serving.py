@@ -14,6 +14,7 @@ from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ops.code_attention import pairs_of
 from sidrec_torchrec.ranker.arms import Arm
+from sidrec_torchrec.ranker.arms.base import words_of
 from sidrec_torchrec.ranker.model import Context, Ranker
 from sidrec_torchrec.ranker.readers import Requests
 from sidrec_torchrec.ranker.targets import Targets
@@ -30,6 +31,8 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "user_BF": ("requests", "user features"),
 }
 """What ``ServingRanker`` takes, in this order, and the sizes of each; all int64."""
+
+_OF_EVENTS = ("action_N", "timestamp_N", "order_N", "item_N")  # of a RankBatch
 
 
 class ServingRanker(nn.Module):
@@ -93,7 +96,8 @@ class ServingRanker(nn.Module):
         """Probability of a positive, for each candidate and task.
 
         Args:
-            history_NW: packed SIDs of all requests' events, one request after another, oldest first; int64.
+            history_NW: packed SIDs of all requests' events, one request after another, oldest first; int64. All words of an
+                event whose item is missing are ``NO_SID``.
             action_N: the labels: with one task 1 for a positive event, 0 for a negative one; see ``data.tasks``; int64.
             time_N: of each event; int64.
             offsets_B1: where each request's events begin and end, from 0 to N; int64.
@@ -109,6 +113,7 @@ class ServingRanker(nn.Module):
         begin_B, end_B = ranges_of(offsets_B1, request_time_B.shape[0])
         requests = Requests(
             items=self.items(history_NW),
+            has_item_N=history_NW[:, 0] >= 0,
             action_N=action_N,
             time_N=time_N,
             begin_B=begin_B,
@@ -203,7 +208,7 @@ class WithWords:
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
         """See ``ItemFeatures``."""
-        words_NW = np.concatenate([words[item_N] for words in self._arm.words.values()], axis=1)
+        words_NW = np.concatenate([words_of(words, item_N) for words in self._arm.words.values()], axis=1)
         columns = torch.from_numpy(words_NW).unbind(1)
         return {**self._arm.values(item_N), **dict(zip(self._names, columns, strict=True))}
 
@@ -246,7 +251,7 @@ def alone(batch: RankBatch, most: int) -> RankBatch:
         lengths_B=lengths_S,
         num_targets_B=ones_S,
         weight_B=batch.weight_B[row_S],
-        **{name: getattr(batch, name)[event_P] for name in ("action_N", "timestamp_N", "order_N", "seen_N")},
+        **{name: getattr(batch, name)[event_P] for name in _OF_EVENTS},
         visible_N=torch.ones_like(event_P, dtype=torch.bool),
     )
 

@@ -177,6 +177,7 @@ class StatefulServingRanker(nn.Module):
         begin_B, end_B = ranges_of(offsets_B1, count_B.shape[0])
         requests = Requests(
             items=history_NW,
+            has_item_N=history_NW[:, 0] >= 0,
             action_N=action_N,
             time_N=time_N,
             begin_B=begin_B,

@@ -35,13 +35,15 @@ class Targets:
 
     @staticmethod
     def of(batch: RankBatch) -> "Targets":
-        """The batch's targets: the last ``num_targets_B`` events of each row."""
+        """The batch's targets: those of the last ``num_targets_B`` events of each row that have an item."""
         ends_B = batch.lengths_B.cumsum(0)
         row_S = torch.repeat_interleave(batch.num_targets_B)
         rank_S = (
             torch.arange(len(row_S), device=row_S.device) - (batch.num_targets_B.cumsum(0) - batch.num_targets_B)[row_S]
         )
         event_S = (ends_B - batch.num_targets_B)[row_S] + rank_S
+        scored_S = batch.has_item_N[event_S].nonzero().squeeze(1)
+        event_S, row_S = event_S[scored_S], row_S[scored_S]
         # Orders do not fall within a row, so that a row's events before a target are those of smaller order.
         row_N = torch.repeat_interleave(batch.lengths_B)
         span = batch.order_N.max() + 2

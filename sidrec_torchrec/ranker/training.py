@@ -13,16 +13,15 @@ from torchrec.distributed.types import ShardedModule
 
 from sidrec_torchrec.data.batches import ItemFeatures, RankBatch, SequenceBatches
 from sidrec_torchrec.data.prepare import Prepared
-from sidrec_torchrec.errors import SidrecError, check_at_least
-from sidrec_torchrec.processes import is_first_process, sum_over_processes
+from sidrec_torchrec.errors import check_at_least
 from sidrec_torchrec.ranker.config import RankerConfig
-from sidrec_torchrec.ranker.metrics import SLICES, RankingMetrics
+from sidrec_torchrec.ranker.evaluation import evaluate
 from sidrec_torchrec.ranker.model import RankerOutput
 from sidrec_torchrec.ranker.sharding import OptimizerConfig, RankerOptimizer
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.loop import Course, LoopConfig
-from sidrec_torchrec.training.progress import Stage, say
-from sidrec_torchrec.training.trainee import NotFiniteError, Step, Trainee, Values
+from sidrec_torchrec.training.progress import Stage
+from sidrec_torchrec.training.trainee import Step, Trainee, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,57 +152,6 @@ class RankerTraining(Trainee):
     def total(self, losses: dict[str, float]) -> float:
         """The sum over tasks, weighted."""
         return sum(weight * loss for weight, loss in zip(self._weights, losses.values(), strict=True))
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage) -> Values:
-    """Metrics of the model on a split; see ``RankingMetrics.compute``.
-
-    Raises:
-        NotFiniteError: on every process, if predictions are not finite.
-    """
-    model.eval()
-    metrics = RankingMetrics(processes.rank, processes.world_size, processes.device, data.prepared.tasks)
-    num_bad = torch.zeros((), dtype=torch.int64, device=processes.device)
-    for batch in data:
-        _, output = model(batch.to(processes.device))
-        metrics.update(output)
-        num_bad += (~output.prediction.isfinite()).sum()
-        progress.advance(int(batch.global_targets))
-    sum_over_processes(num_bad)
-    if num_bad:
-        raise NotFiniteError(f"{data.split}: {int(num_bad)} predictions are not finite; the weights are spoilt")
-    values = metrics.compute()
-    # few validation targets are cold; of them only the sum is worth a look
-    shown = ("warm", "cold") if data.split == "test" else ("all",)
-    progress.advance(0, ", ".join(f"NE {part} {_short(values[f'ne_{part}'])}" for part in shown))
-    return values
-
-
-def check_defined(values: Values, prepared: Prepared, split: str) -> None:
-    """Says which NE of a split is null, and why; call on every process, when the values are kept.
-
-    Raises:
-        SidrecError: if none of all targets together is defined, so that the values say nothing of the ranker.
-    """
-    tasks = prepared.tasks
-    names = {part: [part] if len(tasks) == 1 else [f"{part}_{task}" for task in tasks] for part in SLICES}
-    reasons = {}
-    for name in (name for part in SLICES for name in names[part] if values[f"ne_{name}"] is None):
-        count = int(values[f"targets_{name}"] or 0)
-        reasons[name] = f"all {count} have one label" if count else "there are none"
-    if reasons.keys() >= set(names["all"]):
-        why = "; ".join(f"'{name}': {reasons[name]}" for name in names["all"])
-        raise SidrecError(
-            f"{prepared.path(split)}: its targets tell nothing of a ranker ({why}): NE, AUC and calibration are "
-            "null; prepare more events, or another label"
-        )
-    if is_first_process() and reasons:
-        say("; ".join(f"NE of the {split} targets '{name}' is null: {why}" for name, why in reasons.items()))
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _pipeline(model: nn.Module, optimizer: RankerOptimizer, device: torch.device) -> TrainPipeline:

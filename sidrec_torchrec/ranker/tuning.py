@@ -21,7 +21,7 @@ class ItemRows:
     keys: tuple[str, ...] = (_KEY,)
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        """int64 [N] of int32 [N]."""
+        """int64 [N] of int32 [N]; -1 for a missing item."""
         return {_KEY: torch.from_numpy(item_N.astype(np.int64))}
 
 
@@ -41,19 +41,24 @@ class TokenizedItems(nn.Module):
         self._items = items
 
     def forward(self, items: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
-        """Vectors of N events, float [N, latent_dim]; the tokenizer's own loss over their items, 0 in evaluation.
+        """Vectors of N events, float [N, latent_dim], zeros where an item is missing; the tokenizer's own loss over their
+        items, 0 in evaluation.
 
         Both are of the same digits: what an item loses by dropout is missing in both. Losses over other items, or other
         draws of dropout, made rankers worse on new items.
         """
-        row_U, event_N = items[_KEY].values().unique(return_inverse=True)
+        item_N = items[_KEY].values()
+        has_item_N = item_N >= 0
+        row_U, place_K = item_N[has_item_N].unique(return_inverse=True)
         content = self._items.select(row_U).to(row_U.device)
         quantized = self.tokenizer.quantizer(self.tokenizer.latent(content))
         scale = self.tokenizer.config.latent_dim**0.5  # from total variance 1 to variance 1 of each component
         own_loss = torch.zeros((), device=row_U.device)
         if self.training:
             own_loss = self.own_weight * self.tokenizer.losses(quantized, content)[0]
-        return quantized.z_q_ND[event_N] * scale, own_loss
+        vectors_ND = quantized.z_q_ND.new_zeros(len(item_N), quantized.z_q_ND.shape[1])
+        vectors_ND[has_item_N] = quantized.z_q_ND[place_K] * scale
+        return vectors_ND, own_loss
 
 
 class TuningRanker(Ranker):

@@ -108,7 +108,8 @@ class CodeAttention(nn.Module):
         Args:
             query: float [M, D], a candidate each; or [M, P, D], of which the P queries of a candidate read the same
                 events together, as more heads: cheaper than as more candidates.
-            words_NW: packed SIDs of all events, int64, as ``events.read`` has checked them.
+            words_NW: packed SIDs of all events, int64, as ``events.read`` has checked them. Of an event whose SID is missing
+                the key and value are those of its side information and time alone.
             begin_M, end_M: candidate m reads events begin_m .. end_m - 1, integers. Candidates of one request name the same
                 events, which are then read from memory once.
             buckets_NK: integers, the bucket of each kind of side information, in the order of ``side_information``.
@@ -254,9 +255,9 @@ class CodeAttention(nn.Module):
         return event_MKH.squeeze(2)
 
     def event_vectors(self, words_NW: Tensor) -> Tensor:
-        """Vectors of SIDs as attention reads them, float [N, D]; say of candidates, to make queries of."""
+        """Vectors of SIDs as attention reads them, float [N, D], zeros if missing; say of candidates, to make queries of."""
         vectors_NE = self.events(words_NW)
-        return vectors_NE if self.vectors is None else self.vectors(vectors_NE)
+        return vectors_NE if self.vectors is None else self.vectors(vectors_NE, words_NW[:, 0] >= 0)
 
     def _rows(self) -> Tensor:
         """What events' vectors are sums of, but for their scale: a row of each value of each digit, float [V, D]."""

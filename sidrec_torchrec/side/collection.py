@@ -1,7 +1,7 @@
 """SIDE collections: where a TorchRec embedding collection stood, SIDs are expanded instead of looked up.
 
 Parameter-free unless a table is ``learned``. A feature ``f`` of a codec with one word reads the KJT key ``f``, with W words
-the keys ``f_0`` ... ``f_{W-1}``; each event is one packed SID.
+the keys ``f_0`` ... ``f_{W-1}``; each event is one packed SID, or ``NO_SID`` in all words, which gives zeros.
 """
 
 from functools import partial

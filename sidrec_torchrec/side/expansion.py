@@ -17,7 +17,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from sidrec_torchrec.codec.alphabet import format_stages
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.codec.packing import word_names
+from sidrec_torchrec.codec.packing import word_names, wrong_words
 from sidrec_torchrec.errors import DataError, check_share
 from sidrec_torchrec.ops.layout import Joined, digit_rows
 from sidrec_torchrec.ops.side_decode import side_decode
@@ -124,7 +124,7 @@ class OfCodec(nn.Module):
         self._num_words = spec.num_words
 
     def read(self, features: KeyedJaggedTensor, feature: str) -> JaggedTensor:
-        """A feature's SIDs, int64 [N, W]; see ``gather_sids``."""
+        """A feature's SIDs, int64 [N, W], some perhaps missing; see ``gather_sids``."""
         return gather_sids(features, feature, word_names(feature, self._num_words), self.stages, self.last_W)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OfCodec":
@@ -168,7 +168,7 @@ def _as_text(fingerprint: Tensor) -> str:
 
 
 class FrozenSIDE(OfCodec):
-    """Packed SIDs of one codec as vectors, parameter-free.
+    """Packed SIDs of one codec as vectors, parameter-free; a missing SID is zeros.
 
     Args:
         table: codec and mode.
@@ -212,12 +212,15 @@ class FrozenSIDE(OfCodec):
         """
         rows_NL = self.layout.values(words_NW) + self.first_L
         drawn_NL = torch.rand_like(rows_NL, dtype=self.rows_VE.dtype)
-        kept_NL = (drawn_NL >= self._digit_dropout).to(self.rows_VE.dtype)
+        kept_NL = (drawn_NL >= self._digit_dropout) & (words_NW[:, :1] >= 0)  # of a missing SID none
+        kept_NL = kept_NL.to(self.rows_VE.dtype)
         return functional.embedding_bag(rows_NL, self.rows_VE, per_sample_weights=kept_NL, mode="sum")
 
 
 class LearnedSIDE(OfCodec):
     """The same sum of rows, with rows that training changes: one per chunk of up to 256 values, started frozen.
+
+    A missing SID is zeros, and changes no row.
 
     A chunk (5 trits: 243 rows) has a row of its own for every combination of its digits, so that training can give
     items what no linear map of the digits can, in a table whose size does not depend on the number of items.
@@ -285,7 +288,7 @@ def _factors(rows_VE: Tensor) -> tuple[Tensor, Tensor]:
 def gather_sids(
     features: KeyedJaggedTensor, feature: str, keys: list[str], stages: str, last_W: Tensor
 ) -> JaggedTensor:
-    """A feature's SIDs, values int64 [N, W], gathered from the keys of its words and checked.
+    """A feature's SIDs, values int64 [N, W], gathered from the keys of its words and checked; they may be missing.
 
     Args:
         features: holds the keys.
@@ -332,7 +335,7 @@ def _check_words(feature: str, stages: str, words_NW: Tensor, last_W: Tensor) ->
     if words_NW.dtype != torch.int64:
         shape = tuple(words_NW.shape)
         raise DataError(f"feature '{feature}': words have shape {shape} and dtype {words_NW.dtype}, expected int64")
-    wrong_NW = (words_NW < 0) | (words_NW > last_W)
+    wrong_NW = wrong_words(words_NW, last_W, may_miss=True)
     if not can_look_at(words_NW):
         torch._assert_async(~wrong_NW.any(), f"feature '{feature}': a word is no packed SID of {stages}")
     elif wrong_NW.any():

@@ -9,7 +9,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.side.collection import SIDECollection
 from sidrec_torchrec.side.expansion import SIDEConfig
 
@@ -56,8 +56,8 @@ class CoarseIds:
         return math.prod(self.spec.radices[: self.num_digits])
 
     def ids(self, words_NW: Tensor) -> Tensor:
-        """Ids of packed SIDs int64 [N, W], int64 [N]."""
-        return words_NW[:, 0] // (self.spec.word_limits[0] // self.num_ids)
+        """Ids of packed SIDs int64 [N, W], int64 [N]; of a missing SID 0, for tables have no row for nothing."""
+        return words_NW[:, 0].clamp_min(0) // (self.spec.word_limits[0] // self.num_ids)
 
     @staticmethod
     def key(feature: str) -> str:
@@ -88,6 +88,7 @@ class HybridVectors(nn.Module):
         if coarse.spec != side.codec.spec or len(side.feature_names) != 1:
             raise ValueError(f"'{side.name}': coarse ids need SIDs of the same codec, and SIDE one feature")
         (self._feature,) = side.feature_names
+        self._first_word = word_names(self._feature, side.codec.spec.num_words)[0]
         self.side = SIDECollection([side], device)
         # Rows start at zero: a cluster never trained on says nothing, and sharding cannot change the start.
         self.table = EmbeddingCollection(
@@ -104,6 +105,7 @@ class HybridVectors(nn.Module):
         )
 
     def forward(self, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
-        """SIDE's vectors, float32 [N, E], and the table's rows, float32 [N, embedding_dim]."""
-        rows = self.table(features)[CoarseIds.key(self._feature)].values()
-        return self.side(features)[self._feature].values(), rows
+        """SIDE's vectors, float32 [N, E], and the table's rows, float32 [N, embedding_dim]; zeros for a missing SID."""
+        rows_ND = self.table(features)[CoarseIds.key(self._feature)].values()
+        has_sid_N1 = (features[self._first_word].values() >= 0).unsqueeze(1)
+        return self.side(features)[self._feature].values(), rows_ND * has_sid_N1

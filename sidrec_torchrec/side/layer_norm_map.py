@@ -14,6 +14,9 @@ class LayerNormMap(nn.Module):
     Where x is the sum of a row per digit, so is ``W x + b`` less its mean; and dividing by its standard deviation is one
     number per event. So attention reads mapped events in code space: ``rows`` and ``scale`` are all it needs.
 
+    A missing item maps to zero, and not to what x = 0 maps to, which items may have: in code space because it chooses no rows;
+    as a vector because ``forward`` is told.
+
     Args:
         in_dim: width E of x.
         dim: width D of the result.
@@ -26,14 +29,20 @@ class LayerNormMap(nn.Module):
         super().__init__()
         self.linear = nn.Linear(in_dim, dim, device=device)
 
-    def forward(self, x_NE: Tensor) -> Tensor:
-        """float [..., D] of float [..., E]."""
-        return layer_norm(self.linear(x_NE), (self.linear.out_features,), eps=self.eps)
+    def forward(self, x_NE: Tensor, has_item_N: Tensor | None = None) -> Tensor:
+        """float [..., D] of float [..., E].
+
+        Args:
+            x_NE: of items.
+            has_item_N: bool [...], False for a missing one; None if none is.
+        """
+        mapped_ND = layer_norm(self.linear(x_NE), (self.linear.out_features,), eps=self.eps)
+        return mapped_ND if has_item_N is None else mapped_ND * has_item_N.unsqueeze(-1)
 
     def rows(self, rows_VE: Tensor, layout: CodeLayout) -> Tensor:
         """A row of each value of each digit, float [V, D], of such rows of x: their sums times ``scale`` are the result.
 
-        The bias goes with the first digit, of which every SID takes one row.
+        The bias goes with the first digit, of which every SID that is not missing takes one row.
         """
         mapped_VD = nn.functional.linear(rows_VE, self.linear.weight)
         mapped_VD = mapped_VD + _is_first(mapped_VD, layout) * self.linear.bias
@@ -42,7 +51,7 @@ class LayerNormMap(nn.Module):
     def scale(
         self, words_NW: Tensor, mapped_VD: Tensor, layout: CodeLayout, factors: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """What the sum of an event's rows is multiplied by, float32 [N].
+        """What the sum of an event's rows is multiplied by, float32 [N]; finite where there is none.
 
         Args:
             words_NW: packed SIDs, int64.

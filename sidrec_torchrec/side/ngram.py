@@ -9,7 +9,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.alphabet import OneHot
-from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.codec.packing import SIDSpec, is_missing
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,11 @@ class PrefixNgram:
             raise ValueError(f"num_rows must be 1 to {most_rows}, got {self.num_rows}")
 
     def tokens(self, words_NW: Tensor) -> Tensor:
-        """Tokens of packed SIDs, int64 [N, one per key], each in [0, num_rows)."""
-        digits_NL = self.spec.unpack(words_NW).long()
+        """Tokens of packed SIDs, int64 [N, one per key], each in [0, num_rows).
+
+        A table has no row for nothing: those of a missing SID are some SID's. Who reads it must know it for missing.
+        """
+        digits_NL = self.spec.unpack(words_NW.masked_fill(is_missing(words_NW).unsqueeze(1), 0)).long()
         K, tokens = self.spec.radices[0], []
         # Another start's tokens follow those of all n-grams of the start before.
         offset = sum(K**i for i in range(1, self.depth + 1)) % self.num_rows

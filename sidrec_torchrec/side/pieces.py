@@ -22,7 +22,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.codec.packing import SIDSpec, is_missing
 from sidrec_torchrec.side.expansion import can_look_at
 
 NOTHING = 0  # stands where a SID has fewer pieces than digits
@@ -80,12 +80,14 @@ class Pieces:
             words_NW: int64 [N, W].
 
         Returns:
-            int64 [N, L], first digit first, L being the SID's digits; after the last piece ``NOTHING``.
+            int64 [N, L], first digit first, L being the SID's digits; after the last piece ``NOTHING``. A missing SID has
+            no pieces.
 
         Raises:
             ValueError: on words that are no packed SIDs of the spec; names the first bad row.
         """
-        pieces_NL = _of_digits(self.spec, words_NW)
+        missing_N1 = is_missing(words_NW).unsqueeze(1)
+        pieces_NL = _of_digits(self.spec, words_NW.masked_fill(missing_N1, 0)).masked_fill(missing_N1, NOTHING)
         last = pieces_NL.shape[1] - 1
         if not self.merges or not last:
             return pieces_NL

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sidrec_torchrec.ranker.evaluation import BREAKDOWN
+
 
 def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None) -> dict[str, Any]:
     """One arm over its seeds.
@@ -16,9 +18,10 @@ def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None)
 
     Returns:
         Values per seed (of several tasks, those of each and their means), NE gains of the means,
-        (NE_base - NE_arm) / NE_base, and what the arm costs.
+        (NE_base - NE_arm) / NE_base, what the arm costs, and, as ``breakdown``, NE and calibration per seed by bucket of each
+        table and task; nothing where a run of an earlier version has none.
     """
-    metrics = [name for name in runs[0]["test"] if not name.startswith("targets_")]
+    metrics = [name for name in runs[0]["test"] if not name.startswith("targets_") and name != BREAKDOWN]
     summary: dict[str, Any] = {name: [run["test"][name] for run in runs] for name in metrics}
     for name in metrics:
         if name.startswith("ne_"):
@@ -30,7 +33,23 @@ def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None)
     summary["train_events_per_s"] = _mean([run["train_events_per_s"] for run in runs])
     summary["best_epoch"] = [run["best_epoch"] + 1 for run in runs]
     summary["train_seconds"] = [run["train_seconds"] for run in runs]
+    summary[BREAKDOWN] = _over_seeds([run["test"].get(BREAKDOWN, {}) for run in runs])
     return summary
+
+
+def _over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The breakdowns of several seeds, of the same targets, as one whose rows hold a list of NE, and one of calibrations."""
+    shared = [table for table in runs[0] if all(table in run for run in runs)]
+    return {
+        table: {
+            task: [
+                row | {kind: [run[table][task][place][kind] for run in runs] for kind in ("ne", "calibration")}
+                for place, row in enumerate(rows)
+            ]
+            for task, rows in runs[0][table].items()
+        }
+        for table in shared
+    }
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -10,7 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.ranker.breakdown import TABLES
+from sidrec_torchrec.ranker.evaluation import BREAKDOWN
 from sidrec_torchrec.study.report import percent, spread, task_suffixes
 
 _STYLE = """
@@ -18,6 +21,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 68em; margin: 2em auto; 
 table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums }
 th, td { padding: .3em .8em; text-align: right; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
+caption { text-align: left; font-weight: bold; padding: .3em 0 } small { color: #777; margin-left: .6em }
 figure { margin: 2em 0 } img { max-width: 100% } figcaption { color: #555 } code { background: #f4f4f4; padding: .1em .3em }
 """
 _PARTS = {"warm": "#3b6fb6", "cold": "#d9822b"}
@@ -53,6 +57,7 @@ def write_html(report: dict[str, Any], folder: Path) -> None:
 <p>{html.escape(report["protocol"])}</p>
 {_table(report)}
 {"".join(figures)}
+{_breakdowns(report)}
 <h2>How it was made</h2>
 <p><code>{html.escape(report["command"])}</code></p>
 <p>{report["seconds"]:.0f} s on {html.escape(_flat(report["hardware"]))}, {report["processes"]} process(es).
@@ -82,6 +87,47 @@ def _table(report: dict[str, Any]) -> str:
         for cells in [(f"{name}{task}", *(show(arm, suffix) for show in columns.values()))]
     )
     return f"<table><tr>{head}</tr>{rows}</table>"
+
+
+def _breakdowns(report: dict[str, Any]) -> str:
+    """Test targets sorted into buckets: a table for each way and task; an empty string if no arm has any."""
+    arms = {name: arm[BREAKDOWN] for name, arm in report["arms"].items()}
+    tables = [
+        _breakdown(table, task, {arm: tables[table][task] for arm, tables in arms.items() if table in tables})
+        for table in TABLES
+        for task in report["sequences"]["tasks"]
+    ]
+    if not any(tables):
+        return ""
+    return (
+        "<h2>Where NE comes from</h2><p>NE of the test targets of a bucket, mean and standard deviation over seeds; beside it "
+        "<small>calibration</small>, the mean prediction over the mean label. NE is relative to each bucket's own label rate, so "
+        "compare arms within a row. A dash: all labels of the bucket are the same.</p>" + "".join(tables)
+    )
+
+
+def _breakdown(table: str, task: str, rows_of: dict[str, list[dict[str, Any]]]) -> str:
+    """One table: a row per bucket that has targets, a column per arm."""
+    if not rows_of:
+        return ""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "targets", "positive", *rows_of))
+    body = ""
+    for bucket in zip(*rows_of.values(), strict=True):
+        its = bucket[0]  # targets are the same for every arm
+        if its["targets"]:
+            cells = [its["bucket"], f"{its['targets']:,}", f"{its['positives'] / its['targets']:.1%}"]
+            body += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+            body += (
+                "".join(f"<td>{spread(row['ne'])}<small>{_mean(row['calibration'])}</small></td>" for row in bucket)
+                + "</tr>"
+            )
+    title = TABLES[table].title + ("" if task == DEFAULT_TASKS[0] else f"; {task}")
+    return f"<table><caption>{html.escape(title)}</caption><tr>{head}</tr>{body}</table>"
+
+
+def _mean(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.2f}" if known else "-"
 
 
 def _figure(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from sidrec_torchrec.data.folder import DataFolder
 from sidrec_torchrec.data.prepare import COLD_ITEMS_FILE, SEQUENCES, PrepareConfig, Prepared, open_prepared
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.fusion.config import VQFusionOptions
@@ -49,27 +50,29 @@ class Workspace:
 
     Args:
         out: the study's folder.
-        data: folder of the data.
+        data: the data folder.
         study: what all its steps share.
         tokenizers: folder of a study of the same data and protocol whose tokenizers to use; None for its own.
     """
 
-    def __init__(self, out: Path, data: Path, study: StudyProtocol, *, tokenizers: Path | None = None) -> None:
+    def __init__(
+        self, out: Path, data: Path | DataFolder, study: StudyProtocol, *, tokenizers: Path | None = None
+    ) -> None:
         self.out = Path(out)
-        self.data = Path(data)
+        self.data = DataFolder.of(data)
         self.study = study
         self._made = Path(tokenizers or out)
 
     def prepare(self) -> Prepared:
         """The sequences."""
-        job = prepare.PrepareJobConfig(data=self.data, out=self.out / "prepared", protocol=self.study.protocol)
+        job = prepare.PrepareJobConfig(**self._data, out=self.out / "prepared", protocol=self.study.protocol)
         self._timed("prepare", lambda: prepare.main(job))
         return open_prepared(job.out)
 
     def train_tokenizer(self, plan: TokenizerPlan) -> dict[str, Any]:
         """Trains the plan's tokenizer, and tunes it where it is to be; returns the metrics of training."""
         train = train_tokenizer.TrainTokenizerConfig(
-            data=self._with_vectors() if plan.collaborative else self.data,
+            **({"data": self._with_vectors()} if plan.collaborative else self._data),
             out=self._trained(plan),
             source=plan.sources,
             predict=(COLLABORATIVE,) if plan.collaborative else (),
@@ -81,7 +84,7 @@ class Workspace:
         metrics = self._timed(f"train tokenizer {plan.name}", lambda: train_tokenizer.main(train))
         if plan.tuned:
             job = tune_tokenizer.TuneTokenizerConfig(
-                data=self.data,
+                **self._data,
                 prepared=self._sequences,
                 tokenizer=train.out,
                 out=self._tokenizer(plan),
@@ -94,7 +97,7 @@ class Workspace:
     def encode(self, plan: TokenizerPlan) -> dict[str, Any]:
         """Encodes the corpus with the plan's trained tokenizer; returns the report."""
         job = encode_corpus.EncodeCorpusConfig(
-            data=self.data, tokenizer=self._tokenizer(plan), out=self.sids(plan), report="full"
+            **self._data, tokenizer=self._tokenizer(plan), out=self.sids(plan), report="full"
         )
         return self._timed(f"encode {plan.name}", lambda: encode_corpus.main(job))
 
@@ -111,7 +114,7 @@ class Workspace:
             name: of the run's folder, if not ``seed-SEED``.
         """
         job = train_ranker.TrainRankerConfig(
-            data=self.data,
+            **self._data,
             prepared=self.out / "prepared" / SEQUENCES,
             out=self.out / "rankers" / variant.name.replace(" ", "-").replace(",", "") / (name or f"seed-{seed}"),
             arm=variant.arm,
@@ -126,6 +129,11 @@ class Workspace:
         """Of each finished step, over all the runs that worked on this folder."""
         path = self.out / "steps.json"
         return read_json(path) if path.exists() else {}
+
+    @property
+    def _data(self) -> dict[str, Any]:
+        """Fields of a job's config."""
+        return {"data": self.data.path, "schema": self.data.schema}
 
     @property
     def _sequences(self) -> Path:
@@ -143,7 +151,7 @@ class Workspace:
     def _with_vectors(self) -> Path:
         """A folder of the items with collaborative vectors."""
         job = collaborative_vectors.CollaborativeVectorsConfig(
-            data=self.data, prepared=self._sequences, out=self._made / "collaborative", column=COLLABORATIVE
+            **self._data, prepared=self._sequences, out=self._made / "collaborative", column=COLLABORATIVE
         )
         self._timed("collaborative vectors", lambda: collaborative_vectors.main(job))
         return job.out

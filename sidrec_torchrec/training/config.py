@@ -75,6 +75,8 @@ def _typed(hint: Any, value: Any, folder: Path) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return config_from_json(hint, value, folder)
     origin, options = typing.get_origin(hint), [o for o in typing.get_args(hint) if o is not types.NoneType]
+    if origin is typing.Literal:
+        return value
     if origin is tuple:
         return tuple(_typed(options[0], v, folder) for v in value)
     if origin is dict:

@@ -1,6 +1,7 @@
 """Packed SIDs against Python's own integers, which never overflow."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidrec_torchrec.codec.alphabet import OneHot, Ternary, parse_stages
-from sidrec_torchrec.codec.packing import SIDSpec, word_names
+from sidrec_torchrec.codec.packing import NO_SID, SIDSpec, word_names
 
 alphabets = st.one_of(st.just(Ternary()), st.builds(OneHot, st.sampled_from([2, 3, 5, 255, 256, 257, 32768])))
 specs = st.lists(alphabets, min_size=1, max_size=60).map(lambda stages: SIDSpec(tuple(stages), "0" * 16))
@@ -183,7 +184,7 @@ def test_digits_that_cannot_be_packed_are_refused(digits_NL, message):
     ("words_NW", "message"),
     [
         (torch.tensor([[35], [36]]), "row 1, word 0 is 36, no packed SID of onehot:4,ternary\\*2"),
-        (torch.tensor([[-1]]), "row 0, word 0 is -1"),
+        (torch.tensor([[-2]]), "row 0, word 0 is -2"),
         (torch.zeros(5, 2, dtype=torch.int64), r"shape \(5, 2\) .* expected int64 \[N, 1\]"),
         (torch.zeros(5, dtype=torch.int64), r"shape \(5,\) .* expected int64 \[N, 1\]"),
         (torch.zeros(5, 1, dtype=torch.int32), r"dtype torch.int32, expected int64 \[N, 1\]"),
@@ -195,6 +196,21 @@ def test_words_that_no_digits_give_are_refused(words_NW, message):
         for words in (words_NW, words_NW.numpy()):
             with pytest.raises(ValueError, match=message):
                 refuse(words)
+
+
+@pytest.mark.parametrize("stages", ["ternary*3", "ternary*100"])
+def test_a_sid_may_be_missing_whole_but_not_in_part(stages):
+    spec = SIDSpec(parse_stages(stages), "f")
+    words_NW = spec.pack(torch.ones(5, spec.num_digits, dtype=torch.int64))
+    words_NW[2] = NO_SID
+    for words in (words_NW, words_NW.numpy()):
+        spec.check_words(words)
+        for refuse in (spec.unpack, partial(spec.check_words, may_miss=False)):
+            with pytest.raises(ValueError, match="row 2, word 0 is -1, no packed SID of ternary"):
+                refuse(words)
+    words_NW[3, -1] = NO_SID if spec.num_words > 1 else NO_SID - 1
+    with pytest.raises(ValueError, match=f"row 3, word {spec.num_words - 1} is"):
+        spec.check_words(words_NW)
 
 
 def test_spec_without_digits_is_refused():

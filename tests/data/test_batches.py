@@ -119,7 +119,7 @@ def test_content(prepared):
             assert int(batch.items["wide"].lengths()[b]) == 3 * length
             for name in ("action", "order", "visible"):
                 np.testing.assert_array_equal(getattr(batch, f"{name}_N")[part], getattr(row, name))
-            np.testing.assert_array_equal(batch.seen_N[part], prepared.seen()[row.item])
+            np.testing.assert_array_equal(batch.item_N[part], row.item)
             assert int(batch.users["kind"].values()[b]) == row.user_codes[0]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.collaborative import CollaborativeConfig, collaborative_vectors
-from sidrec_torchrec.data.fingerprint import file_fingerprint
+from sidrec_torchrec.data.fingerprint import files_fingerprint
 from sidrec_torchrec.data.item_arrays import map_rows, write_rows
 from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, open_prepared, prepare
 from sidrec_torchrec.errors import DataError
@@ -61,7 +61,7 @@ def test_what_stands_beside_them(prepared: Prepared, tmp_path):
         open_prepared(prepared.folder)
     cut_short(tmp_path / "items.parquet")
     with pytest.raises(DataError, match=r"items\.parquet: not a Parquet file, or cut short"):
-        file_fingerprint(tmp_path / "items.parquet")
+        files_fingerprint([tmp_path / "items.parquet"])
 
 
 def test_arrays(tmp_path):

@@ -212,8 +212,10 @@ def test_null_item_id_is_named(tmp_path: Path) -> None:
 
 
 def test_item_id_of_another_type_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "items.parquet", item_columns() | {"item_id": pa.array(["a", "b", "c", "d", "e"])})
-    assert error(lambda: open_items(path)).startswith(f"{path}: column 'item_id' must be int64, is string")
+    path = write(tmp_path / "items.parquet", item_columns() | {"item_id": pa.array([0.5, 1.5, 2.5, 3.5, 4.5])})
+    assert error(lambda: open_items(path)).startswith(
+        f"{path}: column 'item_id' is double; ids are integers, strings or"
+    )
 
 
 # ---------------------------------------------------------------- files
@@ -356,7 +358,7 @@ def test_event_errors(folder: Path) -> None:
     assert message.startswith(
         f"{path}: no required column 'timestamp'; the file has 'user_id' (int64), 'item_id' (int64)"
     )
-    assert attempt(user_id=pa.array(list("abcde"))).startswith(f"{path}: column 'user_id' must be int64, is string")
+    assert attempt(user_id=pa.array([0.5] * 5)).startswith(f"{path}: column 'user_id' is double; ids are integers,")
     assert attempt(item_id=pa.array([10, 20, 20, 30, None], pa.int64())).startswith(
         f"{path}: column 'item_id', row 4: null"
     )
@@ -364,7 +366,7 @@ def test_event_errors(folder: Path) -> None:
         f"{path}: column 'label', row 3: 2; a label is 0 or 1"
     )
     assert attempt(label=pa.array([0, 1, 1, None, 0], pa.int8())).startswith(f"{path}: column 'label', row 3: null")
-    assert attempt(label=pa.array([0.5] * 5)) == f"{path}: column 'label' must be int8 or bool, is double"
+    assert attempt(label=pa.array([0.5] * 5)) == f"{path}: column 'label', row 0: 0.5; a label is 0 or 1"
     for only in (0, 1):
         assert attempt(label=pa.array([only] * 5, pa.int8())).startswith(
             f"{path}: column 'label' is {only} in all 5 rows; a ranker needs both classes"
@@ -395,8 +397,19 @@ def test_summary_of_a_valid_folder(folder: Path, capsys) -> None:
         "items": 5,
         "sources": {"text_emb": {"dim": 2, "missing": 2}, "image_emb": {"dim": 3, "missing": 1}},
         "missing_categories": {"category": 1, "tags": 2, "year": 1},
+        "unread": {
+            "items": {"price": "double: neither a source (a list of numbers) nor a target (a category)"},
+            "users": {"height": "double: not a category"},
+            "events": {"rating": "float: not named as a task"},
+        },
         "items_without_events": 1,
         "events": 5,
+        "met": {
+            "unknown_items": {"count": 0, "policy": "refuse"},
+            "unsorted": {"count": 0, "policy": "refuse"},
+            "duplicates": {"count": 0, "policy": "keep"},
+            "short_users": {"count": 0, "policy": "drop"},
+        },
         "labels": {"label": {"rate": 0.6, "missing": 0}},
         "users": 2,
         "history": {"p50": 2, "p90": 2, "max": 3},

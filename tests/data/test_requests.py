@@ -43,7 +43,7 @@ def known_of(items, events: pa.Table) -> Known:
 def histories(items, events: pa.Table, requests: pa.Table) -> list[list[int]]:
     """Rows of the events that each request reads."""
     known = known_of(items, events)
-    (batch,) = GivenRequests((ArrowTable.of(requests, "requests"),)).batches(known)
+    (batch,) = GivenRequests(ArrowTable.of(requests, "requests")).batches(known)
     return [known.histories.row_N[b:e].tolist() for b, e in zip(batch.begins, batch.ends, strict=True)]
 
 
@@ -80,13 +80,13 @@ def test_the_newest_events_read_those_before_them_in_the_file(items, count, rows
     own = {5: [0, 2, 3, 5, 6, 7], -2: [1, 4]}
     for place, row in enumerate(rows):
         read = known.histories.row_N[batch.begins[place] : batch.ends[place]].tolist()
-        assert read == [other for other in own[batch.user_ids[place]] if other < row]
+        assert read == [other for other in own[batch.user_ids[place].as_py()] if other < row]
 
 
 def test_requests_of_one_history_share_a_row(items):
     known = known_of(items, EVENTS)
     requests = table([5, 7, 5, 8, 5, 5], [100, 110, 120, 130, 140, 150], [41, 41, 50, 41, 25, 41])
-    (batch,) = GivenRequests((ArrowTable.of(requests, "requests"),)).batches(known)
+    (batch,) = GivenRequests(ArrowTable.of(requests, "requests")).batches(known)
     rows = batch.rows(most=2)
     assert sorted(sorted(row.tolist()) for row in rows) == [[0, 5], [1], [2], [3], [4]]
     (two,) = [row for row in rows if len(row) == 2]

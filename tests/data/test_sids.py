@@ -33,7 +33,7 @@ def test_round_trip(stages, cut, tmp_path):
     write_sids(tmp_path / "sids.parquet", codec.spec, iter(batches))
     for path in (tmp_path, tmp_path / "sids.parquet"):
         read_ids_N, read_NW = read_sids(path, codec)
-        assert read_ids_N.dtype == read_NW.dtype == np.int64
+        assert (read_ids_N.type, read_NW.dtype) == (pa.int64(), np.int64)
         np.testing.assert_array_equal(read_ids_N, ids_N)
         np.testing.assert_array_equal(read_NW, words_NW)
 

@@ -115,7 +115,7 @@ def test_errors(data, tmp_path):
         f"{path}: no label column 'share'; the file has 'user_id'"
     )
     assert attempt([None] * 99 + [2] * (n - 99)) == f"{path}: column 'like', row 99: 2; a label is 0 or 1"
-    assert attempt([0.5] * n, pa.float64()) == f"{path}: column 'like' must be int8 or bool, is double"
+    assert attempt([0.5] * n, pa.float64()) == f"{path}: column 'like', row 0: 0.5; a label is 0 or 1"
     assert attempt([None] * 9 + [1] * (n - 9)).startswith(
         f"{path}: column 'like' is 1 in all {n - 9} rows that have it; a ranker needs both classes"
     )

@@ -141,5 +141,5 @@ def test_bad_exclude_file_is_named(data, tmp_path):
     with pytest.raises(DataError, match="gone.parquet: no such file"):
         make_stream(data, exclude=tmp_path / "gone.parquet")
     pq.write_table(pa.table({"id": [1]}), tmp_path / "other.parquet")
-    with pytest.raises(DataError, match="other.parquet: no column 'item_id'"):
+    with pytest.raises(DataError, match="other.parquet: no required column 'item_id'"):
         make_stream(data, exclude=tmp_path / "other.parquet")

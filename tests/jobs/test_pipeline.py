@@ -4,16 +4,19 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.errors import DataError, RunMismatchError, SidrecError
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
 from sidrec_torchrec.jobs import pipeline, train_ranker, train_tokenizer
 from sidrec_torchrec.jobs.pipeline import PipelineConfig
 from sidrec_torchrec.ranker.arms import ArmConfig
+from sidrec_torchrec.ranker.breakdown import TABLES
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
 from tests.jobs.test_train_ranker import SMALL
 
@@ -54,11 +57,16 @@ def test_report_holds_what_it_promises(finished):
             assert arm[f"ne_gain_{part}"] == pytest.approx(gain)
         for field in ("bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes", "train_events_per_s"):
             assert arm[field] == metrics[field]
+        assert list(arm["breakdown"]) == list(TABLES)
+        for table, rows_of in arm["breakdown"].items():
+            for row, of_seed in zip(rows_of["label"], metrics["test"]["breakdown"][table]["label"], strict=True):
+                assert row == of_seed | {"ne": [of_seed["ne"]], "calibration": [of_seed["calibration"]]}
     assert set(report["tokenizer"]) == {"side", "rq-text_emb", "rq-image_emb"}
     assert report["command"] == "sidrec_torchrec.jobs.pipeline.main, called from Python"
     assert report["versions"]["torch"] and report["hardware"]["cores"] and report["seconds"] > 0
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and "prefix-ngram" in page
+    assert [table.title in page for table in TABLES.values()] == [True] * len(TABLES)
     assert "http://" not in page and "https://" not in page
 
 
@@ -125,6 +133,19 @@ def test_positives_only(corpus, tmp_path):
     assert report["sequences"]["sampled_negatives"] and "matched in popularity" in report["protocol"]
     # nothing tells a negative from a positive without content
     assert report["arms"]["none"]["ne_warm"][0] == pytest.approx(1, abs=0.03)
+
+
+def test_a_split_by_date(corpus, tmp_path):
+    time_N = pq.read_table(corpus / "events.parquet")["timestamp"].to_numpy()
+    cut = int(np.quantile(time_N, 0.8))
+    protocol = PrepareConfig(split="time", test_from=cut, validation_fraction=0.2)
+    report = pipeline.main(make_config(corpus, tmp_path / "run", arms=("none", "side"), protocol=protocol))
+    assert report["protocol"].startswith(f"The events from {cut} on (UTC) are the test targets")
+    assert report["sequences"]["counts"]["test"]["targets"] == (time_N >= cut).sum()
+    for table in ("model_age", "item_age"):
+        rows = report["arms"]["side"]["breakdown"][table]["label"]
+        assert sum(row["targets"] for row in rows) == (time_N >= cut).sum()
+    assert report["arms"]["side"]["breakdown"]["model_age"]["label"][0]["targets"] == 0  # none before training's end
 
 
 def test_more_arms_join_a_finished_run(finished, corpus):

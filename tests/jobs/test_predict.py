@@ -356,8 +356,12 @@ def put(table: pa.Table, name: str, row: int, value) -> pa.Table:
             r"requests.parquet: no required column 'timestamp'; the file has 'request_id'",
         ),
         (
-            lambda t: t.cast(t.schema.set(1, pa.field("user_id", pa.int32()))),
-            "column 'user_id' must be int64, is int32",
+            lambda t: t.cast(t.schema.set(1, pa.field("user_id", pa.float64()))),
+            "column 'user_id' is double; ids are integers, strings or bytes",
+        ),
+        (
+            lambda t: t.cast(t.schema.set(1, pa.field("user_id", pa.string()))),
+            "column 'user_id', row 0: ids are large_string here and int64 there",
         ),
         (
             lambda t: put(t, "timestamp", 42, -3),

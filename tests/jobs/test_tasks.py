@@ -11,6 +11,7 @@ from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
 from sidrec_torchrec.jobs import evaluate, export, pipeline, train_ranker
 from sidrec_torchrec.ranker.arms import ArmConfig
+from sidrec_torchrec.ranker.breakdown import TABLES
 from sidrec_torchrec.ranker.readers import READERS
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import Scorer
@@ -78,6 +79,23 @@ def test_both_tasks_are_learned(attention, labeled, sequences, sids, tmp_path):
         assert best[f"ne_all_{task}"] < first[f"ne_all_{task}"]
 
 
+def flat(test: dict) -> dict:
+    """All its figures, those of the breakdown by table, task, bucket and name."""
+    rows = [
+        (table, task, row)
+        for table, rows_of in test["breakdown"].items()
+        for task, rows in rows_of.items()
+        for row in rows
+    ]
+    assert {(table, task) for table, task, _ in rows} == {(table, task) for table in TABLES for task in TASKS}
+    figures = {
+        f"{table} {task} {row['bucket']} {kind}": -1 if row[kind] is None else row[kind]
+        for table, task, row in rows
+        for kind in ("targets", "positives", "ne", "calibration")
+    }
+    return {name: value for name, value in test.items() if name != "breakdown"} | figures
+
+
 def test_an_interrupted_run_goes_on_where_it_was(trained, tmp_path, monkeypatch):
     whole_config, whole = trained
     config = dataclasses.replace(whole_config, out=tmp_path / "killed", checkpoint_batches=2)
@@ -93,7 +111,7 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, tmp_path, monkeypatch)
     monkeypatch.setattr(Checkpoints, "save", save)
     resumed = train_ranker.main(config)
     assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
-    assert resumed["test"] == pytest.approx(whole["test"], rel=1e-5)
+    assert flat(resumed["test"]) == pytest.approx(flat(whole["test"]), rel=1e-5)
 
 
 def test_two_processes_equal_one(trained, tmp_path, run_distributed):
@@ -101,7 +119,7 @@ def test_two_processes_equal_one(trained, tmp_path, run_distributed):
     first, second = run_distributed(train_here, 2, dataclasses.replace(config, out=tmp_path / "two"))
     assert first == second
     assert first["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
-    assert first["test"] == pytest.approx(one["test"], abs=1e-3)
+    assert flat(first["test"]) == pytest.approx(flat(one["test"]), abs=1e-3)
     for name in ("ne_all", "ne_all_label", "ne_all_like", "ne_warm_like", "ne_cold_like"):
         assert first["test"][name] == pytest.approx(one["test"][name], abs=1e-4)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.sequences import from_table
 from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError, SidrecError
 from sidrec_torchrec.jobs import evaluate, train_ranker
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
@@ -269,6 +270,47 @@ def test_pieces_stay_those_of_training_on_other_sequences(corpus, prepared, sids
     anew = dataclasses.replace(config, prepared=other).open().arm.values(item_N)["text_pieces"]
     assert own.equal(tested) and not own.equal(anew)
     assert 0 < evaluate.main(evaluate.EvaluateConfig(ranker=config.out, prepared=other))["ne_all"] < 1.1
+
+
+def test_a_ranker_is_tested_on_a_later_week(corpus, sids, tmp_path, capsys):
+    """What is warm is what it was trained on, not what the later sequences have for training."""
+    time_N = pq.read_table(corpus / "events.parquet")["timestamp"].to_numpy()
+    first, later = (int(np.quantile(time_N, share)) for share in (0.3, 0.8))
+    folders = [
+        prepare(corpus, tmp_path / name, PrepareConfig(split="time", test_from=cut, validation_fraction=0.2))
+        for name, cut in (("first", first), ("later", later))
+    ]
+    config = make_config(corpus, folders[0].folder, sids, tmp_path / "run", "side")
+    train_ranker.main(config)
+    capsys.readouterr()
+    out = tmp_path / "later.json"
+    values = evaluate.main(evaluate.EvaluateConfig(ranker=config.out, prepared=folders[1].folder, out=out))
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == json.loads(out.read_text()) == values
+    assert printed.count("\n") < 60 and '{ "bucket": "no earlier event", "targets":' in printed
+    age = {row["bucket"]: row["targets"] for row in values["breakdown"]["model_age"]["label"]}
+    assert age["30 days and more"] == values["targets_all"] == (time_N >= later).sum()
+    popularity = {row["bucket"]: row["targets"] for row in values["breakdown"]["item_training_events"]["label"]}
+    assert popularity["0"] == values["targets_cold"]
+    tested = [row.item[len(row) - row.num_targets :] for row in from_table(pq.read_table(folders[1].path("test")))]
+    assert values["targets_cold"] == (~folders[0].seen()[np.concatenate(tested)]).sum()
+
+
+def test_other_items_than_the_rankers_are_said(corpus, prepared, sids, tmp_path, capsys):
+    config = make_config(corpus, prepared, sids, tmp_path / "run", "none", epochs=1)
+    train_ranker.main(config)
+    other = shutil.copytree(prepared, tmp_path / "other")
+    written = json.loads((prepared / "prepared.json").read_text())
+    # the ranker's own sequences are of an item file that is not there any more
+    old = written | {"data": written["data"] | {"items": "0" * 16}}
+    moved = shutil.copytree(prepared, tmp_path / "own")
+    (moved / "prepared.json").write_text(json.dumps(old))
+    run = json.loads((config.out / "run.json").read_text())
+    run["prepared"] = {"path": "../own", "was": str(moved)}
+    (config.out / "run.json").write_text(json.dumps(run))
+    values = evaluate.main(evaluate.EvaluateConfig(ranker=config.out, prepared=other))
+    assert "of other items than the ranker was trained on" in capsys.readouterr().err
+    assert list(values["breakdown"]) == ["item_age", "history_length", "model_age"]
 
 
 @pytest.mark.parametrize("arm", ["none", "side"])

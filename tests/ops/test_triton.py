@@ -12,6 +12,7 @@ from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.ops import code_attention, cuda, side_decode, top_events
 from sidrec_torchrec.ops.kernels import kernel_runs
 from tests.ops.test_code_attention import SOFTMAX, TIMES, Case, assert_equal
+from tests.ops.test_missing import without_some
 from tests.ops.test_side_decode import arguments, make_inputs
 from tests.ops.test_top_events import TopCase, assert_same
 
@@ -68,6 +69,15 @@ class TestSideDecode:
         expected_RD = side_decode.reference_backward(words_NW, grad_ND.double(), *chunks)
         torch.testing.assert_close(grad_RD.double(), expected_RD, **tolerance)
 
+    @pytest.mark.parametrize("stages", STAGES)
+    def test_missing_sids_choose_no_rows(self, triton, stages):
+        words_NW, table_RD, chunks = decode_inputs(stages, 130, 25)
+        words_NW = without_some(words_NW)
+        assert_equal([run_decode(words_NW, table_RD, chunks)], [side_decode.reference(words_NW, table_RD, *chunks)])
+        grad_ND = torch.randn(130, 25)
+        expected_RD = side_decode.reference_backward(words_NW, grad_ND.double(), *chunks)
+        assert_equal([run_decode_backward(words_NW, grad_ND, chunks)], [expected_RD])
+
     def test_words_out_of_range_read_rows_of_the_right_chunks(self, triton):
         radices = [100, 243, 7, 300, 9]
         chunks = radices, [0, 0, 0, 1, 1]
@@ -75,7 +85,8 @@ class TestSideDecode:
         words_NW = torch.tensor([[a, b] for a in numbers for b in numbers])
         # one column per chunk: a row of another chunk, or of none, would not give a one in each
         table_RF = torch.repeat_interleave(torch.eye(5), torch.tensor(radices), dim=0)
-        assert run_decode(words_NW, table_RF, chunks).eq(1).all()
+        expected_NF = (words_NW >= 0)[:, chunks[1]].float()  # a negative word has none
+        assert run_decode(words_NW, table_RF, chunks).equal(expected_NF)
 
 
 class TestTopEvents:
@@ -84,6 +95,12 @@ class TestTopEvents:
     @pytest.mark.parametrize("scaled", [False, True])
     def test_equals_the_reference_to_the_last_bit(self, triton, stages, times, scaled):
         check_top_events(TopCase(stages, events=300, queries=5, times=times, scaled=scaled))
+
+    @pytest.mark.parametrize("stages", STAGES)
+    def test_missing_sids_score_nothing(self, triton, stages):
+        case = TopCase(stages, events=300, queries=5, times=True, scaled=True)
+        case.tensors = without_some(case.tensors[0]), *case.tensors[1:]
+        check_top_events(case)
 
     @pytest.mark.parametrize("heads", [1, 3, 13])
     def test_any_number_of_heads(self, triton, heads):
@@ -109,8 +126,11 @@ class TestTopEvents:
         powers_VH = (16.0 ** torch.arange(5)).repeat_interleave(torch.tensor(radices)).view(1, -1, 1)
         tensors = words_NW, torch.tensor([0]), torch.tensor([25]), powers_VH, None, None, None
         event, score = cuda.top_events(*move(tensors), radices, digit_words, 0, 25)
-        assert event.flatten().tolist() == list(range(25))
-        assert score.eq(0x11111).all()
+        # a negative word has none
+        expected_N = ((words_NW[:, 0] >= 0) * 0x111 + (words_NW[:, 1] >= 0) * 0x11000).float()
+        best_N = expected_N.argsort(descending=True, stable=True)
+        assert event.flatten().tolist() == best_N.tolist()
+        assert score.flatten().tolist() == expected_N[best_N].tolist()
 
     def test_no_queries_and_no_events(self, triton):
         case = TopCase("ternary*25", queries=3)
@@ -146,6 +166,15 @@ class TestCodeAttention:
     )
     def test_equals_the_reference(self, triton, stages, times, scaled, softmax):
         check_attention(Case(stages, heads=3, events=300, queries=4, times=times, scaled=scaled), softmax)
+
+    @SOFTMAX
+    @pytest.mark.parametrize(
+        ("stages", "scaled"), [("ternary*14", None), ("onehot:9,ternary*39", 1), ("onehot:4*7", 9)]
+    )
+    def test_missing_sids_add_nothing(self, triton, stages, scaled, softmax):
+        case = Case(stages, heads=3, events=300, queries=4, times=True, scaled=scaled)
+        case.words_NW = without_some(case.words_NW)
+        check_attention(case, softmax)
 
     @pytest.mark.parametrize("heads", [1, 3, 13])
     def test_any_number_of_heads(self, triton, heads):

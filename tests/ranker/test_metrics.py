@@ -16,8 +16,9 @@ def make_predictions(n=400):
 
 
 def output_of(p, label, seen, weight):
+    """A ranker's output, and which targets are on items that training has."""
     tensors = [torch.from_numpy(np.asarray(a)).float().view(len(seen), -1) for a in (p, label, weight)]
-    return RankerOutput(*tensors, torch.from_numpy(np.asarray(seen)), torch.zeros(()), torch.zeros(()))
+    return RankerOutput(*tensors, torch.zeros(()), torch.zeros(())), torch.from_numpy(np.asarray(seen))
 
 
 def by_formula(p, label, weight):
@@ -42,7 +43,7 @@ def compute_share(rank, world_size):
     metrics = RankingMetrics(rank, world_size, torch.device("cpu"))
     for batch in np.split(np.arange(400), 4):
         share = batch[rank::world_size]
-        metrics.update(output_of(*(a[share] for a in make_predictions())))
+        metrics.update(*output_of(*(a[share] for a in make_predictions())))
     return metrics.compute()
 
 
@@ -63,7 +64,7 @@ def test_two_processes_agree(run_distributed):
 def test_undefined_values_are_none():
     metrics = RankingMetrics(0, 1, torch.device("cpu"))
     p, label, seen, weight = make_predictions()
-    metrics.update(output_of(p, label, seen | True, weight))
+    metrics.update(*output_of(p, label, seen | True, weight))
     values = metrics.compute()
     assert values["ne_cold"] is None and values["auc_cold"] is None and values["targets_cold"] == 0
     assert values["ne_warm"] == values["ne_all"]
@@ -74,7 +75,7 @@ def test_a_slice_of_one_class_has_no_ne(only):
     metrics = RankingMetrics(0, 1, torch.device("cpu"))
     p, label, seen, weight = make_predictions()
     label[~seen] = only
-    metrics.update(output_of(p, label, seen, weight))
+    metrics.update(*output_of(p, label, seen, weight))
     values = metrics.compute()
     assert [values[f"{kind}_cold"] for kind in ("ne", "auc", "calibration")] == [None] * 3
     assert values["targets_cold"] == (weight * ~seen).sum()

@@ -127,7 +127,7 @@ def test_an_event_moves_what_is_pooled_only_where_it_is_or_comes_among_the_top()
         words[changed] = (words[changed] + 12345) % make_events().codec.spec.word_limits[0]
         for some_batch, some_words in ((flipped, words_NW), (batch, words)):
             _, after_SPD = reader(some_batch, some_words, targets)
-            moved_S = ((after_SPD - before_SPD)[:, -1].abs() > 1e-6).any(1)
+            moved_S = ((after_SPD - before_SPD)[:, -1].abs() > 1e-5).any(1)
             for s, (_, event, reads) in enumerate(expected):
                 if event == changed and some_words is words:
                     continue  # the target asks for something else

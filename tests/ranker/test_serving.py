@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.codec.packing import NO_SID, SIDSpec
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.jobs.export import describe, write
 from sidrec_torchrec.ranker.config import RankerConfig
@@ -157,7 +157,12 @@ BAD = {
     "offsets_B1 must rise from 0": ("offsets_B1", lambda x: x + 1),
     "history_NW.* expected int64 of shape": ("history_NW", lambda x: x.int()),
     r"candidate_MW is .*\(2, 1\), expected int64 of shape \(2, 2\)": ("candidate_MW", lambda x: x[:, :1]),
-    r"history_NW\[0, 0\] is -1, expected 0 to": ("history_NW", lambda x: x - x[0] - 1),
+    r"history_NW\[0, 0\] is -2, expected 0 to": ("history_NW", lambda x: x - x[0] - 2),
+    r"history_NW\[2, 1\] is -1, expected 0 to": (
+        "history_NW",
+        lambda x: x.index_put((torch.tensor(2), torch.tensor(1)), torch.tensor(NO_SID)),
+    ),
+    r"candidate_MW\[0, 0\] is -1, expected 0 to": ("candidate_MW", lambda x: x * 0 + NO_SID),
     r"action_N\[0\] is 2, expected 0 to 1": ("action_N", lambda x: x * 0 + 2),
     r"request_M\[0\] is 7, expected 0 to 1": ("request_M", lambda x: x * 0 + 7),
     r"user_BF\[1, 0\] is 4, expected 0 to 3": ("user_BF", lambda x: torch.tensor([[3, 0], [4, 0]])),

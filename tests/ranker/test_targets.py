@@ -1,5 +1,7 @@
 """What each target may read, against the definition; and the two readers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -41,10 +43,18 @@ def make_batch() -> RankBatch:
         timestamp_N=torch.cat(time),
         order_N=torch.cat(order),
         visible_N=torch.cat(visible),
-        seen_N=torch.ones(N, dtype=torch.bool),
+        item_N=torch.arange(N, dtype=torch.int32),
         global_targets=torch.tensor(float(sum(NUM_TARGETS))),
         global_labels_K=torch.tensor([float(sum(NUM_TARGETS))]),
     )
+
+
+def without_items(batch: RankBatch) -> RankBatch:
+    """With some events whose items are missing; no target is one, nor every event that a target may read."""
+    item_N = batch.item_N.clone()
+    item_N[[0, 2, 9, 10, 12, 13, 16, 20]] = -1
+    assert (item_N[Targets.of(batch).event_S] >= 0).all()
+    return replace(batch, item_N=item_N)
 
 
 def make_events() -> SIDEConfig:
@@ -121,3 +131,17 @@ def test_a_target_in_code_space_depends_on_exactly_what_it_reads():
             differs = ((changed_S1D - pooled_S1D).abs() > 1e-6).flatten(1).any(1)
             for s, (_, own, reads) in enumerate(expected):
                 assert bool(differs[s]) == (event in reads or event == own and bool(reads)), (event, s)
+
+
+def test_events_without_an_item_are_no_targets():
+    """The others are what they were, and read what they read."""
+    batch = make_batch()
+    every = Targets.of(batch)
+    item_N = batch.item_N.clone()
+    item_N[every.event_S[[1, 4]]] = -1
+    kept = torch.ones(len(every.event_S), dtype=torch.bool)
+    kept[[1, 4]] = False
+    fewer = Targets.of(replace(batch, item_N=item_N))
+    assert fewer.visible_V.equal(every.visible_V)
+    for name in ("event_S", "row_S", "begin_S", "end_S"):
+        assert getattr(fewer, name).equal(getattr(every, name)[kept])

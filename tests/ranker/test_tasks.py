@@ -133,29 +133,29 @@ def test_serving_predicts_every_task(tmp_path):
         scorer(**inputs | {"action_N": inputs["action_N"] * 0 + 27})
 
 
-def make_output() -> RankerOutput:
-    """Two tasks, the second with labels that are missing; and rows that only fill up."""
+def make_output() -> tuple[RankerOutput, torch.Tensor]:
+    """Two tasks, the second with labels that are missing; and rows that only fill up. And which items training has."""
     p, label, seen, weight = make_predictions()
     other, known = 1 - p**2, np.arange(len(p)) % 3 > 0
     columns = [(p, other), (label, label * known), (weight, weight * known)]
     tensors = [torch.from_numpy(np.stack(pair, 1)).float() for pair in columns]
-    return RankerOutput(*tensors, torch.from_numpy(seen), torch.zeros(2), torch.zeros(()))
+    return RankerOutput(*tensors, torch.zeros(2), torch.zeros(())), torch.from_numpy(seen)
 
 
 def compute_on_this_rank(rank: int | None = None, world_size: int = 1):
     if rank is None:
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    metrics, output = RankingMetrics(rank, world_size, CPU, ("click", "like")), make_output()
+    metrics, (output, seen_S) = RankingMetrics(rank, world_size, CPU, ("click", "like")), make_output()
     for batch in np.split(np.arange(400), 4):
         share = batch[rank::world_size]
-        fields = {name: getattr(output, name)[share] for name in ("prediction", "label", "weight", "seen")}
-        metrics.update(dataclasses.replace(output, **fields))
+        fields = {name: getattr(output, name)[share] for name in ("prediction", "label", "weight")}
+        metrics.update(dataclasses.replace(output, **fields), seen_S[share])
     return metrics.compute()
 
 
 def check_metrics(values):
-    output = make_output()
-    seen = output.seen.numpy()
+    output, seen_S = make_output()
+    seen = seen_S.numpy()
     for part, inside in (("all", seen | True), ("warm", seen), ("cold", ~seen)):
         for k, task in enumerate(("click", "like")):
             p, label, weight = (x[:, k].double().numpy() for x in (output.prediction, output.label, output.weight))
@@ -179,9 +179,9 @@ def test_two_processes_agree_on_the_metrics(run_distributed):
 
 
 def test_the_mean_is_not_defined_where_a_task_is_not():
-    metrics, output = RankingMetrics(0, 1, CPU, ("click", "like")), make_output()
-    output.weight[:, 1] *= output.seen  # no cold target has a `like`
-    metrics.update(output)
+    metrics, (output, seen_S) = RankingMetrics(0, 1, CPU, ("click", "like")), make_output()
+    output.weight[:, 1] *= seen_S  # no cold target has a `like`
+    metrics.update(output, seen_S)
     values = metrics.compute()
     assert values["ne_cold_click"] is not None and values["targets_cold_like"] == 0
     assert values["ne_cold_like"] is values["ne_cold"] is None and values["ne_warm"] is not None

@@ -102,6 +102,14 @@ def test_vectors_are_what_the_sids_decode_to(stream, store, kind, stages):
     assert own_loss == 0
 
 
+def test_a_missing_item_is_a_zero_vector_and_has_no_loss_of_its_own(stream, store):
+    items = TokenizedItems(make_model(stream, "dpca", "ternary*6"), store, own_weight=0.5).train()
+    vectors_ND, own_loss = items(kjt([7, -1, 30, -1]))
+    expected_ND, expected_loss = items(kjt([7, 30]))
+    assert vectors_ND[[0, 2]].equal(expected_ND) and not vectors_ND[[1, 3]].any()
+    torch.testing.assert_close(own_loss, expected_loss)
+
+
 def test_gradients_reach_what_makes_the_sids(stream, store):
     """Of labels alone, without the tokenizer's own loss: encoders and basis; decoders and heads have no part in it."""
     items = TokenizedItems(make_model(stream, "dpca", "ternary*6"), store, own_weight=0.0).train()

@@ -214,7 +214,7 @@ BAD = {
     r"offsets_B1 must be 3 numbers that rise from 0 to 5; got \[0, 6, 5\]": ("offsets_B1", lambda x: torch.tensor([0, 6, 5])),
     r"offsets_B1 must be 3 numbers .*; got \[0, 5\]": ("offsets_B1", lambda x: x[:2]),
     "action_N and time_N have shapes": ("time_N", lambda x: x[:-1]),
-    "history_NW: row 0, word 0 is -1, no packed SID": ("history_NW", lambda x: x * 0 - 1),
+    "history_NW: row 0, word 0 is -2, no packed SID": ("history_NW", lambda x: x * 0 - 2),
     "action of event 0 is 2, expected 0 to 1": ("action_N", lambda x: x * 0 + 2),
 }  # fmt: skip
 

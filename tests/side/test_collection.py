@@ -141,7 +141,7 @@ def test_refusals():
     codec = make_codec()
     config = SIDEConfig(name="item", feature_names=["a"], codec=codec)
     side = SIDECollection(tables=[config])
-    for bad in (-1, codec.spec.word_limits[0]):
+    for bad in (-2, codec.spec.word_limits[0]):
         kjt = KeyedJaggedTensor(keys=["a"], values=torch.tensor([0, bad]), lengths=torch.tensor([1, 1]))
         with pytest.raises(ValueError, match=f"row 1, word 0 is {bad}, no packed SID"):
             side(kjt)

@@ -26,7 +26,7 @@ from torchrec.streamable import Pipelineable
 
 from sidrec_torchrec.codec.alphabet import OneHot, parse_stages
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.codec.packing import SIDSpec, word_names
+from sidrec_torchrec.codec.packing import NO_SID, SIDSpec, word_names
 from sidrec_torchrec.errors import CodecMismatchError, DataError
 from sidrec_torchrec.side.collection import SIDEBagCollection, SIDECollection
 from sidrec_torchrec.side.expansion import SIDEConfig
@@ -112,7 +112,7 @@ def test_graphs_take_any_number_of_events_and_refuse_wrong_ones(stages, graph):
         run = torch.compile(model, backend="aot_eager")
     arguments = (values_NW.T.flatten(), torch.tensor(counts * W))
     torch.testing.assert_close(run(*arguments), model(*arguments))
-    for bad in (-1, codec.spec.word_limits[-1]):
+    for bad in (-2, codec.spec.word_limits[-1], *([NO_SID] if W > 1 else [])):
         wrong_NW = values_NW.clone()
         wrong_NW[7, -1] = bad
         with pytest.raises(RuntimeError, match="feature 'a': a word is no packed SID of onehot:4,ternary"):

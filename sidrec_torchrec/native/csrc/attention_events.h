@@ -38,7 +38,7 @@ struct Events {
   bool softmax;
 
   int64_t values() const { return layout.num_values() + (has_times ? kGapBuckets : 0); }
-  int64_t rows() const { return layout.num_rows() + (has_times ? kGapBuckets : 0); }
+  int64_t rows() const { return layout.num_slots() + (has_times ? kGapBuckets : 0); }
 };
 
 // Summing digits into chunks costs up to 2 * 256 additions per chunk and query, and saves most of an event's: short
@@ -103,9 +103,9 @@ class Window {
   inline void columns(int64_t t, F f) const {
     for (int64_t i = 0; i < e_.layout.num_chunks(); ++i) {
       const Chunk& chunk = e_.layout.chunks()[i];
-      f(chunk.first_row, chunk.radix, values_.data() + i * (end_ - begin_) + (t - begin_), i < e_.scaled_chunks);
+      f(chunk.first_slot, chunk.radix + 1, values_.data() + i * (end_ - begin_) + (t - begin_), i < e_.scaled_chunks);
     }
-    if (e_.has_times) f(e_.layout.num_rows(), kGapBuckets, gaps_.data() + (t - gaps_begin_), false);
+    if (e_.has_times) f(e_.layout.num_slots(), kGapBuckets, gaps_.data() + (t - gaps_begin_), false);
   }
 
   // block[i] = the sum of the rows of a table that event t + i chooses, i < n, the scaled ones times its scale; their sum

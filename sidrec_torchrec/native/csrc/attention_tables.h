@@ -1,4 +1,5 @@
-// Tables of a query by chunk value: made of scores of digit values, and reduced to masses of digit values.
+// Tables of a query by chunk value: made of scores of digit values, and reduced to masses of digit values. Behind a chunk's
+// values stands one row more, for events without any: zero where scores are read, and left out of the masses.
 #pragma once
 
 #include <algorithm>
@@ -55,8 +56,8 @@ void expand(const Events& e, const float* values_MVH, const Lanes& lanes, Float*
   };
   int64_t value = 0; // the first of the next digit
   for (const Chunk& chunk : e.layout.chunks()) {
-    Float* rows = table + chunk.first_row * stride;
-    rows[0] = Float{};
+    Float* rows = table + chunk.first_slot * stride;
+    rows[0] = rows[chunk.radix * stride] = Float{};
     int64_t n = 1;
     for (int64_t j = 0; j < chunk.num_digits; ++j) {
       const int64_t radix = e.layout.radix(chunk.first_digit + j);
@@ -68,7 +69,7 @@ void expand(const Events& e, const float* values_MVH, const Lanes& lanes, Float*
       value += radix;
     }
   }
-  for (int64_t i = 0; value + i < e.values(); ++i) table[(e.layout.num_rows() + i) * stride] = load(value + i);
+  for (int64_t i = 0; value + i < e.values(); ++i) table[(e.layout.num_slots() + i) * stride] = load(value + i);
 }
 
 // The reverse: sums by digit value [M, V, H] of a histogram by chunk value, which is used up.
@@ -80,10 +81,10 @@ void marginals(const Events& e, Float* histogram, const Lanes& lanes, float* val
     });
   };
   int64_t value = e.layout.num_values();
-  for (int64_t i = 0; value + i < e.values(); ++i) store(value + i, histogram[e.layout.num_rows() + i]);
+  for (int64_t i = 0; value + i < e.values(); ++i) store(value + i, histogram[e.layout.num_slots() + i]);
   for (int64_t f = e.layout.num_chunks() - 1; f >= 0; --f) {
     const Chunk& chunk = e.layout.chunks()[f];
-    Float* rows = histogram + chunk.first_row;
+    Float* rows = histogram + chunk.first_slot;
     int64_t n = chunk.radix;
     for (int64_t j = chunk.num_digits - 1; j >= 0; --j) {
       const int64_t radix = e.layout.radix(chunk.first_digit + j);
@@ -111,7 +112,7 @@ class Histogram {
   // All zero; the sums of a thread's calls share memory.
   explicit Histogram(const Events& e) : num_rows_(e.rows()) {
     int64_t copies = e.has_times ? (kCopies - 1) * kGapBuckets : 0;
-    for (const Chunk& chunk : e.layout.chunks()) copies += chunk.radix <= kFew ? (kCopies - 1) * chunk.radix : 0;
+    for (const Chunk& chunk : e.layout.chunks()) copies += chunk.radix + 1 <= kFew ? (kCopies - 1) * (chunk.radix + 1) : 0;
     static thread_local std::vector<Float> memory;
     memory.assign(num_rows_ + copies, Float{});
     rows_ = memory.data();
@@ -150,7 +151,7 @@ class Histogram {
   }
 
  private:
-  static constexpr int64_t kFew = 32, kCopies = 4;
+  static constexpr int64_t kFew = 33, kCopies = 4; // 32 values, and none
 
   template <typename Weight>
   inline void add_column(Float* rows, Float* copies, int64_t num_rows, const uint16_t* value, int64_t n, Weight weight) {

@@ -33,7 +33,8 @@ struct Chunk {
   int64_t word = 0;
   int64_t first_digit = 0;
   int64_t num_digits = 0;
-  int64_t first_row = 0; // where its values begin among those of all chunks
+  int64_t first_row = 0;  // where its values begin among those of all chunks
+  int64_t first_slot = 0; // where they begin if each chunk has one row more, for events whose word is negative
 };
 
 // How SIDs are cut into chunks; the C++ side of layout.py.
@@ -56,6 +57,7 @@ class Layout {
       for (size_t i = f + 1; i < chunks_.size() && chunks_[i].word == chunks_[f].word; ++i) divisor *= chunks_[i].radix;
       dividers_.emplace_back(divisor);
       chunks_[f].first_row = num_rows_;
+      chunks_[f].first_slot = num_rows_ + static_cast<int64_t>(f);
       num_rows_ += chunks_[f].radix;
     }
   }
@@ -66,6 +68,7 @@ class Layout {
   int64_t num_chunks() const { return chunks_.size(); }
   int64_t num_values() const { return num_values_; } // sum of the digits' radices
   int64_t num_rows() const { return num_rows_; }     // sum of the chunks' radices
+  int64_t num_slots() const { return num_rows_ + num_chunks(); }
 
   void check_words(const at::Tensor& words) const {
     for (const Chunk& chunk : chunks_) {
@@ -73,11 +76,14 @@ class Layout {
     }
   }
 
-  // Values of events begin .. end of each chunk, chunks ``stride`` numbers apart: [C, stride].
-  void unpack(const int64_t* words, int64_t num_words, int64_t begin, int64_t end, uint16_t* values_CT,
+  // Values of events begin .. end of each chunk, chunks ``stride`` numbers apart: [C, stride]. A chunk of a negative word,
+  // as a missing SID's, has the value ``radix``, which no other has; returns whether there are none such.
+  bool unpack(const int64_t* words, int64_t num_words, int64_t begin, int64_t end, uint16_t* values_CT,
               int64_t stride) const {
     constexpr int64_t kBlock = 256;
     uint64_t before[kBlock]; // the word up to and with the chunk before
+    int64_t signs = 0;       // of a block's words: negative if one is
+    bool whole = true;
     for (int64_t t0 = begin; t0 < end; t0 += kBlock) {
       const int64_t n = std::min(kBlock, end - t0);
       for (int64_t f = 0; f < num_chunks(); ++f) {
@@ -87,6 +93,8 @@ class Layout {
         const uint64_t radix = chunks_[f].radix;
         if (f == 0 || chunks_[f].word != chunks_[f - 1].word) {
           const Divider wrap(radix); // a word out of range must not reach past the tables
+          signs = 0;
+          for (int64_t t = 0; t < n; ++t) signs |= word[t * num_words];
           for (int64_t t = 0; t < n; ++t) {
             const uint64_t q = divide(static_cast<uint64_t>(word[t * num_words]) & ~(uint64_t{1} << 63));
             out[t] = static_cast<uint16_t>(q - wrap(q) * radix);
@@ -99,7 +107,21 @@ class Layout {
             before[t] = q;
           }
         }
+        if (signs < 0) {
+          for (int64_t t = 0; t < n; ++t) out[t] = word[t * num_words] < 0 ? radix : out[t];
+          whole = false;
+        }
       }
+    }
+    return whole;
+  }
+
+  // Calls f(chunk, row) for the row of each chunk's value that event t has, of values as ``unpack`` gave them.
+  template <typename F>
+  inline void for_rows(const uint16_t* values_CT, int64_t stride, int64_t t, bool whole, F f) const {
+    for (int64_t i = 0; i < num_chunks(); ++i) {
+      const int64_t value = values_CT[i * stride + t];
+      if (whole || value != chunks_[i].radix) f(i, chunks_[i].first_row + value);
     }
   }
 

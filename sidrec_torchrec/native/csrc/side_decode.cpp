@@ -66,7 +66,8 @@ inline void store(Out* out, Float x) {
 
 // The rows of an event, of which the first are multiplied by its scale.
 struct Rows {
-  std::vector<const float*> rows;
+  std::vector<const float*> rows; // of all chunks, if it has all
+  int64_t count = 0;
   int64_t scaled = 0;
   float scale = 1;
 
@@ -78,7 +79,7 @@ struct Rows {
     if (scaled) {
       for (int i = 0; i < N; ++i) sum[i] *= scale;
     }
-    add_some<N>(scaled, rows.size(), d, sum);
+    add_some<N>(scaled, count, d, sum);
     for (int i = 0; i < N; ++i) store<stream>(out + d + i * kLanes, sum[i]);
   }
 
@@ -97,7 +98,7 @@ struct Rows {
     float sum = 0;
     for (int64_t f = 0; f < scaled; ++f) sum += rows[f][d];
     if (scaled) sum *= scale;
-    for (size_t f = scaled; f < rows.size(); ++f) sum += rows[f][d];
+    for (int64_t f = scaled; f < count; ++f) sum += rows[f][d];
     return sum;
   }
 };
@@ -108,13 +109,19 @@ void decode(const Layout& layout, const int64_t* words, int64_t num_words, int64
   at::parallel_for(0, N, 4 * kEvents, [&](int64_t from, int64_t to) {
     const int64_t F = layout.num_chunks();
     std::vector<uint16_t> values(F * kEvents);
-    Rows rows{std::vector<const float*>(F), scaled_chunks};
+    Rows rows{std::vector<const float*>(F)};
     for (int64_t begin = from; begin < to; begin += kEvents) {
       const int64_t n = std::min(kEvents, to - begin);
-      layout.unpack(words, num_words, begin, begin + n, values.data(), kEvents);
+      const bool whole = layout.unpack(words, num_words, begin, begin + n, values.data(), kEvents);
       for (int64_t t = 0; t < n; ++t) {
         if (scale) rows.scale = scale[begin + t];
-        for (int64_t f = 0; f < F; ++f) rows.rows[f] = table + (layout.chunks()[f].first_row + values[f * kEvents + t]) * D;
+        int64_t count = 0, scaled = 0;
+        layout.for_rows(values.data(), kEvents, t, whole, [&](int64_t f, int64_t row) {
+          rows.rows[count++] = table + row * D;
+          scaled += f < scaled_chunks;
+        });
+        rows.count = count;
+        rows.scaled = scaled;
         Out* row = out + (begin + t) * D;
         int64_t d = 0;
         for (; d + 8 * kLanes <= D; d += 8 * kLanes) rows.add<8, stream>(d, row);
@@ -185,13 +192,13 @@ at::Tensor side_decode_backward(const at::Tensor& words, const at::Tensor& grad,
     std::vector<uint16_t> values(F * kEvents);
     for (int64_t begin = 0; begin < N; begin += kEvents) {
       const int64_t n = std::min(kEvents, N - begin);
-      layout.unpack(word, words.size(1), begin, begin + n, values.data(), kEvents);
+      const bool whole = layout.unpack(word, words.size(1), begin, begin + n, values.data(), kEvents);
       for (int64_t t = 0; t < n; ++t) {
         const float* row = in + (begin + t) * D + first;
-        for (int64_t f = 0; f < F; ++f) {
-          float* sum = out + (layout.chunks()[f].first_row + values[f * kEvents + t]) * D + first;
+        layout.for_rows(values.data(), kEvents, t, whole, [&](int64_t, int64_t chosen) {
+          float* sum = out + chosen * D + first;
           for (int64_t d = 0; d < width; ++d) sum[d] += row[d];
-        }
+        });
       }
     }
   });

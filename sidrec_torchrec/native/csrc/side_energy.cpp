@@ -22,7 +22,7 @@ at::Tensor padded(const at::Tensor& table) {
   return rest ? at::constant_pad_nd(table, {0, kLanes - rest}) : table;
 }
 
-// Calls work(t, row of each chunk) for the events from .. to - 1.
+// Calls work(t, rows, number of rows) for the events from .. to - 1: a row of each chunk, or fewer.
 template <typename Work>
 void for_events(const Layout& layout, const at::Tensor& words, int64_t from, int64_t to, Work work) {
   const int64_t F = layout.num_chunks();
@@ -30,10 +30,11 @@ void for_events(const Layout& layout, const at::Tensor& words, int64_t from, int
   std::vector<int64_t> rows(F);
   for (int64_t begin = from; begin < to; begin += kEvents) {
     const int64_t n = std::min(kEvents, to - begin);
-    layout.unpack(words.const_data_ptr<int64_t>(), words.size(1), begin, begin + n, values.data(), kEvents);
+    const bool whole = layout.unpack(words.const_data_ptr<int64_t>(), words.size(1), begin, begin + n, values.data(), kEvents);
     for (int64_t t = 0; t < n; ++t) {
-      for (int64_t f = 0; f < F; ++f) rows[f] = layout.chunks()[f].first_row + values[f * kEvents + t];
-      work(begin + t, rows.data());
+      int64_t count = 0;
+      layout.for_rows(values.data(), kEvents, t, whole, [&](int64_t, int64_t row) { rows[count++] = row; });
+      work(begin + t, rows.data(), count);
     }
   }
 }
@@ -75,9 +76,9 @@ at::Tensor side_energy(const at::Tensor& words, const at::Tensor& table, at::Int
   const int64_t width = wide.size(1);
   float* energy = out.mutable_data_ptr<float>();
   at::parallel_for(0, words.size(0), 4 * kEvents, [&](int64_t from, int64_t to) {
-    for_events(layout, words, from, to, [&](int64_t t, const int64_t* rows) {
+    for_events(layout, words, from, to, [&](int64_t t, const int64_t* rows, int64_t num_rows) {
       Float squares{};
-      for_columns<8>(in, width, rows, layout.num_chunks(), 0, width, [&](int64_t, Float x) { squares += x * x; });
+      for_columns<8>(in, width, rows, num_rows, 0, width, [&](int64_t, Float x) { squares += x * x; });
       float sum = 0;
       for (int i = 0; i < kLanes; ++i) sum += squares[i];
       energy[t] = sum;
@@ -95,14 +96,14 @@ at::Tensor side_energy_backward(const at::Tensor& words, const at::Tensor& table
   at::Tensor sums = at::zeros_like(wide);
   const float *in = wide.const_data_ptr<float>(), *g = grad.const_data_ptr<float>();
   float* out = sums.mutable_data_ptr<float>();
-  const int64_t width = wide.size(1), F = layout.num_chunks();
+  const int64_t width = wide.size(1);
   at::parallel_for(0, width / kLanes, 1, [&](int64_t from, int64_t to) {
     const int64_t first = from * kLanes;
-    for_events(layout, words, 0, words.size(0), [&](int64_t t, const int64_t* rows) {
+    for_events(layout, words, 0, words.size(0), [&](int64_t t, const int64_t* rows, int64_t num_rows) {
       const float twice = 2 * g[t];
-      for_columns<4>(in, width, rows, F, first, to * kLanes, [&](int64_t d, Float x) {
+      for_columns<4>(in, width, rows, num_rows, first, to * kLanes, [&](int64_t d, Float x) {
         x *= twice;
-        for (int64_t f = 0; f < F; ++f) {
+        for (int64_t f = 0; f < num_rows; ++f) {
           float* row = out + rows[f] * width + d;
           Float sum;
           std::memcpy(&sum, row, sizeof(sum));

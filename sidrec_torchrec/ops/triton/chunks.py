@@ -38,14 +38,16 @@ def chunks_of(layout: CodeLayout) -> Chunks:
 def next_chunk(rest, words, event, valid, f: tl.constexpr, CHUNKS: tl.constexpr, NUM_WORDS: tl.constexpr):
     """The row that chunk ``f`` of some events chooses, and what is left of their words for the chunks to come.
 
-    A word out of range gives rows of the right chunk, too.
+    A word out of range gives rows of the right chunk, too; but a negative one, as a missing SID's, no row: -1.
     """
     if f == 0 or CHUNKS[f][1] != CHUNKS[f - 1][1]:
-        rest = tl.load(words + event * NUM_WORDS + CHUNKS[f][1], mask=valid, other=0) & 0x7FFFFFFFFFFFFFFF
+        rest = tl.load(words + event * NUM_WORDS + CHUNKS[f][1], mask=valid, other=0)
+    is_negative = rest < 0
     if CHUNKS[f][3] <= 2147483648:
         rest = rest.to(tl.int32) & 0x7FFFFFFF  # 32-bit divisions are many times cheaper
     quotient = rest // CHUNKS[f][0]
-    return (rest - quotient * CHUNKS[f][0]).to(tl.int32) + CHUNKS[f][2], quotient
+    row = (rest - quotient * CHUNKS[f][0]).to(tl.int32) + CHUNKS[f][2]
+    return tl.where(is_negative, -1, row), tl.where(is_negative, -1, quotient)
 
 
 def processors(device: torch.device) -> int:

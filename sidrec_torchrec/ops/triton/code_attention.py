@@ -188,10 +188,11 @@ def _sums_of_rows(
     rest = event
     for f in tl.static_range(len(CHUNKS)):
         row, rest = next_chunk(rest, words, event, valid, f, CHUNKS, NUM_WORDS)
+        there = (row >= 0)[:, None]
         if CHUNKS[f][2] < SCALED_ROWS:
-            scaled_TH += tl.load(table + row[:, None] * HEADS + head)
+            scaled_TH += tl.load(table + row[:, None] * HEADS + head, mask=there, other=0)
         else:
-            others_TH += tl.load(table + row[:, None] * HEADS + head)
+            others_TH += tl.load(table + row[:, None] * HEADS + head, mask=there, other=0)
     if HAS_TIMES:
         others_TH += tl.load(table + gap_row[:, None] * HEADS + head)
     return scaled_TH, others_TH
@@ -279,9 +280,10 @@ def _spread(
         rest = event
         for f in tl.static_range(len(CHUNKS)):
             row, rest = next_chunk(rest, words, event, valid, f, CHUNKS, NUM_WORDS)
+            there = (valid & (row >= 0))[:, None]
             if CHUNKS[f][2] < SCALED_ROWS:
-                tl.atomic_add(sums + row[:, None] * HEADS + head, scaled_out_TH, mask=valid[:, None], sem="relaxed")
+                tl.atomic_add(sums + row[:, None] * HEADS + head, scaled_out_TH, mask=there, sem="relaxed")
             else:
-                tl.atomic_add(sums + row[:, None] * HEADS + head, out_TH, mask=valid[:, None], sem="relaxed")
+                tl.atomic_add(sums + row[:, None] * HEADS + head, out_TH, mask=there, sem="relaxed")
         if HAS_TIMES:
             tl.atomic_add(sums + gap_row[:, None] * HEADS + head, out_TH, mask=valid[:, None], sem="relaxed")

@@ -74,7 +74,8 @@ def _decode(
     for f in tl.static_range(len(CHUNKS)):
         row, rest = next_chunk(rest, words, event, event < N, f, CHUNKS, NUM_WORDS)
         place = row[:, None] * D + column[None, :]
-        sum_ND += tl.load(table + place, mask=in_row, other=0, eviction_policy="evict_last").to(tl.float32)
+        there = in_row & (row >= 0)[:, None]
+        sum_ND += tl.load(table + place, mask=there, other=0, eviction_policy="evict_last").to(tl.float32)
     place = event[:, None] * D + column[None, :]
     tl.store(out + place, sum_ND.to(out.dtype.element_ty), mask=(event < N)[:, None] & in_row, cache_modifier=".cs")
 
@@ -93,4 +94,4 @@ def _decode_backward(
     for f in tl.static_range(len(CHUNKS)):
         row, rest = next_chunk(rest, words, event, event < N, f, CHUNKS, NUM_WORDS)
         place = row[:, None] * D + column[None, :]
-        tl.atomic_add(sums + place, grad_ND, mask=valid, sem="relaxed")
+        tl.atomic_add(sums + place, grad_ND, mask=valid & (row >= 0)[:, None], sem="relaxed")

@@ -47,7 +47,7 @@ def top_events(
     chunks = joined.chunks
     first = torch.tensor([0, *chunks.radices]).cumsum(0).tolist()
     T = max(k, int((end_M - begin_M).max()))
-    R = first[-1] + scores_MVH.shape[1] - sum(radices)
+    R = first[-1] + 1 + scores_MVH.shape[1] - sum(radices)
     table_heads = triton.next_power_of_2(H)
     block = max(16, _TILE // table_heads)
     at_once = max(1, _BYTES // (8 * H * T + 4 * H * R))
@@ -60,7 +60,7 @@ def top_events(
                 words_NW, begin_M[own], end_M[own], event_time_N, None if query_time_M is None else query_time_M[own],
                 None if scale_N is None else scale_N.to(scores_MVH.dtype), table_MRH, key_MHT, T, R, H,
                 CHUNKS=tuple(zip(chunks.radices, chunks.words, first, chunks.divisors, strict=False)),
-                SCALED=0 if scale_N is None else joined.chunks_of_first(scaled_digits), NUM_WORDS=words_NW.shape[1],
+                SCALED=0 if scale_N is None else joined.chunks_of_first(scaled_digits), NUM_WORDS=words_NW.shape[1], NO_ROW=first[-1],
                 HAS_TIMES=event_time_N is not None, HEADS=table_heads, BLOCK=block,
                 num_warps=_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
@@ -82,8 +82,8 @@ def _read(key_MKH: Tensor, begin_M: Tensor) -> tuple[Tensor, Tensor]:
 @triton.jit
 def _keys(
     words, begins, ends, event_time, query_time, scale, tables, keys, T, R, heads,
-    CHUNKS: tl.constexpr, SCALED: tl.constexpr, NUM_WORDS: tl.constexpr, HAS_TIMES: tl.constexpr, HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr, SCALED: tl.constexpr, NUM_WORDS: tl.constexpr, NO_ROW: tl.constexpr, HAS_TIMES: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     query = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -96,13 +96,14 @@ def _keys(
     rest = event
     for f in tl.static_range(len(CHUNKS)):
         if f == 0 or CHUNKS[f][1] != CHUNKS[f - 1][1]:
-            rest = tl.load(words + event * NUM_WORDS + CHUNKS[f][1], mask=valid, other=0) & 0x7FFFFFFFFFFFFFFF
+            word = tl.load(words + event * NUM_WORDS + CHUNKS[f][1], mask=valid, other=0)
+            rest = word & 0x7FFFFFFFFFFFFFFF
         elif CHUNKS[f - 1][3] <= 2147483648:
             rest = rest.to(tl.int32)  # 32-bit divisions are many times cheaper
         quotient = rest // CHUNKS[f][3]
         rest -= quotient * CHUNKS[f][3]
         # only a word out of range has a quotient beyond the chunk's values
-        row = (quotient % CHUNKS[f][0]).to(tl.int32) + CHUNKS[f][2]
+        row = tl.where(word < 0, NO_ROW, (quotient % CHUNKS[f][0]).to(tl.int32) + CHUNKS[f][2])
         score_TH += tl.load(table + row[:, None] * heads + head, mask=is_head, other=0)
         if f + 1 == SCALED:
             score_TH *= tl.load(scale + event, mask=valid, other=0)[:, None]

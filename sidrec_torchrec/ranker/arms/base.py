@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.codec.packing import SIDSpec, word_names
+from sidrec_torchrec.codec.packing import NO_SID, SIDSpec, word_names
 from sidrec_torchrec.errors import check_at_least, check_share
 from sidrec_torchrec.registry import Registry
 from sidrec_torchrec.side.expansion import MODES, SIDEConfig
@@ -88,13 +88,35 @@ def sid_columns(words: Mapping[str, np.ndarray], item_N: np.ndarray) -> dict[str
 
     Args:
         words: of all items by tokenizer, int64 [num_items, W] each.
-        item_N: rows of the item file, int32.
+        item_N: rows of the item file, int32; -1 for a missing item, whose words are ``NO_SID``.
     """
     return {
         column: pa.array(word_N)
         for name, words_IW in words.items()
-        for column, word_N in zip(word_names(name, words_IW.shape[1]), words_IW[item_N].T, strict=True)
+        for column, word_N in zip(word_names(name, words_IW.shape[1]), words_of(words_IW, item_N).T, strict=True)
     }
+
+
+def words_of(words_IW: np.ndarray, item_N: np.ndarray) -> np.ndarray:
+    """Packed SIDs of items, int64 [N, W]: ``NO_SID`` for the row -1, which is that of a missing item."""
+    return _rows_of(words_IW, item_N, NO_SID)
+
+
+def vectors_of(vectors_ID: np.ndarray, item_N: np.ndarray) -> np.ndarray:
+    """Vectors of items, [N, D]: zeros for the row -1, which is that of a missing item."""
+    return _rows_of(vectors_ID, item_N, 0)
+
+
+def stored_vectors(vectors_ID: np.ndarray, item_N: np.ndarray) -> pa.Array:
+    """A column of a log that keeps vectors as they are; null for a missing item."""
+    values, mask = pa.array(vectors_of(vectors_ID, item_N).reshape(-1)), pa.array(item_N < 0)
+    return pa.FixedSizeListArray.from_arrays(values, vectors_ID.shape[1], mask=mask)
+
+
+def _rows_of(array_IX: np.ndarray, item_N: np.ndarray, missing: int) -> np.ndarray:
+    rows_NX = array_IX[item_N]
+    rows_NX[item_N < 0] = missing
+    return rows_NX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +186,12 @@ class Arm(ABC):
 
     @abstractmethod
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        """By key, a tensor [N] or [N, width] for rows of the item file, int32 [N]."""
+        """By key, a tensor [N] or [N, width] for rows of the item file, int32 [N].
+
+        The row -1 is of an event whose item is missing; no target is one. Its SID is ``NO_SID`` and its vector zeros. Where a
+        table needs an id, and has no row for nothing, any id will do: readers take the item's vector for zero, so that
+        nothing of the row is read, and none of it learns.
+        """
 
     @abstractmethod
     def module(self, device: torch.device) -> nn.Module:
@@ -183,7 +210,10 @@ class Arm(ABC):
         raise NotImplementedError
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
-        """Columns an event log keeps for this arm; by default what travels in the KJT."""
+        """Columns an event log keeps for this arm; by default what travels in the KJT.
+
+        Of a missing item, the row -1, a log keeps ``NO_SID`` or null.
+        """
         return {key: pa.array(value.numpy()) for key, value in self.values(item_N).items()}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.data.item_arrays import map_rows
-from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs
+from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, stored_vectors, vectors_of
 
 
 @ARMS.register("none")
@@ -38,13 +38,10 @@ class RawArm(Arm):
         self.dim = sum(self._dims.values())
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        return {name: torch.from_numpy(array[item_N]) for name, array in self._vectors.items()}
+        return {name: torch.from_numpy(vectors_of(array, item_N)) for name, array in self._vectors.items()}
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
-        return {
-            name: pa.FixedSizeListArray.from_arrays(pa.array(array[item_N].reshape(-1)), self._dims[name])
-            for name, array in self._vectors.items()
-        }
+        return {name: stored_vectors(array, item_N) for name, array in self._vectors.items()}
 
     def module(self, device: torch.device) -> nn.Module:
         return _RawVectors(self._dims)

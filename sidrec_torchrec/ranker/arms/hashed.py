@@ -36,12 +36,12 @@ class HashedIdArm(Arm):
         self._dropout = config.table_dropout
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        rows_NH = split_mix(item_N, _HASHES) % np.uint64(self._rows)
+        rows_NH = split_mix(item_N.clip(0), _HASHES) % np.uint64(self._rows)
         return {_KEY: torch.from_numpy(rows_NH.astype(np.int64))}
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
         # A log keeps the item itself; it is hashed when the batch is made.
-        return {"item_id": pa.array(item_N.astype(np.int64))}
+        return {"item_id": pa.array(item_N.astype(np.int64), mask=item_N < 0)}
 
     def module(self, device: torch.device) -> nn.Module:
         # Rows start at zero, so that sharding cannot change the start.

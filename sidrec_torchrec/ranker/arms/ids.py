@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingConfig
@@ -24,7 +25,10 @@ class IdArm(Arm):
         self._dropout = config.table_dropout
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        return {"item_id": torch.from_numpy(item_N.astype(np.int64))}
+        return {"item_id": torch.from_numpy(item_N.clip(0).astype(np.int64))}
+
+    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
+        return {"item_id": pa.array(item_N.astype(np.int64), mask=item_N < 0)}
 
     def module(self, device: torch.device) -> nn.Module:
         # Rows start at zero: an item never trained on says nothing, and sharding cannot change the start.

@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray, Tokenizers, sid_columns
+from sidrec_torchrec.ranker.arms.base import (
+    ARMS,
+    Arm,
+    ArmConfig,
+    ArmInputs,
+    Needs,
+    SIDArray,
+    Tokenizers,
+    sid_columns,
+    words_of,
+)
 from sidrec_torchrec.ranker.arms.modules import OfSIDs, RowDropout, SumOfRows
 from sidrec_torchrec.side.ngram import AllNgram, NgramVectors, PrefixNgram
 
@@ -34,7 +44,7 @@ class _NgramArm(Arm, ABC):
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
         values: dict[str, Tensor] = {}
         for name, ngrams in self._ngrams.items():
-            tokens_NP = ngrams.tokens(torch.from_numpy(self.words[name][item_N]))
+            tokens_NP = ngrams.tokens(torch.from_numpy(words_of(self.words[name], item_N)))
             values |= dict(zip(ngrams.keys(name), tokens_NP.unbind(1), strict=True))
         return values
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec
-from sidrec_torchrec.data.fingerprint import file_fingerprint
-from sidrec_torchrec.data.format import open_items
+from sidrec_torchrec.data.fingerprint import files_fingerprint
+from sidrec_torchrec.data.format import DataFolder, open_items
+from sidrec_torchrec.data.ids import same_ids
 from sidrec_torchrec.data.item_arrays import write_rows, write_vectors
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.sids import SIDS_FILE, read_sids
@@ -22,7 +23,7 @@ def open_arm(
     name: str,
     config: ArmConfig,
     *,
-    data: Path,
+    data: Path | DataFolder,
     prepared: Prepared,
     sources: Sequence[str] = (),
     sids: Sequence[Path] = (),
@@ -33,7 +34,7 @@ def open_arm(
     Args:
         name: in ``ARMS``.
         config: choices within arms.
-        data: folder of ``items.parquet``.
+        data: the data folder.
         prepared: the prepared sequences.
         sources: whose vectors an arm gets that needs vectors; empty for all.
         sids: folders encode-corpus wrote, for an arm that needs SIDs.
@@ -44,7 +45,7 @@ def open_arm(
         SidrecError: on an unknown name, or if the arm needs SIDs and got none, or some that it cannot read.
         DataError: if ``data``'s items are not those the sequences were prepared from, or the SIDs are of other items.
     """
-    kind = ARMS[name]
+    kind, data = ARMS[name], DataFolder.of(data)
     prepared.check_items(data)
     if kind.needs is Needs.SIDS and not sids:
         raise SidrecError(f"the arm '{name}' needs SIDs; name the folders encode-corpus wrote with --sids")
@@ -60,7 +61,7 @@ def open_arm(
     return kind(inputs, config)
 
 
-def _vectors(data: Path, sources: Sequence[str], folder: Path) -> dict[str, Path]:
+def _vectors(data: DataFolder, sources: Sequence[str], folder: Path) -> dict[str, Path]:
     vectors = {}
     for source in sources or open_items(data).source_dims:
         vectors[source] = folder / f"{escape(f'vectors-{source}')}.npy"
@@ -68,16 +69,16 @@ def _vectors(data: Path, sources: Sequence[str], folder: Path) -> dict[str, Path
     return vectors
 
 
-def _sid_array(data: Path, encoded: Path, folder: Path) -> SIDArray:
+def _sid_array(data: DataFolder, encoded: Path, folder: Path) -> SIDArray:
     codec = Codec.load(encoded / CODEC_FOLDER)
     if not (encoded / SIDS_FILE).exists():
         raise DataError(f"{encoded / SIDS_FILE}: not found; run encode-corpus first")
-    path = folder / f"sid-{codec.spec.fingerprint}-{file_fingerprint(encoded / SIDS_FILE)}.npy"
+    path = folder / f"sid-{codec.spec.fingerprint}-{files_fingerprint([encoded / SIDS_FILE])}.npy"
     _once(path, partial(_write_sids, data, encoded, codec))
     return SIDArray(path, codec)
 
 
-def _training_events(data: Path, trained_on: Prepared) -> Path:
+def _training_events(data: DataFolder, trained_on: Prepared) -> Path:
     trained_on.check_items(data)
     path = trained_on.folder / "arrays" / "training-events.npy"
     _once(path, partial(_write_training_events, trained_on))
@@ -88,10 +89,10 @@ def _write_training_events(trained_on: Prepared, path: Path) -> None:
     write_rows(path, (trained_on.num_items,), np.int64, iter([trained_on.training_events()]))
 
 
-def _write_sids(data: Path, encoded: Path, codec: Codec, path: Path) -> None:
+def _write_sids(data: DataFolder, encoded: Path, codec: Codec, path: Path) -> None:
     items = open_items(data, sources=(), targets=())
     item_ids, words_NW = read_sids(encoded, codec)
-    if not np.array_equal(item_ids, items.ids()):
+    if not same_ids(item_ids, items.ids()):
         raise DataError(f"{encoded}: holds SIDs of other items than {items.path}; encode this corpus again")
     write_rows(path, words_NW.shape, np.int64, iter([words_NW]))
 

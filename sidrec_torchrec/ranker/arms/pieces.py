@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray, Tokenizers, sid_columns
+from sidrec_torchrec.ranker.arms.base import (
+    ARMS,
+    Arm,
+    ArmConfig,
+    ArmInputs,
+    Needs,
+    SIDArray,
+    Tokenizers,
+    sid_columns,
+    words_of,
+)
 from sidrec_torchrec.ranker.arms.modules import OfSIDs, RowDropout, SumOfRows
 from sidrec_torchrec.side.pieces import NOTHING, Pieces, PieceVectors
 
@@ -40,7 +50,7 @@ class PiecesArm(Arm):
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
         return {
-            Pieces.key(name): pieces.of(torch.from_numpy(self.words[name][item_N]))
+            Pieces.key(name): pieces.of(torch.from_numpy(words_of(self.words[name], item_N)))
             for name, pieces in self._pieces.items()
         }
 

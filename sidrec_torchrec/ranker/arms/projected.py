@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs
+from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, stored_vectors, vectors_of
 
 _DIM = 32
 _LARGEST = 127
@@ -93,10 +93,10 @@ class ProjectedArm(Arm):
         self._items_IK = projection.of(sources)
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        return {_KEY: torch.from_numpy(self._items_IK[item_N])}
+        return {_KEY: torch.from_numpy(vectors_of(self._items_IK, item_N))}
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
-        return {_KEY: pa.FixedSizeListArray.from_arrays(pa.array(self._items_IK[item_N].reshape(-1)), self.dim)}
+        return {_KEY: stored_vectors(self._items_IK, item_N)}
 
     def module(self, device: torch.device) -> nn.Module:
         return _Scaled(torch.from_numpy(self._scale_K).to(device))

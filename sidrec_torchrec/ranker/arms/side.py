@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs
+from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, words_of
 from sidrec_torchrec.ranker.arms.modules import OfSIDs, OneFeature, RowDropout, SumOfRows
 from sidrec_torchrec.side.collection import SIDECollection
 from sidrec_torchrec.side.expansion import SIDEConfig
@@ -51,7 +51,7 @@ class SideArm(Arm):
         self.dim = sum(sid.embedding_dim for sid in self.sids)
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        words = [torch.from_numpy(words[item_N]).unbind(1) for words in self.words.values()]
+        words = [torch.from_numpy(words_of(words, item_N)).unbind(1) for words in self.words.values()]
         return dict(zip(self.keys, itertools.chain(*words), strict=True))
 
     def module(self, device: torch.device) -> nn.Module:

@@ -59,9 +59,9 @@ class ItemVectors(LayerNormMap):
         super().__init__(items_dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, features_NE: Tensor) -> Tensor:
-        """float [N, D] of float [N, E]."""
-        return self.dropout(super().forward(features_NE))
+    def forward(self, features_NE: Tensor, has_item_N: Tensor | None = None) -> Tensor:
+        """float [N, D] of float [N, E]; zeros where there is no item."""
+        return self.dropout(super().forward(features_NE, has_item_N))
 
 
 class PackedSIDs(nn.Module):
@@ -88,6 +88,7 @@ class Requests:
     Args:
         items: what the reader reads of all requests' events, one request after another, oldest first: packed SIDs, int64
             [N, W], or features, float [N, E].
+        has_item_N: bool, False for an event whose item is missing.
         action_N, time_N: of each event, int64.
         begin_B, end_B: where each request's events begin and end, int64.
         candidates: as ``items``, of all candidates, [M, ...].
@@ -98,6 +99,7 @@ class Requests:
     """
 
     items: Tensor
+    has_item_N: Tensor
     action_N: Tensor
     time_N: Tensor
     begin_B: Tensor
@@ -190,8 +192,14 @@ class Reader(nn.Module, ABC):
         return 1 + self.queries.num_learned
 
     @abstractmethod
-    def item_vectors(self, items: Tensor | None, event_K: Tensor) -> Tensor:
-        """Vectors of some events' items, float [K, D]; see ``forward``."""
+    def item_vectors(self, items: Tensor | None, event_K: Tensor, has_item_N: Tensor | None = None) -> Tensor:
+        """Vectors of some events' items, float [K, D]; zeros where an item is missing.
+
+        Args:
+            items: see ``forward``.
+            event_K: places, int64.
+            has_item_N: bool, of all events, False for one whose item is missing; None if none is, or if the words say it.
+        """
 
     @abstractmethod
     def forward(self, batch: RankBatch, items: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,7 @@ class BlockReader(nn.Module):
         q_SD, older_SPD = self.older(older, items, Targets.of(older))
         event_K = newest_N.nonzero().squeeze(1)
         history = PaddedHistory.of(batch, event_K)
-        x_KD = self.older.item_vectors(items, event_K) + self.action(batch.action_N[event_K])
+        x_KD = self.older.item_vectors(items, event_K, batch.has_item_N) + self.action(batch.action_N[event_K])
         x_BTD, gaps_BTT = history.layout.pad(x_KD), history.gaps(history.time_BT)
         for block in self.blocks:
             x_BTD = block(x_BTD, gaps_BTT, history.layout.is_entry_BT)
@@ -78,7 +78,8 @@ class BlockReader(nn.Module):
         # padding reads one more event than there are, so that there may be none
         place_X = torch.where(is_event_BK, place_BK, requests.action_N.shape[0]).flatten()
         action_X, time_X = (_pad_row(x_N)[place_X] for x_N in (requests.action_N, requests.time_N))
-        x_XD = self.older.item_vectors(_pad_row(requests.items), place_X) + self.action(action_X)
+        items, has_item = _pad_row(requests.items), _pad_row(requests.has_item_N)
+        x_XD = self.older.item_vectors(items, place_X, has_item) + self.action(action_X)
         time_BK = time_X.view(B, K)
         gaps_BKK = gap_bucket(time_BK.unsqueeze(2) - time_BK.unsqueeze(1))
         x_BKD = x_XD.unflatten(0, (B, K))

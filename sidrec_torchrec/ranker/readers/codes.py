@@ -60,7 +60,7 @@ class CodeReader(Reader):
     def num_pools(self) -> int:
         return super().num_pools + (self.pairs is not None)
 
-    def item_vectors(self, items: Tensor | None, event_K: Tensor) -> Tensor:
+    def item_vectors(self, items: Tensor | None, event_K: Tensor, has_item_N: Tensor | None = None) -> Tensor:
         assert items is not None  # SIDs always travel
         return self.attention.event_vectors(items[event_K])
 

@@ -43,7 +43,7 @@ class PaddedHistory:
 
     def pool(self, attention: TargetAttention, query_SPD: Tensor, targets: Targets, items_KD: Tensor) -> Tensor:
         """What each target's queries pool of the events before it, float [S, P, D]."""
-        asks = RowLayout.of(self.batch.num_targets_B)
+        asks = RowLayout.of(torch.bincount(targets.row_S, minlength=len(self.batch.lengths_B)))
         time_BM, order_BM = (asks.pad(x_N[targets.event_S]) for x_N in (self.batch.timestamp_N, self.batch.order_N))
         reads_BMT = self.layout.is_entry_BT.unsqueeze(1) & (self.order_BT.unsqueeze(1) < order_BM.unsqueeze(2))
         items_BTD, gaps_BMT = self.layout.pad(items_KD), self.gaps(time_BM)

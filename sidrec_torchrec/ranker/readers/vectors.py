@@ -32,18 +32,21 @@ class VectorReader(Reader):
         self.attention = TargetAttention(config.dim, config.num_heads, num_actions)
         self.to(device)
 
-    def item_vectors(self, items: Tensor | None, event_K: Tensor) -> Tensor:
+    def item_vectors(self, items: Tensor | None, event_K: Tensor, has_item_N: Tensor | None = None) -> Tensor:
+        has_item_K = None if has_item_N is None else has_item_N[event_K]
         if items is None:  # all items alike
             linear = self.vectors.linear
-            return self.vectors(linear.weight.new_zeros(len(event_K), linear.in_features))
-        return self.vectors(items[event_K])
+            return self.vectors(linear.weight.new_zeros(len(event_K), linear.in_features), has_item_K)
+        return self.vectors(items[event_K], has_item_K)
 
     def forward(self, batch: RankBatch, items: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
-        x_ND = self.item_vectors(items, torch.arange(len(batch.action_N), device=batch.action_N.device))
+        x_ND = self.item_vectors(
+            items, torch.arange(len(batch.action_N), device=batch.action_N.device), batch.has_item_N
+        )
         q_SD = x_ND[targets.event_S]
         history = PaddedHistory.of(batch, targets.visible_V)
         return q_SD, history.pool(self.attention, self.queries(q_SD), targets, x_ND[targets.visible_V])
 
     def serve(self, requests: Requests) -> tuple[Tensor, Tensor]:
-        x_ND, q_MD = self.vectors(requests.items), self.vectors(requests.candidates)
+        x_ND, q_MD = self.vectors(requests.items, requests.has_item_N), self.vectors(requests.candidates)
         return q_MD, pool_requests(self.attention, self.queries, q_MD, x_ND, requests)

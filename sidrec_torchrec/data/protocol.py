@@ -1,0 +1,278 @@
+"""The protocol: which of a user's events train, validate and test, and which items are kept out of training.
+
+For every user, in the order of their events:
+
+- with the split ``share`` the last ``test_fraction`` of the events are test targets; with ``time`` all from ``test_from`` on,
+  up to ``test_until``. A test target may read every earlier event of its user, those of the test period too;
+- the events before are training targets, with ``train_from`` those since then: older ones are history alone;
+- a random ``cold_fraction`` of the items is removed from training altogether, as targets and as history;
+- a random ``validation_fraction`` of the users is left out of training; their training events choose the best epoch;
+- of the other users a random ``train_fraction`` is trained on; all users are tested.
+
+An item is *seen* if it occurs in a training sequence; test targets on other items are *cold*.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+
+from sidrec_torchrec.data.buckets import EventBuckets, UserEvents
+from sidrec_torchrec.data.ids import seed_of
+from sidrec_torchrec.data.policy import EventPolicy
+from sidrec_torchrec.data.tasks import check_tasks
+from sidrec_torchrec.errors import DataError, check_at_least, check_share
+
+SHARE, TIME = "share", "time"
+NEVER = np.iinfo(np.int64).max  # the first time of an item without events; the end of a test without one
+_EVER = np.iinfo(np.int64).min
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How logs become sequences.
+
+    Args:
+        split: ``share``: the last ``test_fraction`` of each user's events are tested on; ``time``: all events from
+            ``test_from`` on.
+        test_fraction: share of each user's events, the last ones, that are tested on; for ``share`` alone.
+        test_from: when the test begins: a date or date-time such as 2026-10-01 or 2026-10-01T12:00, in UTC where it does not
+            say, or a whole number of the log's seconds; for ``time`` alone, as the next two.
+        test_until: when the test ends: events then and later are left out; none given: it goes on to the end of the log.
+        train_from: when training targets begin: older events are history alone; none given: all train.
+        cold_fraction: share of the items, drawn at random, that are removed from training; none given: 0.25 for ``share``, and
+            0 for ``time``, where items that are new in the test are cold anyway.
+        validation_fraction: share of the users whose training events choose the best epoch instead.
+        train_fraction: share of the other users that is trained on, to see what less data does; above 0.
+        tasks: columns of labels to predict, four at most; none named means ``label``, or, without such a column, whether
+            an event is one or a sampled negative.
+        negatives: sampled negatives per event, for logs without labels.
+        max_history: most context events of a row.
+        targets_per_row: most targets of a row.
+        seed: of the cold items, the validation users and the negatives.
+        policy: what becomes of events that a log should not have.
+    """
+
+    split: str = SHARE
+    test_fraction: float = 0.2
+    test_from: str | int | None = None
+    test_until: str | int | None = None
+    train_from: str | int | None = None
+    cold_fraction: float | None = None
+    validation_fraction: float = 0.05
+    train_fraction: float = 1.0
+    tasks: tuple[str, ...] = ()
+    negatives: int = 1
+    max_history: int = 512
+    targets_per_row: int = 256
+    seed: int = 0
+    policy: EventPolicy = field(default_factory=EventPolicy)
+
+    def __post_init__(self) -> None:
+        check_share(self, "test_fraction", "validation_fraction")
+        if self.cold_fraction is not None:
+            check_share(self, "cold_fraction")
+        check_at_least(self, 1, "negatives", "max_history", "targets_per_row")
+        check_tasks(self.tasks)
+        if not self.test_fraction:
+            raise ValueError("test_fraction must be above 0: nothing would be tested")
+        if not 0 < self.train_fraction <= 1:
+            raise ValueError(f"train_fraction must be above 0 and at most 1, got {self.train_fraction}")
+        self._check_split()
+
+    def _check_split(self) -> None:
+        dates = {name: getattr(self, name) for name in ("train_from", "test_from", "test_until")}
+        dates = {name: value for name, value in dates.items() if value is not None}
+        if self.split not in (SHARE, TIME):
+            raise ValueError(f"split must be {SHARE} or {TIME}, got {self.split}")
+        if self.split == SHARE and dates:
+            raise ValueError(f"{next(iter(dates))} needs split {TIME}; {SHARE} tests each user's last events")
+        if self.split == SHARE:
+            return
+        if self.test_from is None:
+            raise ValueError(f"split {TIME} needs test_from: the date from which events are tested on")
+        if self.test_fraction != PrepareConfig.test_fraction:
+            raise ValueError(f"test_fraction is of split {SHARE}; with {TIME} test_from says what is tested")
+        for name, value in dates.items():
+            object.__setattr__(self, name, str(value))  # so that run folders know it again, however it was given
+        seconds = [_seconds(name, str(value)) for name, value in dates.items()]
+        if sorted(set(seconds)) != seconds:
+            raise ValueError(f"need {' < '.join(dates)}, got {', '.join(map(str, dates.values()))}")
+
+    @property
+    def cold_share(self) -> float:
+        """Share of the items that is drawn to be cold."""
+        if self.cold_fraction is not None:
+            return self.cold_fraction
+        return 0.25 if self.split == SHARE else 0.0
+
+    @property
+    def period(self) -> tuple[int, int, int]:
+        """Of the split ``time``: when training targets begin, when the test does, and when it ends, in seconds."""
+        given = (("train_from", _EVER), ("test_from", NEVER), ("test_until", NEVER))
+        begin, test, end = (
+            default if getattr(self, name) is None else _seconds(name, str(getattr(self, name)))
+            for name, default in given
+        )
+        return begin, test, end
+
+    def words(self) -> str:
+        """Which events are tested and which train, for a report."""
+        cold = f"{self.cold_share:.0%} of the items, drawn at random, are kept out of training (cold)."
+        if self.split == SHARE:
+            text = f"Per user, the last {self.test_fraction:.0%} of events are the test targets and read every earlier event; {cold}"
+        else:
+            until = "" if self.test_until is None else f" and before {self.test_until}"
+            since = "" if self.train_from is None else f" since {self.train_from} (older ones are history alone)"
+            text = (
+                f"The events from {self.test_from} on{until} (UTC) are the test targets and read every earlier event of their "
+                f"user; earlier events{since} train. Items that training does not have are cold"
+            )
+            text += f"; {cold}" if self.cold_share else "."
+        if self.train_fraction < 1:
+            text += f" {self.train_fraction:.0%} of the users, drawn at random, are trained on; all are tested."
+        return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Census:
+    """What a log holds under a protocol; I items.
+
+    Args:
+        training_I: int64, training targets on each item.
+        test_I: int64, test targets on each item.
+        seen_I: bool, whether training has it, as a target or as history.
+        first_event_I: int64, the time of its first event in the whole log; ``NEVER`` without events.
+        last_training_event: time of the last training target.
+    """
+
+    training_I: np.ndarray
+    test_I: np.ndarray
+    seen_I: np.ndarray
+    first_event_I: np.ndarray
+    last_training_event: int
+
+
+class Splitter:
+    """A protocol at work on a log.
+
+    Args:
+        config: the protocol.
+        num_items: items in the item file.
+
+    Attributes:
+        drawn_I: bool [num_items], the items drawn to be cold.
+    """
+
+    def __init__(self, config: PrepareConfig, num_items: int) -> None:
+        self.config = config
+        self._period = config.period
+        self.drawn_I = np.zeros(num_items, bool)
+        shuffled = np.random.default_rng([config.seed, 0]).permutation(num_items)
+        self.drawn_I[shuffled[: int(config.cold_share * num_items)]] = True
+
+    def split(self, user: UserEvents) -> Iterator[tuple[str, np.ndarray, int]]:
+        """(split, places of the events that belong to it, how many of those precede the first target)."""
+        first_train, first_test, end = self._cut(user.timestamp)
+        item = user.item[:first_test]
+        kept = np.flatnonzero((item < 0) | ~self.drawn_I[item])
+        before = int(np.searchsorted(kept, first_train))
+        if before < len(kept):
+            if self._draw(1, user.user_id) < self.config.validation_fraction:
+                yield "validation", kept, before
+            elif self._draw(2, user.user_id) < self.config.train_fraction:
+                yield "train", kept, before
+        if first_test < end:
+            yield "test", np.arange(end), first_test
+
+    def take_census(self, buckets: EventBuckets) -> Census:
+        """Reads the log once.
+
+        Raises:
+            DataError: if the protocol's dates leave nothing to train or test on; names the log's first and last day.
+        """
+        num_items = len(self.drawn_I)
+        targets = {name: np.zeros(num_items, np.int64) for name in ("train", "validation", "test")}
+        seen_I = np.zeros(num_items, bool)
+        first_event_I = np.full(num_items, NEVER)
+        first, last, last_training = NEVER, _EVER, _EVER
+        for user in buckets.users():
+            known = user.item >= 0
+            np.minimum.at(first_event_I, user.item[known], user.timestamp[known])
+            first, last = min(first, int(user.timestamp[0])), max(last, int(user.timestamp[-1]))
+            for name, events, first_target in self.split(user):
+                np.add.at(targets[name], _known(user.item[events[first_target:]]), 1)
+                if name == "train":
+                    first_read = max(0, first_target - self.config.max_history)
+                    seen_I[_known(user.item[events[first_read:]])] = True
+                    last_training = max(last_training, int(user.timestamp[events[-1]]))
+        if self.config.split == TIME:
+            self._check_dates(buckets.path, first, last, targets)
+        return Census(
+            training_I=targets["train"],
+            test_I=targets["test"],
+            seen_I=seen_I,
+            first_event_I=first_event_I,
+            last_training_event=last_training,
+        )
+
+    def cold_items(self, census: Census) -> np.ndarray:
+        """Items that nothing may be trained on, bool [num_items]: those that are drawn, and those that are new in the test."""
+        if self.config.split == SHARE:
+            return self.drawn_I
+        return self.drawn_I | ((census.first_event_I >= self._period[1]) & (census.first_event_I < NEVER))
+
+    def _cut(self, time_N: np.ndarray) -> tuple[int, int, int]:
+        """Places of the first training target, of the first test target, and of the first event that is left out."""
+        if self.config.split == TIME:
+            first_train, first_test, end = np.searchsorted(time_N, self._period).tolist()
+            return first_train, first_test, end
+        return 0, len(time_N) - round(self.config.test_fraction * len(time_N)), len(time_N)
+
+    def _check_dates(self, path: Path, first: int, last: int, targets: dict[str, np.ndarray]) -> None:
+        config = self.config
+        log = f"the log runs from {_day(first)} to {_day(last)}"
+        test_from = f"test_from {config.test_from} ({_day(self._period[1])})"
+        if not first < self._period[1] <= last:
+            side = "before" if first >= self._period[1] else "at or after"
+            raise DataError(f"{path}: no event {side} {test_from}: {log}; choose a date within it")
+        if not targets["train"].any() and config.train_from is not None:
+            raise DataError(f"{path}: nothing to train on from train_from {config.train_from} to {test_from}: {log}")
+        if not targets["test"].any() and config.test_until is not None:
+            raise DataError(f"{path}: no event from {test_from} to test_until {config.test_until}: {log}")
+
+    def _draw(self, what: int, user_id: int | str | bytes) -> float:
+        """A number in [0, 1), the same for a user whatever the others."""
+        return np.random.default_rng([self.config.seed, what, seed_of(user_id)]).random()
+
+
+def _known(item_N: np.ndarray) -> np.ndarray:
+    """Without events on items that are not in the item file."""
+    return item_N[item_N >= 0]
+
+
+def _seconds(name: str, text: str) -> int:
+    """The first whole second that is not before the date, since 1970."""
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text))
+    except ValueError:
+        raise ValueError(
+            f"{name} must be a date such as 2026-10-01 or 2026-10-01T12:00, or a whole number of seconds, got '{text}'"
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return -((_EPOCH - moment) // timedelta(seconds=1))
+
+
+def _day(time: int) -> str:
+    """The day, and the log's own number."""
+    try:
+        return f"{(_EPOCH + timedelta(seconds=time)).date()}, {time}"
+    except OverflowError:
+        return str(time)
