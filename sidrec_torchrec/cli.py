@@ -38,8 +38,9 @@ def main(arguments: list[str]) -> int:
         arguments: of the command line, without the program's name.
 
     Returns:
-        Exit code: 0; 1 if ``doctor`` found a mismatch; 2 after an error a user can act on, whose message alone is
-        printed (set ``SIDREC_DEBUG=1`` for the traceback); 130 when interrupted.
+        Exit code: 0; 1 if ``doctor`` found a mismatch; after an error a user can act on, whose message alone is
+        printed (set ``SIDREC_DEBUG=1`` for the traceback), 2, 3 if training diverged, 4 if another process of the job has ended; 130 when interrupted; 143
+        after SIGTERM, 129 after SIGHUP.
     """
     name, rest = _split_name(arguments)
     if name == _DOCTOR:
@@ -217,7 +218,7 @@ def _print_usage(name: str) -> int:
 
 def _print_error(error: Exception | str) -> int:
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return error.exit_code if isinstance(error, SidrecError) else SidrecError.exit_code
 
 
 if __name__ == "__main__":

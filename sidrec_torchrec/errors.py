@@ -5,7 +5,13 @@ from typing import Any
 
 
 class SidrecError(Exception):
-    """Base of every error whose message names the cause and what to do."""
+    """Base of every error whose message names the cause and what to do.
+
+    Attributes:
+        exit_code: of a command that ends with it; docs/torchx.md lists them.
+    """
+
+    exit_code = 2
 
 
 class DataError(SidrecError, ValueError):
@@ -22,6 +28,31 @@ class RunMismatchError(SidrecError, ValueError):
 
 class FolderBusyError(SidrecError):
     """Another process is working in an output folder."""
+
+
+class DivergedError(SidrecError):
+    """Training came to a number that is not finite. Running again would end the same way."""
+
+    exit_code = 3
+
+
+class LostPeerError(SidrecError):
+    """Another process of the job has ended, or does not answer."""
+
+    exit_code = 4
+
+
+class PreemptedError(SidrecError):
+    """A signal asked the job to stop. Its state is kept; run again, and it goes on.
+
+    Args:
+        message: what was kept.
+        signal: which; the exit code is 128 more, as shells have it.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
 
 
 def first_line(error: BaseException) -> str:

@@ -2,15 +2,22 @@
 
 import hashlib
 import json
+import math
 import os
+import re
+import secrets
 import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sidrec_torchrec.errors import DataError
+
+# as ``atomic_path`` names them; earlier versions did by process id alone
+_TEMPORARY = re.compile(r"\..+\.(\d+|.*-\d+-[0-9a-f]{16})\.tmp")
 
 
 @contextmanager
@@ -18,25 +25,55 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling of ``path`` and renames it to ``path`` when the block succeeds.
 
     Works for a file or a folder (the block decides which it creates). An existing file is replaced, an existing
-    folder too. On an exception the temporary is removed and ``path`` is left as it was.
+    folder too. On an exception the temporary is removed and ``path`` is left as it was. What has been renamed is on the disk,
+    whole, even if the machine loses its power.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(temporary)
+    # Containers that share a folder have the same process ids, and often the same host name: the last part tells them apart.
+    mark = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
+    temporary = path.with_name(f".{path.name[:100]}.{mark}.tmp")
     try:
         yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        sync_to_disk(temporary)
+        replace_path(temporary, path)
     finally:
         _remove(temporary)
 
 
+def replace_path(new: Path, path: Path) -> None:
+    """Renames ``new``, a file or a folder that is on the disk, to ``path``, whose file or folder is gone then."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(new, path)
+    _sync_folder(path.parent)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Waits until a file, or all that is in a folder, is on the disk: a name must not be there before its content."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        return
+    for child in path.iterdir():
+        sync_to_disk(child)
+    _sync_folder(path)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems know no such thing
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove_temporaries(folder: Path) -> None:
     """Removes what killed processes were writing into ``folder``; only for one that no other process writes into."""
-    for path in folder.glob(".*.[0-9]*.tmp"):
-        _remove(path)
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            _remove(path)
 
 
 def read_json(path: Path) -> Any:
@@ -52,9 +89,17 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON, atomically."""
+    """Writes ``value`` as indented JSON, atomically; NaN and infinities, which JSON has not, as null."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def sha256_of(path: Path) -> str:

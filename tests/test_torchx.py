@@ -57,6 +57,16 @@ def test_each_runs_its_command(runner, component):
     assert "--nnodes 1 --nproc_per_node 2" in command
 
 
+def test_restarts_and_ports(runner):
+    arguments = ["--max_retries", "2", "-j", "2x1"]
+    commands = [shell_command(runner, "train_ranker", *arguments, "--", "--out", "o") for _ in range(8)]
+    assert all("torchrun --max_restarts 2 " in command for command in commands)
+    ports = {re.search(r":(2\d{4}) ", command)[1] for command in commands}
+    assert len(ports) > 1  # two jobs on one host do not meet
+    command = shell_command(runner, "train_ranker", "-j", "2x1", "--rdzv_port", "29501", "--", "--out", "o")
+    assert ":29501 " in command and "--max_restarts 0" in command
+
+
 @pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize("scheduler", CLUSTERS)
 def test_dry_runs_on_clusters(runner, scheduler, component):
@@ -66,7 +76,7 @@ def test_dry_runs_on_clusters(runner, scheduler, component):
     assert "--nnodes 2 --nproc_per_node 4" in " ".join(request.split())
     assert "65536" in request
     # The first node's address is found by a shell variable that the scheduler sets: it must be one.
-    variables = re.findall(r"\$\{([^:}]*):=\s*localhost\}:29500", request)
+    variables = re.findall(r"\$\{([^:}]*):=\s*localhost\}:2\d{4}", request)
     assert variables
     assert all(re.fullmatch(r"\w+", variable) for variable in variables)
 
@@ -99,7 +109,8 @@ def test_two_real_processes_train_a_tokenizer(tmp_path):
         "train_tokenizer", "--data", str(data), "--out", str(out), "--epochs", "1", log_dir=tmp_path / "log"
     )
     assert result.returncode == 0, result.stderr
-    assert {path.name for path in (out / "checkpoints" / "last").glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
+    written = {path.name for path in (out / "checkpoints" / "last").glob("*.safetensors")}
+    assert written == {"process-0.safetensors", "process-1.safetensors"}
     assert Tokenizer.load(out / "tokenizer").codec.spec.num_digits == 25
 
 

@@ -6,6 +6,7 @@ What follows ``--`` are the command's own flags (``sidrec train-tokenizer --help
 scheduler. TorchX reads these signatures as they stand, so types are spelled out, and old-fashioned, in each of them.
 """
 
+import random
 from typing import Dict, List, Optional
 
 from torchx import specs
@@ -25,6 +26,7 @@ def train_tokenizer(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
+    rdzv_port: int = 0,
 ) -> specs.AppDef:
     """Learns to fuse an item's content into one SID.
 
@@ -38,9 +40,10 @@ def train_tokenizer(
         memMB: memory to ask for on a node
         env: environment variables, A=a,B=b
         mounts: mounts of the container, type=bind,src=/host,dst=/job
-        max_retries: restarts by the scheduler; the command resumes at its last checkpoint
+        max_retries: restarts, by torchrun and by the scheduler; the command resumes at its last checkpoint
+        rdzv_port: where several nodes meet; 0 draws one from 20000 to 29999
     """
-    return _component("train-tokenizer", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries)
+    return _component("train-tokenizer", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries, rdzv_port)
 
 
 def encode_corpus(
@@ -54,6 +57,7 @@ def encode_corpus(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
+    rdzv_port: int = 0,
 ) -> specs.AppDef:
     """Writes the SID of every item.
 
@@ -67,9 +71,10 @@ def encode_corpus(
         memMB: memory to ask for on a node
         env: environment variables, A=a,B=b
         mounts: mounts of the container, type=bind,src=/host,dst=/job
-        max_retries: restarts by the scheduler; the command resumes at its last checkpoint
+        max_retries: restarts, by torchrun and by the scheduler; the command resumes at its last checkpoint
+        rdzv_port: where several nodes meet; 0 draws one from 20000 to 29999
     """
-    return _component("encode-corpus", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries)
+    return _component("encode-corpus", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries, rdzv_port)
 
 
 def prepare(
@@ -83,6 +88,7 @@ def prepare(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
+    rdzv_port: int = 0,
 ) -> specs.AppDef:
     """Cuts event logs into training, validation and test sequences; one process works.
 
@@ -96,9 +102,10 @@ def prepare(
         memMB: memory to ask for on a node
         env: environment variables, A=a,B=b
         mounts: mounts of the container, type=bind,src=/host,dst=/job
-        max_retries: restarts by the scheduler
+        max_retries: restarts, by torchrun and by the scheduler
+        rdzv_port: where several nodes meet; 0 draws one from 20000 to 29999
     """
-    return _component("prepare", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries)
+    return _component("prepare", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries, rdzv_port)
 
 
 def collaborative_vectors(
@@ -112,6 +119,7 @@ def collaborative_vectors(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
+    rdzv_port: int = 0,
 ) -> specs.AppDef:
     """Adds a vector of what users do with it to every item, for SIDs to tell.
 
@@ -125,9 +133,12 @@ def collaborative_vectors(
         memMB: memory to ask for on a node
         env: environment variables, A=a,B=b
         mounts: mounts of the container, type=bind,src=/host,dst=/job
-        max_retries: restarts by the scheduler
+        max_retries: restarts, by torchrun and by the scheduler
+        rdzv_port: where several nodes meet; 0 draws one from 20000 to 29999
     """
-    return _component("collaborative-vectors", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries)
+    return _component(
+        "collaborative-vectors", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries, rdzv_port
+    )
 
 
 def tune_tokenizer(
@@ -141,6 +152,7 @@ def tune_tokenizer(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
+    rdzv_port: int = 0,
 ) -> specs.AppDef:
     """Turns a tokenizer towards what users choose, through a ranker trained with it.
 
@@ -154,9 +166,10 @@ def tune_tokenizer(
         memMB: memory to ask for on a node
         env: environment variables, A=a,B=b
         mounts: mounts of the container, type=bind,src=/host,dst=/job
-        max_retries: restarts by the scheduler; the command resumes at its last checkpoint
+        max_retries: restarts, by torchrun and by the scheduler; the command resumes at its last checkpoint
+        rdzv_port: where several nodes meet; 0 draws one from 20000 to 29999
     """
-    return _component("tune-tokenizer", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries)
+    return _component("tune-tokenizer", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries, rdzv_port)
 
 
 def train_ranker(
@@ -170,6 +183,7 @@ def train_ranker(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
+    rdzv_port: int = 0,
 ) -> specs.AppDef:
     """Trains the long-sequence ranker with one arm.
 
@@ -183,9 +197,10 @@ def train_ranker(
         memMB: memory to ask for on a node
         env: environment variables, A=a,B=b
         mounts: mounts of the container, type=bind,src=/host,dst=/job
-        max_retries: restarts by the scheduler; the command resumes at its last checkpoint
+        max_retries: restarts, by torchrun and by the scheduler; the command resumes at its last checkpoint
+        rdzv_port: where several nodes meet; 0 draws one from 20000 to 29999
     """
-    return _component("train-ranker", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries)
+    return _component("train-ranker", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries, rdzv_port)
 
 
 def evaluate(
@@ -199,6 +214,7 @@ def evaluate(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
+    rdzv_port: int = 0,
 ) -> specs.AppDef:
     """Tests a trained ranker on warm and on cold items.
 
@@ -212,9 +228,10 @@ def evaluate(
         memMB: memory to ask for on a node
         env: environment variables, A=a,B=b
         mounts: mounts of the container, type=bind,src=/host,dst=/job
-        max_retries: restarts by the scheduler
+        max_retries: restarts, by torchrun and by the scheduler
+        rdzv_port: where several nodes meet; 0 draws one from 20000 to 29999
     """
-    return _component("evaluate", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries)
+    return _component("evaluate", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries, rdzv_port)
 
 
 def predict(
@@ -228,6 +245,7 @@ def predict(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
+    rdzv_port: int = 0,
 ) -> specs.AppDef:
     """Writes a trained ranker's probabilities of requests.
 
@@ -241,9 +259,10 @@ def predict(
         memMB: memory to ask for on a node
         env: environment variables, A=a,B=b
         mounts: mounts of the container, type=bind,src=/host,dst=/job
-        max_retries: restarts by the scheduler
+        max_retries: restarts, by torchrun and by the scheduler
+        rdzv_port: where several nodes meet; 0 draws one from 20000 to 29999
     """
-    return _component("predict", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries)
+    return _component("predict", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries, rdzv_port)
 
 
 def pipeline(
@@ -257,6 +276,7 @@ def pipeline(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
+    rdzv_port: int = 0,
 ) -> specs.AppDef:
     """Runs everything: tokenizers, SIDs, a ranker per arm, and the report.
 
@@ -270,12 +290,13 @@ def pipeline(
         memMB: memory to ask for on a node
         env: environment variables, A=a,B=b
         mounts: mounts of the container, type=bind,src=/host,dst=/job
-        max_retries: restarts by the scheduler; the command resumes at its last finished step
+        max_retries: restarts, by torchrun and by the scheduler; the command resumes at its last finished step
+        rdzv_port: where several nodes meet; 0 draws one from 20000 to 29999
     """
-    return _component("pipeline", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries)
+    return _component("pipeline", script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries, rdzv_port)
 
 
-def _component(command, script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries):
+def _component(command, script_args, j, image, h, cpu, gpu, memMB, env, mounts, max_retries, rdzv_port):
     """torchx's own ``dist.ddp`` on ``python -m sidrec_torchrec.cli COMMAND``, with the cores shared by the processes."""
     app = dist.ddp(
         command,
@@ -291,13 +312,17 @@ def _component(command, script_args, j, image, h, cpu, gpu, memMB, env, mounts, 
         env=env,
         max_retries=max_retries,
         mounts=mounts,
+        rdzv_port=rdzv_port or random.randint(20000, 29999),  # a fixed one would be taken by another job on the host
     )
     (role,) = app.roles
+    # with the store shared, half of torchrun's restarts fail or hang (torch 2.13)
+    role.env.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     processes = dist.parse_nnodes(j)[2]
     if cpu or h:
         threads = str(max(1, role.resource.cpu // processes))
     else:  # known only on the node; $$ is what torchx hands to the shell as $
         threads = f"$$(( $$(nproc) > {processes} ? $$(nproc) / {processes} : 1 ))"
     flag, torchrun = role.args
+    torchrun = torchrun.replace("torchrun ", f"torchrun --max_restarts {max_retries} ", 1)
     role.args = [flag, f"export OMP_NUM_THREADS=$${{OMP_NUM_THREADS:-{threads}}}; exec {torchrun}"]
     return app

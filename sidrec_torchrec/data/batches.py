@@ -59,6 +59,19 @@ class RankBatch(Pipelineable):
     global_targets: Tensor
     global_labels_K: Tensor
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All it holds, by field, and ``items.KEY.values`` and ``items.KEY.lengths``, say, of its jagged features."""
+        arrays = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                arrays[field.name] = value.numpy()
+                continue
+            for key, feature in value.to_dict().items():
+                arrays[f"{field.name}.{key}.values"] = feature.values().numpy()
+                arrays[f"{field.name}.{key}.lengths"] = feature.lengths().numpy()
+        return arrays
+
     @property
     def has_item_N(self) -> Tensor:
         """bool, whether the event has an item."""

@@ -75,7 +75,10 @@ def write_sorted_events(path: Path, min_rating: float, fill: Callable[[EventSink
             fill(sink)
         if sink.num_events == 0:
             raise DataError(f"{path}: not written: no events are left. Is the input empty, or min_events too high?")
-        with atomic_path(path) as temporary, pq.ParquetWriter(temporary, EVENTS_SCHEMA, compression="zstd") as writer:
+        with (
+            atomic_path(path) as temporary,
+            pq.ParquetWriter(temporary, EVENTS_SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+        ):
             for bucket in buckets:
                 with pa.memory_map(str(bucket)) as file:
                     table = pa.ipc.open_file(file).read_all()
@@ -88,7 +91,7 @@ def write_sorted_events(path: Path, min_rating: float, fill: Callable[[EventSink
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Writes a table, whole or not at all."""
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def with_sources(items: pa.Table, *, text_dim: int, embeddings: Path | None) -> pa.Table:
@@ -167,7 +170,7 @@ def _from_parquet(path: Path, items: pa.Table) -> dict[str, pa.Array]:
             f"{path}: need a key column (one of {', '.join(items.column_names)}) and a column of float lists; the file "
             f"has {', '.join(schema.names)}"
         )
-    table = pq.read_table(path, columns=[keys[0], *names]).combine_chunks()
+    table = pq.read_table(path, columns=[keys[0], *names], page_checksum_verification=True).combine_chunks()
     key = table[keys[0]].cast(items.schema.field(keys[0]).type)
     if pc.count_distinct(key, mode="all").as_py() != len(key):
         raise DataError(f"{path}: column '{keys[0]}' repeats a value; each item needs one row")

@@ -214,7 +214,9 @@ class ParquetTable:
         first_row = 0
         try:
             # a row group's columns are streamed, not held whole; threads cost more than they save of a few columns
-            with pq.ParquetFile(part.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+            with pq.ParquetFile(
+                part.path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+            ) as file:
                 groups = None if group is None else [group]
                 for batch in file.iter_batches(batch_size, row_groups=groups, columns=stored, use_threads=False):
                     arrays = [

@@ -88,7 +88,7 @@ def _is_data(path: Path) -> bool:
 
 def _open_part(path: Path) -> Part:
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             groups = tuple(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
             return Part(path, file.schema_arrow, groups, {})
     except (pa.ArrowException, OSError) as error:

@@ -32,7 +32,7 @@ from sidrec_torchrec.data.format import (
     open_users,
     scan_vocabularies,
 )
-from sidrec_torchrec.data.item_arrays import map_rows
+from sidrec_torchrec.data.item_arrays import map_rows, write_rows
 from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.protocol import Census, PrepareConfig, Splitter
@@ -214,11 +214,14 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig) -> 
         census = splitter.take_census(buckets)
         counts = _write_sequences(folder, buckets, splitter, census)
         shutil.rmtree(folder / "buckets")
-        np.save(folder / SEEN_FILE, census.seen_I)
-        np.save(folder / TRAINING_FILE, census.training_I)
-        np.save(folder / FIRST_EVENT_FILE, census.first_event_I)
+        for name, array_I in (
+            (SEEN_FILE, census.seen_I),
+            (TRAINING_FILE, census.training_I),
+            (FIRST_EVENT_FILE, census.first_event_I),
+        ):
+            write_rows(folder / name, array_I.shape, array_I.dtype, iter([array_I]))
         cold = items.ids().filter(pa.array(splitter.cold_items(census)))
-        pq.write_table(pa.table({"item_id": cold}), folder / COLD_ITEMS_FILE)
+        pq.write_table(pa.table({"item_id": cold}), folder / COLD_ITEMS_FILE, write_page_checksum=True)
         write_json(
             folder / PREPARED_FILE,
             {
@@ -296,7 +299,7 @@ class _SequenceWriter:
     def __init__(self, path: Path, tasks: tuple[str, ...], id_type: pa.DataType) -> None:
         self.counts: SplitCounts = {"rows": 0, "events": 0, "targets": 0, "labels": dict.fromkeys(tasks, 0)}
         self._schema = sequence_schema(id_type)
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", write_page_checksum=True)
         self._pending: list[Sequence] = []
 
     def close(self) -> None:

@@ -107,7 +107,7 @@ def open_sequences(path: Path) -> Iterator[pq.ParquetFile]:
         DataError: if it is missing, broken or cut short; also where that comes out while it is read.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a sequences file, or cut short: {first_line(error)}; prepare again") from error

@@ -34,7 +34,10 @@ def write_sids(
     names = word_names("sid", spec.num_words)
     metadata = {_FINGERPRINT: spec.fingerprint, _STAGES: format_stages(spec.stages)}
     schema = pa.schema([("item_id", id_type), *((name, pa.int64()) for name in names)], metadata=metadata)
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
         for item_ids, words_NW in batches:
             writer.write_batch(
                 pa.RecordBatch.from_arrays([as_ids(item_ids), *map(pa.array, words_NW.T)], schema=schema)
@@ -46,9 +49,11 @@ def join_sids(parts: Iterable[Path], path: Path) -> None:
     with atomic_path(path) as temporary, ExitStack() as stack:
         writer = None
         for part in parts:
-            with pq.ParquetFile(part) as file:
+            with pq.ParquetFile(part, page_checksum_verification=True) as file:
                 if writer is None:
-                    writer = stack.enter_context(pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd"))
+                    writer = stack.enter_context(
+                        pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd", write_page_checksum=True)
+                    )
                 for group in range(file.num_row_groups):
                     writer.write_table(file.read_row_group(group))
 

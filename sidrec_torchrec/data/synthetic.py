@@ -60,8 +60,10 @@ def write_synthetic(config: SyntheticConfig, folder: str | Path, *, progress: bo
     with (
         atomic_path(folder / EVENTS_FILE) as events_path,
         atomic_path(folder / USERS_FILE) as users_path,
-        pq.ParquetWriter(events_path, events_schema(config), compression="zstd") as events_writer,
-        pq.ParquetWriter(users_path, USERS_SCHEMA, compression="zstd") as users_writer,
+        pq.ParquetWriter(
+            events_path, events_schema(config), compression="zstd", write_page_checksum=True
+        ) as events_writer,
+        pq.ParquetWriter(users_path, USERS_SCHEMA, compression="zstd", write_page_checksum=True) as users_writer,
     ):
         for users in track(blocks, "synthetic events", disable=not progress):
             block = make_events(config, world, users, lengths_U[users])
@@ -114,4 +116,4 @@ def _binary_entropy(p: np.ndarray) -> np.ndarray:
 
 def _write_table(path: Path, table: pa.Table) -> None:
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)

@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from torch import nn
-
 import sidrec_torchrec.codec.dpca
 import sidrec_torchrec.codec.residual_vq  # noqa: F401  both register their quantizers
 from sidrec_torchrec.codec.alphabet import parse_stages
@@ -132,9 +130,6 @@ class VQFusionConfig(VQFusionOptions):
                 raise ValueError(f"predicted source '{name}' is not a source; there are {', '.join(self.sources)}")
         if not self.read_sources:
             raise ValueError("VQ Fusion needs at least one source to read")
-        for name in self.tasks:
-            if "." in name or "/" in name or hasattr(nn.ModuleDict, name):
-                raise DataError(f"'{name}' cannot be the name of a source or target here; rename the column")
         for name in self.weights:
             if name not in self.tasks:
                 raise DataError(f"weight of unknown task '{name}'; there are {', '.join(self.tasks)}")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sidrec_torchrec.codec.plan import float32_is_ieee
 from sidrec_torchrec.codec.search import Search
 from sidrec_torchrec.fusion.model import ItemTensors, Perceptron, Residual, VQFusion
+from sidrec_torchrec.names import ModulesByName, escape
 
 _U = 2.0**-24  # unit roundoff of float32
 _SPREAD = 2 / 3**0.5  # roots of mean squares to be on the safe side of, by the root of a rounding's own
@@ -98,8 +99,8 @@ def encoding_part(model: VQFusion) -> VQFusion:
     """A copy of what a SID depends on: no decoders, no heads, no statistics of sources that are not read."""
     part = copy.copy(model)
     part._modules = dict(model._modules)
-    part.decoders, part.heads = nn.ModuleDict(), nn.ModuleDict()
-    part.standardize = nn.ModuleDict({name: model.standardize[name] for name in model.config.read_sources})
+    part.decoders, part.heads = ModulesByName(), ModulesByName()
+    part.standardize = ModulesByName({name: model.standardize[name] for name in model.config.read_sources})
     return copy.deepcopy(part).eval().requires_grad_(False)
 
 
@@ -178,7 +179,7 @@ class _Bound:
         total_ND, error_N, length_N = torch.zeros(()), torch.zeros(()), torch.zeros(())
         for name, bound in self.sources.items():
             x_ND, has_N = model.standardized(items, name), items.present[name]
-            own_ND = torch.where(has_N.unsqueeze(1), model.encoders[name](x_ND), model.absent[name])
+            own_ND = torch.where(has_N.unsqueeze(1), model.encoders[name](x_ND), model.absent[escape(name)])
             total_ND = total_ND + own_ND
             error_N = error_N + length(x_ND) * (bound.by_length + 3 * _U * bound.by_error) + bound.always
             length_N = length_N + length(own_ND)

@@ -13,6 +13,7 @@ from sidrec_torchrec.data.item_arrays import map_rows, row_writer
 from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.model import ItemTensors
+from sidrec_torchrec.names import escape, unescape
 
 _PARTS = ("sources", "present", "labels", "labelled")
 
@@ -42,7 +43,7 @@ class ItemStore:
                 for (part, name), values in _plain(block).items():
                     if (part, name) not in writers:
                         shape = (stream.items.num_items, *values.shape[1:])
-                        writer = row_writer(temporary / part / f"{name}.npy", shape, values.dtype)
+                        writer = row_writer(temporary / part / f"{escape(name)}.npy", shape, values.dtype)
                         writers[part, name] = files.enter_context(writer)
                     writers[part, name](values)
 
@@ -54,7 +55,7 @@ class ItemStore:
             DataError: if a file is broken or cut short.
         """
         paths = {part: sorted((folder / part).glob("*.npy")) for part in _PARTS}
-        return ItemStore({part: {p.stem: map_rows(p) for p in paths[part]} for part in _PARTS})
+        return ItemStore({part: {unescape(p.stem): map_rows(p) for p in paths[part]} for part in _PARTS})
 
     def select(self, rows_N: Tensor) -> ItemTensors:
         """The items of these rows, int64 [N], on the CPU."""

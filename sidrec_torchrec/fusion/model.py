@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput
 from sidrec_torchrec.fusion.config import TargetConfig, VQFusionConfig
 from sidrec_torchrec.fusion.losses import TaskWeights, global_means, reconstruction_loss, target_loss
+from sidrec_torchrec.names import ModulesByName, escape
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,15 @@ class VQFusion(nn.Module):
         super().__init__()
         self.config = config
         d = config.latent_dim
-        self.standardize = nn.ModuleDict({name: Standardize(width) for name, width in config.sources.items()})
-        self.encoders = nn.ModuleDict({n: Residual(w, d, config) for n, w in config.read_sources.items()})
-        self.absent = nn.ParameterDict({n: nn.Parameter(torch.zeros(d)) for n in config.read_sources})
+        self.standardize = ModulesByName({name: Standardize(width) for name, width in config.sources.items()})
+        self.encoders = ModulesByName({n: Residual(w, d, config) for n, w in config.read_sources.items()})
+        self.absent = nn.ParameterDict({escape(n): nn.Parameter(torch.zeros(d)) for n in config.read_sources})
         self.fuse = Perceptron(d, d, config) if config.hidden_dim else None
         self.quantizer = config.quantizer.build(d)
-        self.decoders = nn.ModuleDict({n: Residual(d, w, config) for n, w in config.sources.items()})
+        self.decoders = ModulesByName({n: Residual(d, w, config) for n, w in config.sources.items()})
         # classes turn on directions that carry little of the latent's variance: give each weight an input of size 1
         heads = {n: Residual(d, t.num_classes, config, gain=d**0.5) for n, t in config.targets.items()}
-        self.heads = nn.ModuleDict(heads)
+        self.heads = ModulesByName(heads)
         self.weights = TaskWeights(
             config.task_weights,
             {task: task in config.sources for task in config.tasks},
@@ -104,7 +105,7 @@ class VQFusion(nn.Module):
         total_ND = torch.zeros(())
         for name in self.config.read_sources:
             z_ND = self.encoders[name](self.standardized(items, name))
-            total_ND = total_ND + torch.where(items.present[name].unsqueeze(1), z_ND, self.absent[name])
+            total_ND = total_ND + torch.where(items.present[name].unsqueeze(1), z_ND, self.absent[escape(name)])
         return total_ND if self.fuse is None else total_ND + self.fuse(total_ND)
 
     def forward(self, items: ItemTensors) -> tuple[Tensor, Tensor, QuantizerOutput]:

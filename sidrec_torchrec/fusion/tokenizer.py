@@ -1,5 +1,6 @@
 """The tokenizer: a trained VQ Fusion with its codec; encodes items into packed SIDs and decodes them."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ from torch import Tensor
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec, fingerprint_of
 from sidrec_torchrec.data.format import Vocabulary
 from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
-from sidrec_torchrec.files import atomic_path, write_json
+from sidrec_torchrec.files import atomic_path, sha256_of, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig, TargetConfig, VQFusionConfig
 from sidrec_torchrec.fusion.encoder import Encoder
 from sidrec_torchrec.fusion.model import ItemTensors, Standardize, VQFusion
+from sidrec_torchrec.names import escape
 
 _JSON_FILE, _WEIGHTS_FILE = "tokenizer.json", "tokenizer.pt"
 TOKENIZER_FOLDER = "tokenizer"  # where train-tokenizer and tune-tokenizer put it, in their output folder
@@ -128,7 +130,9 @@ class Tokenizer:
                 "model": asdict(self.model.config),
                 "vocabularies": {name: v.to_json() for name, v in self.vocabularies.items()},
                 "fingerprint": self.codec.spec.fingerprint,
+                "weights_sha256": sha256_of(temporary / _WEIGHTS_FILE),
             }
+            value["sha256"] = _digest(value)
             write_json(temporary / _JSON_FILE, value)
 
     @staticmethod
@@ -161,6 +165,7 @@ class Tokenizer:
                 f"{folder}: weights of codec {tokenizer.codec.spec.fingerprint} beside the description of "
                 f"{fingerprint}; restore the folder, or train again"
             )
+        _check_digests(folder, value)
         return tokenizer
 
 
@@ -175,9 +180,26 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return [tokenizer_folder(folder) / name for name in (_JSON_FILE, _WEIGHTS_FILE)]
 
 
+def _check_digests(folder: Path, value: dict) -> None:
+    """Of the description and of the weights; folders of earlier versions have none."""
+    if "sha256" not in value:
+        return
+    for name, kept, now in (
+        (_JSON_FILE, value["sha256"], _digest(value)),
+        (_WEIGHTS_FILE, value.get("weights_sha256"), sha256_of(folder / _WEIGHTS_FILE)),
+    ):
+        if kept != now:
+            raise DataError(f"{folder / name}: not what was written; restore the folder, or train again")
+
+
+def _digest(value: dict) -> str:
+    rest = {k: v for k, v in value.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def _fingerprint(model: VQFusion) -> str:
     state = {name: t for name, t in model.state_dict().items() if name.startswith(_ENCODING)}
-    only_decoding = tuple(f"standardize.{name}." for name in model.config.predicted)
+    only_decoding = tuple(f"standardize.{escape(name)}." for name in model.config.predicted)
     tensors = {name: t for name, t in state.items() if not name.startswith(only_decoding)}
     config = {"sources": model.config.read_sources, "quantizer": asdict(model.config.quantizer)}
     return fingerprint_of(tensors, json.dumps(config, sort_keys=True))

@@ -1,9 +1,11 @@
 """Training VQ Fusion on a stream of items: what the training loop needs to know of it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -12,11 +14,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from sidrec_torchrec.errors import DataError, SidrecError, check_at_least
 from sidrec_torchrec.fusion.item_tensors import ItemStream
-from sidrec_torchrec.fusion.model import Standardize, VQFusion
+from sidrec_torchrec.fusion.lengths import Lengths
+from sidrec_torchrec.fusion.model import ItemTensors, Standardize, VQFusion
+from sidrec_torchrec.processes import is_first_process
 from sidrec_torchrec.training.group import Processes
-from sidrec_torchrec.training.loop import LoopConfig, Step, Trainee, Values
-from sidrec_torchrec.training.progress import Stage
+from sidrec_torchrec.training.loop import LoopConfig
+from sidrec_torchrec.training.progress import Stage, say
 from sidrec_torchrec.training.schedule import rate_factor
+from sidrec_torchrec.training.trainee import NotFiniteError, Step, Trainee, Values
 
 # mean squared lengths of sources: their variances must be more than ``Standardize`` takes for none
 _SQUARES = (1e-11, 1e37)
@@ -35,6 +40,7 @@ class TokenizerTrainingConfig:
         weight_decay: of AdamW.
         patience: epochs without improvement after which training stops. The first epochs lose some of what the closed form
             had found, so leave it room.
+        checkpoint_minutes: minutes between two checkpoints; one is also made after each epoch. 0 makes one after every batch.
         seed: of weights, dropout and shuffling.
     """
 
@@ -43,15 +49,16 @@ class TokenizerTrainingConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     patience: int = 20
+    checkpoint_minutes: float = 10.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least(self, 0, "epochs", "learning_rate", "weight_decay", "seed")
+        check_at_least(self, 0, "epochs", "learning_rate", "weight_decay", "checkpoint_minutes", "seed")
         check_at_least(self, 1, "batch_size", "patience")
 
     def loop(self) -> LoopConfig:
         """What of it the training loop sees to."""
-        return LoopConfig(epochs=self.epochs, patience=self.patience)
+        return LoopConfig(epochs=self.epochs, checkpoint_minutes=self.checkpoint_minutes, patience=self.patience)
 
 
 class TokenizerTraining(Trainee):
@@ -107,16 +114,10 @@ class TokenizerTraining(Trainee):
             torch.manual_seed(seed * self._processes.world_size + self._processes.rank)
 
     def steps(self, epoch: int, first: int, before_step: Callable[[], None]) -> Iterator[Step]:
-        """See ``Trainee``.
-
-        Raises:
-            SidrecError: if training diverges, before a weight is spoilt.
-        """
-        if first:
-            raise ValueError("items are shuffled as they are read: an epoch begins at its first batch")
+        """See ``Trainee``. Items are shuffled as they are read: those of the first batches are read again."""
         self._parallel = self._parallel or DistributedDataParallel(self.model)
         rank, world_size = self._processes.rank, self._processes.world_size
-        for batch in self._train.shuffled(self._config.batch_size, self._config.seed * 100_003 + epoch + 1):
+        for batch in islice(self._batches(epoch), first, None):
             before_step()
             share = batch.select(slice(rank, None, world_size)).to(self._processes.device)
             try:
@@ -124,9 +125,19 @@ class TokenizerTraining(Trainee):
             except SidrecError:
                 raise
             except ValueError as error:  # the quantizer's, which refuses latents that are not finite
-                raise SidrecError(f"training diverged in epoch {epoch + 1} ({error}); lower learning_rate") from error
-            self.optimizer.step(loss, epoch)
+                raise NotFiniteError(str(error)) from error
+            self.optimizer.step(loss)
             yield Step(1, losses_K, torch.ones_like(losses_K))
+
+    def _batches(self, epoch: int) -> Iterator[ItemTensors]:
+        return self._train.shuffled(self._config.batch_size, self._config.seed * 100_003 + epoch + 1)
+
+    def batch(self, epoch: int, number: int) -> dict[str, np.ndarray]:
+        """See ``Trainee``; names as in ``ItemTensors``."""
+        batch = next(islice(self._batches(epoch), number, None))
+        share = batch.select(slice(self._processes.rank, None, self._processes.world_size))
+        parts = {field.name: getattr(share, field.name) for field in fields(share)}
+        return {f"{part}.{name}": value.numpy() for part, values in parts.items() for name, value in values.items()}
 
     @torch.no_grad()
     def validate(self, progress: Stage) -> Values:
@@ -139,6 +150,7 @@ class TokenizerTraining(Trainee):
             for k, (loss_N, has_N) in enumerate(self.model.task_losses(z_ND, items).values()):
                 sums_K[k] += loss_N.double().sum().cpu()
                 counts_K[k] += has_N.sum().cpu()
+            progress.advance(0)
         losses = dict(zip(tasks, (sums_K / counts_K.clamp_min(1)).tolist(), strict=True))
         progress.advance(0, ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
         return losses | {"total": self.total(losses)}
@@ -166,13 +178,13 @@ class _Optimizer:
         for group in self._adam.param_groups:
             group["lr"] = self._config.learning_rate * factor
 
-    def step(self, loss: Tensor, epoch: int) -> None:
-        """Raises SidrecError on a gradient that is not finite: the same on every process, and no weight is spoilt yet."""
+    def step(self, loss: Tensor) -> None:
+        """Raises NotFiniteError on a gradient that is not finite: the same on every process, and no weight is spoilt yet."""
         self._adam.zero_grad()
         loss.backward()
         norm = clip_grad_norm_(self._model.parameters(), _LARGEST_GRADIENT)
         if not norm.isfinite():
-            raise SidrecError(f"training diverged in epoch {epoch + 1} (gradient norm {norm}); lower learning_rate")
+            raise NotFiniteError(f"the norm of the gradients is {float(norm)}")
         self._adam.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,29 +201,48 @@ class _Optimizer:
 def standardize(model: VQFusion, train: ItemStream, device: torch.device) -> int:
     """Sets the sources' means and scales from one pass over the training items; returns their number.
 
+    Says where few vectors are so long that the others are lost beside them.
+
     Raises:
         DataError: if there are none, or a source is missing in all of them, or float32 could make nothing of it.
     """
     sums = {name: torch.zeros(dim, dtype=torch.float64) for name, dim in model.config.sources.items()}
-    squares, counts, num_items = dict.fromkeys(sums, 0.0), dict.fromkeys(sums, 0), 0
+    lengths, num_items = {name: Lengths() for name in sums}, 0
     for block in train.again():
         num_items += len(block)
         for name in sums:
             x_ND = block.sources[name][block.present[name]].double()
             sums[name] += x_ND.sum(0)
-            squares[name] += float(x_ND.square().sum())
-            counts[name] += len(x_ND)
+            lengths[name].update(x_ND)
     if not num_items:
         raise DataError(f"{train.items.path}: no item is left to train on; exclude or hold back fewer")
     for name, sum_D in sums.items():
-        if not counts[name]:
+        count, squares = lengths[name].count, lengths[name].squares
+        if not count:
             raise DataError(f"{train.items.path}: column '{name}': missing in every training item; drop it")
-        mean_D, square = sum_D / counts[name], squares[name] / counts[name]
+        mean_D, square = sum_D / count, squares / count
         if not _SQUARES[0] <= square <= _SQUARES[1]:
             raise DataError(
                 f"{train.items.path}: column '{name}': its vectors have length {square**0.5:.1e} (root mean "
                 "square), of which float32 would make nothing; scale them to about 1"
             )
+        if lengths[name].are_uneven:
+            _tell_of_the_longest(train, name, lengths[name])
         variance = torch.tensor(square - float(mean_D.square().sum()))
         cast(Standardize, model.standardize[name]).set(mean_D.to(device), variance.to(device))
     return num_items
+
+
+def _tell_of_the_longest(train: ItemStream, name: str, lengths: Lengths) -> None:
+    if not is_first_process():
+        return
+    for item_ids, block in train.blocks():
+        length_N = block.sources[name].double().square().sum(1).sqrt() * block.present[name]
+        if length_N.max() >= lengths.longest * (1 - 1e-9):
+            mean = (lengths.total - lengths.longest) / max(lengths.count - 1, 1)
+            say(
+                f"{train.items.path}: column '{name}': item {item_ids[int(length_N.argmax())]}'s vector has length "
+                f"{lengths.longest:.3g}, the others have {mean:.3g} on the mean: SIDs will tell the longest vectors from the "
+                "rest, and little else. Mend or drop them, or scale all to one length"
+            )
+            return

@@ -82,7 +82,7 @@ def _write(config: CollaborativeVectorsConfig, items: Items, vectors: Collaborat
     schema = pa.schema([*table.schema, *fields])
     with (
         atomic_path(config.out / ITEMS_FILE) as path,
-        pq.ParquetWriter(path, schema, compression="zstd") as writer,
+        pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         for first, batch in table.batches(table.schema.names, _BATCH):
             rows = slice(first, first + len(batch))

@@ -53,7 +53,7 @@ def main(config: DecodeSIDsConfig) -> None:
             words = torch.from_numpy(words_NW[first : first + _BLOCK])
             decoded = tokenizer.decode(words, num_digits=config.num_digits or None)
             table = pa.table({"item_id": item_ids[first : first + _BLOCK]} | dict(_columns(decoded)))
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True)
             writer.write_table(table)
         if writer is not None:
             writer.close()

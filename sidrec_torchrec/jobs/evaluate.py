@@ -10,7 +10,7 @@ from sidrec_torchrec.data.prepare import SPLITS, open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.ranker.breakdown import have_same_items
-from sidrec_torchrec.ranker.evaluation import evaluate_in_detail
+from sidrec_torchrec.ranker.evaluation import check_defined, evaluate_in_detail
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
@@ -41,7 +41,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     warm and popular, and how old the model is, is said by the sequences it was trained on.
 
     Raises:
-        SidrecError: on an unknown split, a folder without a trained ranker, or sequences of other tasks than its own.
+        SidrecError: on an unknown split, a folder without a trained ranker, or sequences of other tasks than its own;
+            after all is written, if the split's labels are all the same, so that nothing is defined.
         CodecMismatchError: if the folders of SIDs it reads have been encoded anew, by another codec.
     """
     if config.split not in SPLITS:
@@ -67,6 +68,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             print(_json(values))
             if config.out is not None:
                 write_json(config.out, values)
+        check_defined(values, parts.prepared, config.split)
         return values
 
 

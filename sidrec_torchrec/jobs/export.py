@@ -16,7 +16,7 @@ from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.files import atomic_path, sha256_of
 from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import FORMAT, METADATA, Scorer
@@ -77,6 +77,7 @@ def main(config: ExportConfig) -> dict[str, Any]:
                 with atomic_path(config.out) as temporary:
                     shutil.copyfile(file, temporary)
                 progress.advance(1)
+            print(f"{config.out}: sha256 {sha256_of(config.out)}")
             for sid in metadata["sids"]:
                 print(f"{config.out}: reads SIDs '{sid['name']}' of {sid['stages']}, fingerprint {sid['fingerprint']}")
     return metadata

@@ -150,7 +150,10 @@ def _writer(out: Path, schema: pa.Schema, *, is_main: bool) -> Iterator[Callable
     if not is_main:
         yield lambda batch, probability_RK: None
         return
-    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with (
+        atomic_path(out) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
 
         def write(batch: RequestBatch, probability_RK: np.ndarray) -> None:
             columns = [*batch.columns.columns, *map(pa.array, probability_RK.T)]

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sidrec_torchrec.data.prepare import open_prepared
 from sidrec_torchrec.ranker.bytes import bytes_per_event, table_bytes
-from sidrec_torchrec.ranker.evaluation import evaluate_in_detail
+from sidrec_torchrec.ranker.evaluation import check_defined, evaluate_in_detail
 from sidrec_torchrec.ranker.recipe import RankerRecipe
 from sidrec_torchrec.ranker.training import RankerTraining
 from sidrec_torchrec.training.group import Processes, process_group
@@ -32,10 +33,15 @@ def main(config: TrainRankerConfig) -> dict[str, Any]:
         The content of ``metrics.json``: test metrics, bytes, speed, the course of validation.
 
     Raises:
+        DivergedError: if training comes to what is not finite.
+        PreemptedError: after SIGTERM or SIGHUP, once a checkpoint is made.
+        SidrecError: after ``metrics.json`` is written, if the test labels are all the same, so that no metric is defined.
         RunMismatchError: if ``out`` holds a run of another configuration, or of inputs that have changed.
     """
     with process_group() as processes, open_run(config.out, config, inputs=config.files()) as run:
-        return run.result or run.finish(_train_and_test(config, processes))
+        result = run.result or run.finish(_train_and_test(config, processes))
+        check_defined(result["test"], open_prepared(config.prepared), "test")
+        return result
 
 
 def _train_and_test(config: TrainRankerConfig, processes: Processes) -> dict[str, Any]:

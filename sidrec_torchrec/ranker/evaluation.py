@@ -1,5 +1,6 @@
 """How good a ranker is on a split."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,17 +8,23 @@ from torch import nn
 
 from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.processes import is_first_process, sum_over_processes
 from sidrec_torchrec.ranker.breakdown import Breakdown, Past, TargetFacts
-from sidrec_torchrec.ranker.metrics import RankingMetrics
+from sidrec_torchrec.ranker.metrics import SLICES, RankingMetrics
 from sidrec_torchrec.training.group import Processes
-from sidrec_torchrec.training.loop import Values
-from sidrec_torchrec.training.progress import Stage
+from sidrec_torchrec.training.progress import Stage, say
+from sidrec_torchrec.training.trainee import NotFiniteError, Values
 
 BREAKDOWN = "breakdown"  # the tables, among the metrics
 
 
 def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage) -> Values:
-    """Metrics of the model on a split of the sequences it is trained on; see ``RankingMetrics.compute``."""
+    """Metrics of the model on a split of the sequences it is trained on; see ``RankingMetrics.compute``.
+
+    Raises:
+        NotFiniteError: on every process, if predictions are not finite.
+    """
     return _evaluate(model, data, processes, progress, Past.of(data.prepared), None)
 
 
@@ -50,18 +57,45 @@ def _evaluate(
 ) -> Values:
     model.eval()
     metrics = RankingMetrics(processes.rank, processes.world_size, processes.device, data.prepared.tasks)
+    num_bad = torch.zeros((), dtype=torch.int64, device=processes.device)
     for batch in data:
         facts = TargetFacts.of(batch)
         _, output = model(batch.to(processes.device))
         metrics.update(output, torch.from_numpy(past.seen_I[facts.item_S]).to(processes.device))
         if breakdown is not None:
             breakdown.update(output, facts)
+        num_bad += (~output.prediction.isfinite()).sum()
         progress.advance(int(batch.global_targets))
+    sum_over_processes(num_bad)
+    if num_bad:
+        raise NotFiniteError(f"{data.split}: {int(num_bad)} predictions are not finite; the weights are spoilt")
     values = metrics.compute()
     # few validation targets are cold; of them only the sum is worth a look
     shown = ("warm", "cold") if data.split == "test" else ("all",)
     progress.advance(0, ", ".join(f"NE {part} {_short(values[f'ne_{part}'])}" for part in shown))
     return values
+
+
+def check_defined(values: Mapping[str, Any], prepared: Prepared, split: str) -> None:
+    """Says which NE of a split is null, and why; call on every process, when the values are kept.
+
+    Raises:
+        SidrecError: if none of all targets together is defined, so that the values say nothing of the ranker.
+    """
+    tasks = prepared.tasks
+    names = {part: [part] if len(tasks) == 1 else [f"{part}_{task}" for task in tasks] for part in SLICES}
+    reasons = {}
+    for name in (name for part in SLICES for name in names[part] if values[f"ne_{name}"] is None):
+        count = int(values[f"targets_{name}"] or 0)
+        reasons[name] = f"all {count} have one label" if count else "there are none"
+    if reasons.keys() >= set(names["all"]):
+        why = "; ".join(f"'{name}': {reasons[name]}" for name in names["all"])
+        raise SidrecError(
+            f"{prepared.path(split)}: its targets tell nothing of a ranker ({why}): NE, AUC and calibration are "
+            "null; prepare more events, or another label"
+        )
+    if is_first_process() and reasons:
+        say("; ".join(f"NE of the {split} targets '{name}' is null: {why}" for name, why in reasons.items()))
 
 
 def _short(value: float | None) -> str:

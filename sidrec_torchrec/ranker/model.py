@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of, num_actions
+from sidrec_torchrec.names import escape
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, gap_bucket
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.readers import BlockReader, Reader
@@ -91,7 +92,7 @@ def user_tables(user_features: dict[str, int], dim: int, device: torch.device) -
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
-                name=f"user_{name}",
+                name=escape(f"user_{name}"),
                 embedding_dim=dim,
                 num_embeddings=size,
                 feature_names=[name],

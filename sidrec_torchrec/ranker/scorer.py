@@ -18,6 +18,7 @@ import sidrec_torchrec.ops.top_events  # noqa: F401  they register the operators
 from sidrec_torchrec.codec.packing import NO_SID
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS, num_actions
 from sidrec_torchrec.errors import DataError, SidrecError
+from sidrec_torchrec.files import sha256_of
 
 METADATA = "sidrec.json"
 FORMAT = 2
@@ -29,6 +30,8 @@ class Scorer:
     Args:
         path: a package that ``sidrec export`` wrote. It holds code that is run: load only what you trust.
         parallel: how many threads may score at the same time; more wait for their turn.
+        sha256: of the package, in hexadecimal, as ``sidrec export`` printed it: another file is refused before any of it is
+            loaded.
 
     Attributes:
         metadata: ``sids``, the SIDs whose words, side by side, an item is: ``name``, ``fingerprint``, ``stages`` and number of
@@ -39,6 +42,7 @@ class Scorer:
 
     Raises:
         SidrecError: if it is no such package, or one of a later format.
+        DataError: if it has another digest than ``sha256``.
 
     Example::
 
@@ -46,7 +50,9 @@ class Scorer:
         probability_M = scorer(history_NW=..., action_N=..., ...)
     """
 
-    def __init__(self, path: str | Path, *, parallel: int = 1) -> None:
+    def __init__(self, path: str | Path, *, parallel: int = 1, sha256: str | None = None) -> None:
+        if sha256 is not None and (actual := sha256_of(Path(path))) != sha256.lower():
+            raise DataError(f"{path}: not the package that was asked for: its sha256 is {actual}, expected {sha256}")
         self._program, metadata = _load(Path(path), parallel)
         # who waits for a runner inside a compiled package holds what the operators of others wait for
         self._turns = threading.BoundedSemaphore(parallel)

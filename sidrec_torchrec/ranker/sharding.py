@@ -16,6 +16,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from sidrec_torchrec.errors import check_at_least, check_share
 from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.training.schedule import rate_factor
+from sidrec_torchrec.training.trainee import NotFiniteError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,12 @@ class RankerOptimizer:
         self._combined.zero_grad(set_to_none)
 
     def step(self) -> None:
-        """Called by the train pipeline after each backward."""
-        nn.utils.clip_grad_norm_(self._dense_parameters, self.config.max_gradient_norm)
+        """Called by the train pipeline after each backward.
+
+        Raises:
+            NotFiniteError: on every process, if a gradient is not finite.
+        """
+        norm = nn.utils.clip_grad_norm_(self._dense_parameters, self.config.max_gradient_norm)
+        if not norm.isfinite():
+            raise NotFiniteError(f"the norm of the gradients is {float(norm)}")
         self._combined.step()

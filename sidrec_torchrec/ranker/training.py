@@ -19,8 +19,9 @@ from sidrec_torchrec.ranker.evaluation import evaluate
 from sidrec_torchrec.ranker.model import RankerOutput
 from sidrec_torchrec.ranker.sharding import OptimizerConfig, RankerOptimizer
 from sidrec_torchrec.training.group import Processes
-from sidrec_torchrec.training.loop import Course, LoopConfig, Step, Trainee, Values
+from sidrec_torchrec.training.loop import Course, LoopConfig
 from sidrec_torchrec.training.progress import Stage
+from sidrec_torchrec.training.trainee import Step, Trainee, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class RankerTrainingConfig:
         batch_events: events in a batch over all processes, padding included; 0 for a fiftieth of the training events,
             but 512 at least and 8,192 at most.
         checkpoint_batches: batches between two checkpoints; one is also made after each epoch.
+        checkpoint_minutes: minutes between two, besides; 0 makes one after every batch.
         seed: of weights, dropout and shuffling.
         model: sizes of the ranker.
         optimizer: rates and schedule.
@@ -40,17 +42,22 @@ class RankerTrainingConfig:
     epochs: int = 5
     batch_events: int = 0
     checkpoint_batches: int = 1000
+    checkpoint_minutes: float = 10.0
     seed: int = 0
     model: RankerConfig = field(default_factory=RankerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "epochs", "checkpoint_batches")
-        check_at_least(self, 0, "batch_events", "seed")
+        check_at_least(self, 0, "batch_events", "checkpoint_minutes", "seed")
 
     def loop(self) -> LoopConfig:
         """What of it the training loop sees to."""
-        return LoopConfig(epochs=self.epochs, checkpoint_batches=self.checkpoint_batches)
+        return LoopConfig(
+            epochs=self.epochs,
+            checkpoint_batches=self.checkpoint_batches,
+            checkpoint_minutes=self.checkpoint_minutes,
+        )
 
     def batches(self, prepared: Prepared, features: ItemFeatures, split: str, processes: Processes) -> SequenceBatches:
         """This process's batches of a split; training ones are shuffled."""
@@ -120,6 +127,11 @@ class RankerTraining(Trainee):
             yield Step(int(output.global_targets), output.loss_sum, output.weight.sum(0))
         if isinstance(pipeline, TrainPipelineSparseDist):
             pipeline.detach()  # gives the model its own forward back, to evaluate with
+
+    def batch(self, epoch: int, number: int) -> dict[str, np.ndarray]:
+        """See ``Trainee``; names as in ``RankBatch``."""
+        self._train.start_at(epoch, number)
+        return next(iter(self._train)).arrays()
 
     def validate(self, progress: Stage) -> Values:
         """See ``RankingMetrics.compute``; nothing where no user validates."""

@@ -10,10 +10,22 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.storage import StorageReader
 
 from sidrec_torchrec.errors import SidrecError, first_line
+from sidrec_torchrec.files import replace_path, sync_to_disk
+from sidrec_torchrec.training.old_storage import OLD_INDEX_FILE, OldLoadPlanner, OldReader
+from sidrec_torchrec.training.storage import (
+    INDEX_FILE,
+    JSONLoadPlanner,
+    JSONSavePlanner,
+    TensorFileReader,
+    TensorFileWriter,
+)
 
 BEST, LAST = "best", "last"  # the checkpoint to keep, and the one to go on from
+_BROKEN = "a broken checkpoint, or of another model"
 
 
 class Checkpoints:
@@ -39,12 +51,16 @@ class Checkpoints:
         """
         new, old = self._folder / f"{name}.new", self._folder / f"{name}.old"
         with _explained(f"{new}: cannot be written", "run again where it can, and the run goes on from the one before"):
-            dcp.save(state, checkpoint_id=new)
+            if dist.get_rank() == 0:
+                shutil.rmtree(new, ignore_errors=True)  # of a job that was killed, with other processes perhaps
+            dist.barrier()
+            dcp.save(state, storage_writer=TensorFileWriter(new), planner=JSONSavePlanner())
         if dist.get_rank() == 0:
+            sync_to_disk(new)
             shutil.rmtree(old, ignore_errors=True)
             if (self._folder / name).exists():
                 os.replace(self._folder / name, old)
-            os.replace(new, self._folder / name)
+            replace_path(new, self._folder / name)
             shutil.rmtree(old, ignore_errors=True)
         dist.barrier()
 
@@ -55,8 +71,11 @@ class Checkpoints:
             SidrecError: if it is broken, or of another model.
         """
         path = self._folder / name
-        with _explained(f"{path}: a broken checkpoint, or of another model", f"remove {self._folder} to train anew"):
-            dcp.load(state, checkpoint_id=path)
+        self._index(name)  # torch would warn at length of what is wrong with it
+        reader = _reader(path)
+        planner = OldLoadPlanner() if isinstance(reader, OldReader) else JSONLoadPlanner()
+        with _explained(f"{path}: {_BROKEN}", f"remove {self._folder} to train anew"):
+            dcp.load(state, storage_reader=reader, planner=planner)
 
     def names(self, name: str) -> set[str]:
         """Of all that checkpoint ``name`` holds, dotted; on every process.
@@ -64,12 +83,15 @@ class Checkpoints:
         Raises:
             SidrecError: if it is broken.
         """
+        return set(self._index(name).state_dict_metadata)
+
+    def _index(self, name: str) -> Metadata:
         path = self._folder / name
         try:
-            return set(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)
-        except Exception as error:  # whatever unpickling may raise
+            return _reader(path).read_metadata()
+        except Exception as error:  # whatever unpickling an old one may raise
             raise SidrecError(
-                f"{path}: a broken checkpoint ({first_line(error)}); remove {self._folder} to train anew"
+                f"{path}: {_BROKEN} ({first_line(error)}); remove {self._folder} to train anew"
             ) from error
 
     def _settle(self, name: str) -> None:
@@ -77,6 +99,12 @@ class Checkpoints:
         if dist.get_rank() == 0 and (self._folder / f"{name}.old").exists() and not (self._folder / name).exists():
             os.replace(self._folder / f"{name}.old", self._folder / name)
         dist.barrier()
+
+
+def _reader(path: Path) -> StorageReader:
+    if (path / OLD_INDEX_FILE).exists() and not (path / INDEX_FILE).exists():
+        return OldReader(path)
+    return TensorFileReader(path)
 
 
 @contextmanager

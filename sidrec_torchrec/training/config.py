@@ -58,6 +58,13 @@ def without_paths(value: Any) -> Any:
     return value
 
 
+def without(value: Any, names: tuple[str, ...]) -> Any:
+    """The JSON value without fields of these names, at any depth."""
+    if isinstance(value, dict):
+        return {k: without(v, names) for k, v in value.items() if k not in names}
+    return [without(v, names) for v in value] if isinstance(value, list) else value
+
+
 def _is_path(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {_PATH, _WAS}
 

@@ -2,14 +2,24 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from sidrec_torchrec.errors import LostPeerError
+
+_TIMEOUT = timedelta(minutes=float(os.environ.get("SIDREC_TIMEOUT_MINUTES", "30")))  # of every collective
+_LOST = re.compile(  # what gloo, NCCL and torch's store say of it
+    r"closed by peer|reset by peer|refused|broken pipe|timed out|timeout|remote process exited|communicator was aborted",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +44,24 @@ class Processes:
 
 @contextmanager
 def process_group() -> Iterator[Processes]:
-    """Joins torchrun's process group, or makes one of a single process; reuses a group that is already up."""
+    """Joins torchrun's process group, or makes one of a single process; reuses a group that is already up.
+
+    Raises:
+        LostPeerError: when another process of the group has ended, or does not answer.
+    """
     joined = not dist.is_initialized()
     if joined:
         _quiet_libraries()
         _start_group()
     try:
         yield current_processes()
+    except RuntimeError as error:
+        if dist.get_world_size() == 1 or not _LOST.search(str(error)):
+            raise
+        raise LostPeerError(
+            f"process {dist.get_rank()} of {dist.get_world_size()}: another process has ended, and said why, or has not "
+            f"answered for {_TIMEOUT.total_seconds() / 60:g} minutes (set SIDREC_TIMEOUT_MINUTES if its work takes longer)"
+        ) from error
     finally:
         if joined:
             dist.destroy_process_group()
@@ -58,7 +79,7 @@ def _start_group() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=_TIMEOUT)
         return
     # A group of one needs neither a port, which another process may take, nor variables, which children would inherit.
     hook = sys.excepthook

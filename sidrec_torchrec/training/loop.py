@@ -1,113 +1,30 @@
-"""The training loop: epochs, seeds, rates, validation, the best epoch, checkpoints, curves. Everything trained goes through it.
-
-What is trained is a ``Trainee``: it knows its model, batches and losses, and nothing of the above.
-"""
+"""The training loop: epochs, seeds, rates, validation, the best epoch, checkpoints, curves. Everything trained goes through it."""
 
 import json
 import math
+import signal
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.errors import DivergedError, PreemptedError
+from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.training.agreement import Agreement, Signals, Wish, catch_signals
 from sidrec_torchrec.training.checkpoints import BEST, LAST, Checkpoints
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.progress import Stage, say, stage
+from sidrec_torchrec.training.random_state import random_state, set_random_state
+from sidrec_torchrec.training.trainee import NotFiniteError, Step, Trainee, Values
 
 CHECKPOINTS = "checkpoints"
 _TRAIN = "train "  # how the names of an epoch's losses begin, beside those of validation
-
-Values = dict[str, float | None]
-
-
-class Optimizer(Protocol):
-    """What the loop asks of an optimizer."""
-
-    def set_progress(self, progress: float) -> None:
-        """Sets the rates for ``progress`` in [0, 1) of training, as it is before the next batch."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-
-    def state_to_load(self) -> dict[str, Any]:
-        """A state of the right shape, for a checkpoint to fill in place."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what a checkpoint kept."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a batch was.
-
-    Args:
-        amount: its share of an epoch's ``epoch_size``, over all processes.
-        loss_sums: float [K], sums of K losses over this process's share.
-        counts: float [K], how many values each is a sum of.
-    """
-
-    amount: float
-    loss_sums: Tensor
-    counts: Tensor
-
-
-class Trainee(ABC):
-    """What the loop trains.
-
-    Attributes:
-        name: for progress and messages.
-        model: whose state is kept.
-        optimizer: on the loop's schedule.
-        losses: names of the K losses of a ``Step``.
-        epoch_size: what the amounts of an epoch's steps add up to.
-        validation_size: what validation advances its progress by in all; None if it does not.
-        starts_trained: whether the model is worth validating before the first epoch; that is epoch 0.
-    """
-
-    name: str
-    model: nn.Module
-    optimizer: Optimizer
-    losses: tuple[str, ...]
-    epoch_size: float
-    validation_size: float | None = None
-    starts_trained = False
-
-    @abstractmethod
-    def steps(self, epoch: int, first: int, before_step: Callable[[], None]) -> Iterator[Step]:
-        """Trains on the batches of an epoch from number ``first`` on; yields after each.
-
-        Args:
-            epoch: from 0.
-            first: batches to leave out, which an interrupted run has trained on already.
-            before_step: to be called before each batch is trained on; sets seeds and rates.
-        """
-
-    @abstractmethod
-    def seed(self, epoch: int, batch: int) -> None:
-        """Seeds what the batch draws, so that an interrupted run ends as a whole one does."""
-
-    @abstractmethod
-    def validate(self, progress: Stage) -> Values:
-        """Metrics that choose the epoch, the same on every process; shown as ``progress`` advances."""
-
-    @abstractmethod
-    def score(self, values: Values) -> float | None:
-        """Of the values of an epoch, what is best when least; None where that is not known."""
-
-    @abstractmethod
-    def total(self, losses: dict[str, float]) -> float:
-        """One figure of the K mean losses, to be shown."""
-
-    def begin(self) -> None:
-        """Called once, before a run that does not resume."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +34,13 @@ class LoopConfig:
     Args:
         epochs: passes over the training data.
         checkpoint_batches: batches between two checkpoints within an epoch; None for none. One is made after each epoch.
+        checkpoint_minutes: minutes between two, besides.
         patience: epochs without improvement after which training stops; None to go on to the end.
     """
 
     epochs: int
     checkpoint_batches: int | None = None
+    checkpoint_minutes: float = math.inf
     patience: int | None = None
 
 
@@ -155,6 +74,8 @@ class Course:
 class Loop:
     """One run of training: goes on from the folder's last checkpoint, if there is one.
 
+    A run that was stopped at any moment and called again ends as one that was not, bit for bit, with as many processes.
+
     Args:
         trainee: what to train.
         config: for how long.
@@ -165,32 +86,38 @@ class Loop:
     def __init__(self, trainee: Trainee, config: LoopConfig, folder: Path, processes: Processes) -> None:
         self._trainee = trainee
         self._config = config
+        self._folder = folder
         self._processes = processes
         self._checkpoints = Checkpoints(folder / CHECKPOINTS)
         self._curves = SummaryWriter(folder / "tensorboard") if processes.is_main else None
         self._course = Course()
         self._batch = 0  # batches of this epoch that were trained on
         self._done = 0.0  # of the epoch's size
-        self._before = self._zeros()  # sums and counts of this epoch up to the last checkpoint, over all processes
-        self._since = self._zeros()  # and since, of this process
+        self._sums = self._zeros()  # this process's sums and counts of this epoch
+        self._agreement = Agreement(processes.world_size)
+        self._signals = Signals()
+        self._saved_at = time.monotonic()
 
     def run(self) -> Course:
         """Trains to the end, and leaves the weights of the best epoch in the model.
 
         Raises:
-            SidrecError: if training diverges, or a checkpoint cannot be written or read; checkpoints stay as they are.
+            DivergedError: at the first batch that gives what is not finite; it is kept beside the checkpoints, which stay as
+                they are.
+            PreemptedError: after SIGTERM or SIGHUP, once a checkpoint is made.
+            SidrecError: if a checkpoint cannot be written or read.
         """
-        if self._checkpoints.has(LAST):
-            self._resume()
-        else:
-            self._trainee.begin()
-            if self._trainee.starts_trained:
+        with catch_signals() as self._signals:
+            if self._checkpoints.has(LAST):
+                self._resume()
+            else:
+                self._trainee.begin()
+            if self._trainee.starts_trained and not self._course.epochs:
                 self._end_epoch(self._validate())
-        while not self._is_over():
-            self._end_epoch(self._train_epoch() | self._validate())
+            while not self._is_over():
+                self._end_epoch(self._train_epoch() | self._validate())
         if self._processes.is_main:
-            best = self._course.best + (not self._trainee.starts_trained)
-            say(f"{self._trainee.name}: the best epoch is {best} of {self._epoch}")
+            say(f"{self._trainee.name}: {self._which_epoch()}")
         state = {"model": self._trainee.model.state_dict()}
         self._checkpoints.load(BEST, state)
         self._trainee.model.load_state_dict(state["model"])
@@ -202,6 +129,12 @@ class Loop:
     def _epoch(self) -> int:
         """Epochs trained on."""
         return len(self._course.epochs) - self._trainee.starts_trained
+
+    def _which_epoch(self) -> str:
+        best = self._course.best + (not self._trainee.starts_trained)
+        if any(self._trainee.score(epoch) is not None for epoch in self._course.epochs):
+            return f"the best epoch is {best} of {self._epoch}"
+        return f"no validation target tells which epoch is best; the last, {best}, is kept"
 
     def _is_over(self) -> bool:
         patience = self._config.patience
@@ -216,19 +149,20 @@ class Loop:
         show = {"show": self._processes.is_main, "line": self._is_told(epoch + 1)}
         with stage(title, trainee.epoch_size, **show) as progress:
             progress.advance(self._done)
-            for step in trainee.steps(epoch, self._batch, self._before_step):
-                self._batch += 1
-                self._done += step.amount
-                self._since += torch.stack([step.loss_sums, step.counts]).to(self._since)
-                course.seconds = seconds_before + time.monotonic() - started
-                self._show(progress, step)
-                if self._config.checkpoint_batches and self._batch % self._config.checkpoint_batches == 0:
-                    self._save(LAST)
-        self._share_sums()
-        losses = self._means(self._before)
-        if not all(map(math.isfinite, losses.values())):
-            raise SidrecError(f"{trainee.name}: training diverged in epoch {epoch + 1}; lower the learning rate")
-        return {_TRAIN + name: value for name, value in losses.items()}
+            try:
+                for step in trainee.steps(epoch, self._batch, self._before_step):
+                    self._batch += 1
+                    self._done += step.amount
+                    self._sums += torch.stack([step.loss_sums, step.counts]).to(self._sums)
+                    course.seconds = seconds_before + time.monotonic() - started
+                    self._show(progress, step)
+                    self._after_step(step)
+            except NotFiniteError as error:
+                self._fail(error, self._batch)
+            self._follow(self._agreement.last(self._wish()))
+        sums = self._sums.clone()
+        dist.all_reduce(sums)
+        return {_TRAIN + name: value for name, value in self._means(sums).items()}
 
     def _before_step(self) -> None:
         self._trainee.seed(self._epoch, self._batch)
@@ -238,7 +172,7 @@ class Loop:
     def _show(self, progress: Stage, step: Step) -> None:
         if self._curves is None:  # not the main process
             return
-        progress.advance(step.amount, f"loss {self._trainee.total(self._means(self._before + self._since)):.4f}")
+        progress.advance(step.amount, f"loss {self._trainee.total(self._means(self._sums)):.4f}")
         own = self._trainee.total(self._means(torch.stack([step.loss_sums, step.counts])))
         self._curves.add_scalar("train/loss", own, int(self._epoch * self._trainee.epoch_size + self._done))
 
@@ -250,7 +184,64 @@ class Loop:
         title = f"{trainee.name} validation {epoch}/{self._config.epochs}"
         show = {"show": self._processes.is_main, "line": self._is_told(epoch)}
         with stage(title, trainee.validation_size, **show) as progress:
-            return trainee.validate(progress)
+            try:
+                values = trainee.validate(progress.followed_by(self._between_validation_batches))
+                score = trainee.score(values)
+                if score is not None and not math.isfinite(score):
+                    raise NotFiniteError(f"its score is {score}")
+            except NotFiniteError as error:
+                self._fail(f"validation after it: {error}", self._batch - 1)
+            return values
+
+    def _after_step(self, step: Step) -> None:
+        is_finite = bool(step.loss_sums.isfinite().all())
+        wish = self._agreement.next(self._wish() if is_finite else Wish.FAIL)
+        if wish is Wish.FAIL:
+            self._fail("a loss is not finite", self._batch - 1 - self._agreement.lag)
+        self._follow(wish)
+        every = self._config.checkpoint_batches
+        if every and self._batch % every == 0:
+            self._save(LAST)
+
+    def _between_validation_batches(self) -> None:
+        wish = self._agreement.next(Wish.STOP if self._signals.caught else Wish.GO_ON)
+        if wish is not Wish.SAVE:  # an epoch's end is near
+            self._follow(wish)
+
+    def _wish(self) -> Wish:
+        if self._signals.caught:
+            return Wish.STOP
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return Wish.SAVE if self._processes.is_main and minutes >= self._config.checkpoint_minutes else Wish.GO_ON
+
+    def _follow(self, wish: Wish) -> None:
+        if wish is Wish.FAIL:
+            self._fail("a loss is not finite", self._batch - 1)
+        if wish is Wish.GO_ON:
+            return
+        self._save(LAST)
+        if wish is Wish.STOP:
+            number = self._signals.caught or signal.SIGTERM
+            raise PreemptedError(
+                f"{self._folder}: stopped by {number.name} after batch {self._batch} of epoch {self._epoch + 1}, and kept; "
+                "run again, and it goes on from there",
+                number,
+            )
+
+    def _fail(self, what: object, batch: int) -> NoReturn:
+        """Keeps the batch, and raises."""
+        place, advice = "before the first epoch", "scale the vectors to about 1"
+        if batch >= 0:
+            place, advice = f"in epoch {self._epoch + 1}, batch {batch + 1}", "lower the learning rate, in a new folder"
+            path = (
+                self._folder / f"diverged-epoch-{self._epoch + 1}-batch-{batch + 1}-process-{self._processes.rank}.npz"
+            )
+            arrays: dict[str, Any] = self._trainee.batch(self._epoch, batch)
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **arrays)
+            advice = f"look at the batch with numpy.load('{path}'), or {advice}"
+        kept = f"; the best epoch before it stays in {CHECKPOINTS}/{BEST}" if self._course.epochs else ""
+        raise DivergedError(f"{self._trainee.name}: training diverged {place} ({what}); {advice}{kept}")
 
     def _is_told(self, epoch: int) -> bool:
         """Whether a line of the log is spent on an epoch, counted from 1; about ten of them are worth one."""
@@ -260,12 +251,11 @@ class Loop:
         """Keeps the model if it is the best so far, and moves on."""
         course = self._course
         course.epochs.append(values)
-        scores = [self._trainee.score(epoch) for epoch in course.epochs]
+        scores = {e: self._trainee.score(epoch) for e, epoch in enumerate(course.epochs)}
+        known = {e: score for e, score in scores.items() if score is not None}
         last = len(scores) - 1
-        # without a score the last epoch is kept
-        course.best = min(range(len(scores)), key=lambda e: (scores[e], e)) if None not in scores else last
-        self._batch, self._done = 0, 0.0
-        self._before, self._since = self._zeros(), self._zeros()
+        course.best = min(known, key=lambda e: (known[e], e)) if known else last
+        self._batch, self._done, self._sums = 0, 0.0, self._zeros()
         if course.best == last:
             self._checkpoints.save(BEST, {"model": self._trainee.model.state_dict()})
         if self._curves is not None:
@@ -281,26 +271,27 @@ class Loop:
     def _zeros(self) -> Tensor:
         return torch.zeros(2, len(self._trainee.losses), dtype=torch.float64, device=self._processes.device)
 
-    def _share_sums(self) -> None:
-        dist.all_reduce(self._since)
-        self._before, self._since = self._before + self._since, self._zeros()
-
     def _means(self, sums_2K: Tensor) -> dict[str, float]:
         sums, counts = sums_2K.tolist()
         return {n: s / max(c, 1) for n, s, c in zip(self._trainee.losses, sums, counts, strict=True)}
 
     def _save(self, name: str) -> None:
-        self._share_sums()
+        own = {"sums": self._sums.tolist(), "random": random_state()}
+        processes: list[Any] = [own] * self._processes.world_size
+        dist.all_gather_object(processes, own)
+        if not all(math.isfinite(x) for other in processes for sums in other["sums"] for x in sums):
+            self._fail("a loss is not finite", self._batch - 1)  # rather than keep weights that came of it
         place = {
             "batch": self._batch,
             "done": self._done,
-            "sums": self._before.tolist(),
+            "processes": processes,
             "course": asdict(self._course),
         }
         trainee = self._trainee
         state = {"model": trainee.model.state_dict(), "optimizer": trainee.optimizer.state_dict()}
         # as text: checkpoints would take a list apart
         self._checkpoints.save(name, state | {"place": json.dumps(place)})
+        self._saved_at = time.monotonic()
 
     def _resume(self) -> None:
         trainee = self._trainee
@@ -310,6 +301,10 @@ class Loop:
         trainee.model.load_state_dict(state["model"])
         trainee.optimizer.load_state_dict(state["optimizer"])
         place = json.loads(state["place"])
-        self._batch, self._done = place["batch"], place["done"]
-        self._before = torch.tensor(place["sums"]).to(self._since)
-        self._course = Course(**place["course"])
+        self._batch, self._done, self._course = place["batch"], place["done"], Course(**place["course"])
+        sums_P2K = torch.tensor([process["sums"] for process in place["processes"]], dtype=torch.float64).to(self._sums)
+        if len(sums_P2K) == self._processes.world_size:
+            self._sums = sums_P2K[self._processes.rank]
+            set_random_state(place["processes"][self._processes.rank]["random"])
+        elif self._processes.is_main:
+            self._sums = sums_P2K.sum(0)

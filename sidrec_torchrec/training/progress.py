@@ -18,6 +18,7 @@ class Stage:
 
     def __init__(self, update: Callable[..., None] | None = None) -> None:
         self._update = update
+        self._then: Callable[[], None] | None = None
         self.note = ""
 
     def advance(self, steps: float = 1, note: str | None = None) -> None:
@@ -25,6 +26,13 @@ class Stage:
         self.note = self.note if note is None else note
         if self._update is not None:
             self._update(advance=steps, note=self.note)
+        if self._then is not None:
+            self._then()
+
+    def followed_by(self, then: Callable[[], None]) -> "Stage":
+        """Itself, calling ``then`` whenever it has moved on."""
+        self._then = then
+        return self
 
 
 @contextmanager

@@ -21,14 +21,16 @@ import torch.distributed as dist
 from sidrec_torchrec.errors import FolderBusyError, RunMismatchError
 from sidrec_torchrec.files import glance, read_json, remove_temporaries, sha256_of, write_json
 from sidrec_torchrec.processes import on_first_process
-from sidrec_torchrec.training.config import config_json, without_paths
+from sidrec_torchrec.training.config import config_json, without, without_paths
 from sidrec_torchrec.training.progress import say
 
 CONFIG_FILE = "run.json"
 RESULT_FILE = "metrics.json"
 LOCK_FILE = "run.lock"
 INPUTS = "inputs"  # in CONFIG_FILE, beside the config's fields: what each input file was
+_HOW_OFTEN = ("checkpoint_batches", "checkpoint_minutes")  # fields of any config that change no result
 
+_held: set[TextIO] = set()  # lock files of this process
 _is_within: ContextVar[bool] = ContextVar("is_within", default=False)  # another run, whose step this one is
 
 
@@ -91,7 +93,7 @@ def open_run(
 
         def claim() -> dict[str, Any] | None:
             is_locked = stack.enter_context(_locked(folder))
-            fields = {k: v for k, v in config_json(config, folder).items() if k not in ignore}
+            fields = without({k: v for k, v in config_json(config, folder).items() if k not in ignore}, _HOW_OFTEN)
             stack.enter_context(_claimed(folder, fields, inputs, grows=grows, free=free, remedy=remedy))
             if is_locked:
                 remove_temporaries(folder)
@@ -117,18 +119,30 @@ def _locked(folder: Path) -> Iterator[bool]:
     try:
         file = _open_locked(path)
         if file is not None:
+            _held.add(file)
             with suppress(OSError):  # a full disk, as the job will say
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
                 file.flush()
         yield file is not None
     finally:
-        if file is not None:
+        if file is not None and not file.closed:
             path.unlink(missing_ok=True)  # while it is held: whoever has opened it by now sees that it is gone
+            _held.discard(file)
             file.close()
         with suppress(OSError):  # something is in it, as it should be
             for parent in made:
                 parent.rmdir()
+
+
+def _leave_locks() -> None:
+    """In a forked process, say a loader's worker, which would otherwise keep its killed parent's locks until it ends too."""
+    for file in _held:
+        file.close()  # and not unlocked, which would take the lock from the parent
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 def _make_folder(folder: Path) -> list[Path]:
@@ -196,7 +210,7 @@ def _claimed(
 
 
 def _check_config(folder: Path, there: dict[str, Any], config: dict[str, Any]) -> None:
-    there, config = without_paths(there), without_paths(config)
+    there, config = without(without_paths(there), _HOW_OFTEN), without_paths(config)
     changed = [name for name in sorted(there.keys() | config) if there.get(name) != config.get(name)]
     if changed:
         differences = "; ".join(f"{name} was {there.get(name)!r}, is {config.get(name)!r}" for name in changed)

@@ -190,9 +190,6 @@ def test_fingerprint_covers_encoding_and_nothing_else():
 def test_config_is_checked():
     with pytest.raises(ValueError, match="at least one source"):
         VQFusionConfig(sources={})
-    for name in ("a.b", "a/b", "type", "keys"):
-        with pytest.raises(ValueError, match=f"'{name}' cannot be the name of a source or target"):
-            VQFusionConfig(sources={name: 3})
     with pytest.raises(ValueError, match="unknown task 'genre'"):
         VQFusionConfig(sources={"x": 3}, weights={"genre": 1.0})
     with pytest.raises(ValueError, match="residual VQ takes one-hot digits"):

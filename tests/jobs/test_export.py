@@ -1,6 +1,7 @@
 """The export job: what a fresh process loads, without TorchRec, predicts what the trained ranker did."""
 
 import dataclasses
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.jobs import export, train_ranker
 from sidrec_torchrec.jobs.export import ExportConfig, check_predictions
 from sidrec_torchrec.ranker.arms import ArmConfig
@@ -50,11 +51,15 @@ def trained(corpus, prepared, sids, tmp_path_factory):
     return config, pairs
 
 
-def test_a_program_predicts_what_the_sharded_ranker_does(trained, tmp_path):
+def test_a_program_predicts_what_the_sharded_ranker_does(trained, tmp_path, capsys):
     config, pairs = trained
     file = tmp_path / "ranker.pt2"
     metadata = export.main(ExportConfig(ranker=config.out, out=file, compiled=False))
-    scorer = Scorer(file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert f"{file}: sha256 {digest}" in capsys.readouterr().out
+    with pytest.raises(DataError, match=f"its sha256 is {digest}, expected 00"):
+        Scorer(file, sha256="00" * 32)
+    scorer = Scorer(file, sha256=digest)
     assert scorer.metadata == metadata
     assert len(pairs) > 1
     for inputs, expected in pairs:

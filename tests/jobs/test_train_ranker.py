@@ -163,8 +163,8 @@ def test_interrupted_run_goes_on_where_it_was(arm, after, corpus, prepared, sids
     assert not (tmp_path / "killed" / "metrics.json").exists()
     monkeypatch.setattr(Checkpoints, "save", save)
     resumed = train_ranker.main(config)
-    assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
-    assert resumed["test"]["ne_all"] == pytest.approx(whole["test"]["ne_all"], rel=1e-5)
+    assert resumed["train_loss"] == whole["train_loss"]
+    assert resumed["test"] == whole["test"]
 
 
 def test_refusals(corpus, prepared, sids, tmp_path):

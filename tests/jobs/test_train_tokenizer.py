@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sidrec_torchrec.data.synthetic_items import SyntheticConfig, items_table, make_items
-from sidrec_torchrec.errors import DataError, RunMismatchError, SidrecError
+from sidrec_torchrec.errors import DataError, DivergedError, RunMismatchError, SidrecError
 from sidrec_torchrec.fusion.config import QuantizerConfig, VQFusionOptions
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
 from sidrec_torchrec.jobs import train_tokenizer
@@ -249,7 +249,7 @@ def test_unknown_names_are_refused(items, tmp_path):
 
 @pytest.mark.parametrize("learning_rate", [1e12, 1e30])
 def test_diverging_training_stops_in_words(learning_rate, items, tmp_path):
-    with pytest.raises(SidrecError, match="training diverged in epoch 1 .*lower learning_rate"):
+    with pytest.raises(DivergedError, match="training diverged in epoch 1, batch .*lower the learning rate"):
         train_tokenizer.main(make_config(items, tmp_path / "run", learning_rate=learning_rate))
     assert not (tmp_path / "run" / "tokenizer").exists()
     assert not (tmp_path / "run" / "metrics.json").exists()

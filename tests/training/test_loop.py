@@ -1,16 +1,20 @@
 """The training loop on a model of one number: the best epoch, patience, resuming, and training that diverges."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.errors import DivergedError
 from sidrec_torchrec.training.checkpoints import Checkpoints
 from sidrec_torchrec.training.group import process_group
-from sidrec_torchrec.training.loop import Loop, LoopConfig, Step, Trainee
+from sidrec_torchrec.training.loop import Loop, LoopConfig
 from sidrec_torchrec.training.schedule import rate_factor
+from sidrec_torchrec.training.trainee import Step, Trainee
 
 
 class Rate:
@@ -52,6 +56,9 @@ class Counting(Trainee):
             loss = math.nan if (epoch, batch) == (self.nan_at, 2) else float(batch)
             yield Step(1, torch.tensor([loss]), torch.ones(1))
 
+    def batch(self, epoch, number):
+        return {"values": np.array([epoch, number])}
+
     def seed(self, epoch, batch):
         torch.manual_seed(10 * epoch + batch)
 
@@ -79,9 +86,14 @@ def test_the_best_epoch_is_kept(tmp_path):
     assert trainee.optimizer.progress == pytest.approx([i / 12 for i in range(12)])
 
 
-def test_without_a_score_the_last_epoch_is_kept(tmp_path):
+def test_without_a_score_the_last_epoch_is_kept(tmp_path, capsys):
     trainee = Counting([None, None])
     assert train(trainee, tmp_path).best == 1 and int(trainee.model.weight) == 8
+    assert "no validation target tells which epoch is best; the last, 2, is kept" in capsys.readouterr().err
+
+
+def test_an_epoch_without_a_score_is_not_the_best(tmp_path):
+    assert train(Counting([0.4, None, 0.5]), tmp_path).best == 0
 
 
 def test_patience_ends_training(tmp_path):
@@ -89,11 +101,45 @@ def test_patience_ends_training(tmp_path):
 
 
 def test_training_that_diverges_keeps_the_last_good_epoch(tmp_path):
-    with pytest.raises(SidrecError, match="counting: training diverged in epoch 2; lower the learning rate"):
+    with pytest.raises(
+        DivergedError, match=r"diverged in epoch 2, batch 3 \(a loss is not finite\).*the best epoch"
+    ) as error:
         train(Counting([0.5, 0.3, 0.1], nan_at=1), tmp_path)
+    (path,) = tmp_path.glob("diverged-*.npz")
+    assert f"numpy.load('{path}')" in str(error.value)
+    assert np.load(path)["values"].tolist() == [1, 2]  # the third batch of the second epoch
     again = Counting([0.5, 0.3, 0.1])
     assert train(again, tmp_path).best == 2  # goes on after the epoch before
     assert again.drawn[0][:2] == (1, 0)
+
+
+def test_nan_that_a_checkpoint_would_keep_is_refused(tmp_path):
+    with pytest.raises(DivergedError, match="epoch 2, batch 3"):
+        train(Counting([0.5, 0.3, 0.1], nan_at=1), tmp_path, checkpoint_minutes=0)
+    again = Counting([0.5, 0.3, 0.1])
+    train(again, tmp_path)
+    assert again.drawn[0][:2] == (1, 2)  # goes on at the batch that failed
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_is_no_epoch_to_keep(tmp_path, score):
+    with pytest.raises(DivergedError, match=f"epoch 2, batch 4 .validation after it: its score is {score}"):
+        train(Counting([0.5, score, 0.1]), tmp_path)
+    trainee = Counting([0.5])
+    assert train(trainee, tmp_path).best == 0 and int(trainee.model.weight) == 4
+
+
+def test_on_two_processes_both_end_at_the_batch_that_one_saw(run_distributed, tmp_path):
+    both = run_distributed(_diverge, 2, tmp_path)
+    assert all("diverged in epoch 2, batch 3" in text for text in both)
+    assert len(list(tmp_path.glob("diverged-*-process-[01].npz"))) == 2
+
+
+def _diverge(folder: Path) -> str:
+    only_here = dist.get_rank() == 1
+    with pytest.raises(DivergedError) as error:
+        train(Counting([0.5, 0.3, 0.1], nan_at=1 if only_here else None), folder)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("killed_after", range(1, 9))

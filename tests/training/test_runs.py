@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -21,6 +22,20 @@ fcntl.flock(file, fcntl.LOCK_EX)
 print("process 7 on host", file=file, flush=True)
 print("held", flush=True)
 time.sleep(600)
+"""
+
+WITH_A_WORKER = """
+import os, sys, time
+from pathlib import Path
+from sidrec_torchrec.training.runs import _locked
+with _locked(Path(sys.argv[1])):
+    worker = os.fork()
+    if not worker:
+        os.close(1)
+        time.sleep(600)
+    time.sleep(0.5)
+    print(worker, flush=True)
+    time.sleep(600)
 """
 
 JOIN = """
@@ -80,9 +95,24 @@ def test_the_lock_of_a_killed_job_is_gone(tmp_path):
     assert work(config)["epochs"] == 1
 
 
+def test_a_worker_that_outlives_its_killed_job_does_not_keep_the_lock(tmp_path):
+    config = Config(tmp_path / "run")
+    command = [sys.executable, "-c", WITH_A_WORKER, str(config.out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
+        worker = int(job.stdout.readline())
+        with pytest.raises(FolderBusyError):  # the worker has closed the lock, and not let go of it
+            work(config)
+        job.kill()
+    try:
+        assert work(config)["epochs"] == 1
+        os.kill(worker, 0)  # lives on
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
 def test_what_a_killed_job_was_writing_is_removed(tmp_path):
     config = Config(tmp_path / "run")
-    claim, sequences = config.out / ".run.json.7.tmp", config.out / ".sequences.7.tmp"
+    claim, sequences = config.out / ".run.json.7.tmp", config.out / ".sequences.host-7-0123456789abcdef.tmp"
     config.out.mkdir()
     claim.touch()  # by a job killed at its very start
     with process_group():

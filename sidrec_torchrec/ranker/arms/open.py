@@ -14,6 +14,7 @@ from sidrec_torchrec.data.item_arrays import write_rows, write_vectors
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.sids import open_sids, read_sids
 from sidrec_torchrec.errors import DataError, SidrecError
+from sidrec_torchrec.names import escape
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray
 
@@ -63,7 +64,7 @@ def open_arm(
 def _vectors(data: DataFolder, sources: Sequence[str], folder: Path) -> dict[str, Path]:
     vectors = {}
     for source in sources or open_items(data).source_dims:
-        vectors[source] = folder / f"vectors-{source}.npy"
+        vectors[source] = folder / f"{escape(f'vectors-{source}')}.npy"
         _once(vectors[source], partial(write_vectors, data, source))
     return vectors
 
