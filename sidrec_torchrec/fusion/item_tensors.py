@@ -12,7 +12,8 @@ import torch
 
 from sidrec_torchrec.data.format import ItemBatch, Items, Vocabulary, open_items
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.fusion.model import ItemTensors
+from sidrec_torchrec.fusion.model import DIGITS, ItemTensors
+from sidrec_torchrec.fusion.published import Published
 
 _SAMPLE_ITEMS = 32_768
 
@@ -28,6 +29,7 @@ class ItemStream:
         excluded: int64, sorted item ids to leave out.
         validation_fraction: share of the items, chosen by a hash of their id, that validates.
         part: ``train``, ``validation`` or ``all``.
+        published: SIDs to be kept; None for none.
     """
 
     items: Items
@@ -36,6 +38,7 @@ class ItemStream:
     excluded: np.ndarray
     validation_fraction: float
     part: str
+    published: Published | None = None
 
     @staticmethod
     def open(
@@ -46,11 +49,13 @@ class ItemStream:
         exclude: Path | None = None,
         validation_fraction: float = 0.0,
         part: str = "all",
+        published: Published | None = None,
     ) -> "ItemStream":
         """Opens the items of a data folder.
 
         Args:
             exclude: Parquet file with a column ``item_id`` of items to leave out; it may have no rows.
+            published: SIDs to be kept, which then go with the items.
 
         Raises:
             DataError: on a missing or broken file or column.
@@ -63,6 +68,7 @@ class ItemStream:
             excluded=excluded,
             validation_fraction=validation_fraction,
             part=part,
+            published=published,
         )
 
     def blocks(
@@ -123,12 +129,14 @@ class ItemStream:
         return kept_N & ((_uniform(item_ids_N) < self.validation_fraction) == (self.part == "validation"))
 
     def _tensors(self, batch: ItemBatch) -> ItemTensors:
+        published = {} if self.published is None else {DIGITS: self.published.digits(batch.item_ids)}
         encoded = {name: v.encode(batch.targets[name]) for name, v in self.vocabularies.items()}
         return ItemTensors(
             sources={name: torch.from_numpy(x) for name, x in batch.sources.items()},
             present={name: torch.from_numpy(x) for name, x in batch.present.items()},
             labels={name: torch.from_numpy(labels) for name, (labels, _) in encoded.items()},
             labelled={name: torch.from_numpy(mask) for name, (_, mask) in encoded.items()},
+            published=published,
         )
 
 

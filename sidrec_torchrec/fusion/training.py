@@ -55,7 +55,7 @@ class TokenizerTrainingConfig:
 
 
 class TokenizerTraining(Trainee):
-    """VQ Fusion in training; its closed-form start is epoch 0, which training must beat.
+    """VQ Fusion in training; its start, in closed form or at another tokenizer, is epoch 0, which training must beat.
 
     Args:
         config: how to train.
@@ -63,6 +63,7 @@ class TokenizerTraining(Trainee):
         train: items to train on.
         validation: items that choose the epoch; where there are none, those trained on do.
         processes: the group; each process takes its share of every batch.
+        take: called after the closed-form start, to put weights of another tokenizer into the model; None to start there.
 
     Attributes:
         validation: items that choose the epoch.
@@ -83,6 +84,7 @@ class TokenizerTraining(Trainee):
         train: ItemStream,
         validation: ItemStream,
         processes: Processes,
+        take: Callable[[VQFusion], None] | None = None,
     ) -> None:
         self.name = f"tokenizer {model.config.quantizer.stages} of {'+'.join(model.config.read_sources)}"
         self.model = model
@@ -90,6 +92,7 @@ class TokenizerTraining(Trainee):
         self._config = config
         self._processes = processes
         self._train = train
+        self._take = take
         self.validation = validation if next(validation.again(), None) is not None else train
         num_items = standardize(model, train, processes.device)
         self.epoch_size = -(-num_items // config.batch_size)
@@ -97,8 +100,10 @@ class TokenizerTraining(Trainee):
         self._parallel: DistributedDataParallel | None = None
 
     def begin(self) -> None:
-        """Starts the model in closed form, from a sample that is the same on every process."""
+        """Starts the model in closed form, from a sample that is the same on every process; or where it is told to."""
         self.model.start(self._train.sample(self._config.seed).to(self._processes.device))
+        if self._take is not None:
+            self._take(self.model)
 
     def seed(self, epoch: int, batch: int) -> None:
         """Anew for each epoch."""
@@ -130,18 +135,29 @@ class TokenizerTraining(Trainee):
 
     @torch.no_grad()
     def validate(self, progress: Stage) -> Values:
-        """Losses by task over the validation items, and their weighed sum, ``total``."""
+        """Losses by task over the validation items, and their weighed sum, ``total``.
+
+        With SIDs to be kept also ``moved``, what is pulled at (see ``VQFusion.moved_rows``), which is part of the total.
+        """
         tasks = self.model.config.tasks
         sums_K, counts_K = torch.zeros(len(tasks), dtype=torch.float64), torch.zeros(len(tasks), dtype=torch.float64)
+        moved = torch.zeros(2, dtype=torch.float64)
         for block in self.validation.again():
             items = block.to(self._processes.device)
+            if self.model.keep is not None:
+                moved_M = self.model.moved_rows(items)
+                moved += torch.tensor([float(moved_M.double().sum()), len(moved_M)])
             z_ND = self.model.quantizer(self.model.latent(items)).z_q_ND
             for k, (loss_N, has_N) in enumerate(self.model.task_losses(z_ND, items).values()):
                 sums_K[k] += loss_N.double().sum().cpu()
                 counts_K[k] += has_N.sum().cpu()
         losses = dict(zip(tasks, (sums_K / counts_K.clamp_min(1)).tolist(), strict=True))
+        total = self.total(losses)
+        if self.model.keep is not None:
+            losses["moved"] = float(moved[0] / moved[1].clamp_min(1))
+            total += self.model.keep.weight * losses["moved"]
         progress.advance(0, ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
-        return losses | {"total": self.total(losses)}
+        return losses | {"total": total}
 
     def score(self, values: Values) -> float | None:
         return values["total"]
@@ -159,7 +175,8 @@ class _Optimizer:
         self._model = model
         self._config = config
         self._steps = steps
-        self._adam = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._adam = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
 
     def set_progress(self, progress: float) -> None:
         factor = rate_factor(progress + 1 / self._steps, warmup=_WARMUP, decay_from=0.0)

@@ -10,9 +10,12 @@ import torch
 
 from sidrec_torchrec.data.format import ITEMS_FILE, open_items
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
+from sidrec_torchrec.data.sids import sid_files
 from sidrec_torchrec.errors import DataError, check_at_least
+from sidrec_torchrec.fusion.config import Keep
 from sidrec_torchrec.fusion.item_store import ItemStore
 from sidrec_torchrec.fusion.item_tensors import ItemStream
+from sidrec_torchrec.fusion.published import Published
 from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer, tokenizer_files
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.sharding import shard
@@ -37,6 +40,10 @@ class TuneTokenizerConfig(RankerTrainingConfig, JobConfig):
             collaborative-vectors wrote; none given: ``data``.
         epochs: passes over the training sequences.
         own_weight: of the tokenizer's own loss, beside the ranker's.
+        keep: folder of SIDs that encode-corpus wrote with this tokenizer, or with one of the same codec: the codec is kept as
+            it is, and the encoders are asked not to change digits of these items. None given: all is tuned.
+        keep_weight: of an item's digits that change, beside losses of which 1 is a source's whole variance.
+        keep_margin: how far from where a digit changes an item is to stay, of the way to another digit; below 0.5.
     """
 
     data: Path
@@ -46,18 +53,23 @@ class TuneTokenizerConfig(RankerTrainingConfig, JobConfig):
     content: Path | None = None
     epochs: int = 4
     own_weight: float = 1.0
+    keep: Path | None = None
+    keep_weight: float = 1.0
+    keep_margin: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         JobConfig.__post_init__(self)
         check_at_least(self, 0, "own_weight")
+        Keep(weight=self.keep_weight, margin=self.keep_margin)
         if self.model.reader(None).reads_codes:
             raise ValueError("codes have no gradient: tune with attention to vectors, which is the same mathematics")
 
     def files(self) -> list[Path]:
         """The files it is tuned from."""
         items = {folder / ITEMS_FILE for folder in (self.data, self.content or self.data)}
-        return [*sorted(items), *open_prepared(self.prepared).files(), *tokenizer_files(self.tokenizer)]
+        kept = [] if self.keep is None else sid_files([self.keep])
+        return [*sorted(items), *open_prepared(self.prepared).files(), *tokenizer_files(self.tokenizer), *kept]
 
 
 def main(config: TuneTokenizerConfig) -> dict[str, Any]:
@@ -84,6 +96,8 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     before = tokenizer.codec.spec.fingerprint
     store = config.out / "items"
     content = _open_store(config, tokenizer, prepared, store)
+    if config.keep is not None:
+        tokenizer.model.hold(Keep(weight=config.keep_weight, margin=config.keep_margin))
     items = TokenizedItems(tokenizer.model.to(processes.device), content, config.own_weight)
     torch.manual_seed(config.seed)
     dim, features = tokenizer.model.config.latent_dim, prepared.user_features
@@ -91,7 +105,8 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     model = shard(ranker, config.optimizer, processes.device)
     training = RankerTraining("tuning", config, model, prepared, ItemRows(), processes)
     course = Loop(training, config.loop(), config.out, processes).run()
-    tuned = Tokenizer(tokenizer.model.cpu(), tokenizer.vocabularies)
+    codec = None if config.keep is None else tokenizer.codec
+    tuned = Tokenizer(tokenizer.model.cpu(), tokenizer.vocabularies, codec=codec)
     if processes.is_main:
         tuned.save(config.out / TOKENIZER_FOLDER)
         shutil.rmtree(store)
@@ -102,7 +117,9 @@ def _open_store(config: TuneTokenizerConfig, tokenizer: Tokenizer, prepared: Pre
     """The items' content by row; laid out by the main process where an interrupted run has not left it."""
     prepared.check_items(config.data)
     content = config.content or config.data
-    stream = ItemStream.open(content, tuple(tokenizer.model.config.sources), tokenizer.vocabularies)
+    published = None if config.keep is None else Published.open(config.keep, tokenizer.codec)
+    sources = tuple(tokenizer.model.config.sources)
+    stream = ItemStream.open(content, sources, tokenizer.vocabularies, published=published)
     if not np.array_equal(stream.items.ids(), open_items(config.data, sources=(), targets=()).ids()):
         raise DataError(f"{content / ITEMS_FILE}: other items than {config.data / ITEMS_FILE}, or in another order")
     on_first_process(lambda: None if store.exists() else ItemStore.write(stream, store))

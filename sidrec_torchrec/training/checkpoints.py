@@ -64,9 +64,18 @@ class Checkpoints:
         Raises:
             SidrecError: if it is broken.
         """
+        return set(self.shapes(name))
+
+    def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """By dotted name, the shape of each tensor that checkpoint ``name`` holds, whole; () of what is none.
+
+        Raises:
+            SidrecError: if it is broken.
+        """
         path = self._folder / name
         try:
-            return set(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)
+            kept = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+            return {key: tuple(getattr(value, "size", ())) for key, value in kept.items()}
         except Exception as error:  # whatever unpickling may raise
             raise SidrecError(
                 f"{path}: a broken checkpoint ({first_line(error)}); remove {self._folder} to train anew"
