@@ -14,7 +14,7 @@ training):
 
 Printed: old items of which any digit changed, and their changed digits; the tokenizer's loss over all items; and NE of warm and of
 cold test targets, by the old ranker as it is, and by one that is trained anew, on sequences that have the new items' events. For the
-last weight also by the old ranker after one more epoch (``train-ranker --init``).
+first weight also by the old ranker after one more epoch (``train-ranker --init``).
 
 Steps that are done are read back: seeds may run side by side, and a last call with all of them prints the table.
 """
@@ -114,20 +114,26 @@ class Bench:
         self.before.train_tokenizer(plan)
         self.before.rank(self._encoded_before(plan), self.seed)
         rows = {NO_REFRESH: self._row(NO_REFRESH, self._encode(self.old_tokenizer, "no-refresh"), processes)}
-        for weight in self.arguments.weight:
-            name = f"refreshed, weight {weight:g}"
-            tokenizer = self._tune(f"keep-{weight:g}", keep=self.published, keep_weight=weight)
-            rows[name] = self._row(name, self._encode(tokenizer, f"keep-{weight:g}"), processes)
-        sids = self.out / "sids" / f"keep-{self.arguments.weight[-1]:g}"
-        longer = self._rank("one-epoch-more", sids, init=self.old_ranker, epochs=1)
-        rows[name] |= {f"more_{part}": longer[f"ne_{part}"] for part in ("warm", "cold")}
+        first, *others = self.arguments.weight
+        rows |= self._refreshed(first, processes)
+        longer = self._rank("one-epoch-more", self.out / "sids" / f"keep-{first:g}", init=self.old_ranker, epochs=1)
+        rows[_named(first)] |= {f"more_{part}": longer[f"ne_{part}"] for part in ("warm", "cold")}
         if self.arguments.peers:
-            rows[TUNED_ON] = self._row(TUNED_ON, self._encode(self._tune("tuned-on"), "tuned-on"), processes)
             self.after.train_tokenizer(plan)
             anew = self._encode(self.after.out / "tokenizers" / plan.name, "anew")
             rows[ANEW] = self._row(ANEW, anew, processes)
             rows[ALIGNED] = self._row(ALIGNED, self._aligned(anew), processes, anew=False)
+        for weight in others:
+            rows |= self._refreshed(weight, processes)
+        if self.arguments.peers:
+            tuned_on = self._encode(self._tune("tuned-on"), "tuned-on")
+            rows[TUNED_ON] = self._row(TUNED_ON, tuned_on, processes, anew=False)
         return rows
+
+    def _refreshed(self, weight: float, processes: Any) -> dict[str, Any]:
+        tokenizer = self._tune(f"keep-{weight:g}", keep=self.published, keep_weight=weight)
+        sids = self._encode(tokenizer, f"keep-{weight:g}")
+        return {_named(weight): self._row(_named(weight), sids, processes)}
 
     def _encoded_before(self, plan: TokenizerPlan) -> Variant:
         self.before.encode(plan)
@@ -256,6 +262,10 @@ def _write(folder: Path, codec: Codec, ids: np.ndarray, words_NW: np.ndarray) ->
     write_sids(folder / SIDS_FILE, codec.spec, [(ids, words_NW)])
     codec.save(folder / CODEC_FOLDER)
     return folder
+
+
+def _named(weight: float) -> str:
+    return f"refreshed, weight {weight:g}"
 
 
 def _fields(config: Any) -> dict[str, Any]:

@@ -115,15 +115,19 @@ class VQFusion(nn.Module):
             total_ND = total_ND + torch.where(items.present[name].unsqueeze(1), z_ND, self.absent[name])
         return total_ND if self.fuse is None else total_ND + self.fuse(total_ND)
 
-    def forward(self, items: ItemTensors) -> tuple[Tensor, Tensor, QuantizerOutput]:
+    def forward(self, items: ItemTensors, kept: ItemTensors | None = None) -> tuple[Tensor, Tensor, QuantizerOutput]:
         """Encodes a batch, and takes the ``losses`` of what its digits decode to.
+
+        Args:
+            items: N items to learn from.
+            kept: others whose published SIDs are to be kept, too.
 
         Returns:
             The total loss, scalar; the losses of ``config.tasks``, float [K], detached; the quantizer's output.
         """
         quantized = self.quantizer(self.latent(items))
         loss, losses_K = self.losses(quantized, items)
-        return loss + self.keep_loss(items), losses_K, quantized
+        return loss + self.keep_loss(items if kept is None else items.followed_by(kept)), losses_K, quantized
 
     def losses(self, quantized: QuantizerOutput, items: ItemTensors) -> tuple[Tensor, Tensor]:
         """Losses of encoded items; in training, some are decoded from a prefix of their digits (``prefix_share``).

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from sidrec_torchrec.errors import DataError, SidrecError, check_at_least
 from sidrec_torchrec.fusion.item_tensors import ItemStream
-from sidrec_torchrec.fusion.model import Standardize, VQFusion
+from sidrec_torchrec.fusion.model import ItemTensors, Standardize, VQFusion
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.loop import LoopConfig, Step, Trainee, Values
 from sidrec_torchrec.training.progress import Stage
@@ -121,17 +122,27 @@ class TokenizerTraining(Trainee):
             raise ValueError("items are shuffled as they are read: an epoch begins at its first batch")
         self._parallel = self._parallel or DistributedDataParallel(self.model)
         rank, world_size = self._processes.rank, self._processes.world_size
-        for batch in self._train.shuffled(self._config.batch_size, self._config.seed * 100_003 + epoch + 1):
+        seed = self._config.seed * 100_003 + epoch + 1
+        batches = self._train.shuffled(self._config.batch_size, seed)
+        for batch, kept in zip_longest(batches, self._only_kept(seed)):
             before_step()
             share = batch.select(slice(rank, None, world_size)).to(self._processes.device)
+            kept_share = kept and kept.select(slice(rank, None, world_size)).to(self._processes.device)
             try:
-                loss, losses_K, _ = self._parallel(share)
+                loss, losses_K, _ = self._parallel(share, kept_share)
             except SidrecError:
                 raise
             except ValueError as error:  # the quantizer's, which refuses latents that are not finite
                 raise SidrecError(f"training diverged in epoch {epoch + 1} ({error}); lower learning_rate") from error
             self.optimizer.step(loss, epoch)
             yield Step(1, losses_K, torch.ones_like(losses_K))
+
+    def _only_kept(self, seed: int) -> Iterator[ItemTensors]:
+        """Validation items, for each of an epoch's steps some: what is published of them is kept, and nothing else learned."""
+        if self.model.keep is None or self.validation is self._train:
+            return iter(())
+        count = sum(len(block) for block in self.validation.again())
+        return self.validation.shuffled(-(-count // self.epoch_size), seed)
 
     @torch.no_grad()
     def validate(self, progress: Stage) -> Values:

@@ -51,7 +51,7 @@ def main(config: EncodeCorpusConfig) -> dict[str, Any]:
     """Encodes every item, in the order of the item file; each process takes a stretch of it.
 
     Returns:
-        The content of ``metrics.json``: the codec's fingerprint and what ``TokenizerReport.result`` says.
+        The content of ``metrics.json``: fingerprints of codec and encoding, and what ``TokenizerReport.result`` says.
 
     Raises:
         DataError: on bad items, or a tokenizer that is missing or broken.
@@ -90,7 +90,8 @@ def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Process
             tokenizer.codec.save(config.out / CODEC_FOLDER)
             shutil.rmtree(config.out / "parts")
             words_NW = np.concatenate([words for _, words in open_sids(config.out).batches()])
-            return {"fingerprint": tokenizer.codec.spec.fingerprint} | report.result(words_NW)
+            fingerprints = {"fingerprint": tokenizer.codec.spec.fingerprint, "encoding": tokenizer.encoding}
+            return fingerprints | report.result(words_NW)
 
         result = on_first_process(join)
         shared = result["collisions"]["items"]

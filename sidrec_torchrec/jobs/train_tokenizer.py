@@ -1,6 +1,6 @@
 """Trains VQ Fusion on a corpus of items."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sidrec_torchrec.fusion.config import Keep, TargetConfig, VQFusionConfig, VQ
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.model import VQFusion
 from sidrec_torchrec.fusion.published import Published
-from sidrec_torchrec.fusion.report import TokenizerReport
+from sidrec_torchrec.fusion.report import TokenizerReport, kept
 from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer, tokenizer_files
 from sidrec_torchrec.fusion.training import TokenizerTraining, TokenizerTrainingConfig
 from sidrec_torchrec.fusion.warm_start import take_weights
@@ -84,7 +84,7 @@ def main(config: TrainTokenizerConfig) -> dict[str, Any]:
 
     Returns:
         The content of ``metrics.json``: the course of training, and a report on the validation items (see
-        ``TokenizerReport.result``).
+        ``TokenizerReport.result``); with ``keep`` also what became of the published SIDs, ``kept``.
 
     Raises:
         DataError: on bad items; names file, column and row.
@@ -131,10 +131,18 @@ def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]
         digits_NL = tokenizer.digits(block)
         report.update(block, digits_NL)
         words.append(tokenizer.codec.spec.pack(digits_NL).numpy())
+    whole = replace(train, part="all")
+    share = {"rank": processes.rank, "world_size": processes.world_size}
+    refreshed = {} if published is None else {"kept": kept(tokenizer, whole, **share)}
     if processes.is_main:
         tokenizer.save(config.out / TOKENIZER_FOLDER)
-    fingerprint = tokenizer.codec.spec.fingerprint
-    return {"fingerprint": fingerprint, "course": course.epochs, "validation": report.result(np.concatenate(words))}
+    fingerprints = {"fingerprint": tokenizer.codec.spec.fingerprint, "encoding": tokenizer.encoding}
+    return {
+        **fingerprints,
+        "course": course.epochs,
+        "validation": report.result(np.concatenate(words)),
+        **refreshed,
+    }
 
 
 def _model_config(

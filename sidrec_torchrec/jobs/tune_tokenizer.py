@@ -16,6 +16,7 @@ from sidrec_torchrec.fusion.config import Keep
 from sidrec_torchrec.fusion.item_store import ItemStore
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.published import Published
+from sidrec_torchrec.fusion.report import kept
 from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer, tokenizer_files
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.sharding import shard
@@ -75,11 +76,12 @@ class TuneTokenizerConfig(RankerTrainingConfig, JobConfig):
 def main(config: TuneTokenizerConfig) -> dict[str, Any]:
     """Trains tokenizer and ranker together, and saves the tokenizer of the best epoch as ``out/tokenizer``.
 
-    Its SIDs are others than those of the tokenizer it started from: encode the corpus again. Only items that occur in
-    training are learned from. A finished run is read back, an interrupted one goes on from its last checkpoint.
+    Its SIDs are others than those of the tokenizer it started from: encode the corpus again. With ``keep`` they are of the same
+    codec, so that whatever reads that one's SIDs reads these. Only items that occur in training are learned from. A finished run is read back, an interrupted one goes on from its last checkpoint.
 
     Returns:
-        The content of ``metrics.json``: fingerprints ``before`` and after, and the course of training.
+        The content of ``metrics.json``: fingerprints ``before`` and after, and the course of training; with ``keep`` also what
+        became of the published SIDs, ``kept``.
 
     Raises:
         DataError: on bad items (names file, column and row), other items than those prepared, or columns that the
@@ -95,7 +97,9 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     tokenizer = Tokenizer.load(config.tokenizer)
     before = tokenizer.codec.spec.fingerprint
     store = config.out / "items"
-    content = _open_store(config, tokenizer, prepared, store)
+    stream = _open_items(config, tokenizer, prepared)
+    on_first_process(lambda: None if store.exists() else ItemStore.write(stream, store))
+    content = ItemStore.open(store)
     if config.keep is not None:
         tokenizer.model.hold(Keep(weight=config.keep_weight, margin=config.keep_margin))
     items = TokenizedItems(tokenizer.model.to(processes.device), content, config.own_weight)
@@ -107,14 +111,17 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     course = Loop(training, config.loop(), config.out, processes).run()
     codec = None if config.keep is None else tokenizer.codec
     tuned = Tokenizer(tokenizer.model.cpu(), tokenizer.vocabularies, codec=codec)
+    share = {"rank": processes.rank, "world_size": processes.world_size}
+    refreshed = {} if config.keep is None else {"kept": kept(tuned, stream, **share)}
     if processes.is_main:
         tuned.save(config.out / TOKENIZER_FOLDER)
         shutil.rmtree(store)
-    return {"fingerprint": tuned.codec.spec.fingerprint, "before": before, **training.result(course)}
+    fingerprints = {"fingerprint": tuned.codec.spec.fingerprint, "encoding": tuned.encoding, "before": before}
+    return fingerprints | refreshed | training.result(course)
 
 
-def _open_store(config: TuneTokenizerConfig, tokenizer: Tokenizer, prepared: Prepared, store: Path) -> ItemStore:
-    """The items' content by row; laid out by the main process where an interrupted run has not left it."""
+def _open_items(config: TuneTokenizerConfig, tokenizer: Tokenizer, prepared: Prepared) -> ItemStream:
+    """All that the tokenizer reads and predicts of the items, and their SIDs to be kept."""
     prepared.check_items(config.data)
     content = config.content or config.data
     published = None if config.keep is None else Published.open(config.keep, tokenizer.codec)
@@ -122,5 +129,4 @@ def _open_store(config: TuneTokenizerConfig, tokenizer: Tokenizer, prepared: Pre
     stream = ItemStream.open(content, sources, tokenizer.vocabularies, published=published)
     if not np.array_equal(stream.items.ids(), open_items(config.data, sources=(), targets=()).ids()):
         raise DataError(f"{content / ITEMS_FILE}: other items than {config.data / ITEMS_FILE}, or in another order")
-    on_first_process(lambda: None if store.exists() else ItemStore.write(stream, store))
-    return ItemStore.open(store)
+    return stream
