@@ -116,8 +116,9 @@ class Bench:
         rows = {NO_REFRESH: self._row(NO_REFRESH, self._encode(self.old_tokenizer, "no-refresh"), processes)}
         first, *others = self.arguments.weight
         rows |= self._refreshed(first, processes)
-        longer = self._rank("one-epoch-more", self.out / "sids" / f"keep-{first:g}", init=self.old_ranker, epochs=1)
-        rows[_named(first)] |= {f"more_{part}": longer[f"ne_{part}"] for part in ("warm", "cold")}
+        if self.arguments.anew:
+            longer = self._rank("one-epoch-more", self.out / "sids" / f"keep-{first:g}", init=self.old_ranker, epochs=1)
+            rows[_named(first)] |= {f"more_{part}": longer[f"ne_{part}"] for part in ("warm", "cold")}
         if self.arguments.peers:
             self.after.train_tokenizer(plan)
             anew = self._encode(self.after.out / "tokenizers" / plan.name, "anew")
@@ -201,8 +202,17 @@ class Bench:
     def _row(self, name: str, sids: Path, processes: Any, *, anew: bool = True) -> dict[str, Any]:
         """Of SIDs in a folder: how they differ from the old ones, and how they are read."""
         path = self.out / "rows" / f"{sids.name}.json"
-        if path.exists():
-            return read_json(path)
+        row = read_json(path) if path.exists() else self._of_old(sids, processes)
+        if anew and self.arguments.anew and "anew_warm" not in row:
+            test = self._rank(sids.name, sids)
+            row |= {f"anew_{part}": test[f"ne_{part}"] for part in ("warm", "cold")}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, row)
+        print(f"seed {self.seed}, {name}: {json.dumps(row)}", flush=True)
+        return row
+
+    def _of_old(self, sids: Path, processes: Any) -> dict[str, Any]:
+        """Without a ranker that is trained anew."""
         old, new = (self._digits(folder) for folder in (self.old_sids, sids))
         changed_NL = (old != new)[self.old_items]
         row = {
@@ -214,14 +224,7 @@ class Bench:
             report = read_json(sids / "metrics.json")
             losses = [values[-1] for values in report["reconstruction"].values()]
             row["loss"] = sum(losses) + 0.5 * sum(values[-1] for values in report["target_loss"].values())
-        row |= {f"old_{part}": value for part, value in self._read_by_old(sids, processes).items()}
-        if anew:
-            test = self._rank(sids.name, sids)
-            row |= {f"anew_{part}": test[f"ne_{part}"] for part in ("warm", "cold")}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, row)
-        print(f"seed {self.seed}, {name}: {json.dumps(row)}", flush=True)
-        return row
+        return row | {f"old_{part}": value for part, value in self._read_by_old(sids, processes).items()}
 
     def _digits(self, sids: Path) -> np.ndarray:
         codec = Codec.load(sids)
@@ -312,6 +315,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, action="append", help="may be repeated; none named: 0")
     parser.add_argument("--weight", type=float, action="append", help="of --keep; may be repeated; none named: 1")
     parser.add_argument("--peers", type=int, default=1, help="0: leave out what does not keep the codec")
+    parser.add_argument("--anew", type=int, default=1, help="0: train no ranker but the old one")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     arguments.weight = arguments.weight or [1.0]

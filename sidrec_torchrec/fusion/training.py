@@ -142,7 +142,7 @@ class TokenizerTraining(Trainee):
         if self.model.keep is None or self.validation is self._train:
             return iter(())
         count = sum(len(block) for block in self.validation.again())
-        return self.validation.shuffled(-(-count // self.epoch_size), seed)
+        return self.validation.shuffled(-(-count // int(self.epoch_size)), seed)
 
     @torch.no_grad()
     def validate(self, progress: Stage) -> Values:

@@ -187,7 +187,8 @@ def test_a_ranker_in_production_reads_the_sids_of_a_tuned_refresh(corpus, prepar
         words[weight] = encode(corpus, config.out, tmp_path / f"sids-{weight}")
         assert result["before"] == result["fingerprint"] != result["encoding"]
         assert result["kept"] == {"items": 80, "changed": pytest.approx(changed(old, words[weight]))}
-    assert changed(old, words[10.0]) < 0.2 < 0.5 < changed(old, words[0.0])
+    assert changed(old, words[0.0]) > 0.5
+    assert changed(old, words[10.0]) < 0.2
     assert (words[10.0][80:] != read_sids(old.sids, old.codec)[1][80:]).any()
 
     # the folder that the ranker reads is written anew, by the refreshed tokenizer: it is the same codec
