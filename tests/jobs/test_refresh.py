@@ -1,4 +1,4 @@
-"""Jobs that refresh a tokenizer: published SIDs stay, readers read on; and rankers that start from trained ones."""
+"""Jobs that refresh a tokenizer: published SIDs stay, and rankers in production read on."""
 
 import dataclasses
 from pathlib import Path
@@ -60,7 +60,7 @@ def refresh_config(corpus: Path, old: Old, out: Path, **changes) -> TrainTokeniz
         data=corpus,
         out=out,
         target=("category",),
-        epochs=6,
+        epochs=4,
         learning_rate=5e-3,
         batch_size=16,
         model=TOKENIZER,
@@ -68,13 +68,6 @@ def refresh_config(corpus: Path, old: Old, out: Path, **changes) -> TrainTokeniz
         keep=old.published,
         keep_weight=10.0,
         seed=1,
-    )
-    return dataclasses.replace(config, **changes)
-
-
-def ranker_config(corpus: Path, prepared: Path, sids: Path, out: Path, **changes) -> TrainRankerConfig:
-    config = TrainRankerConfig(
-        data=corpus, prepared=prepared, out=out, sids=(sids,), epochs=2, batch_events=1024, model=SMALL
     )
     return dataclasses.replace(config, **changes)
 
@@ -97,8 +90,8 @@ def test_a_refresh_keeps_what_is_published_and_learns_the_rest(corpus, old, tmp_
     assert (words[10.0][80:] != read_sids(old.sids, old.codec)[1][80:]).any()
     first, *_, last = results[10.0]["course"]  # at first nothing has moved, but much lies within the margin
     assert last["moved"] < 0.5 * first["moved"]
-    for source in ("text_emb", "image_emb"):
-        assert last[source] < first[source]
+    tasks = [epoch["total"] - 10 * epoch["moved"] for epoch in (first, last)]
+    assert tasks[1] < 0.95 * tasks[0]
     assert train_tokenizer.main(refresh_config(corpus, old, tmp_path / "10.0")) == results[10.0]  # read back
 
 
@@ -194,86 +187,10 @@ def test_a_ranker_in_production_reads_the_sids_of_a_tuned_refresh(corpus, prepar
     # the folder that the ranker reads is written anew, by the refreshed tokenizer: it is the same codec
     folder = tmp_path / "served"
     encode(corpus, old.tokenizer, folder)
-    train_ranker.main(ranker_config(corpus, prepared, folder, tmp_path / "ranker"))
+    reads = {"sids": (folder,), "epochs": 1, "batch_events": 1024, "model": SMALL}
+    train_ranker.main(TrainRankerConfig(data=corpus, prepared=prepared, out=tmp_path / "ranker", **reads))
     before = evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "ranker"))
     item_ids, _ = read_sids(folder, old.codec)
     write_sids(folder / "sids.parquet", old.codec.spec, [(item_ids, words[10.0])])
     after = evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "ranker"))
     assert before["ne_all"] != after["ne_all"] == pytest.approx(before["ne_all"], abs=0.1)
-
-
-def start(corpus: Path, prepared: Path, old: Old, out: Path, **changes) -> TrainRankerConfig:
-    """A trained ranker."""
-    config = ranker_config(corpus, prepared, old.sids, out, **changes)
-    train_ranker.main(config)
-    return config
-
-
-def still(config: TrainRankerConfig, ranker: Path, out: Path, **changes) -> TrainRankerConfig:
-    """Started from the ranker, and trained without a step: rates are 0."""
-    optimizer = dataclasses.replace(config.optimizer, learning_rate=0.0, table_learning_rate=0.0)
-    return dataclasses.replace(config, init=ranker, out=out, epochs=1, seed=7, optimizer=optimizer, **changes)
-
-
-@pytest.mark.parametrize("arm", ["side", "learned-side", "hybrid", "id"])
-def test_a_ranker_starts_from_the_best_weights_of_another(arm, corpus, prepared, old, tmp_path):
-    config = start(corpus, prepared, old, tmp_path / "first", arm=arm)
-    first = evaluate.main(evaluate.EvaluateConfig(ranker=config.out))
-    second = train_ranker.main(still(config, config.out, tmp_path / "second"))["test"]
-    assert second == pytest.approx(first, rel=1e-6)
-    # and is a ranker like any other
-    assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "second")) == second
-
-
-def test_a_ranker_goes_on_from_there(corpus, prepared, old, tmp_path):
-    config = start(corpus, prepared, old, tmp_path / "first")
-    longer = dataclasses.replace(config, init=config.out, out=tmp_path / "second", epochs=1)
-    anew = dataclasses.replace(config, out=tmp_path / "third", epochs=1)
-    losses = [train_ranker.main(each)["train_loss"][0] for each in (longer, anew)]
-    assert losses[0] < losses[1]
-
-
-def test_weights_that_would_mean_something_else_are_refused(corpus, prepared, old, sids, tmp_path):
-    config = start(corpus, prepared, old, tmp_path / "first")
-
-    def refused(match: str, error: type = SidrecError, **changes) -> None:
-        with pytest.raises(error, match=match):
-            train_ranker.main(still(config, config.out, tmp_path / "refused", **changes))
-
-    wider = dataclasses.replace(SMALL, dim=32)
-    refused(r"'.*' is \[.*32.*\] here and is \[.*16.*\] in it", model=wider)
-    refused("is none of its weights", model=dataclasses.replace(SMALL, learned_queries=1))
-    refused("its arm is 'side', not 'hybrid'", arm="hybrid")
-    refused("its SIDs are of codec", sids=(sids["side"],))
-
-
-def test_rows_of_other_values_and_items_are_refused(corpus, prepared, old, tmp_path):
-    from sidrec_torchrec.data.prepare import PrepareConfig, prepare
-
-    protocol = PrepareConfig(max_history=48, targets_per_row=32, cold_fraction=0.2, validation_fraction=0.2)
-    other = tmp_path / "other"
-    other.mkdir()
-    for name in ("items.parquet", "events.parquet"):
-        (other / name).symlink_to(corpus / name)
-    users = pq.read_table(corpus / "users.parquet")
-    column = next(name for name in users.column_names if name != "user_id")
-    values = [f"{value} renamed" for value in users[column].to_pylist()]
-    users = users.set_column(users.column_names.index(column), column, [values])
-    pq.write_table(users, other / "users.parquet")
-    prepare(other, tmp_path / "sequences", protocol)
-    config = start(corpus, prepared, old, tmp_path / "first")
-    changes = {"data": other, "prepared": tmp_path / "sequences"}
-    with pytest.raises(SidrecError, match=f"its user feature '{column}' has other values"):
-        train_ranker.main(still(config, config.out, tmp_path / "refused", **changes))
-
-    reordered = tmp_path / "reordered"
-    reordered.mkdir()
-    items = pq.read_table(corpus / "items.parquet")
-    pq.write_table(items.take(np.arange(len(items))[::-1]), reordered / "items.parquet")
-    for name in ("events.parquet", "users.parquet"):
-        (reordered / name).symlink_to(corpus / name)
-    prepare(reordered, tmp_path / "reordered-sequences", protocol)
-    config = start(corpus, prepared, old, tmp_path / "ids", arm="id")
-    changes = {"data": reordered, "prepared": tmp_path / "reordered-sequences"}
-    with pytest.raises(SidrecError, match="rows of the arm 'id' belong to items, and its items are others"):
-        train_ranker.main(still(config, config.out, tmp_path / "refused", **changes))
