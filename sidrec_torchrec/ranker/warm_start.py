@@ -42,8 +42,10 @@ def start_from(ranker: Path, model: nn.Module, recipe: RankerRecipe) -> None:
             f"{ranker}: cannot start from this ranker: {difference}; train anew, or give what it was trained with"
         )
     shapes = Checkpoints(trained.folder / CHECKPOINTS).shapes(BEST)
+    left = {name for name in shapes if name.startswith("model.")}
     for name, value in model.state_dict().items():
         kept, _ = as_kept(name, value, set(shapes))
+        left.discard(f"model.{kept}")
         there, here = shapes.get(f"model.{kept}"), _shape(value)
         if there != here:
             found = "is none of its weights" if there is None else f"is {list(there)} in it"
@@ -51,6 +53,11 @@ def start_from(ranker: Path, model: nn.Module, recipe: RankerRecipe) -> None:
                 f"{ranker}: cannot start from this ranker: '{name}' is {list(here)} here and {found}; train anew, or with the sizes "
                 "and tasks it was trained with"
             )
+    for name in sorted(left):
+        raise SidrecError(
+            f"{ranker}: cannot start from this ranker: it has '{name.removeprefix('model.')}', which is nothing here; train anew, or "
+            "with the sizes it was trained with"
+        )
     trained.load(model)
 
 

@@ -68,7 +68,10 @@ def test_weights_that_would_mean_something_else_are_refused(corpus, prepared, si
 
     wider = dataclasses.replace(SMALL, dim=32)
     refused(r"'.*' is \[.*32.*\] here and is \[.*16.*\] in it", model=wider)
-    refused("is none of its weights", model=dataclasses.replace(SMALL, learned_queries=1))
+    refused("is none of its weights", model=dataclasses.replace(SMALL, cross_layers=2))
+    deep = start(corpus, prepared, sids, tmp_path / "deep", model=dataclasses.replace(SMALL, cross_layers=2))
+    with pytest.raises(SidrecError, match="has '.*', which is nothing here"):
+        train_ranker.main(still(config, deep.out, tmp_path / "refused"))
     refused("its arm is 'side', not 'hybrid'", arm="hybrid")
     refused("its SIDs are of codec", sids=(sids["text"],))
 
