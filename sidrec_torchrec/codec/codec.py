@@ -105,6 +105,13 @@ class Codec:
         spec = SIDSpec((*self.spec.stages, digit), fingerprint)
         return Codec(spec, self.offset_D, (*self.digit_tables, torch.zeros(radix, self.dim)))
 
+    def decodes_as(self, other: "Codec") -> bool:
+        """Whether all digits mean the same in both, up to rounding, whatever the fingerprints."""
+        if self.spec.stages != other.spec.stages or self.dim != other.dim:
+            return False
+        pairs = zip((self.offset_D, *self.digit_tables), (other.offset_D, *other.digit_tables), strict=True)
+        return all(torch.allclose(own, its, rtol=1e-5, atol=1e-6 * float(its.abs().max())) for own, its in pairs)
+
     def check(self, fingerprint: str, where: str) -> None:
         """Refuses SIDs of another codec.
 

@@ -43,6 +43,17 @@ class Quantizer(nn.Module, ABC):
         super().__init__()
         self.stages = stages
         self.dim = dim
+        self._is_frozen = False
+
+    def freeze(self) -> None:
+        """Keeps all that decodes as it is, whatever trains the vectors from here on."""
+        self._is_frozen = True
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Quantizer":
+        """As every module; a frozen one stays in evaluation, where no codeword moves."""
+        return super().train(mode and not self._is_frozen)
 
     @classmethod
     def check_stages(cls, stages: tuple[Alphabet, ...]) -> None:

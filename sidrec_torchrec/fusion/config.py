@@ -152,3 +152,24 @@ class VQFusionConfig(VQFusionOptions):
     def task_weights(self) -> dict[str, float]:
         """The fixed weight of every task."""
         return {task: self.weights.get(task, 1.0 if task in self.sources else 0.5) for task in self.tasks}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """How hard training holds on to published SIDs.
+
+    Args:
+        weight: of what an item's latent is beyond keeping its digits, beside losses of which 1 is a source's whole variance.
+        margin: how far inside of where a digit changes a latent is to stay; 0.5 would be its middle.
+
+    Raises:
+        ValueError: on a negative weight, or a margin outside [0, 0.5).
+    """
+
+    weight: float = 1.0
+    margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "weight")
+        if not 0 <= self.margin < 0.5:
+            raise ValueError(f"margin must lie in [0, 0.5), got {self.margin}")

@@ -12,10 +12,10 @@ from torch import Tensor
 from sidrec_torchrec.data.item_arrays import map_rows, row_writer
 from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.fusion.item_tensors import ItemStream
-from sidrec_torchrec.fusion.model import ItemTensors
+from sidrec_torchrec.fusion.model import DIGITS, ItemTensors
 from sidrec_torchrec.names import escape, unescape
 
-_PARTS = ("sources", "present", "labels", "labelled")
+_PARTS = ("sources", "present", "labels", "labelled", "published")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,13 @@ class ItemStore:
         """
         paths = {part: sorted((folder / part).glob("*.npy")) for part in _PARTS}
         return ItemStore({part: {unescape(p.stem): map_rows(p) for p in paths[part]} for part in _PARTS})
+
+    def published_rows(self) -> Tensor:
+        """Rows of the items that have a published SID, int64."""
+        digits = self.arrays["published"].get(DIGITS)
+        return (
+            torch.zeros(0, dtype=torch.int64) if digits is None else torch.from_numpy(np.flatnonzero(digits[:, 0] >= 0))
+        )
 
     def select(self, rows_N: Tensor) -> ItemTensors:
         """The items of these rows, int64 [N], on the CPU."""

@@ -12,7 +12,8 @@ import torch
 from sidrec_torchrec.data.format import DataFolder, ItemBatch, Items, Vocabulary, open_items
 from sidrec_torchrec.data.ids import IdIndex, keys
 from sidrec_torchrec.data.parquet import ParquetTable
-from sidrec_torchrec.fusion.model import ItemTensors
+from sidrec_torchrec.fusion.model import DIGITS, ItemTensors
+from sidrec_torchrec.fusion.published import Published
 
 _SAMPLE_ITEMS = 32_768
 
@@ -29,6 +30,7 @@ class ItemStream:
         validation_fraction: share of the items, chosen by a hash of their id, that validates.
         part: ``train``, ``validation`` or ``all``.
         rows: bool [num_items], which of the file's rows to read; None for all. Row groups without any are not opened.
+        published: SIDs to be kept; None for none.
     """
 
     items: Items
@@ -38,6 +40,7 @@ class ItemStream:
     validation_fraction: float
     part: str
     rows: np.ndarray | None = None
+    published: Published | None = None
 
     @staticmethod
     def open(
@@ -48,11 +51,13 @@ class ItemStream:
         exclude: Path | None = None,
         validation_fraction: float = 0.0,
         part: str = "all",
+        published: Published | None = None,
     ) -> "ItemStream":
         """Opens the items of a data folder.
 
         Args:
             exclude: Parquet file with a column ``item_id`` of items to leave out; it may have no rows.
+            published: SIDs to be kept, which then go with the items.
 
         Raises:
             DataError: on a missing or broken file or column.
@@ -64,6 +69,7 @@ class ItemStream:
             excluded=IdIndex() if exclude is None else _read_ids(exclude),
             validation_fraction=validation_fraction,
             part=part,
+            published=published,
         )
 
     def blocks(
@@ -134,12 +140,14 @@ class ItemStream:
         return np.flatnonzero(before[ends] > before[ends - sizes]).tolist()
 
     def _tensors(self, batch: ItemBatch) -> ItemTensors:
+        published = {} if self.published is None else {DIGITS: self.published.digits(batch.item_ids)}
         encoded = {name: v.encode(batch.targets[name]) for name, v in self.vocabularies.items()}
         return ItemTensors(
             sources={name: torch.from_numpy(x) for name, x in batch.sources.items()},
             present={name: torch.from_numpy(x) for name, x in batch.present.items()},
             labels={name: torch.from_numpy(labels) for name, (labels, _) in encoded.items()},
             labelled={name: torch.from_numpy(mask) for name, (_, mask) in encoded.items()},
+            published=published,
         )
 
 

@@ -1,6 +1,7 @@
 """VQ Fusion: several sources of an item -> one latent -> quantizer -> every source and target back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -8,10 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sidrec_torchrec.codec.keep import moved
 from sidrec_torchrec.codec.quantizer import Quantizer, QuantizerOutput
-from sidrec_torchrec.fusion.config import TargetConfig, VQFusionConfig
+from sidrec_torchrec.fusion.config import Keep, TargetConfig, VQFusionConfig
 from sidrec_torchrec.fusion.losses import TaskWeights, global_means, reconstruction_loss, target_loss
 from sidrec_torchrec.names import ModulesByName, escape
+
+DIGITS = "digits"
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,14 @@ class ItemTensors:
         present: bool [N] by source.
         labels: by target, int64 [N] or float32 [N, C]; see ``target_loss``. Encoding needs none.
         labelled: bool [N] by target.
+        published: ``DIGITS``, int16 [N, L], the SIDs to keep, -1 in items that have none; empty where nothing is to be kept.
     """
 
     sources: dict[str, Tensor]
     present: dict[str, Tensor]
     labels: dict[str, Tensor] = field(default_factory=dict)
     labelled: dict[str, Tensor] = field(default_factory=dict)
+    published: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(sources: Mapping[str, np.ndarray | Tensor]) -> "ItemTensors":
@@ -61,7 +67,7 @@ class ItemTensors:
         return ItemTensors(*({name: torch.cat([x, b[name]]) for name, x in a.items()} for a, b in parts))
 
     def _parts(self) -> tuple[dict[str, Tensor], ...]:
-        return self.sources, self.present, self.labels, self.labelled
+        return self.sources, self.present, self.labels, self.labelled, self.published
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "ItemTensors":
         return ItemTensors(*({name: change(value) for name, value in part.items()} for part in self._parts()))
@@ -80,10 +86,12 @@ class VQFusion(nn.Module):
     quantizer: Quantizer
     standardize: nn.ModuleDict
     config: VQFusionConfig
+    keep: Keep | None
 
     def __init__(self, config: VQFusionConfig) -> None:
         super().__init__()
         self.config = config
+        self.keep = None
         d = config.latent_dim
         self.standardize = ModulesByName({name: Standardize(width) for name, width in config.sources.items()})
         self.encoders = ModulesByName({n: Residual(w, d, config) for n, w in config.read_sources.items()})
@@ -108,14 +116,19 @@ class VQFusion(nn.Module):
             total_ND = total_ND + torch.where(items.present[name].unsqueeze(1), z_ND, self.absent[escape(name)])
         return total_ND if self.fuse is None else total_ND + self.fuse(total_ND)
 
-    def forward(self, items: ItemTensors) -> tuple[Tensor, Tensor, QuantizerOutput]:
+    def forward(self, items: ItemTensors, kept: ItemTensors | None = None) -> tuple[Tensor, Tensor, QuantizerOutput]:
         """Encodes a batch, and takes the ``losses`` of what its digits decode to.
+
+        Args:
+            items: N items to learn from.
+            kept: others whose published SIDs are to be kept, too.
 
         Returns:
             The total loss, scalar; the losses of ``config.tasks``, float [K], detached; the quantizer's output.
         """
         quantized = self.quantizer(self.latent(items))
-        return *self.losses(quantized, items), quantized
+        loss, losses_K = self.losses(quantized, items)
+        return loss + self.keep_loss(items if kept is None else items.followed_by(kept)), losses_K, quantized
 
     def losses(self, quantized: QuantizerOutput, items: ItemTensors) -> tuple[Tensor, Tensor]:
         """Losses of encoded items; in training, some are decoded from a prefix of their digits (``prefix_share``).
@@ -144,6 +157,31 @@ class VQFusion(nn.Module):
                 loss_N = target_loss(self.heads[name](z_ND), items.labels[name])
                 losses[name] = torch.where(items.labelled[name], loss_N, 0.0), items.labelled[name]
         return losses
+
+    def hold(self, keep: Keep) -> None:
+        """From here on training keeps the codec as it is, and pulls at changed digits of ``ItemTensors.published``."""
+        self.keep = keep
+        self.quantizer.freeze()
+
+    def keep_loss(self, items: ItemTensors) -> Tensor:
+        """The weight times the mean of ``moved_rows`` over published items, as this process's share; 0 without ``hold``."""
+        if self.keep is None or not items.published:
+            return torch.zeros(())
+        moved_M = self.moved_rows(items)
+        count = torch.tensor([float(len(moved_M))], device=moved_M.device)
+        return self.keep.weight * global_means(moved_M.sum().unsqueeze(0), count).squeeze(0)
+
+    def moved_rows(self, items: ItemTensors) -> Tensor:
+        """Of the M items that have a published SID, how far each is beyond keeping it, float [M]; see ``codec.keep.moved``.
+
+        Without dropout: what counts is the SID that an item will get.
+        """
+        assert self.keep is not None
+        held = items.select((items.published[DIGITS] >= 0).all(1))
+        quantizer = self.quantizer
+        with _without_dropout(self):
+            z_MD = self.latent(held)
+        return moved(z_MD, quantizer.offset, quantizer.digit_tables(), held.published[DIGITS], margin=self.keep.margin)
 
     @torch.no_grad()
     def start(self, items: ItemTensors) -> None:
@@ -247,6 +285,18 @@ class Residual(nn.Module):
     def forward(self, x_ND: Tensor) -> Tensor:
         y_ND = self.linear(x_ND * self.gain)
         return y_ND if self.perceptron is None else y_ND + self.perceptron(x_ND)
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
+    for module in dropouts:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in dropouts:
+            module.train()
 
 
 def _linear(maps: nn.ModuleDict, name: str) -> nn.Linear:

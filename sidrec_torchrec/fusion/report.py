@@ -6,8 +6,10 @@ import numpy as np
 import torch
 
 from sidrec_torchrec.codec.report import DigitUse, PrefixGroups, shared_sids
-from sidrec_torchrec.fusion.model import ItemTensors
+from sidrec_torchrec.fusion.item_tensors import ItemStream
+from sidrec_torchrec.fusion.model import DIGITS, ItemTensors
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
+from sidrec_torchrec.processes import sum_over_processes
 
 
 class TokenizerReport:
@@ -101,6 +103,28 @@ class TokenizerReport:
             "counts": {task: count for task, count in self._counts.items() if count},
             "prefixes": {"entropy": [p.entropy for p in prefixes], "distinct": [p.distinct for p in prefixes]},
         }
+
+
+def kept(tokenizer: Tokenizer, stream: ItemStream, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+    """What became of the stream's published SIDs; the same on every process.
+
+    Args:
+        tokenizer: that has been asked to keep them.
+        stream: opened with ``published``.
+        rank, world_size: this process, which encodes its stretch of the items.
+
+    Returns:
+        ``items``: how many have a published SID; ``changed``: the share of them of which some digit is another one now.
+    """
+    counts = torch.zeros(2, dtype=torch.float64)
+    for _, block in stream.blocks(share=(rank, world_size)):
+        published_NL = block.published[DIGITS]
+        is_here_N = published_NL[:, 0] >= 0
+        is_other_N = (tokenizer.digits(block) != published_NL).any(1)
+        counts += torch.stack([is_here_N.sum(), (is_other_N & is_here_N).sum()])
+    sum_over_processes(counts)
+    items, changed = counts.tolist()
+    return {"items": int(items), "changed": changed / max(items, 1)}
 
 
 def _hits(logits_NC: torch.Tensor, labels: torch.Tensor, labelled_N: torch.Tensor) -> np.ndarray:

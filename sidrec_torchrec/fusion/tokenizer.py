@@ -42,16 +42,29 @@ class Tokenizer:
     Args:
         model: trained.
         vocabularies: classes by target.
+        codec: of the tokenizer that this one refreshes, whose digits it writes; None for one of its own.
 
     Attributes:
-        codec: decodes the SIDs; its fingerprint covers all that encoding depends on.
+        codec: decodes the SIDs. Its fingerprint says what digits mean: all that reads SIDs depends on it.
+        encoding: fingerprint of all that encoding depends on. A codec of its own has the same; tokenizers that refresh one
+            another share a codec, and each has an encoding of its own.
+
+    Raises:
+        CodecMismatchError: if the model decodes otherwise than ``codec``.
     """
 
-    def __init__(self, model: VQFusion, vocabularies: dict[str, Vocabulary]) -> None:
+    def __init__(self, model: VQFusion, vocabularies: dict[str, Vocabulary], *, codec: Codec | None = None) -> None:
         self.model = model.eval()
         self._encoder = Encoder(model)
         self.vocabularies = vocabularies
-        self.codec = Codec.of(model.quantizer, _fingerprint(model))
+        self.encoding = _fingerprint(model)
+        own = Codec.of(model.quantizer, self.encoding)
+        if codec is not None and not codec.decodes_as(own):
+            raise CodecMismatchError(
+                f"the tokenizer decodes digits otherwise than codec {codec.spec.fingerprint}, which it is to refresh: its "
+                "quantizer has been trained; it is a codec of its own"
+            )
+        self.codec = codec or own
 
     @property
     def device(self) -> torch.device:
@@ -131,6 +144,7 @@ class Tokenizer:
                 "vocabularies": {name: v.to_json() for name, v in self.vocabularies.items()},
                 "fingerprint": self.codec.spec.fingerprint,
                 "weights_sha256": sha256_of(temporary / _WEIGHTS_FILE),
+                "encoding": self.encoding,
             }
             value["sha256"] = _digest(value)
             write_json(temporary / _JSON_FILE, value)
@@ -153,17 +167,20 @@ class Tokenizer:
             model.load_state_dict(torch.load(folder / _WEIGHTS_FILE, weights_only=True, map_location="cpu"))
             vocabularies = {name: Vocabulary.from_json(v) for name, v in value["vocabularies"].items()}
             fingerprint = value["fingerprint"]
+            encoding = value.get("encoding", fingerprint)  # absent in folders of earlier versions
+            codec = None if encoding == fingerprint else Codec.load(folder / CODEC_FOLDER)
         except FileNotFoundError as error:
             raise DataError(f"{error.filename}: not found; name a folder train-tokenizer wrote") from None
         except Exception as error:
             raise DataError(
                 f"{folder}: not a tokenizer, or a broken one ({first_line(error)}); train it again"
             ) from error
-        tokenizer = Tokenizer(model, vocabularies)
-        if tokenizer.codec.spec.fingerprint != fingerprint:
+        tokenizer = Tokenizer(model, vocabularies, codec=codec)
+        there = tokenizer.codec.spec.fingerprint, tokenizer.encoding
+        if there != (fingerprint, encoding):
             raise CodecMismatchError(
-                f"{folder}: weights of codec {tokenizer.codec.spec.fingerprint} beside the description of "
-                f"{fingerprint}; restore the folder, or train again"
+                f"{folder}: weights of codec {there[0]}, encoding {there[1]}, beside the description of {fingerprint}, "
+                f"{encoding}; restore the folder, or train again"
             )
         _check_digests(folder, value)
         return tokenizer

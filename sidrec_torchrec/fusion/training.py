@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, cast
 
 import numpy as np
@@ -62,7 +62,7 @@ class TokenizerTrainingConfig:
 
 
 class TokenizerTraining(Trainee):
-    """VQ Fusion in training; its closed-form start is epoch 0, which training must beat.
+    """VQ Fusion in training; its start, in closed form or at another tokenizer, is epoch 0, which training must beat.
 
     Args:
         config: how to train.
@@ -70,6 +70,7 @@ class TokenizerTraining(Trainee):
         train: items to train on.
         validation: items that choose the epoch; where there are none, those trained on do.
         processes: the group; each process takes its share of every batch.
+        take: called after the closed-form start, to put weights of another tokenizer into the model; None to start there.
 
     Attributes:
         validation: items that choose the epoch.
@@ -90,6 +91,7 @@ class TokenizerTraining(Trainee):
         train: ItemStream,
         validation: ItemStream,
         processes: Processes,
+        take: Callable[[VQFusion], None] | None = None,
     ) -> None:
         self.name = f"tokenizer {model.config.quantizer.stages} of {'+'.join(model.config.read_sources)}"
         self.model = model
@@ -97,6 +99,7 @@ class TokenizerTraining(Trainee):
         self._config = config
         self._processes = processes
         self._train = train
+        self._take = take
         self.validation = validation if next(validation.again(), None) is not None else train
         num_items = standardize(model, train, processes.device)
         self.epoch_size = -(-num_items // config.batch_size)
@@ -104,24 +107,27 @@ class TokenizerTraining(Trainee):
         self._parallel: DistributedDataParallel | None = None
 
     def begin(self) -> None:
-        """Starts the model in closed form, from a sample that is the same on every process."""
+        """Starts the model in closed form, from a sample that is the same on every process; or where it is told to."""
         self.model.start(self._train.sample(self._config.seed).to(self._processes.device))
+        if self._take is not None:
+            self._take(self.model)
 
     def seed(self, epoch: int, batch: int) -> None:
         """Anew for each epoch."""
         if batch == 0:
-            seed = self._config.seed * 100_003 + epoch + 1
-            torch.manual_seed(seed * self._processes.world_size + self._processes.rank)
+            torch.manual_seed(self._order(epoch) * self._processes.world_size + self._processes.rank)
 
     def steps(self, epoch: int, first: int, before_step: Callable[[], None]) -> Iterator[Step]:
         """See ``Trainee``. Items are shuffled as they are read: those of the first batches are read again."""
         self._parallel = self._parallel or DistributedDataParallel(self.model)
         rank, world_size = self._processes.rank, self._processes.world_size
-        for batch in islice(self._batches(epoch), first, None):
+        batches = zip_longest(self._batches(epoch), self._only_kept(self._order(epoch)))
+        for batch, kept in islice(batches, first, None):
             before_step()
             share = batch.select(slice(rank, None, world_size)).to(self._processes.device)
+            kept_share = kept and kept.select(slice(rank, None, world_size)).to(self._processes.device)
             try:
-                loss, losses_K, _ = self._parallel(share)
+                loss, losses_K, _ = self._parallel(share, kept_share)
             except SidrecError:
                 raise
             except ValueError as error:  # the quantizer's, which refuses latents that are not finite
@@ -129,8 +135,12 @@ class TokenizerTraining(Trainee):
             self.optimizer.step(loss)
             yield Step(1, losses_K, torch.ones_like(losses_K))
 
+    def _order(self, epoch: int) -> int:
+        """Seed of an epoch's order."""
+        return self._config.seed * 100_003 + epoch + 1
+
     def _batches(self, epoch: int) -> Iterator[ItemTensors]:
-        return self._train.shuffled(self._config.batch_size, self._config.seed * 100_003 + epoch + 1)
+        return self._train.shuffled(self._config.batch_size, self._order(epoch))
 
     def batch(self, epoch: int, number: int) -> dict[str, np.ndarray]:
         """See ``Trainee``; names as in ``ItemTensors``."""
@@ -139,21 +149,39 @@ class TokenizerTraining(Trainee):
         parts = {field.name: getattr(share, field.name) for field in fields(share)}
         return {f"{part}.{name}": value.numpy() for part, values in parts.items() for name, value in values.items()}
 
+    def _only_kept(self, seed: int) -> Iterator[ItemTensors]:
+        """Validation items, for each of an epoch's steps some: what is published of them is kept, and nothing else learned."""
+        if self.model.keep is None or self.validation is self._train:
+            return iter(())
+        count = sum(len(block) for block in self.validation.again())
+        return self.validation.shuffled(-(-count // int(self.epoch_size)), seed)
+
     @torch.no_grad()
     def validate(self, progress: Stage) -> Values:
-        """Losses by task over the validation items, and their weighed sum, ``total``."""
+        """Losses by task over the validation items, and their weighed sum, ``total``.
+
+        With SIDs to be kept also ``moved``, what is pulled at (see ``VQFusion.moved_rows``), which is part of the total.
+        """
         tasks = self.model.config.tasks
         sums_K, counts_K = torch.zeros(len(tasks), dtype=torch.float64), torch.zeros(len(tasks), dtype=torch.float64)
+        moved = torch.zeros(2, dtype=torch.float64)
         for block in self.validation.again():
             items = block.to(self._processes.device)
+            if self.model.keep is not None:
+                moved_M = self.model.moved_rows(items)
+                moved += torch.tensor([float(moved_M.double().sum()), len(moved_M)])
             z_ND = self.model.quantizer(self.model.latent(items)).z_q_ND
             for k, (loss_N, has_N) in enumerate(self.model.task_losses(z_ND, items).values()):
                 sums_K[k] += loss_N.double().sum().cpu()
                 counts_K[k] += has_N.sum().cpu()
             progress.advance(0)
         losses = dict(zip(tasks, (sums_K / counts_K.clamp_min(1)).tolist(), strict=True))
+        total = self.total(losses)
+        if self.model.keep is not None:
+            losses["moved"] = float(moved[0] / moved[1].clamp_min(1))
+            total += self.model.keep.weight * losses["moved"]
         progress.advance(0, ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
-        return losses | {"total": self.total(losses)}
+        return losses | {"total": total}
 
     def score(self, values: Values) -> float | None:
         return values["total"]
@@ -171,7 +199,8 @@ class _Optimizer:
         self._model = model
         self._config = config
         self._steps = steps
-        self._adam = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._adam = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
 
     def set_progress(self, progress: float) -> None:
         factor = rate_factor(progress + 1 / self._steps, warmup=_WARMUP, decay_from=0.0)

@@ -58,9 +58,9 @@ def main(config: EncodeCorpusConfig) -> dict[str, Any]:
     """Encodes items in the order of the item file; each process takes a stretch of it.
 
     Returns:
-        The content of ``metrics.json``: the codec's fingerprint and what ``TokenizerReport.result`` says of the last generation.
-        For any but the first also its number, ``generation``; ``gone``: SIDs of items that the item file has no more; and
-        ``total``: ``items`` and ``collisions`` of all generations.
+        The content of ``metrics.json``: fingerprints of codec and encoding, and what ``TokenizerReport.result`` says of the last
+        generation. For any but the first also its number, ``generation``; ``gone``: SIDs of items that the item file has no more;
+        and ``total``: ``items`` and ``collisions`` of all generations.
 
     Raises:
         DataError: on bad items, or a tokenizer that is missing or broken.
@@ -134,7 +134,7 @@ def _encode(
             path = config.out / generation_file(len(before.generations) if before else 0)
             join_sids(parts, path)
             words_NW = _words(open_sids(path))
-            result = report.result(words_NW)
+            result = {"encoding": tokenizer.encoding} | report.result(words_NW)
             if before is not None and have is not None:
                 result |= {"generation": len(before.generations), "gone": gone, "total": _total(have, words_NW)}
             else:

@@ -9,6 +9,7 @@ from sidrec_torchrec.ranker.bytes import bytes_per_event, table_bytes
 from sidrec_torchrec.ranker.evaluation import check_defined, evaluate_in_detail
 from sidrec_torchrec.ranker.recipe import RankerRecipe
 from sidrec_torchrec.ranker.training import RankerTraining
+from sidrec_torchrec.ranker.warm_start import start_from, weight_files
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import Loop
 from sidrec_torchrec.training.progress import stage
@@ -21,9 +22,16 @@ class TrainRankerConfig(RankerRecipe):
 
     Args:
         out: folder for checkpoints, curves and ``metrics.json``.
+        init: folder of a trained ranker of the same arm, sizes, tasks, codec and values of user features, whose weights to start
+            from; none given: random ones.
     """
 
     out: Path
+    init: Path | None = None
+
+    def files(self) -> list[Path]:
+        """The files the run depends on."""
+        return super().files() + ([] if self.init is None else weight_files(self.init))
 
 
 def main(config: TrainRankerConfig) -> dict[str, Any]:
@@ -47,6 +55,8 @@ def main(config: TrainRankerConfig) -> dict[str, Any]:
 def _train_and_test(config: TrainRankerConfig, processes: Processes) -> dict[str, Any]:
     parts = config.open()
     model = parts.sharded(processes)
+    if config.init is not None:
+        start_from(config.init, model, config)
     training = RankerTraining(config.arm, config, model, parts.prepared, parts.arm, processes)
     course = Loop(training, config.loop(), config.out, processes).run()
     counts = parts.prepared.counts

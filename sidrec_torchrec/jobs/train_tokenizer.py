@@ -1,6 +1,7 @@
 """Trains VQ Fusion on a corpus of items."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,17 @@ import numpy as np
 import torch
 
 from sidrec_torchrec.data.format import DataConfig, Vocabulary, open_items, scan_vocabularies
+from sidrec_torchrec.data.sids import sid_files
 from sidrec_torchrec.data.unread import in_words, unread_items
 from sidrec_torchrec.errors import DataError, check_once, check_share
-from sidrec_torchrec.fusion.config import TargetConfig, VQFusionConfig, VQFusionOptions
+from sidrec_torchrec.fusion.config import Keep, TargetConfig, VQFusionConfig, VQFusionOptions
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.model import VQFusion
-from sidrec_torchrec.fusion.report import TokenizerReport
-from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer
+from sidrec_torchrec.fusion.published import Published
+from sidrec_torchrec.fusion.report import TokenizerReport, kept
+from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer, tokenizer_files
 from sidrec_torchrec.fusion.training import TokenizerTraining, TokenizerTrainingConfig
+from sidrec_torchrec.fusion.warm_start import take_weights
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import Loop
 from sidrec_torchrec.training.progress import say
@@ -37,6 +41,11 @@ class TrainTokenizerConfig(TokenizerTrainingConfig, DataConfig):
         exclude: Parquet file with a column ``item_id`` of items to leave out, say those kept to test unseen items.
         validation_fraction: share of the items that chooses the best epoch; drawn by a hash of their id.
         model: the tokenizer's model.
+        init: folder of a trained tokenizer of the same sources to read, sizes and quantizer, to start from.
+        keep: folder of SIDs that encode-corpus wrote with the codec of ``init``: the codec is kept as it is, and training is asked
+            not to change digits of these items. None given: the codec is trained too, and is another one.
+        keep_weight: of an item's digits that change, beside losses of which 1 is a source's whole variance.
+        keep_margin: how far from where a digit changes an item is to stay, of the way to another digit; below 0.5.
     """
 
     out: Path
@@ -46,6 +55,10 @@ class TrainTokenizerConfig(TokenizerTrainingConfig, DataConfig):
     exclude: Path | None = None
     validation_fraction: float = 0.1
     model: VQFusionOptions = field(default_factory=VQFusionOptions)
+    init: Path | None = None
+    keep: Path | None = None
+    keep_weight: float = 1.0
+    keep_margin: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,10 +67,15 @@ class TrainTokenizerConfig(TokenizerTrainingConfig, DataConfig):
             raise ValueError(f"{sorted(both)} are both sources to fuse and to predict; name each once")
         check_once(self, "source", "predict", "target")
         check_share(self, "validation_fraction")
+        Keep(weight=self.keep_weight, margin=self.keep_margin)
+        if self.keep is not None and self.init is None:
+            raise ValueError("keep needs init, a tokenizer of the codec that the SIDs to be kept were made with")
 
     def files(self) -> list[Path]:
         """The files it is trained on."""
-        return [*self.folder.files("items"), *([] if self.exclude is None else [self.exclude])]
+        others = [] if self.init is None else tokenizer_files(self.init)
+        kept = [] if self.keep is None else sid_files([self.keep])
+        return [*self.folder.files("items"), *([] if self.exclude is None else [self.exclude]), *others, *kept]
 
 
 def main(config: TrainTokenizerConfig) -> dict[str, Any]:
@@ -67,7 +85,7 @@ def main(config: TrainTokenizerConfig) -> dict[str, Any]:
 
     Returns:
         The content of ``metrics.json``: the course of training, and a report on the validation items (see
-        ``TokenizerReport.result``).
+        ``TokenizerReport.result``); with ``keep`` also what became of the published SIDs, ``kept``.
 
     Raises:
         DataError: on bad items; names file, column and row.
@@ -79,6 +97,9 @@ def main(config: TrainTokenizerConfig) -> dict[str, Any]:
 
 
 def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]:
+    old = None if config.init is None else Tokenizer.load(config.init)
+    codec = None if old is None or config.keep is None else old.codec
+    published = None if codec is None or config.keep is None else Published.open(config.keep, codec)
     items = open_items(config.folder, targets=config.target)
     vocabularies = scan_vocabularies(items, config.target)
     sources = config.source or tuple(name for name in items.source_dims if name not in config.predict)
@@ -95,24 +116,36 @@ def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]
             exclude=config.exclude,
             validation_fraction=config.validation_fraction,
             part=part,
+            published=published,
         )
         for part in ("train", "validation")
     )
     torch.manual_seed(config.seed)
     model = VQFusion(_model_config(config, train, vocabularies)).to(processes.device)
-    training = TokenizerTraining(config, model, train, validation, processes)
+    if published is not None:
+        model.hold(Keep(weight=config.keep_weight, margin=config.keep_margin))
+    take = None if old is None else partial(take_weights, vocabularies=vocabularies, old=old)
+    training = TokenizerTraining(config, model, train, validation, processes, take)
     course = Loop(training, config.loop(), config.out, processes).run()
-    tokenizer = Tokenizer(model.cpu(), vocabularies)
+    tokenizer = Tokenizer(model.cpu(), vocabularies, codec=codec)
     report = TokenizerReport(tokenizer)
     words = []
     for block in training.validation.again():
         digits_NL = tokenizer.digits(block)
         report.update(block, digits_NL)
         words.append(tokenizer.codec.spec.pack(digits_NL).numpy())
+    whole = replace(train, part="all")
+    share = {"rank": processes.rank, "world_size": processes.world_size}
+    refreshed = {} if published is None else {"kept": kept(tokenizer, whole, **share)}
     if processes.is_main:
         tokenizer.save(config.out / TOKENIZER_FOLDER)
-    fingerprint = tokenizer.codec.spec.fingerprint
-    return {"fingerprint": fingerprint, "course": course.epochs, "validation": report.result(np.concatenate(words))}
+    fingerprints = {"fingerprint": tokenizer.codec.spec.fingerprint, "encoding": tokenizer.encoding}
+    return {
+        **fingerprints,
+        "course": course.epochs,
+        "validation": report.result(np.concatenate(words)),
+        **refreshed,
+    }
 
 
 def _model_config(

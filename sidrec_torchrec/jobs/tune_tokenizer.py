@@ -10,9 +10,13 @@ import torch
 from sidrec_torchrec.data.format import DataConfig, DataFolder, open_items
 from sidrec_torchrec.data.ids import same_ids
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
+from sidrec_torchrec.data.sids import sid_files
 from sidrec_torchrec.errors import DataError, check_at_least
+from sidrec_torchrec.fusion.config import Keep
 from sidrec_torchrec.fusion.item_store import ItemStore
 from sidrec_torchrec.fusion.item_tensors import ItemStream
+from sidrec_torchrec.fusion.published import Published
+from sidrec_torchrec.fusion.report import kept
 from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer, tokenizer_files
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.sharding import shard
@@ -37,6 +41,10 @@ class TuneTokenizerConfig(RankerTrainingConfig, DataConfig):
             collaborative-vectors wrote; none given: ``data``.
         epochs: passes over the training sequences.
         own_weight: of the tokenizer's own loss, beside the ranker's.
+        keep: folder of SIDs that encode-corpus wrote with this tokenizer, or with one of the same codec: the codec is kept as
+            it is, and the encoders are asked not to change digits of these items. None given: all is tuned.
+        keep_weight: of an item's digits that change, beside losses of which 1 is a source's whole variance.
+        keep_margin: how far from where a digit changes an item is to stay, of the way to another digit; below 0.5.
     """
 
     prepared: Path
@@ -45,11 +53,15 @@ class TuneTokenizerConfig(RankerTrainingConfig, DataConfig):
     content: Path | None = None
     epochs: int = 4
     own_weight: float = 1.0
+    keep: Path | None = None
+    keep_weight: float = 1.0
+    keep_margin: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         DataConfig.__post_init__(self)
         check_at_least(self, 0, "own_weight")
+        Keep(weight=self.keep_weight, margin=self.keep_margin)
         if self.model.reader(None).reads_codes:
             raise ValueError("codes have no gradient: tune with attention to vectors, which is the same mathematics")
 
@@ -57,17 +69,19 @@ class TuneTokenizerConfig(RankerTrainingConfig, DataConfig):
         """The files it is tuned from."""
         folders = [self.folder] if self.content is None else [self.folder, DataFolder.of(self.content)]
         items = {file for folder in folders for file in folder.files("items")}
-        return [*sorted(items), *open_prepared(self.prepared).files(), *tokenizer_files(self.tokenizer)]
+        kept = [] if self.keep is None else sid_files([self.keep])
+        return [*sorted(items), *open_prepared(self.prepared).files(), *tokenizer_files(self.tokenizer), *kept]
 
 
 def main(config: TuneTokenizerConfig) -> dict[str, Any]:
     """Trains tokenizer and ranker together, and saves the tokenizer of the best epoch as ``out/tokenizer``.
 
-    Its SIDs are others than those of the tokenizer it started from: encode the corpus again. Only items that occur in
-    training are learned from. A finished run is read back, an interrupted one goes on from its last checkpoint.
+    Its SIDs are others than those of the tokenizer it started from: encode the corpus again. With ``keep`` they are of the same
+    codec, so that whatever reads that one's SIDs reads these. Only items that occur in training are learned from. A finished run is read back, an interrupted one goes on from its last checkpoint.
 
     Returns:
-        The content of ``metrics.json``: fingerprints ``before`` and after, and the course of training.
+        The content of ``metrics.json``: fingerprints ``before`` and after, and the course of training; with ``keep`` also what
+        became of the published SIDs, ``kept``.
 
     Raises:
         DataError: on bad items (names file, column and row), other items than those prepared, or columns that the
@@ -83,7 +97,11 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     tokenizer = Tokenizer.load(config.tokenizer)
     before = tokenizer.codec.spec.fingerprint
     store = config.out / "items"
-    content = _open_store(config, tokenizer, prepared, store)
+    stream = _open_items(config, tokenizer, prepared)
+    on_first_process(lambda: None if store.exists() else ItemStore.write(stream, store))
+    content = ItemStore.open(store)
+    if config.keep is not None:
+        tokenizer.model.hold(Keep(weight=config.keep_weight, margin=config.keep_margin))
     items = TokenizedItems(tokenizer.model.to(processes.device), content, config.own_weight)
     torch.manual_seed(config.seed)
     dim, features = tokenizer.model.config.latent_dim, prepared.user_features
@@ -91,20 +109,25 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     model = shard(ranker, config.optimizer, processes.device)
     training = RankerTraining("tuning", config, model, prepared, ItemRows(), processes)
     course = Loop(training, config.loop(), config.out, processes).run()
-    tuned = Tokenizer(tokenizer.model.cpu(), tokenizer.vocabularies)
+    codec = None if config.keep is None else tokenizer.codec
+    tuned = Tokenizer(tokenizer.model.cpu(), tokenizer.vocabularies, codec=codec)
+    share = {"rank": processes.rank, "world_size": processes.world_size}
+    refreshed = {} if config.keep is None else {"kept": kept(tuned, stream, **share)}
     if processes.is_main:
         tuned.save(config.out / TOKENIZER_FOLDER)
         shutil.rmtree(store)
-    return {"fingerprint": tuned.codec.spec.fingerprint, "before": before, **training.result(course)}
+    fingerprints = {"fingerprint": tuned.codec.spec.fingerprint, "encoding": tuned.encoding, "before": before}
+    return fingerprints | refreshed | training.result(course)
 
 
-def _open_store(config: TuneTokenizerConfig, tokenizer: Tokenizer, prepared: Prepared, store: Path) -> ItemStore:
-    """The items' content by row; laid out by the main process where an interrupted run has not left it."""
+def _open_items(config: TuneTokenizerConfig, tokenizer: Tokenizer, prepared: Prepared) -> ItemStream:
+    """All that the tokenizer reads and predicts of the items, and their SIDs to be kept."""
     prepared.check_items(config.folder)
     content = config.folder if config.content is None else DataFolder.of(config.content)
-    stream = ItemStream.open(content, tuple(tokenizer.model.config.sources), tokenizer.vocabularies)
+    published = None if config.keep is None else Published.open(config.keep, tokenizer.codec)
+    sources = tuple(tokenizer.model.config.sources)
+    stream = ItemStream.open(content, sources, tokenizer.vocabularies, published=published)
     items = open_items(config.folder, sources=(), targets=())
     if not same_ids(stream.items.ids(), items.ids()):
         raise DataError(f"{stream.items.path}: other items than {items.path}, or in another order")
-    on_first_process(lambda: None if store.exists() else ItemStore.write(stream, store))
-    return ItemStore.open(store)
+    return stream

@@ -134,7 +134,7 @@ class TrainedRanker:
             raise SidrecError(f"{path}: not found; name a folder train-ranker wrote")
         if not Checkpoints(folder / CHECKPOINTS).has(BEST):
             raise SidrecError(f"{folder}: no trained epoch yet; run train-ranker to its end")
-        value = {k: v for k, v in read_json(path).items() if k not in (INPUTS, "out")}
+        value = {k: v for k, v in read_json(path).items() if k not in (INPUTS, "out", "init")}
         try:
             trained = TrainedRanker(folder, config_from_json(RankerRecipe, _renamed(value), folder))
         except (KeyError, TypeError, ValueError) as error:
@@ -167,12 +167,12 @@ class TrainedRanker:
         """
         checkpoints = Checkpoints(self.folder / CHECKPOINTS)
         names = checkpoints.names(BEST)
-        state = {"model": dict(_as_kept(name, value, names) for name, value in model.state_dict().items())}
+        state = {"model": dict(as_kept(name, value, names) for name, value in model.state_dict().items())}
         checkpoints.load(BEST, state)
         model.load_state_dict(state["model"])
 
 
-def _as_kept(name: str, value: Any, names: set[str]) -> tuple[str, Any]:
+def as_kept(name: str, value: Any, names: set[str]) -> tuple[str, Any]:
     """A tensor's name and place in a checkpoint, which 0.1 called otherwise, and kept the codec as text."""
     if f"model.{name}" in names:
         return name, value

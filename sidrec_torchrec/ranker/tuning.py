@@ -13,6 +13,7 @@ from sidrec_torchrec.fusion.model import VQFusion
 from sidrec_torchrec.ranker.model import Ranker, RankerOutput
 
 _KEY = "item"
+_KEPT_AT_ONCE = 512  # published items drawn at a step
 
 
 class ItemRows:
@@ -32,6 +33,9 @@ class TokenizedItems(nn.Module):
         tokenizer: trained with the ranker.
         items: content by row.
         own_weight: of the tokenizer's own loss.
+
+    A tokenizer that holds on to published SIDs (``VQFusion.hold``) does so for a random few of all published items at each
+    step, so that those which events rarely meet are kept like any other.
     """
 
     def __init__(self, tokenizer: VQFusion, items: ItemStore, own_weight: float) -> None:
@@ -39,6 +43,7 @@ class TokenizedItems(nn.Module):
         self.tokenizer = tokenizer
         self.own_weight = own_weight
         self._items = items
+        self._published_M = items.published_rows()
 
     def forward(self, items: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
         """Vectors of N events, float [N, latent_dim], zeros where an item is missing; the tokenizer's own loss over their
@@ -55,10 +60,16 @@ class TokenizedItems(nn.Module):
         scale = self.tokenizer.config.latent_dim**0.5  # from total variance 1 to variance 1 of each component
         own_loss = torch.zeros((), device=row_U.device)
         if self.training:
-            own_loss = self.own_weight * self.tokenizer.losses(quantized, content)[0]
+            own_loss = self.own_weight * self.tokenizer.losses(quantized, content)[0] + self._keep_loss(row_U.device)
         vectors_ND = quantized.z_q_ND.new_zeros(len(item_N), quantized.z_q_ND.shape[1])
         vectors_ND[has_item_N] = quantized.z_q_ND[place_K] * scale
         return vectors_ND, own_loss
+
+    def _keep_loss(self, device: torch.device) -> Tensor:
+        if self.tokenizer.keep is None or not len(self._published_M):
+            return torch.zeros((), device=device)
+        drawn_K = torch.randint(len(self._published_M), (min(_KEPT_AT_ONCE, len(self._published_M)),))
+        return self.tokenizer.keep_loss(self._items.select(self._published_M[drawn_K]).to(device))
 
 
 class TuningRanker(Ranker):

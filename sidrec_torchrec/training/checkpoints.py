@@ -83,7 +83,16 @@ class Checkpoints:
         Raises:
             SidrecError: if it is broken.
         """
-        return set(self._index(name).state_dict_metadata)
+        return set(self.shapes(name))
+
+    def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """By dotted name, the shape of each tensor that checkpoint ``name`` holds, whole; () of what is none.
+
+        Raises:
+            SidrecError: if it is broken.
+        """
+        kept = self._index(name).state_dict_metadata
+        return {key: tuple(getattr(value, "size", ())) for key, value in kept.items()}
 
     def _index(self, name: str) -> Metadata:
         path = self._folder / name
