@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for editors and type checkers; the same names as below
     from sidrec_torchrec.codec.packing import NO_SID, SIDSpec
     from sidrec_torchrec.codec.quantizer import Quantizer
     from sidrec_torchrec.codec.residual_vq import ResidualVQ, ResidualVQConfig
+    from sidrec_torchrec.data.sid_index import SIDLookup
     from sidrec_torchrec.data.sids import open_sids, read_sids
     from sidrec_torchrec.data.vocabulary import Vocabulary
     from sidrec_torchrec.errors import SidrecError
@@ -49,6 +50,7 @@ _PUBLIC = {
     "codec.packing": ["NO_SID", "SIDSpec"],
     "codec.quantizer": ["Quantizer"],
     "codec.residual_vq": ["ResidualVQ", "ResidualVQConfig"],
+    "data.sid_index": ["SIDLookup"],
     "data.sids": ["open_sids", "read_sids"],
     "data.vocabulary": ["Vocabulary"],
     "errors": ["SidrecError"],

@@ -125,7 +125,7 @@ def _normalize(arguments: list[str], paths: dict[str, Any]) -> list[str]:
     """
     plain: list[str] = []
     lists: dict[str, list[str]] = {}
-    rest = iter([*zip(arguments, [*arguments[1:], "--"], strict=True)])
+    rest = iter([*zip(arguments, [*arguments[1:], "--"], strict=False)])
     for argument, after in rest:
         flag, equals, value = argument.partition("=")
         if flag.startswith("--"):

@@ -10,6 +10,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,6 @@ def remove_temporaries(folder: Path) -> None:
             _remove(path)
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file's whole content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read_json(path: Path) -> Any:
     """What ``write_json`` wrote.
 
@@ -108,6 +100,26 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hex; read again only where the file looks otherwise than the last time."""
+    return _sha256(path.resolve(), *glance(path))
+
+
+def glance(path: Path) -> list[int]:
+    """Size, time and place of a file: while they stay, its content does, or somebody took pains."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, *glance: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -180,7 +180,7 @@ def test_flags_outdo_the_config_file(tmp_path):
         ),
         (["--out", "d", "--cold", "0.5"], "unrecognized arguments: --cold"),
         (["--out", "d", "--source"], "source"),
-        ([], "out"),
+        ([], "required"),
     ],
 )
 def test_bad_flags(arguments, words, capsys):

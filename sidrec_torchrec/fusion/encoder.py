@@ -86,6 +86,11 @@ class Encoder:
             digits_NL[unsure_M] = search.encode(exact_MD, rows=unsure_M)
         return digits_NL
 
+    @torch.no_grad()
+    def latents(self, items: ItemTensors) -> Tensor:
+        """What digits are chosen to be near to, float64 [N, D], where the encoder is; the items may be on any device."""
+        return self._exact.latent(items.to(self.device))
+
     def _filters(self, search: Search, num_items: int) -> bool:
         return num_items >= _FEWEST and self.device.type == "cpu" and search.has_filter and float32_is_ieee()
 

@@ -28,6 +28,7 @@ class ItemStream:
         excluded: item ids to leave out.
         validation_fraction: share of the items, chosen by a hash of their id, that validates.
         part: ``train``, ``validation`` or ``all``.
+        rows: bool [num_items], which of the file's rows to read; None for all. Row groups without any are not opened.
     """
 
     items: Items
@@ -36,6 +37,7 @@ class ItemStream:
     excluded: IdIndex
     validation_fraction: float
     part: str
+    rows: np.ndarray | None = None
 
     @staticmethod
     def open(
@@ -74,8 +76,10 @@ class ItemStream:
             row_groups: which to read, in this order; None for all.
             share: (rank, world size): only this one of as many stretches of the blocks; see ``ParquetTable.batches``.
         """
+        if self.rows is not None and row_groups is None:
+            row_groups = self._row_groups(self.rows)
         for batch in self.items.batches(size, self.sources, tuple(self.vocabularies), row_groups, share=share):
-            kept = np.flatnonzero(self._is_part(batch.item_ids))
+            kept = np.flatnonzero(self._is_part(batch))
             if len(kept) == len(batch):
                 yield batch.item_ids, self._tensors(batch)
             elif len(kept):
@@ -115,11 +119,19 @@ class ItemStream:
         """At most 32,768 items, drawn by ``seed``, to start a model from."""
         return next(self.shuffled(_SAMPLE_ITEMS, seed))
 
-    def _is_part(self, item_ids: pa.Array) -> np.ndarray:
-        kept_N = self.excluded.find(item_ids) < 0
+    def _is_part(self, batch: ItemBatch) -> np.ndarray:
+        kept_N = self.excluded.find(batch.item_ids) < 0
+        if self.rows is not None:
+            kept_N &= self.rows[batch.first_row : batch.first_row + len(batch)]
         if self.part == "all":
             return kept_N
-        return kept_N & ((_uniform(keys(item_ids)) < self.validation_fraction) == (self.part == "validation"))
+        return kept_N & ((_uniform(keys(batch.item_ids)) < self.validation_fraction) == (self.part == "validation"))
+
+    def _row_groups(self, rows: np.ndarray) -> list[int]:
+        """Those that hold any of the rows."""
+        sizes = [size for part in self.items.table.parts for size in part.row_groups]
+        ends, before = np.cumsum(sizes), np.concatenate([[0], np.cumsum(rows)])
+        return np.flatnonzero(before[ends] > before[ends - sizes]).tolist()
 
     def _tensors(self, batch: ItemBatch) -> ItemTensors:
         encoded = {name: v.encode(batch.targets[name]) for name, v in self.vocabularies.items()}

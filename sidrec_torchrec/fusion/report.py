@@ -70,7 +70,7 @@ class TokenizerReport:
 
         ``reconstruction``: by source, relative squared error (1: as bad as the training items' mean) by depth.
         ``accuracy``: by target, top-1 accuracy, or micro-averaged F1 at probability 0.5 where multi-label, by depth.
-        ``target_loss``: by target, by depth. ``prefixes``: entropy in bits and number of distinct prefixes by depth. Sources
+        ``target_loss``: by target, by depth. ``counts``: items that had a value, by source and target. ``prefixes``: entropy in bits and number of distinct prefixes by depth. Sources
         and targets of which no item had a value are left out.
 
         Args:
@@ -98,6 +98,7 @@ class TokenizerReport:
                 for target, hits in self._hits.items()
                 if target in mean
             },
+            "counts": {task: count for task, count in self._counts.items() if count},
             "prefixes": {"entropy": [p.entropy for p in prefixes], "distinct": [p.distinct for p in prefixes]},
         }
 

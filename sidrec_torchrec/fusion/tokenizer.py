@@ -81,6 +81,15 @@ class Tokenizer:
         self._check(items)
         return self._encoder.digits(items).cpu()
 
+    def latents(self, items: ItemTensors) -> Tensor:
+        """Vectors of items in the codec's space, which SIDs stand for, float64 [N, D], on the CPU.
+
+        Raises:
+            ValueError: as ``digits``.
+        """
+        self._check(items)
+        return self._encoder.latents(items).cpu()
+
     def _check(self, items: ItemTensors) -> None:
         for name, dim in self.model.config.read_sources.items():
             if name not in items.sources or name not in items.present:

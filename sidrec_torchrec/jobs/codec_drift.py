@@ -1,5 +1,6 @@
-"""Says how SIDs moved: between two codecs over the same items, or between two corpora under one codec."""
+"""Says how SIDs moved: between two codecs over the same items, two corpora under one codec, or a generation and those before."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from rich.table import Table
 
 from sidrec_torchrec.codec.alphabet import format_stages
 from sidrec_torchrec.codec.drift import digit_drift, prefix_drift
+from sidrec_torchrec.codec.quality import qualities
 from sidrec_torchrec.codec.report import DigitUse
 from sidrec_torchrec.data.ids import IdIndex
-from sidrec_torchrec.data.sids import SIDFile, open_sids
+from sidrec_torchrec.data.sid_manifest import SIDS_FILE
+from sidrec_torchrec.data.sids import SIDFile, SIDs, open_sids
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.training.config import JobConfig
@@ -24,13 +27,13 @@ class CodecDriftConfig(JobConfig):
     """What to compare.
 
     Args:
-        old: folder encode-corpus wrote, or its ``sids.parquet``.
-        new: another one.
+        new: folder encode-corpus wrote, or the file of one generation.
+        old: another one, to compare it with; none given: the last generation of ``new`` is compared with those before.
         json: file for the report as JSON; not written if not given.
     """
 
-    old: Path
     new: Path
+    old: Path | None = None
     json: Path | None = None
 
 
@@ -39,14 +42,19 @@ def main(config: CodecDriftConfig) -> dict[str, Any]:
 
     ``prefixes``: over the items both files hold, ``PrefixDrift`` by depth. ``digits``: if one codec made both, ``DigitDrift``
     by digit, over all items of each; else None, for the digits of two codecs mean different things. ``reconstruction``:
-    by source, what each whole SID loses (relative squared error), if encode-corpus's own report lies beside both files.
+    by source, what whole SIDs lose (relative squared error), where encode-corpus wrote a full report of all that is compared.
+    ``quality``: of ``old`` and ``new``, or of ``new`` alone if there is no other: ``SIDQuality`` of ``all`` and of each of its
+    ``generations``, with ``reconstruction`` as above.
 
     Memory: about 200 bytes an item, for SIDs of one word in both files; ids and words are held, and sorted.
 
     Raises:
-        DataError: on files that are missing or broken, or have neither items nor their codec in common.
+        DataError: on files that are missing or broken, or have neither items nor their codec in common; or if there is but one
+            generation, and nothing to compare it with.
     """
-    old, new = open_sids(config.old), open_sids(config.new)
+    new = open_sids(config.new)
+    whole = {"new": new} if config.old is None else {"old": open_sids(config.old), "new": new}
+    old, new = _split(new) if config.old is None else (whole["old"], new)
     old_ids, old_NW = old.read()
     new_ids, new_NW = new.read()
     row_N = IdIndex(new_ids).find(old_ids)
@@ -67,6 +75,7 @@ def main(config: CodecDriftConfig) -> dict[str, Any]:
         "prefixes": [asdict(depth) for depth in prefixes],
         "digits": None if digits is None else [asdict(digit) for digit in digits],
         "reconstruction": _reconstructions(old, new),
+        "quality": {name: _quality(sids) for name, sids in whole.items()},
     }
     if config.json is not None:
         write_json(config.json, report)
@@ -74,34 +83,72 @@ def main(config: CodecDriftConfig) -> dict[str, Any]:
     return report
 
 
-def _use(file: SIDFile, words_NW: np.ndarray) -> DigitUse:
-    use = DigitUse(file.spec)
+def _split(sids: SIDs) -> tuple[SIDs, SIDs]:
+    """All generations but the last, and the last."""
+    *earlier, last = sids.generations
+    if not earlier:
+        raise DataError(
+            f"{sids.path}: holds one generation; name --old to compare it with, or add one: encode-corpus --append"
+        )
+    path = earlier[0].path if len(earlier) == 1 else sids.path
+    return SIDs(path, sids.spec, tuple(earlier)), SIDs(last.path, sids.spec, (last,))
+
+
+def _use(sids: SIDs, words_NW: np.ndarray) -> DigitUse:
+    use = DigitUse(sids.spec)
     for first in range(0, len(words_NW), 1 << 16):
-        use.update(file.spec.unpack(words_NW[first : first + (1 << 16)]))
+        use.update(sids.spec.unpack(words_NW[first : first + (1 << 16)]))
     return use
 
 
-def _describe(file: SIDFile) -> dict[str, Any]:
+def _describe(sids: SIDs) -> dict[str, Any]:
     return {
-        "path": str(file.path),
-        "items": file.num_items,
-        "stages": format_stages(file.spec.stages),
-        "fingerprint": file.spec.fingerprint,
+        "path": str(sids.path),
+        "items": sids.num_items,
+        "generations": len(sids.generations),
+        "stages": format_stages(sids.spec.stages),
+        "fingerprint": sids.spec.fingerprint,
     }
 
 
-def _reconstructions(old: SIDFile, new: SIDFile) -> dict[str, dict[str, float]]:
+def _quality(sids: SIDs) -> dict[str, Any]:
+    words = [np.concatenate([words_NW for _, words_NW in file.batches()]) for file in sids.generations]
+    each, together = qualities(sids.spec, words)
+    errors = [_reconstruction((file,)) for file in sids.generations]
+    return {
+        "all": asdict(together) | {"reconstruction": _reconstruction(sids.generations)},
+        "generations": [asdict(one) | {"reconstruction": its} for one, its in zip(each, errors, strict=True)],
+    }
+
+
+def _reconstructions(old: SIDs, new: SIDs) -> dict[str, dict[str, float]]:
     """Error of whole SIDs in both corpora, by source that both report."""
-    before, after = _reconstruction(old), _reconstruction(new)
+    before, after = _reconstruction(old.generations), _reconstruction(new.generations)
     return {source: {"old": before[source], "new": after[source]} for source in before if source in after}
 
 
-def _reconstruction(file: SIDFile) -> dict[str, float]:
-    path = file.path.parent / RESULT_FILE
-    result = read_json(path) if path.exists() else {}
-    if result.get("fingerprint") != file.spec.fingerprint:
-        return {}
-    return {source: errors[-1] for source, errors in result.get("reconstruction", {}).items()}
+def _reconstruction(files: Sequence[SIDFile]) -> dict[str, float]:
+    """Error of whole SIDs over all the items, by source that every file's report has."""
+    reports = [_report(file) for file in files]
+    errors = [report.get("reconstruction", {}) for report in reports]
+    if len(files) == 1:
+        return {source: its[-1] for source, its in errors[0].items()}
+    shared = [source for source in errors[0] if all(source in report.get("counts", {}) for report in reports)]
+    counts = {source: [report["counts"][source] for report in reports] for source in shared}
+    return {
+        source: sum(its[source][-1] * count for its, count in zip(errors, counts[source], strict=True))
+        / sum(counts[source])
+        for source in shared
+    }
+
+
+def _report(file: SIDFile) -> dict[str, Any]:
+    """What encode-corpus reported of a generation; nothing where that is not known."""
+    if file.generation is not None and file.generation.report:
+        return file.generation.report
+    path = file.path.parent / RESULT_FILE  # as earlier versions wrote it
+    result = read_json(path) if path.exists() and file.path.name == SIDS_FILE else {}
+    return result if result.get("fingerprint") == file.spec.fingerprint and "generation" not in result else {}
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -113,6 +160,7 @@ def _print(report: dict[str, Any]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    console.print(*_quality_tables(report["quality"]))
     if report["prefixes"]:
         console.print(_prefix_table(report))
     if report["digits"]:
@@ -122,6 +170,27 @@ def _print(report: dict[str, Any]) -> None:
         for source, errors in report["reconstruction"].items():
             table.add_row(source, f"{errors['old']:.4f}", f"{errors['new']:.4f}")
         console.print(table)
+
+
+def _quality_tables(quality: dict[str, dict[str, Any]]) -> list[Table]:
+    title = "Quality of SIDs: unique: SIDs by items; colliding: with an item of the same or an earlier generation"
+    columns = ("SIDs", "items", "unique", "colliding", "largest group", "Gini", "digits used")
+    rows: dict[str, dict[str, Any]] = {}
+    for name, its in quality.items():
+        each = its["generations"] if len(its["generations"]) > 1 else []
+        rows |= {f"{name}, generation {number}": one for number, one in enumerate(each)} | {f"{name}, all": its["all"]}
+    table = _table(title, *columns)
+    for label, one in rows.items():
+        shares = (f"{one['unique']:.2%}", f"{one['colliding']:.2%}", f"{one['largest']:,}")
+        table.add_row(label, f"{one['items']:,}", *shares, f"{one['gini']:.3f}", f"{one['used']:.1%}")
+    sources = sorted({source for one in rows.values() for source in one["reconstruction"]})
+    if len(rows) == len(quality) or not sources:
+        return [table]
+    errors = _table("Relative squared error of whole SIDs, by source", "SIDs", *sources)
+    for label, one in rows.items():
+        its = one["reconstruction"]
+        errors.add_row(label, *(f"{its[source]:.4f}" if source in its else "-" for source in sources))
+    return [table, errors]
 
 
 def _prefix_table(report: dict[str, Any]) -> Table:
@@ -161,5 +230,5 @@ def _digit_table(digits: list[dict[str, Any]]) -> Table:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="left" if column == "source" else "right")
+        table.add_column(column, justify="left" if column in ("source", "SIDs") else "right", no_wrap=column == "SIDs")
     return table

@@ -22,7 +22,7 @@ class DecodeSIDsConfig(JobConfig):
     """What to decode.
 
     Args:
-        sids: folder encode-corpus wrote, or its ``sids.parquet``.
+        sids: folder encode-corpus wrote, or the file of one generation.
         tokenizer: folder train-tokenizer wrote; must be the one the SIDs were made with.
         out: Parquet file to write.
         num_digits: decode only this many first digits of each SID; 0 for all.

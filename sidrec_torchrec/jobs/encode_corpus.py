@@ -1,8 +1,8 @@
-"""Writes the SID of every item of a corpus, and a report on what the SIDs keep."""
+"""Writes the SID of every item of a corpus, or of those that came since, and a report on what the SIDs keep."""
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,18 +11,22 @@ import pyarrow as pa
 import torch.distributed as dist
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER
+from sidrec_torchrec.codec.report import shared_sids
 from sidrec_torchrec.data.format import DataConfig, DataFolder, open_items
-from sidrec_torchrec.data.sids import SIDS_FILE, join_sids, open_sids, write_sids
+from sidrec_torchrec.data.ids import IdIndex
+from sidrec_torchrec.data.sid_manifest import Generation, Manifest, generation_file, remove_unpublished
+from sidrec_torchrec.data.sids import SIDs, join_sids, open_sids, published, write_sids
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import Tokenizer, tokenizer_files
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.group import Processes, process_group
-from sidrec_torchrec.training.progress import stage
-from sidrec_torchrec.training.runs import open_run
+from sidrec_torchrec.training.progress import say, stage
+from sidrec_torchrec.training.runs import Run, open_run
 
 _BLOCK = 8192  # items encoded at once
+_PARTS = "parts"  # what each process writes, before they are joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +37,17 @@ class EncodeCorpusConfig(DataConfig):
         data: folder of ``items.parquet``.
         schema: what its files and columns are called, said over the folder's own ``schema.json``.
         tokenizer: folder train-tokenizer wrote.
-        out: folder for ``sids.parquet``, a copy of the codec, and ``metrics.json``.
+        out: folder for ``sids.parquet``, a copy of the codec, ``manifest.json`` and ``metrics.json``.
         report: ``short`` says how digits are used and how many items share a SID; ``full`` also what every prefix of the
             SIDs keeps of the items, which takes longer than encoding.
+        append: encode only the items that ``out`` has no SID of, as a new generation; SIDs it has stay as they are, whatever
+            has become of their items.
     """
 
     tokenizer: Path
     out: Path
     report: Literal["short", "full"] = "short"
+    append: bool = False
 
     def files(self) -> list[Path]:
         """The files the SIDs are made from."""
@@ -48,30 +55,68 @@ class EncodeCorpusConfig(DataConfig):
 
 
 def main(config: EncodeCorpusConfig) -> dict[str, Any]:
-    """Encodes every item, in the order of the item file; each process takes a stretch of it.
+    """Encodes items in the order of the item file; each process takes a stretch of it.
 
     Returns:
-        The content of ``metrics.json``: the codec's fingerprint and what ``TokenizerReport.result`` says.
+        The content of ``metrics.json``: the codec's fingerprint and what ``TokenizerReport.result`` says of the last generation.
+        For any but the first also its number, ``generation``; ``gone``: SIDs of items that the item file has no more; and
+        ``total``: ``items`` and ``collisions`` of all generations.
 
     Raises:
         DataError: on bad items, or a tokenizer that is missing or broken.
-        RunMismatchError: if ``out`` belongs to other items, another tokenizer or report.
+        CodecMismatchError: if SIDs of another codec are to be added to.
+        RunMismatchError: if ``out`` belongs to something else; or, unless it is to be added to, to other items, another tokenizer or
+            report.
     """
     with process_group() as processes:
         tokenizer = Tokenizer.load(config.tokenizer).to(processes.device)
-        with open_run(config.out, config, inputs=config.files()) as run:
-            result = run.result or run.finish(_encode(config, tokenizer, processes))
-        tokenizer.codec.check(result["fingerprint"], f"{config.out} holds SIDs")
-        return result
+        with open_run(
+            config.out,
+            config,
+            inputs=config.files(),
+            ignore=("out", "append"),
+            grows=config.append,
+            free=("report",) if config.append else (),
+            remedy="give another folder, or add the items it does not have with --append",
+        ) as run:
+            manifest = _published(run)
+            if manifest is not None:
+                tokenizer.codec.check(manifest.spec.fingerprint, f"{config.out} holds SIDs")
+            if manifest is None or config.append:
+                manifest = _encode(config, tokenizer, processes, manifest)
+            result = {"fingerprint": manifest.spec.fingerprint} | manifest.generations[-1].report
+            return result if run.result == result else run.finish(result)
 
 
-def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Processes) -> dict[str, Any]:
+def _published(run: Run) -> Manifest | None:
+    """What the folder holds; None if nothing has been published there."""
+    manifest = Manifest.read(run.folder)
+    if manifest is not None or run.result is None:
+        return manifest
+    first = published(run.folder)  # of an earlier version
+    report = {name: value for name, value in run.result.items() if name != "fingerprint"}
+    return replace(first, generations=(replace(first.generations[0], report=report),))
+
+
+def _encode(
+    config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Processes, before: Manifest | None
+) -> Manifest:
+    """Publishes SIDs of the items that have none yet; gives what is published then."""
     is_full = config.report == "full"
     stream = _open_items(config.folder, tokenizer, is_full)
+    have = None if before is None else open_sids(config.out)
+    count, gone = stream.items.num_items, 0
+    if have is not None:
+        is_new_N, gone = _new(stream, have)
+        stream, count = replace(stream, rows=is_new_N), int(is_new_N.sum())
+    if before is not None and not count:
+        if processes.is_main:
+            say(f"{config.out}: nothing new: all {stream.items.num_items:,} items have SIDs")
+        return before
+    on_first_process(lambda: _tidy(config.out, before))
     report = TokenizerReport(tokenizer, None if is_full else ())
-    parts = [config.out / "parts" / f"{rank}.parquet" for rank in range(processes.world_size)]
-    total = stream.items.num_items // processes.world_size
-    with stage("encode corpus", total, show=processes.is_main) as progress:
+    parts = [config.out / _PARTS / f"{rank}.parquet" for rank in range(processes.world_size)]
+    with stage("encode corpus", count // processes.world_size, show=processes.is_main) as progress:
 
         def batches() -> Iterator[tuple[pa.Array, np.ndarray]]:
             for item_ids, items in stream.blocks(_BLOCK, share=(processes.rank, processes.world_size)):
@@ -85,17 +130,71 @@ def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Process
         dist.all_gather_object(counts, report.counts())
         report.merge([its for rank, its in enumerate(counts) if rank != processes.rank])
 
-        def join() -> dict[str, Any]:
-            join_sids(parts, config.out / SIDS_FILE)
-            tokenizer.codec.save(config.out / CODEC_FOLDER)
-            shutil.rmtree(config.out / "parts")
-            words_NW = np.concatenate([words for _, words in open_sids(config.out).batches()])
-            return {"fingerprint": tokenizer.codec.spec.fingerprint} | report.result(words_NW)
+        def publish() -> Manifest:
+            path = config.out / generation_file(len(before.generations) if before else 0)
+            join_sids(parts, path)
+            words_NW = _words(open_sids(path))
+            result = report.result(words_NW)
+            if before is not None and have is not None:
+                result |= {"generation": len(before.generations), "gone": gone, "total": _total(have, words_NW)}
+            else:
+                tokenizer.codec.save(config.out / CODEC_FOLDER)
+            generation = Generation.of(path, tokenizer=str(config.tokenizer), report=result)
+            spec, earlier = tokenizer.codec.spec, before.generations if before else ()
+            manifest = Manifest(spec, (*earlier, generation))
+            shutil.rmtree(config.out / _PARTS)
+            manifest.write(config.out)
+            return manifest
 
-        result = on_first_process(join)
-        shared = result["collisions"]["items"]
-        progress.advance(0, f"{result['items']:,} items, {shared:,} share a SID with another")
-    return result
+        manifest = on_first_process(publish)
+        progress.advance(0, _summary(manifest.generations[-1].report))
+    return manifest
+
+
+def _total(have: SIDs, words_NW: np.ndarray) -> dict[str, Any]:
+    """Of earlier generations and this one together."""
+    every_NW = np.concatenate([_words(have), words_NW])
+    shared, largest = shared_sids(every_NW)
+    return {"items": len(every_NW), "collisions": {"items": shared, "largest": largest}}
+
+
+def _new(stream: ItemStream, have: SIDs) -> tuple[np.ndarray, int]:
+    """Which rows of the item file have no SID, bool [num_items]; and how many SIDs are of items that it does not have.
+
+    Raises:
+        DataError: if ids are of one type there and of another here.
+    """
+    item_ids = stream.items.ids()
+    if item_ids.type != have.id_type:
+        raise DataError(
+            f"{stream.items.path}: ids are {item_ids.type}, in {have.path} they are {have.id_type}; write both with one type"
+        )
+    known, _ = have.read()
+    is_new_N = IdIndex(known).find(item_ids) < 0
+    return is_new_N, len(known) - int((~is_new_N).sum())
+
+
+def _tidy(out: Path, before: Manifest | None) -> None:
+    """Removes what a killed run left, which nobody reads."""
+    shutil.rmtree(out / _PARTS, ignore_errors=True)
+    if before is not None:
+        remove_unpublished(out, before)
+
+
+def _words(sids: SIDs) -> np.ndarray:
+    return np.concatenate([words_NW for _, words_NW in sids.batches()])
+
+
+def _summary(report: dict[str, Any]) -> str:
+    shared = report["collisions"]["items"]
+    text = f"{report['items']:,} items, {shared:,} share a SID with another"
+    if "generation" not in report:
+        return text
+    total = report["total"]
+    return (
+        f"generation {report['generation']}: {text}; {total['items']:,} in all, {total['collisions']['items']:,} share one; "
+        f"{report['gone']:,} of items that are gone"
+    )
 
 
 def _open_items(data: DataFolder, tokenizer: Tokenizer, is_full: bool) -> ItemStream:

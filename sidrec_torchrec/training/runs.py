@@ -13,14 +13,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch.distributed as dist
 
 from sidrec_torchrec.errors import FolderBusyError, RunMismatchError
-from sidrec_torchrec.files import read_json, remove_temporaries, sha256_of, write_json
+from sidrec_torchrec.files import glance, read_json, remove_temporaries, sha256_of, write_json
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.config import config_json, without, without_paths
 from sidrec_torchrec.training.progress import say
@@ -42,14 +41,19 @@ class Run:
     Args:
         folder: the folder.
         result: what ``finish`` wrote, if the run is finished.
+        inputs: of a run that grows: what the input files were when it began.
     """
 
     folder: Path
     result: dict[str, Any] | None
+    inputs: dict[str, Any] | None = None
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Marks the run as finished, and gives the result as it will be read back; on every process, the main one writes."""
         if dist.get_rank() == 0:
+            if self.inputs is not None:
+                there = read_json(self.folder / CONFIG_FILE)
+                write_json(self.folder / CONFIG_FILE, there | {INPUTS: self.inputs})
             write_json(self.folder / RESULT_FILE, result)
         dist.barrier()
         return read_json(self.folder / RESULT_FILE)
@@ -57,7 +61,14 @@ class Run:
 
 @contextmanager
 def open_run(
-    folder: Path, config: Any, *, inputs: Iterable[Path] = (), ignore: tuple[str, ...] = ("out",)
+    folder: Path,
+    config: Any,
+    *,
+    inputs: Iterable[Path] = (),
+    ignore: tuple[str, ...] = ("out",),
+    grows: bool = False,
+    free: tuple[str, ...] = (),
+    remedy: str = "give another folder, or remove this one",
 ) -> Iterator[Run]:
     """Claims ``folder`` for ``config``, and for this job alone as long as it runs; call on every process of the group.
 
@@ -68,29 +79,34 @@ def open_run(
         config: the job's config dataclass. Its paths may differ from those of an earlier call: inputs count by content.
         inputs: files the result depends on; one that is not there counts as such.
         ignore: fields that may differ: they do not change results.
+        grows: whether this call adds to what an earlier one made of other inputs, and answers for what that leaves in the
+            folder; ``finish`` notes what the inputs were this time.
+        free: fields that may be others than those of the folder's first call, which are noted there.
+        remedy: what to do about inputs that have changed.
 
     Raises:
         FolderBusyError: if another process works in the folder.
         RunMismatchError: if the folder belongs to another configuration, or an input has changed; says what differs.
     """
-    folder = Path(folder)
+    folder, inputs = Path(folder), list(inputs)
     with ExitStack() as stack:
 
-        def claim() -> None:
+        def claim() -> dict[str, Any] | None:
             is_locked = stack.enter_context(_locked(folder))
             fields = without({k: v for k, v in config_json(config, folder).items() if k not in ignore}, _HOW_OFTEN)
-            stack.enter_context(_claimed(folder, fields, list(inputs)))
+            stack.enter_context(_claimed(folder, fields, inputs, grows=grows, free=free, remedy=remedy))
             if is_locked:
                 remove_temporaries(folder)
+            return _described(inputs) if grows else None
 
-        on_first_process(claim)
+        described = on_first_process(claim)
         result_file = folder / RESULT_FILE
         result = read_json(result_file) if result_file.exists() else None
-        if result is not None and dist.get_rank() == 0 and not _is_within.get():
+        if result is not None and not grows and dist.get_rank() == 0 and not _is_within.get():
             say(f"{folder}: finished before; its result is read back. To run again, remove it or give another folder")
         token = _is_within.set(True)
         try:
-            yield Run(folder, result)
+            yield Run(folder, result, described)
         finally:
             _is_within.reset(token)
 
@@ -166,7 +182,9 @@ def _open_locked(path: Path) -> TextIO | None:
 
 
 @contextmanager
-def _claimed(folder: Path, config: dict[str, Any], inputs: list[Path]) -> Iterator[None]:
+def _claimed(
+    folder: Path, config: dict[str, Any], inputs: list[Path], *, grows: bool, free: tuple[str, ...], remedy: str
+) -> Iterator[None]:
     """Writes configuration and inputs; on an error takes them away again if nothing else was written.
 
     Raises:
@@ -176,13 +194,13 @@ def _claimed(folder: Path, config: dict[str, Any], inputs: list[Path]) -> Iterat
     if path.exists():
         there = read_json(path)
         known = there.pop(INPUTS, None)
-        _check_config(folder, there, config)
-        if known is not None:  # a run of an earlier version did not say
-            _check_inputs(folder, known, inputs)
+        _check_config(folder, *({k: v for k, v in fields.items() if k not in free} for fields in (there, config)))
+        if known is not None and not grows:  # a run of an earlier version did not say
+            _check_inputs(folder, known, inputs, remedy)
     elif _files(folder):
         raise RunMismatchError(f"{folder}: holds files of something else; give an empty or new folder")
     else:
-        write_json(path, config | {INPUTS: {_label(file, inputs): _describe(file) for file in inputs}})
+        write_json(path, config | {INPUTS: _described(inputs)})
     try:
         yield
     except Exception:
@@ -213,7 +231,7 @@ def changed_inputs(folder: Path, inputs: list[Path]) -> dict[Path, str]:
 
 
 def _change(file: Path, was: dict[str, Any] | None) -> str | None:
-    if was is not None and file.exists() and _glance(file) == was["glance"]:
+    if was is not None and file.exists() and glance(file) == was["glance"]:
         return None  # neither touched nor moved
     now = _describe(file)
     if (was and was["sha256"]) == (now and now["sha256"]):
@@ -221,16 +239,14 @@ def _change(file: Path, was: dict[str, Any] | None) -> str | None:
     return "is gone" if now is None else "is there now" if was is None else "has changed"
 
 
-def _check_inputs(folder: Path, known: dict[str, Any], inputs: list[Path]) -> None:
+def _check_inputs(folder: Path, known: dict[str, Any], inputs: list[Path], remedy: str) -> None:
     """Refuses inputs that are not what they were."""
     labels = {_label(file, inputs) for file in inputs}
     changed = [f"{label} was not read" for label in labels - known.keys()]
     changed += [f"{label} is not read any more" for label in known.keys() - labels]
     changed += [f"{file} {change}" for file, change in changed_inputs(folder, inputs).items()]
     if changed:
-        raise RunMismatchError(
-            f"{folder}: was made from other inputs ({'; '.join(sorted(changed))}); give another folder, or remove this one"
-        )
+        raise RunMismatchError(f"{folder}: was made from other inputs ({'; '.join(sorted(changed))}); {remedy}")
 
 
 def _label(file: Path, inputs: list[Path]) -> str:
@@ -242,23 +258,16 @@ def _label(file: Path, inputs: list[Path]) -> str:
     return str(file)
 
 
-def _glance(file: Path) -> list[int]:
-    stat = file.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+def _described(inputs: list[Path]) -> dict[str, Any]:
+    return {_label(file, inputs): _describe(file) for file in inputs}
 
 
 def _describe(file: Path) -> dict[str, Any] | None:
     """What the file is, by its whole content; None if there is none."""
     if not file.is_file():
         return None
-    glance = _glance(file)
-    return {"sha256": _sha256(file, *glance), "glance": glance}
-
-
-@lru_cache(maxsize=1024)
-def _sha256(file: Path, *glance: int) -> str:
-    """Of the whole content, read again where the file looks otherwise: a study's steps share their inputs."""
-    return sha256_of(file)
+    now = glance(file)
+    return {"sha256": sha256_of(file), "glance": now}
 
 
 def _files(folder: Path) -> set[str]:

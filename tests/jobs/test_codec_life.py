@@ -16,8 +16,11 @@ from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.format import open_items
-from sidrec_torchrec.data.sids import read_sids, write_sids
+from sidrec_torchrec.data.sid_manifest import Generation, generation_file
+from sidrec_torchrec.data.sids import published, read_sids, write_sids
 from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError
+from sidrec_torchrec.fusion.model import ItemTensors
+from sidrec_torchrec.fusion.tokenizer import Tokenizer
 from sidrec_torchrec.jobs import codec_collisions, codec_disambiguate, codec_drift, encode_corpus
 from sidrec_torchrec.jobs.codec_collisions import CodecCollisionsConfig
 from sidrec_torchrec.jobs.codec_disambiguate import CodecDisambiguateConfig
@@ -275,9 +278,123 @@ def test_what_else_cannot_be_disambiguated_is_refused(tmp_path):
     sids = write(tmp_path / "sids", IDS, DIGITS)
     with pytest.raises(ValueError, match="2 to 32768 values, got 1"):
         CodecDisambiguateConfig(sids=sids, out=tmp_path / "own", radix=1)
-    with pytest.raises(RunMismatchError, match="holds files already"):
+    with pytest.raises(RunMismatchError, match="holds files of something else"):
         codec_disambiguate.main(CodecDisambiguateConfig(sids=sids, out=sids))
     other = write(tmp_path / "other", IDS, DIGITS, fingerprint="e" * 16)
     (sids / "codec" / "codec.json").write_bytes((other / "codec" / "codec.json").read_bytes())
     with pytest.raises(CodecMismatchError, match="sids.parquet: made with codec ffffffff"):
         codec_disambiguate.main(CodecDisambiguateConfig(sids=sids, out=tmp_path / "own"))
+
+
+# ---- within a capacity
+
+
+def grow(folder: Path, item_ids, digits, stages: str = "ternary*4", fingerprint: str = "f" * 16) -> None:
+    """One generation more, as encode-corpus --append writes it."""
+    spec, manifest = SIDSpec(parse_stages(stages), fingerprint), published(folder)
+    path = folder / generation_file(len(manifest.generations))
+    write_sids(path, spec, [(np.array(item_ids), spec.pack(np.array(digits)))])
+    manifest.followed_by(Generation.of(path)).write(folder)
+
+
+@pytest.mark.parametrize("flags", [["--radix", "9"], ["--capacity", "1"], ["--capacity", "2"]])
+def test_generations_are_added_and_published_ones_stay(flags, tmp_path, capsys):
+    """In steps or at once, the same SIDs; with room for each item, or for two."""
+    sids = write(tmp_path / "sids", IDS, DIGITS)
+    command = ["codec", "disambiguate", "--sids", str(sids), *flags]
+    assert main([*command, "--out", str(tmp_path / "own")]) == 0
+    first = dict(zip(*map(list, read_lists(tmp_path / "own")), strict=True))
+    before = (tmp_path / "own" / "sids.parquet").read_bytes()
+    grow(sids, [3, 20, 1], [[0, 0, 0, 0], [2, 1, 0, 1], [0, 0, 0, 0]])
+    assert main([*command, "--out", str(tmp_path / "own")]) == 2
+    assert "add the generations it does not have with --append" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "own"), "--append"]) == 0
+    assert (tmp_path / "own" / "sids.parquet").read_bytes() == before
+    both = read_lists(tmp_path / "own")
+    assert both[0] == [*IDS, 3, 20, 1]
+    assert dict(zip(*both, strict=True)).items() >= first.items()
+    _, counts = np.unique(both[1], axis=0, return_counts=True)
+    assert counts.max() <= int(flags[1] if flags[0] == "--capacity" else 1)
+    assert main([*command, "--out", str(tmp_path / "once")]) == 0
+    assert read_lists(tmp_path / "once") == both
+    assert main([*command, "--out", str(tmp_path / "own"), "--append"]) == 0
+    assert "nothing new: it has all 2 generations" in capsys.readouterr().err
+    codec = Codec.load(tmp_path / "own")
+    assert (codec.spec.fingerprint == "f" * 16) == (flags[0] == "--capacity")
+    # SIDs encoded anew under the same name are other SIDs
+    write(sids, IDS, DIGITS[::-1])
+    (sids / "manifest.json").unlink()
+    (sids / "sids-00001.parquet").unlink()
+    assert main([*command, "--out", str(tmp_path / "own"), "--append"]) == 2
+    assert "was made of other SIDs than" in capsys.readouterr().err
+
+
+def read_lists(folder: Path) -> tuple[list, list]:
+    item_ids, words_NW = read_sids(folder, Codec.load(folder))
+    return item_ids.to_pylist(), list(map(tuple, words_NW.tolist()))
+
+
+def test_the_items_of_least_id_keep_their_sid(tmp_path):
+    """Whatever their order in the file; text by its bytes."""
+    sids = write(tmp_path / "sids", [12, 10, 11], [[0, 0, 0, 0]] * 3)
+    result = codec_disambiguate.main(CodecDisambiguateConfig(sids=sids, out=tmp_path / "own", capacity=1))
+    item_ids, words = read_lists(tmp_path / "own")
+    assert item_ids == [12, 10, 11]
+    codec = Codec.load(sids)
+    every = np.arange(81)[:, None]
+    vectors_ND = codec.decode(torch.from_numpy(every)).double().numpy()
+    order = np.argsort(np.square(vectors_ND - vectors_ND[0]).sum(1), kind="stable")
+    assert [words[1], words[2], words[0]] == [(int(sid),) for sid in order[:3]]
+    assert (result["items"], result["moved"], result["error_before"]) == (3, 2, pytest.approx(0, abs=1e-9))
+    distance = np.square(vectors_ND[order[1:3]] - vectors_ND[0]).sum()
+    scale = 2 * np.square(vectors_ND[0] - codec.offset_D.double().numpy()).sum()
+    assert result["error_after"] == pytest.approx(distance / scale)
+
+
+def test_moved_items_go_near_their_own_vectors(corpus, sids, tmp_path, capsys):
+    """With items and tokenizer at hand; a real corpus, in which most items share a SID of two digits."""
+    tokenizer = Tokenizer.load(sids["text"].parent / "tokenizers" / "text")
+    flags = {"sids": sids["text"], "capacity": 3}
+    blind = codec_disambiguate.main(CodecDisambiguateConfig(**flags, out=tmp_path / "blind"))
+    content = {"items": corpus, "tokenizer": sids["text"].parent / "tokenizers" / "text"}
+    result = codec_disambiguate.main(CodecDisambiguateConfig(**flags, **content, out=tmp_path / "near"))
+    assert result["moved"] == blind["moved"] > 10
+    _, counts = np.unique(read_lists(tmp_path / "near")[1], axis=0, return_counts=True)
+    assert counts.max() == 3
+    (batch,) = open_items(corpus, sources=["text_emb"]).batches(targets=())
+    items = ItemTensors({"text_emb": torch.from_numpy(batch.sources["text_emb"])}, {"text_emb": torch.from_numpy(batch.present["text_emb"])})  # fmt: skip
+    latents_ND = tokenizer.latents(items)
+    squared = {}
+    for name, folder in {"own": sids["text"], "near": tmp_path / "near", "blind": tmp_path / "blind"}.items():
+        words = torch.tensor(read_lists(folder)[1])
+        decoded = tokenizer.codec.decode(words).double()
+        squared[name] = (decoded - latents_ND).square().sum(1)
+        rest_ND = tokenizer.model.decoders["text_emb"](decoded.float()) - tokenizer.model.standardized(
+            items, "text_emb"
+        )
+        squared[name + " source"] = rest_ND.detach().square().sum(1)
+    moved = torch.tensor(
+        [a != b for a, b in zip(read_lists(sids["text"])[1], read_lists(tmp_path / "near")[1], strict=True)]
+    )
+    scale = (latents_ND - tokenizer.codec.offset_D.double()).square().sum(1)[moved].sum()
+    assert result["error_before"] == pytest.approx(float(squared["own"][moved].sum() / scale), rel=1e-5)
+    assert result["error_after"] == pytest.approx(float(squared["near"][moved].sum() / scale), rel=1e-5)
+    assert squared["near"][moved].sum() < squared["blind"][moved].sum()
+    errors = result["moved_sources"]["text_emb"]
+    has = moved & items.present["text_emb"]
+    ratio = float(squared["near source"][has].sum() / squared["own source"][has].sum())
+    codec_drift.main(codec_drift.CodecDriftConfig(old=sids["text"], new=tmp_path / "near"))  # of unlike reports
+    assert errors["after"] / errors["before"] == pytest.approx(ratio, rel=1e-4)
+
+
+def test_what_cannot_be_moved_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="give both, or neither"):
+        CodecDisambiguateConfig(sids=tmp_path, out=tmp_path / "own", capacity=1, items=tmp_path)
+    with pytest.raises(ValueError, match="give a capacity too"):
+        CodecDisambiguateConfig(sids=tmp_path, out=tmp_path / "own", items=tmp_path, tokenizer=tmp_path)
+    with pytest.raises(ValueError, match="capacity must be at least 0"):
+        CodecDisambiguateConfig(sids=tmp_path, out=tmp_path / "own", capacity=-1)
+    sids = write(tmp_path / "sids", np.arange(10), [[0, 0]] * 10, "signs*2")
+    with pytest.raises(DataError, match="10 items, but 4 SIDs with room for 2 each; raise the capacity"):
+        codec_disambiguate.main(CodecDisambiguateConfig(sids=sids, out=tmp_path / "own", capacity=2))
+    assert not (tmp_path / "own").exists()

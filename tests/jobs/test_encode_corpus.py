@@ -70,6 +70,7 @@ def test_any_number_of_processes_writes_the_same_file(world_size, config, run_di
             assert result["reconstruction"][source] == pytest.approx(errors, rel=1e-6)
     assert sorted(path.name for path in several.out.iterdir()) == [
         "codec",
+        "manifest.json",
         "metrics.json",
         "run.json",
         "sids.parquet",

@@ -5,14 +5,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec
-from sidrec_torchrec.data.fingerprint import files_fingerprint
 from sidrec_torchrec.data.format import DataFolder, open_items
-from sidrec_torchrec.data.ids import same_ids
+from sidrec_torchrec.data.ids import IdIndex, same_ids, shown
 from sidrec_torchrec.data.item_arrays import write_rows, write_vectors
 from sidrec_torchrec.data.prepare import Prepared
-from sidrec_torchrec.data.sids import SIDS_FILE, read_sids
+from sidrec_torchrec.data.sids import open_sids, read_sids
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.names import escape
 from sidrec_torchrec.processes import on_first_process
@@ -71,9 +71,7 @@ def _vectors(data: DataFolder, sources: Sequence[str], folder: Path) -> dict[str
 
 def _sid_array(data: DataFolder, encoded: Path, folder: Path) -> SIDArray:
     codec = Codec.load(encoded / CODEC_FOLDER)
-    if not (encoded / SIDS_FILE).exists():
-        raise DataError(f"{encoded / SIDS_FILE}: not found; run encode-corpus first")
-    path = folder / f"sid-{codec.spec.fingerprint}-{files_fingerprint([encoded / SIDS_FILE])}.npy"
+    path = folder / f"sid-{codec.spec.fingerprint}-{open_sids(encoded).identity}.npy"
     _once(path, partial(_write_sids, data, encoded, codec))
     return SIDArray(path, codec)
 
@@ -91,10 +89,31 @@ def _write_training_events(trained_on: Prepared, path: Path) -> None:
 
 def _write_sids(data: DataFolder, encoded: Path, codec: Codec, path: Path) -> None:
     items = open_items(data, sources=(), targets=())
-    item_ids, words_NW = read_sids(encoded, codec)
-    if not same_ids(item_ids, items.ids()):
-        raise DataError(f"{encoded}: holds SIDs of other items than {items.path}; encode this corpus again")
+    known_ids, words_NW = read_sids(encoded, codec)
+    item_ids = items.ids()
+    if not same_ids(known_ids, item_ids):  # more than these, or in another order
+        words_NW = words_NW[_places(known_ids, item_ids, encoded, items.path)]
     write_rows(path, words_NW.shape, np.int64, iter([words_NW]))
+
+
+def _places(known_ids: pa.Array, item_ids: pa.Array, encoded: Path, items: Path) -> np.ndarray:
+    """Where the SIDs of items are, int64 [num_items].
+
+    Raises:
+        DataError: if an item has none.
+    """
+    if known_ids.type != item_ids.type:
+        raise DataError(
+            f"{items}: ids are {item_ids.type}, in {encoded} they are {known_ids.type}; write both with one type"
+        )
+    place_N = IdIndex(known_ids).find(item_ids)
+    missing = np.flatnonzero(place_N < 0)
+    if len(missing):
+        raise DataError(
+            f"{encoded}: has no SID of item_id {shown(item_ids, missing[0])} and {len(missing) - 1:,} more of {items}; add those "
+            "with encode-corpus --append"
+        )
+    return place_N
 
 
 def _once(path: Path, write: Callable[[Path], None]) -> None:

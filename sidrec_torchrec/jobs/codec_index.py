@@ -1,0 +1,29 @@
+"""Writes the index that finds SIDs by item and items by SID."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sidrec_torchrec.data.sid_index import SIDLookup, write_index
+from sidrec_torchrec.training.config import JobConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecIndexConfig(JobConfig):
+    """What to index.
+
+    Args:
+        sids: folder encode-corpus wrote; the index goes into it.
+    """
+
+    sids: Path
+
+
+def main(config: CodecIndexConfig) -> None:
+    """Writes ``sids.index`` of all generations; see ``write_index``.
+
+    Raises:
+        DataError: if the SIDs are missing or broken.
+    """
+    path = write_index(config.sids)
+    lookup = SIDLookup.open(config.sids, verify=True)
+    print(f"{path}: {len(lookup):,} items, {path.stat().st_size / max(len(lookup), 1):.0f} bytes each")
