@@ -48,6 +48,9 @@ def main() -> None:
                 counts["kills"] += 1
             run(folder, out, arguments)
             counts["equal"] += outcome(folder / out) == outcome(folder / "whole")
+            print(
+                f"{counts['kills']} kills, {counts['runs']} runs, {counts['equal']} equal", file=sys.stderr, flush=True
+            )
         counts["leftovers"] = sum(1 for path in folder.rglob("*") if path.suffix in (".tmp", ".lock", ".new", ".old"))
     print(json.dumps(counts | {"whole_seconds": round(seconds, 1)}, indent=2))
     if arguments.json:
