@@ -39,15 +39,15 @@ def make_stream(data: Path, **changes) -> ItemStream:
 
 
 def ids_of(stream: ItemStream) -> list[int]:
-    return [int(i) for ids_N, _ in stream.blocks(64) for i in ids_N]
+    return [i for ids, _ in stream.blocks(64) for i in ids.to_pylist()]
 
 
 def test_blocks_hold_what_the_file_holds(data):
     rows = pq.read_table(data / "items.parquet").to_pylist()
     place = 0
-    for ids_N, items in make_stream(data).blocks(64):
-        assert 0 < len(items) == len(ids_N) <= 64
-        for i, item_id in enumerate(ids_N):
+    for ids, items in make_stream(data).blocks(64):
+        assert 0 < len(items) == len(ids) <= 64
+        for i, item_id in enumerate(ids.to_pylist()):
             row = rows[place + i]
             assert row["item_id"] == item_id
             assert bool(items.present["x"][i]) == (row["x"] is not None)
@@ -57,7 +57,7 @@ def test_blocks_hold_what_the_file_holds(data):
             assert int(items.labels["kind"][i]) == (KIND.values.index(row["kind"]) if known else -1)
             assert bool(items.labelled["tags"][i]) == bool(row["tags"])
             assert items.labels["tags"][i].tolist() == [float(tag in (row["tags"] or ())) for tag in TAGS.values]
-        place += len(ids_N)
+        place += len(ids)
     assert place == NUM_ITEMS
 
 
