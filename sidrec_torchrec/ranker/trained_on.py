@@ -19,6 +19,7 @@ from sidrec_torchrec.data.prepare import SPLITS, Prepared, open_prepared
 from sidrec_torchrec.data.seen_by import SeenBy
 from sidrec_torchrec.errors import CodecMismatchError, SidrecError
 from sidrec_torchrec.files import atomic_path, read_json, write_json
+from sidrec_torchrec.names import escape
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms import ARMS, ArmInputs, Needs, SIDArray
 from sidrec_torchrec.ranker.arms.open import named, training_events_file
@@ -124,8 +125,8 @@ class TrainedOn:
             return ArmInputs(num_items=own.num_items)
         return ArmInputs(
             num_items=own.num_items,
-            vectors={name: arrays / f"vectors-{name}.npy" for name in given.vectors},
-            sids={name: SIDArray(arrays / f"sids-{name}.npy", sid.codec) for name, sid in given.sids.items()},
+            vectors={name: arrays / _array("vectors", name) for name in given.vectors},
+            sids={name: SIDArray(arrays / _array("sids", name), sid.codec) for name, sid in given.sids.items()},
             training_events=training_events_file(own),
         )
 
@@ -152,9 +153,13 @@ def _keep(ranker: Path, prepared: Prepared, inputs: ArmInputs, arm: str) -> None
         if ARMS[arm].counts_events:
             (folder / _ARRAYS).mkdir()
             for name, path in inputs.vectors.items():
-                _link_as(path, folder / _ARRAYS / f"vectors-{name}.npy")
+                _link_as(path, folder / _ARRAYS / _array("vectors", name))
             for name, sid in inputs.sids.items():
-                _link_as(sid.path, folder / _ARRAYS / f"sids-{name}.npy")
+                _link_as(sid.path, folder / _ARRAYS / _array("sids", name))
+
+
+def _array(kind: str, name: str) -> str:
+    return f"{escape(f'{kind}-{name}')}.npy"
 
 
 def _link(paths: Iterable[Path], folder: Path) -> None:
