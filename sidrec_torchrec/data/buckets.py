@@ -82,6 +82,8 @@ class EventBuckets:
         users: Users | None,
         vocabularies: dict[str, Vocabulary],
         policy: EventPolicy,
+        *,
+        to_learn: bool = True,
     ) -> "EventBuckets":
         """Cuts ``events`` into files under ``folder``.
 
@@ -92,6 +94,7 @@ class EventBuckets:
             users: the user file, if any; a user who is not in it has missing features.
             vocabularies: of the user features, by column.
             policy: what to do about events that cannot be read as they are.
+            to_learn: whether both labels of each task must occur.
 
         Raises:
             DataError: on bad events; names file, column and row.
@@ -107,7 +110,7 @@ class EventBuckets:
             event_writers = [stack.enter_context(pa.ipc.new_file(path, event_schema)) for path, _ in files]
             user_writers = [stack.enter_context(pa.ipc.new_file(path, user_schema)) for _, path in files]
             rows = ItemRows(items)
-            for batch in events.batches():
+            for batch in events.batches(to_learn=to_learn):
                 item_N = item_rows(rows, batch.item_ids, events.table, batch.first_row, policy, counts)
                 action_N = action_of(batch.labels) if events.tasks else np.ones(len(batch), np.int8)
                 columns = [batch.user_ids, item_N, batch.timestamps, action_N]
@@ -133,7 +136,11 @@ class EventBuckets:
             user_ids, user_N = _numbered(table.column("user_id"))
             columns = {name: table.column(name).to_numpy() for name in _EVENT_COLUMNS}
             codes_UF = np.stack([c.to_numpy() for c in users.columns[1:]] or [np.zeros(0, np.int32)], axis=1)
-            code_row_U = IdIndex(canonical(users.column("user_id"))).find(user_ids) if len(users) else None
+            code_row_U = (
+                IdIndex(canonical(users.column("user_id"))).find(user_ids)
+                if len(users) and self._num_features
+                else None
+            )
             no_codes = np.zeros(self._num_features, np.int32)
             order = np.argsort(user_N, kind="stable")
             starts = np.flatnonzero(np.diff(user_N[order], prepend=-1))

@@ -11,7 +11,7 @@ disk by a hash of their user.
 import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.buckets import EventBuckets, UserEvents
 from sidrec_torchrec.data.columns import is_multi_label
+from sidrec_torchrec.data.drift import feature_counts, target_counts
 from sidrec_torchrec.data.fingerprint import data_fingerprint, files_fingerprint
 from sidrec_torchrec.data.format import (
     DataFolder,
@@ -33,7 +34,9 @@ from sidrec_torchrec.data.format import (
     scan_vocabularies,
 )
 from sidrec_torchrec.data.item_arrays import map_rows, write_rows
+from sidrec_torchrec.data.like import like_census, like_config, like_folder, like_vocabularies, own_rows
 from sidrec_torchrec.data.negatives import NegativeSampler
+from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.protocol import Census, PrepareConfig, Splitter
 from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences, sequence_schema, to_record_batch
@@ -45,6 +48,7 @@ SPLITS = ("train", "validation", "test")
 PREPARED_FILE, SEEN_FILE = "prepared.json", "seen.npy"
 TRAINING_FILE, FIRST_EVENT_FILE = "training_events.npy", "first_event.npy"  # not in folders of version 0.2
 COLD_ITEMS_FILE = "cold_items.parquet"  # ids of the items kept out of training
+ITEM_IDS_FILE = "item_ids.parquet"  # ids of all items, in the order of their rows; not in folders of version 0.2
 SEQUENCES = "sequences"  # where the prepare job puts them, in its output folder
 ROW_GROUP = 256  # rows of a sequences file read at once
 
@@ -71,7 +75,7 @@ class Prepared:
 
     Args:
         folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, ``cold_items.parquet``, ``seen.npy``,
-            ``training_events.npy``, ``first_event.npy`` and ``prepared.json``.
+            ``training_events.npy``, ``first_event.npy``, ``item_ids.parquet`` and ``prepared.json``.
         num_items: items in the item file.
         user_features: number of codes by user feature; code 0 stands for a missing value.
         sampled_negatives: whether the negatives were sampled (logs of positives only).
@@ -83,7 +87,10 @@ class Prepared:
         policy: what became of events that a log should not have; other logs are read alike.
         schema: what the data's files and columns are called.
         met: how many such events there were; see ``EventCounts.to_json``.
-        last_training_event: time of the last training target; None as above.
+        last_training_event: time of the last training target; None as above, or where nothing trains.
+        targets_per_row: most targets of a row; None as above.
+        negatives: sampled negatives per event, where they are sampled; None as above.
+        profile: counts of what users and test targets are like, for ``data.drift``; None as above.
     """
 
     folder: Path
@@ -99,10 +106,13 @@ class Prepared:
     schema: DataSchema = field(default_factory=DataSchema)
     met: dict[str, dict[str, Any]] = field(default_factory=dict)
     last_training_event: int | None = None
+    targets_per_row: int | None = None
+    negatives: int | None = None
+    profile: dict[str, Any] | None = None
 
     def files(self) -> list[Path]:
         """Every file that says something of the sequences."""
-        arrays = [self.folder / name for name in (TRAINING_FILE, FIRST_EVENT_FILE)]
+        arrays = [self.folder / name for name in (TRAINING_FILE, FIRST_EVENT_FILE, ITEM_IDS_FILE)]
         others = [*(self.path(split) for split in SPLITS), self.folder / SEEN_FILE, self.folder / PREPARED_FILE]
         return others + [path for path in arrays if path.exists()]
 
@@ -135,6 +145,11 @@ class Prepared:
         """
         path = self.folder / FIRST_EVENT_FILE
         return map_rows(path) if path.exists() else None
+
+    def item_ids(self) -> pa.Array | None:
+        """Ids of all items, canonical [num_items], in the order of their rows; None if an earlier version prepared it."""
+        path = self.folder / ITEM_IDS_FILE
+        return ParquetTable.open(path).read_unique_ids("item_id") if path.exists() else None
 
     def check_items(self, data: DataFolder) -> None:
         """Refuses other items than the sequences' rows point into.
@@ -192,26 +207,40 @@ def open_prepared(folder: Path) -> Prepared:
         raise DataError(f"{path}: of another version of sidrec_torchrec ({error!r}); prepare again") from error
 
 
-def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig) -> Prepared:
+def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, like: Prepared | None = None) -> Prepared:
     """Splits ``data``'s events into sequences under ``out``.
 
     Args:
         data: the data folder: items, events and, optionally, users.
         out: folder to write; appears only when complete.
         config: the protocol.
+        like: earlier sequences whose codes, columns, tasks and policy these have; see ``data.like``. None for their own.
 
     Raises:
         DataError: on bad events (names file, column, row), what the policy refuses, or a protocol that leaves nothing to
             train or test on.
     """
     data = DataFolder.of(data)
+    if like is not None:
+        data, config = like_folder(data, like), like_config(config, like)
+    elif config.test_only:
+        raise DataError("test_only needs sequences that a ranker was trained on: name them, or the ranker, with --like")
     items, users = open_items(data, sources=(), targets=()), open_users(data)
-    vocabularies = _user_vocabularies(users)
+    vocabularies = _user_vocabularies(users) if like is None else like_vocabularies(data, users, like)
+    users = users and replace(users, categorical=tuple(vocabularies), are_chosen=True)
+    fingerprint = data_fingerprint(data)
     with atomic_path(out) as folder:
         events = open_events(data, config.tasks)
-        buckets = EventBuckets.write(folder / "buckets", events, items, users, vocabularies, config.policy)
+        if like is not None and like.sampled_negatives:
+            events = replace(events, tasks=())  # whatever labels there are
+        to_learn = not config.test_only
+        buckets = EventBuckets.write(
+            folder / "buckets", events, items, users, vocabularies, config.policy, to_learn=to_learn
+        )
         splitter = Splitter(config, items.num_items)
         census = splitter.take_census(buckets)
+        if like is not None and config.test_only:
+            census = like_census(census, own_rows(like, items.ids(), fingerprint["items"], items.path), like)
         counts = _write_sequences(folder, buckets, splitter, census)
         shutil.rmtree(folder / "buckets")
         for name, array_I in (
@@ -221,15 +250,17 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig) -> 
         ):
             write_rows(folder / name, array_I.shape, array_I.dtype, iter([array_I]))
         cold = items.ids().filter(pa.array(splitter.cold_items(census)))
-        pq.write_table(pa.table({"item_id": cold}), folder / COLD_ITEMS_FILE, write_page_checksum=True)
+        for name, ids in ((COLD_ITEMS_FILE, cold), (ITEM_IDS_FILE, items.ids())):
+            pq.write_table(pa.table({"item_id": ids}), folder / name, compression="zstd", write_page_checksum=True)
+        tasks = buckets.tasks or DEFAULT_TASKS
         write_json(
             folder / PREPARED_FILE,
             {
                 "num_items": items.num_items,
                 "user_features": {name: len(vocabulary) + 1 for name, vocabulary in vocabularies.items()},
                 "sampled_negatives": not buckets.tasks,
-                "tasks": buckets.tasks or DEFAULT_TASKS,
-                "data": data_fingerprint(data),
+                "tasks": tasks,
+                "data": fingerprint,
                 "counts": counts,
                 "max_history": config.max_history,
                 "vocabularies": {name: list(vocabulary.values) for name, vocabulary in vocabularies.items()},
@@ -237,6 +268,12 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig) -> 
                 "schema": data.schema.to_json(),
                 "met": buckets.counts.to_json(config.policy),
                 "last_training_event": census.last_training_event,
+                "targets_per_row": config.targets_per_row,
+                "negatives": None if buckets.tasks else config.negatives,
+                "profile": {
+                    "features": feature_counts(users, vocabularies),
+                    "test": target_counts(folder / "test.parquet", tasks, census.training_I),
+                },
             },
         )
     return open_prepared(out)
@@ -263,7 +300,7 @@ def _write_sequences(folder: Path, buckets: EventBuckets, splitter: Splitter, ce
                 writers[split].write(
                     sequence.rows(first_target, max_history=config.max_history, targets_per_row=config.targets_per_row)
                 )
-    for split in ("train", "test"):
+    for split in ("test",) if config.test_only else ("train", "test"):
         if not writers[split].counts["targets"]:
             raise DataError(f"{buckets.path}: no {split} targets; the users have too few events for this protocol")
         for task, labels in writers[split].counts["labels"].items():

@@ -48,6 +48,8 @@ class PrepareConfig:
             0 for ``time``, where items that are new in the test are cold anyway.
         validation_fraction: share of the users whose training events choose the best epoch instead.
         train_fraction: share of the other users that is trained on, to see what less data does; above 0.
+        test_only: whether nothing trains or validates: to test a ranker that was trained before; for ``time`` alone, and only
+            with sequences that these are like.
         tasks: columns of labels to predict, four at most; none named means ``label``, or, without such a column, whether
             an event is one or a sampled negative.
         negatives: sampled negatives per event, for logs without labels.
@@ -65,6 +67,7 @@ class PrepareConfig:
     cold_fraction: float | None = None
     validation_fraction: float = 0.05
     train_fraction: float = 1.0
+    test_only: bool = False
     tasks: tuple[str, ...] = ()
     negatives: int = 1
     max_history: int = 512
@@ -92,7 +95,11 @@ class PrepareConfig:
         if self.split == SHARE and dates:
             raise ValueError(f"{next(iter(dates))} needs split {TIME}; {SHARE} tests each user's last events")
         if self.split == SHARE:
+            if self.test_only:
+                raise ValueError(f"test_only needs split {TIME}: a ranker is tested on what came after its training")
             return
+        if self.test_only and self.train_from is not None:
+            raise ValueError("test_only trains nothing: leave train_from out")
         if self.test_from is None:
             raise ValueError(f"split {TIME} needs test_from: the date from which events are tested on")
         if self.test_fraction != PrepareConfig.test_fraction:
@@ -147,14 +154,14 @@ class Census:
         test_I: int64, test targets on each item.
         seen_I: bool, whether training has it, as a target or as history.
         first_event_I: int64, the time of its first event in the whole log; ``NEVER`` without events.
-        last_training_event: time of the last training target.
+        last_training_event: time of the last training target; None if nothing trains.
     """
 
     training_I: np.ndarray
     test_I: np.ndarray
     seen_I: np.ndarray
     first_event_I: np.ndarray
-    last_training_event: int
+    last_training_event: int | None
 
 
 class Splitter:
@@ -181,7 +188,7 @@ class Splitter:
         item = user.item[:first_test]
         kept = np.flatnonzero((item < 0) | ~self.drawn_I[item])
         before = int(np.searchsorted(kept, first_train))
-        if before < len(kept):
+        if before < len(kept) and not self.config.test_only:
             if self._draw(1, user.user_id) < self.config.validation_fraction:
                 yield "validation", kept, before
             elif self._draw(2, user.user_id) < self.config.train_fraction:
@@ -217,7 +224,7 @@ class Splitter:
             test_I=targets["test"],
             seen_I=seen_I,
             first_event_I=first_event_I,
-            last_training_event=last_training,
+            last_training_event=last_training if last_training > _EVER else None,
         )
 
     def cold_items(self, census: Census) -> np.ndarray:
@@ -237,8 +244,8 @@ class Splitter:
         config = self.config
         log = f"the log runs from {_day(first)} to {_day(last)}"
         test_from = f"test_from {config.test_from} ({_day(self._period[1])})"
-        if not first < self._period[1] <= last:
-            side = "before" if first >= self._period[1] else "at or after"
+        if not (config.test_only or first < self._period[1]) or self._period[1] > last:
+            side = "at or after" if self._period[1] > last else "before"
             raise DataError(f"{path}: no event {side} {test_from}: {log}; choose a date within it")
         if not targets["train"].any() and config.train_from is not None:
             raise DataError(f"{path}: nothing to train on from train_from {config.train_from} to {test_from}: {log}")

@@ -59,14 +59,14 @@ def main(config: ExportConfig) -> dict[str, Any]:
     cpu = torch.device("cpu")
     with process_group() as processes:
         trained = TrainedRanker.open(config.ranker)
-        parts = trained.recipe.open()
+        parts = trained.parts()
         ranker = parts.whole(cpu).eval()
         model = ServingRanker.of(ranker, parts.arm)
         trained.load(ranker)
-        user_values = parts.prepared.user_values(trained.recipe.folder)
+        user_values = trained.trained_on.prepared.user_values(trained.recipe.folder)
         metadata = describe(model.sids, user_values, parts.prepared.tasks)
         features = WithWords(parts.arm)
-        batch = next(iter(trained.recipe.batches(parts.prepared, features, "test", processes)))
+        batch = next(iter(parts.recipe.batches(parts.prepared, features, "test", processes)))
         if processes.is_main:
             with stage("export", 2, show=True) as progress, tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "ranker.pt2"

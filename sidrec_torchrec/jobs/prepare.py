@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sidrec_torchrec.data.format import DataConfig, open_events, open_users
-from sidrec_torchrec.data.prepare import SEQUENCES, PrepareConfig, prepare
+from sidrec_torchrec.data.drift import drift, report_drift
+from sidrec_torchrec.data.format import DataConfig, DataFolder, open_events, open_users
+from sidrec_torchrec.data.like import like_config, like_folder, prepared_of
+from sidrec_torchrec.data.prepare import SEQUENCES, PrepareConfig, Prepared, open_prepared, prepare
+from sidrec_torchrec.data.seen_by import seen_by
 from sidrec_torchrec.data.unread import in_words, unread_events, unread_users
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.group import process_group
@@ -22,22 +25,29 @@ class PrepareJobConfig(DataConfig):
         data: folder of ``items.parquet``, ``events.parquet`` and, optionally, ``users.parquet``.
         schema: what its files and columns are called, said over the folder's own ``schema.json``.
         out: folder for the sequences.
+        like: prepared folder, or folder of a trained ranker, whose codes of users, columns, tasks and policy the sequences get;
+            none given: codes are made of the data's own values.
         protocol: which events train, validate and test.
     """
 
     out: Path
+    like: Path | None = None
     protocol: PrepareConfig = field(default_factory=PrepareConfig)
 
     def files(self) -> list[Path]:
         """The files the sequences are made from."""
-        return self.folder.files()
+        own = [] if self.like is None else open_prepared(prepared_of(self.like)).files()
+        return [*self.folder.files(), *(path for path in own if path.suffix == ".json")]
 
 
 def main(config: PrepareJobConfig) -> dict[str, Any]:
     """Writes the sequences; one process works, the others wait. Returns counts by split, and what ``Prepared.met`` says.
 
+    With ``like`` also ``drift.json``, and prints it: what has moved since; see ``data.drift.drift``.
+
     Raises:
         DataError: on bad data; names file, column and row.
+        SidrecError: if the data cannot be prepared like ``like``; says what differs.
         RunMismatchError: if ``out`` holds sequences of another protocol or other data.
     """
     with process_group(), open_run(config.out, config, inputs=config.files()) as run:
@@ -45,21 +55,29 @@ def main(config: PrepareJobConfig) -> dict[str, Any]:
 
 
 def _prepare(config: PrepareJobConfig) -> dict[str, Any]:
-    for line in _unread(config):
+    like = None if config.like is None else open_prepared(prepared_of(config.like))
+    folder = config.folder if like is None else like_folder(config.folder, like)
+    protocol = config.protocol if like is None else like_config(config.protocol, like)
+    for line in _unread(folder, protocol.tasks, like):
         say(line)
     with stage("prepare sequences", None, show=True) as progress:
-        prepared = prepare(config.folder, config.out / SEQUENCES, config.protocol)
+        prepared = prepare(folder, config.out / SEQUENCES, config.protocol, like)
         progress.advance(0, ", ".join(f"{s} {c['targets']:,} targets" for s, c in prepared.counts.items()))
     for name, met in prepared.met.items():
         if met["count"]:
             say(f"{name.replace('_', ' ')}: {met['count']:,} ({met['policy']})")
+    if like is not None:
+        report_drift(drift(like, seen_by(like, prepared)), config.out)
     return {**prepared.counts, "met": prepared.met}
 
 
-def _unread(config: PrepareJobConfig) -> Iterator[str]:
+def _unread(folder: DataFolder, tasks: tuple[str, ...], like: Prepared | None) -> Iterator[str]:
     """A line for each file of which not all is read."""
-    events, users = open_events(config.folder, config.protocol.tasks), open_users(config.folder)
+    events, users = open_events(folder, tasks), open_users(folder)
     if unread := unread_events(events):
         yield f"{events.path}: {in_words(unread)}"
-    if users is not None and (unread := unread_users(users, users.categorical)):
+    if users is None:
+        return
+    features = users.categorical if like is None else tuple(like.user_features)
+    if unread := unread_users(users, features):
         yield f"{users.path}: {in_words(unread)}"

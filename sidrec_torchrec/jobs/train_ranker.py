@@ -8,6 +8,7 @@ from sidrec_torchrec.data.prepare import open_prepared
 from sidrec_torchrec.ranker.bytes import bytes_per_event, table_bytes
 from sidrec_torchrec.ranker.evaluation import check_defined, evaluate_in_detail
 from sidrec_torchrec.ranker.recipe import RankerRecipe
+from sidrec_torchrec.ranker.trained_on import keep_trained_on
 from sidrec_torchrec.ranker.training import RankerTraining
 from sidrec_torchrec.ranker.warm_start import start_from, weight_files
 from sidrec_torchrec.training.group import Processes, process_group
@@ -57,11 +58,12 @@ def _train_and_test(config: TrainRankerConfig, processes: Processes) -> dict[str
     model = parts.sharded(processes)
     if config.init is not None:
         start_from(config.init, model, config)
+    keep_trained_on(config.out, parts.prepared, parts.inputs, config.arm)
     training = RankerTraining(config.arm, config, model, parts.prepared, parts.arm, processes)
     course = Loop(training, config.loop(), config.out, processes).run()
     counts = parts.prepared.counts
     with stage(f"{config.arm} test", counts["test"]["targets"], show=processes.is_main) as progress:
-        test = evaluate_in_detail(model, parts.batches("test", processes), processes, progress, parts.prepared)
+        test = evaluate_in_detail(model, parts.batches("test", processes), processes, progress)
     return {
         "arm": config.arm,
         "seed": config.seed,

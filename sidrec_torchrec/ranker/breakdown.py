@@ -76,25 +76,14 @@ class Past:
     last_training_event: int | None
 
     @staticmethod
-    def of(tested: Prepared, trained_on: Prepared | None = None) -> "Past":
-        """Of sequences that a ranker is tested on, and those it was trained on: None for the same.
-
-        Where the two are of different item files, rows of one are no rows of the other: then items are seen or not in the
-        training part of ``tested``, and how often the ranker was trained on them is not known.
-        """
-        trained_on = trained_on or tested
-        same_items = have_same_items(tested, trained_on)
+    def of(prepared: Prepared) -> "Past":
+        """Of sequences that a ranker is tested on, as it sees them: with its own training, see ``data.seen_by``."""
         return Past(
-            seen_I=(trained_on if same_items else tested).seen(),
-            training_events_I=trained_on.training_events() if same_items else None,
-            first_event_I=tested.first_events(),
-            last_training_event=trained_on.last_training_event,
+            seen_I=prepared.seen(),
+            training_events_I=prepared.training_events(),
+            first_event_I=prepared.first_events(),
+            last_training_event=prepared.last_training_event,
         )
-
-
-def have_same_items(one: Prepared, other: Prepared) -> bool:
-    """Whether two folders of sequences point into the same item file."""
-    return one.data["items"] == other.data["items"]
 
 
 @dataclass(frozen=True)

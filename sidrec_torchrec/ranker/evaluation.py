@@ -29,18 +29,18 @@ def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, prog
 
 
 def evaluate_in_detail(
-    model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage, trained_on: Prepared
+    model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage
 ) -> dict[str, Any]:
     """As ``evaluate``, and NE by bucket as ``breakdown``; see ``Breakdown.compute``.
 
     Args:
         model: the ranker.
-        data: batches of the split.
+        data: batches of the split. Sequences that the ranker was not trained on must say what its own training had; see
+            ``data.seen_by``.
         processes: the group.
         progress: advances by targets.
-        trained_on: the sequences the ranker was trained on, whatever it is tested on: they say what is warm.
     """
-    past = Past.of(data.prepared, trained_on)
+    past = Past.of(data.prepared)
     breakdown = Breakdown(past, processes.device, data.prepared.tasks)
     values = _evaluate(model, data, processes, progress, past, breakdown)
     return {**values, BREAKDOWN: breakdown.compute()}

@@ -26,7 +26,7 @@ from sidrec_torchrec.data.format import DataFolder, DataSchema, open_items
 from sidrec_torchrec.data.histories import Histories, UserCodes
 from sidrec_torchrec.data.items import ItemRows, Items
 from sidrec_torchrec.data.parquet import ArrowTable
-from sidrec_torchrec.data.prepare import Prepared, open_prepared
+from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents, RequestBatch, Requests
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.processes import sum_over_processes
@@ -102,9 +102,8 @@ class Predictor:
         shared = dist.is_initialized()
         with process_group() as processes:
             trained = TrainedRanker.open(Path(ranker))
-            recipe = trained.recipe
-            own = open_prepared(recipe.prepared)
-            parts = recipe.open(Path(prepared) if prepared is not None else None)
+            recipe, own = trained.recipe, trained.trained_on.prepared
+            parts = trained.parts(Path(prepared) if prepared is not None else None)
             # of the sequences prepared anew only the items count: the ranker's users and tasks are its own
             parts = replace(parts, prepared=replace(parts.prepared, user_features=own.user_features, tasks=own.tasks))
             model = parts.sharded(processes) if shared else parts.whole(processes.device)

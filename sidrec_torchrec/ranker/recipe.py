@@ -1,7 +1,9 @@
 """What a ranker is made of and trained on; and the folder of a trained one, from which it is made again."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,17 @@ from torch import nn
 
 from sidrec_torchrec.codec.codec import CODEC_FILES, CODEC_FOLDER
 from sidrec_torchrec.data.batches import SequenceBatches
-from sidrec_torchrec.data.format import DataConfig
+from sidrec_torchrec.data.format import DataConfig, DataFolder
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
+from sidrec_torchrec.data.seen_by import check_alike, seen_by
 from sidrec_torchrec.data.sids import sid_files
 from sidrec_torchrec.errors import CodecMismatchError, SidrecError
 from sidrec_torchrec.files import read_json
-from sidrec_torchrec.ranker.arms import Arm, ArmConfig, open_arm
+from sidrec_torchrec.ranker.arms import ARMS, Arm, ArmConfig, ArmInputs, Needs
+from sidrec_torchrec.ranker.arms.open import arm_inputs, named
 from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.sharding import shard
+from sidrec_torchrec.ranker.trained_on import TrainedOn
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
 from sidrec_torchrec.training.checkpoints import BEST, Checkpoints
 from sidrec_torchrec.training.config import config_from_json
@@ -54,24 +59,11 @@ class RankerRecipe(RankerTrainingConfig, DataConfig):
         """The files a ranker depends on."""
         return [*self.folder.files("items"), *open_prepared(self.prepared).files(), *sid_files(self.sids)]
 
-    def open(self, prepared: Path | None = None) -> "RankerParts":
-        """Its sequences and arm; lays out the arm's inputs where they are not yet. Call on every process.
-
-        Args:
-            prepared: other sequences of the same items; None for its own.
-        """
-        own = open_prepared(self.prepared)
-        opened = open_prepared(prepared) if prepared else own
-        arm = open_arm(
-            self.arm,
-            self.arm_options,
-            data=self.folder,
-            prepared=opened,
-            sources=self.source,
-            sids=self.sids,
-            trained_on=own,
-        )
-        return RankerParts(self, opened, arm)
+    def open(self) -> "RankerParts":
+        """Its sequences and arm; lays out the arm's inputs where they are not yet. Call on every process."""
+        prepared = open_prepared(self.prepared)
+        inputs = arm_inputs(self.arm, data=self.folder, prepared=prepared, sources=self.source, sids=named(self.sids))
+        return RankerParts(self, prepared, ARMS[self.arm](inputs, self.arm_options), inputs)
 
 
 @dataclass(frozen=True)
@@ -82,11 +74,13 @@ class RankerParts:
         recipe: whose.
         prepared: its sequences.
         arm: its arm.
+        inputs: what the arm is made of.
     """
 
     recipe: RankerRecipe
     prepared: Prepared
     arm: Arm
+    inputs: ArmInputs
 
     def sharded(self, processes: Processes) -> nn.Module:
         """The ranker with fresh weights, sharded over the processes."""
@@ -126,7 +120,8 @@ class TrainedRanker:
 
         Raises:
             SidrecError: if there is no trained ranker, or one of another version of this package.
-            CodecMismatchError: if the SIDs it reads have been encoded anew, by another codec.
+            CodecMismatchError: if an earlier version trained it, and the SIDs it reads have been encoded anew, by another codec;
+                others are checked by ``parts``.
         """
         folder = Path(folder)
         path = folder / CONFIG_FILE
@@ -139,11 +134,47 @@ class TrainedRanker:
             trained = TrainedRanker(folder, config_from_json(RankerRecipe, _renamed(value), folder))
         except (KeyError, TypeError, ValueError) as error:
             raise SidrecError(f"{path}: not of a ranker this version can read ({error}); train it again") from error
-        trained.check_codecs()
+        if trained.trained_on.fingerprints is None:
+            trained.check_codecs()
         return trained
+
+    @cached_property
+    def trained_on(self) -> TrainedOn:
+        """What it was trained on."""
+        return TrainedOn.open(self.folder, self.recipe.prepared)
+
+    def parts(
+        self, prepared: Path | None = None, *, data: DataFolder | None = None, sids: Sequence[Path] = ()
+    ) -> RankerParts:
+        """Sequences to meet, and its arm for them. Call on every process.
+
+        What is seen in training, and how often, is what the ranker's own training had, whatever the sequences were prepared for.
+
+        Args:
+            prepared: the sequences; None for its own.
+            data: folder of their items; None for its own.
+            sids: folders of those items' SIDs, of the same codecs; none given: its own.
+
+        Raises:
+            SidrecError: if the sequences have other codes of users, or the arm cannot be given their items.
+            CodecMismatchError: if another codec made the SIDs.
+            DataError: if they are of other items.
+        """
+        recipe, own = self.recipe, self.trained_on
+        given = open_prepared(prepared or recipe.prepared)
+        check_alike(own.prepared, given, str(self.folder))
+        folders = own.named(sids or recipe.sids) if ARMS[recipe.arm].needs is Needs.SIDS else {}
+        inputs = arm_inputs(
+            recipe.arm, data=data or recipe.folder, prepared=given, sources=own.sources or recipe.source, sids=folders
+        )
+        sequences = seen_by(own.prepared, given)
+        arm = ARMS[recipe.arm](own.met(recipe.arm, inputs, sequences), recipe.arm_options)
+        return RankerParts(replace(recipe, batch_events=recipe.events_at_once(own.prepared)), sequences, arm, inputs)
 
     def check_codecs(self) -> None:
         """Refuses folders of SIDs that have been encoded anew by another codec; the same codec may have encoded more items.
+
+        For a ranker whose folder does not say which codecs it reads.
 
         Raises:
             CodecMismatchError: names the codec's file.

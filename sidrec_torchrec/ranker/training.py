@@ -51,6 +51,10 @@ class RankerTrainingConfig:
         check_at_least(self, 1, "epochs", "checkpoint_batches")
         check_at_least(self, 0, "batch_events", "checkpoint_minutes", "seed")
 
+    def events_at_once(self, trained_on: Prepared) -> int:
+        """Events in a batch over all processes, padding included."""
+        return self.batch_events or min(max(trained_on.counts["train"]["events"] // 50, 512), 8192)
+
     def loop(self) -> LoopConfig:
         """What of it the training loop sees to."""
         return LoopConfig(
@@ -65,7 +69,7 @@ class RankerTrainingConfig:
             prepared,
             split,
             features,
-            batch_events=self.batch_events or min(max(prepared.counts["train"]["events"] // 50, 512), 8192),
+            batch_events=self.events_at_once(prepared),
             rank=processes.rank,
             world_size=processes.world_size,
             shuffle=split == "train",

@@ -84,11 +84,12 @@ def _typed(hint: Any, value: Any, folder: Path) -> Any:
     if options:  # Optional
         return _typed(options[0], value, folder)
     if hint is Path:
-        return _located(value, folder)
+        return located(value, folder)
     return hint(value)
 
 
-def _located(value: dict[str, str] | str, folder: Path) -> Path:
+def located(value: dict[str, str] | str, folder: Path) -> Path:
+    """A path as ``config_json`` wrote it; see ``config_from_json``."""
     if isinstance(value, str):  # of an earlier version
         return Path(value)
     path = Path(os.path.normpath(folder.resolve() / value[_PATH]))

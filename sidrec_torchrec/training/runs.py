@@ -21,7 +21,7 @@ import torch.distributed as dist
 from sidrec_torchrec.errors import FolderBusyError, RunMismatchError
 from sidrec_torchrec.files import glance, read_json, remove_temporaries, sha256_of, write_json
 from sidrec_torchrec.processes import on_first_process
-from sidrec_torchrec.training.config import config_json, without, without_paths
+from sidrec_torchrec.training.config import config_json, located, without, without_paths
 from sidrec_torchrec.training.progress import say
 
 CONFIG_FILE = "run.json"
@@ -215,6 +215,13 @@ def _check_config(folder: Path, there: dict[str, Any], config: dict[str, Any]) -
     if changed:
         differences = "; ".join(f"{name} was {there.get(name)!r}, is {config.get(name)!r}" for name in changed)
         raise RunMismatchError(f"{folder}: holds another run ({differences}); give another folder, or remove this one")
+
+
+def run_path(folder: Path, field: str) -> Path | None:
+    """A path that the run in ``folder`` was given; None if there is no run, or it has no such field."""
+    path = folder / CONFIG_FILE
+    value = read_json(path).get(field) if path.exists() else None
+    return None if value is None else located(value, folder)
 
 
 def changed_inputs(folder: Path, inputs: list[Path]) -> dict[Path, str]:

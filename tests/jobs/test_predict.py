@@ -69,7 +69,7 @@ def evaluated(ranker: Path, tested: Path, events: pa.Table) -> dict[int, np.ndar
     rows = places(events)
     with process_group() as processes, torch.no_grad():
         trained = TrainedRanker.open(ranker)
-        parts = trained.recipe.open(tested)
+        parts = trained.parts(tested)
         model = parts.sharded(processes)
         trained.load(model)
         batches = parts.batches("test", processes)
@@ -302,6 +302,7 @@ def test_sequences_of_an_earlier_version(corpus, sids, tmp_path):
     now = path.read_text()
     path.write_text(json.dumps(values))
     out = train("none", corpus, sequences, sids, tmp_path / "run")
+    shutil.rmtree(out / "trained_on")
     config = PredictConfig(ranker=out, newest=2, out=tmp_path / "old.parquet")
     with pytest.raises(SidrecError, match="did not say how long histories are; name --max-history"):
         predict.main(config)

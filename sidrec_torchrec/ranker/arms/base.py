@@ -130,12 +130,21 @@ class ArmInputs:
         sids: SIDs by tokenizer: one for all sources, or one per source. Empty unless the arm needs SIDs.
         training_events: a ``.npy`` of int64 [num_items], how many real events training has of each item; no other event is
             counted. None unless the arm ``counts_events``.
+        trained_on: what the arm of the trained ranker was made of, if these are other items; None: they are the same.
+        own_rows: int64 [num_items], the row that each item has among those; -1 for a new one. None as above.
     """
 
     num_items: int
     vectors: dict[str, Path] = field(default_factory=dict)
     sids: dict[str, SIDArray] = field(default_factory=dict)
     training_events: Path | None = None
+    trained_on: "ArmInputs | None" = None
+    own_rows: np.ndarray | None = None
+
+    @property
+    def learned(self) -> "ArmInputs":
+        """What the arm learns from: that which the ranker was trained on, whatever it is given now."""
+        return self if self.trained_on is None else self.trained_on
 
 
 class Arm(ABC):
@@ -151,6 +160,8 @@ class Arm(ABC):
         counts_events: whether ``inputs`` must also say how often training has each item.
         travels_as_codes: whether its SIDs can be read in code space. An instance that can be has one of them in ``sids``.
         is_base: whether it is what the gains of the others are relative to.
+        takes_new_items: whether a trained one can be given other items (``inputs.own_rows``); None: if it reads vectors or SIDs
+            and does not count events, so that it needs no more than the items themselves.
         keys: keys of the batch's item KJT.
         dim: width of the module's output.
         sids: the packed SIDs that travel, for readers of codes; empty if they are none's to read.
@@ -175,6 +186,7 @@ class Arm(ABC):
     counts_events: ClassVar[bool] = False
     travels_as_codes: ClassVar[bool] = False
     is_base: ClassVar[bool] = False
+    takes_new_items: ClassVar[bool | None] = None
 
     keys: tuple[str, ...] = ()
     dim: int = 1

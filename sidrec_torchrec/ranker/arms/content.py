@@ -17,6 +17,7 @@ class NoneArm(Arm):
     """No item content: a candidate is told apart by its context alone."""
 
     is_base = True
+    takes_new_items = True
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
         return {}

@@ -28,15 +28,18 @@ class HashedIdArm(Arm):
     "Expected readonly to be true, but got false".
     """
 
+    takes_new_items = True
     keys = (_KEY,)
 
     def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
         self.dim = config.table_dim
         self._rows = config.ngram_rows
         self._dropout = config.table_dropout
+        self._own_rows = _numbered(inputs)
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        rows_NH = split_mix(item_N.clip(0), _HASHES) % np.uint64(self._rows)
+        number_N = item_N if self._own_rows is None else self._own_rows[item_N]
+        rows_NH = split_mix(np.where(item_N >= 0, number_N, 0), _HASHES) % np.uint64(self._rows)
         return {_KEY: torch.from_numpy(rows_NH.astype(np.int64))}
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
@@ -65,6 +68,15 @@ class _Summed(nn.Module):
 
     def forward(self, items: KeyedJaggedTensor) -> Tensor:
         return self.collection(items)[_KEY].values().unflatten(0, (-1, _HASHES)).sum(1)
+
+
+def _numbered(inputs: ArmInputs) -> np.ndarray | None:
+    """The number that is hashed of each item, int64 [num_items]: its row where it was trained; new items follow. None: its row."""
+    if inputs.own_rows is None:
+        return None
+    number_I, is_new_I = inputs.own_rows.copy(), inputs.own_rows < 0
+    number_I[is_new_I] = inputs.learned.num_items + np.arange(is_new_I.sum())
+    return number_I
 
 
 def split_mix(seed_N: np.ndarray, count: int) -> np.ndarray:

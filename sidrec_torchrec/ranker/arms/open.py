@@ -1,8 +1,9 @@
 """An arm by its name: what it needs per item is laid out as arrays beside the prepared sequences, once for all that share it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,6 @@ def open_arm(
     prepared: Prepared,
     sources: Sequence[str] = (),
     sids: Sequence[Path] = (),
-    trained_on: Prepared | None = None,
 ) -> Arm:
     """The arm of this name; what it needs is laid out under ``prepared``'s folder where it is not yet. On every process.
 
@@ -38,27 +38,45 @@ def open_arm(
         prepared: the prepared sequences.
         sources: whose vectors an arm gets that needs vectors; empty for all.
         sids: folders encode-corpus wrote, for an arm that needs SIDs.
-        trained_on: the sequences whose training events an arm counts that counts any; None for ``prepared``. A ranker that is
-            tested on other sequences than it was trained on must be given what it was trained with.
 
     Raises:
         SidrecError: on an unknown name, or if the arm needs SIDs and got none, or some that it cannot read.
         DataError: if ``data``'s items are not those the sequences were prepared from, or the SIDs are of other items.
     """
+    return ARMS[name](arm_inputs(name, data=data, prepared=prepared, sources=sources, sids=named(sids)), config)
+
+
+def named(sids: Sequence[Path]) -> dict[str, Path]:
+    """Folders of SIDs by their names.
+
+    Raises:
+        SidrecError: if two have one name.
+    """
+    if len({path.name for path in sids}) < len(sids):
+        raise SidrecError(f"--sids: two folders of one name, {', '.join(map(str, sids))}; SIDs are told apart by it")
+    return {path.name: path for path in sids}
+
+
+def arm_inputs(
+    name: str,
+    *,
+    data: Path | DataFolder,
+    prepared: Prepared,
+    sources: Sequence[str] = (),
+    sids: Mapping[str, Path] = MappingProxyType({}),
+) -> ArmInputs:
+    """What the arm of this name is made of; see ``open_arm``."""
     kind, data = ARMS[name], DataFolder.of(data)
     prepared.check_items(data)
     if kind.needs is Needs.SIDS and not sids:
         raise SidrecError(f"the arm '{name}' needs SIDs; name the folders encode-corpus wrote with --sids")
-    if len({path.name for path in sids}) < len(sids):
-        raise SidrecError(f"--sids: two folders of one name, {', '.join(map(str, sids))}; SIDs are told apart by it")
     folder = prepared.folder / "arrays"
-    inputs = ArmInputs(
+    return ArmInputs(
         num_items=prepared.num_items,
         vectors=_vectors(data, sources, folder) if kind.needs is Needs.VECTORS else {},
-        sids={path.name: _sid_array(data, path, folder) for path in sids} if kind.needs is Needs.SIDS else {},
-        training_events=_training_events(data, trained_on or prepared) if kind.counts_events else None,
+        sids={key: _sid_array(data, path, folder) for key, path in sids.items()} if kind.needs is Needs.SIDS else {},
+        training_events=training_events_file(prepared) if kind.counts_events else None,
     )
-    return kind(inputs, config)
 
 
 def _vectors(data: DataFolder, sources: Sequence[str], folder: Path) -> dict[str, Path]:
@@ -76,15 +94,15 @@ def _sid_array(data: DataFolder, encoded: Path, folder: Path) -> SIDArray:
     return SIDArray(path, codec)
 
 
-def _training_events(data: DataFolder, trained_on: Prepared) -> Path:
-    trained_on.check_items(data)
-    path = trained_on.folder / "arrays" / "training-events.npy"
-    _once(path, partial(_write_training_events, trained_on))
+def training_events_file(prepared: Prepared) -> Path:
+    """``ArmInputs.training_events`` of the sequences, laid out where it is not yet. On every process."""
+    path = prepared.folder / "arrays" / "training-events.npy"
+    _once(path, partial(_write_training_events, prepared))
     return path
 
 
-def _write_training_events(trained_on: Prepared, path: Path) -> None:
-    write_rows(path, (trained_on.num_items,), np.int64, iter([trained_on.training_events()]))
+def _write_training_events(prepared: Prepared, path: Path) -> None:
+    write_rows(path, (prepared.num_items,), np.int64, iter([prepared.training_events()]))
 
 
 def _write_sids(data: DataFolder, encoded: Path, codec: Codec, path: Path) -> None:

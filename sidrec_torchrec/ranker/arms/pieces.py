@@ -35,16 +35,17 @@ class PiecesArm(Arm):
     needs = Needs.SIDS
     tokenizers = Tokenizers.PER_SOURCE
     counts_events = True
+    takes_new_items = True
 
     def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
-        if inputs.training_events is None:
+        if inputs.learned.training_events is None:
             raise SidrecError(
                 "the arm 'pieces' needs training_events: it learns pieces by how often training has an item"
             )
-        events_N = map_rows(inputs.training_events)
+        events_N = map_rows(inputs.learned.training_events)
         self._config = config
         self.words = {name: map_rows(sid.path) for name, sid in inputs.sids.items()}
-        self._pieces = {name: self._learned(name, sid, events_N) for name, sid in inputs.sids.items()}
+        self._pieces = {name: self._learned(name, sid, events_N) for name, sid in inputs.learned.sids.items()}
         self.keys = tuple(map(Pieces.key, self._pieces))
         self.dim = config.table_dim * len(inputs.sids)
 
@@ -74,6 +75,6 @@ class PiecesArm(Arm):
 
     def _learned(self, name: str, sid: SIDArray, events_N: np.ndarray) -> Pieces:
         try:
-            return Pieces.learn(sid.codec.spec, self.words[name], events_N, self._config.piece_rows)
+            return Pieces.learn(sid.codec.spec, map_rows(sid.path), events_N, self._config.piece_rows)
         except ValueError as error:
             raise SidrecError(f"pieces of the SIDs '{name}': {error}; raise piece_rows") from None

@@ -81,16 +81,18 @@ class ProjectedArm(Arm):
 
     needs = Needs.VECTORS
     counts_events = True
+    takes_new_items = True
     keys = (_KEY,)
 
     def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
-        if inputs.training_events is None:
+        own = inputs.learned
+        if own.training_events is None:
             raise SidrecError("the arm 'projected' needs training_events: it looks at the items that training has")
-        sources = [map_rows(path) for path in inputs.vectors.values()]
-        projection = Int8Projection.fit(sources, np.flatnonzero(map_rows(inputs.training_events)), _DIM)
+        own_sources = [map_rows(path) for path in own.vectors.values()]
+        projection = Int8Projection.fit(own_sources, np.flatnonzero(map_rows(own.training_events)), _DIM)
         self.dim = len(projection.scale_K)
         self._scale_K = projection.scale_K
-        self._items_IK = projection.of(sources)
+        self._items_IK = projection.of([map_rows(path) for path in inputs.vectors.values()])
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
         return {_KEY: torch.from_numpy(vectors_of(self._items_IK, item_N))}

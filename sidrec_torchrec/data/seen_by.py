@@ -1,0 +1,105 @@
+"""Sequences as a ranker sees them that was trained on others: what is seen, and how often, is what its own training had."""
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+
+from sidrec_torchrec.data.like import carried, own_rows
+from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.protocol import NEVER
+from sidrec_torchrec.errors import SidrecError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenBy(Prepared):
+    """Sequences with the training of a ranker. Made by ``seen_by``.
+
+    Args:
+        own: what the ranker was trained on.
+    """
+
+    own: Prepared
+
+    @cached_property
+    def own_rows(self) -> np.ndarray:
+        """The row that each item has in the ranker's own item file, int64 [num_items]; -1 for an item that is new to it.
+
+        Raises:
+            DataError: if an earlier version prepared either, which did not keep item ids, and their item files differ.
+        """
+        return own_rows(self.own, self.item_ids(), self.data["items"], self.folder)
+
+    def seen(self) -> np.ndarray:
+        return carried(self.own.seen(), self.own_rows, False)
+
+    def training_events(self) -> np.ndarray:
+        return carried(self.own.training_events(), self.own_rows, 0)
+
+    def first_events(self) -> np.ndarray | None:
+        """The time of each item's first event in either log; see ``Prepared.first_events``."""
+        own_I, first_I = self.own.first_events(), super().first_events()
+        if own_I is None or first_I is None:
+            return first_I
+        return np.minimum(carried(own_I, self.own_rows, NEVER), first_I)
+
+
+def seen_by(own: Prepared, given: Prepared) -> SeenBy:
+    """The sequences ``given`` as a ranker sees them that was trained on ``own``."""
+    said = {field.name: getattr(given, field.name) for field in fields(Prepared)}
+    return SeenBy(**said | {"last_training_event": own.last_training_event}, own=own)
+
+
+def check_alike(own: Prepared, given: Prepared, ranker: str) -> None:
+    """Refuses sequences whose user features or codes have another meaning than a ranker's own.
+
+    Args:
+        own: what the ranker was trained on.
+        given: what it meets.
+        ranker: its name, for the message.
+
+    Raises:
+        SidrecError: names the feature and the first difference.
+    """
+    difference = _difference(own, given)
+    if difference is not None:
+        raise SidrecError(
+            f"{given.folder}: prepared with other codes of users than {ranker} was trained on: {difference}; prepare the data again with "
+            f"--like {ranker}"
+        )
+
+
+def check_labels(own: Prepared, given: Prepared) -> None:
+    """Refuses sequences of other labels than a ranker predicts.
+
+    Raises:
+        SidrecError: names the tasks of both.
+    """
+    if own.tasks != given.tasks:
+        raise SidrecError(
+            f"{given.folder}: of the tasks {', '.join(given.tasks)}; the ranker predicts {', '.join(own.tasks)}: "
+            "prepare with the same --protocol.tasks"
+        )
+    if own.sampled_negatives != given.sampled_negatives:
+        has, had = (" labels" if not p.sampled_negatives else " sampled negatives" for p in (given, own))
+        raise SidrecError(f"{given.folder}: has{has}; the ranker was trained on{had}: prepare with --like")
+
+
+def _difference(own: Prepared, given: Prepared) -> str | None:
+    names, others = list(own.user_features), list(given.user_features)
+    if names != others:
+        missing = [name for name in names if name not in others]
+        more = [name for name in others if name not in names]
+        if missing or more:
+            return f"user feature '{(missing or more)[0]}' is {'missing' if missing else 'new'}"
+        return f"user features are in the order {', '.join(others)}, not {', '.join(names)}"
+    if own.vocabularies is None or given.vocabularies is None:  # an earlier version kept their sizes alone
+        differ = [name for name in names if own.user_features[name] != given.user_features[name]]
+        return f"user feature '{differ[0]}' has another number of values" if differ else None
+    for name in names:
+        values, there = own.vocabularies[name], given.vocabularies[name]
+        for code in range(max(len(values), len(there))):
+            had, has = (repr(v[code]) if code < len(v) else "nothing" for v in (values, there))
+            if had != has:
+                return f"user feature '{name}', code {code + 1}, is {has} there and {had} to the ranker"
+    return None
