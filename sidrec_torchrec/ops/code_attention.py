@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sidrec_torchrec.ops.kernels import define
 from sidrec_torchrec.ops.layout import CodeLayout, Joined, with_no_row
 
 GAP_BUCKETS = 32  # powers of two of the time unit: up to 136 years of seconds
@@ -82,7 +83,7 @@ def reference(
     return mass_MVH, most_MH + sum_MH.log()
 
 
-code_attention = torch.library.custom_op("sidrec::code_attention", reference, mutates_args=())
+code_attention = define("code_attention", reference)
 
 
 @code_attention.register_fake
@@ -134,9 +135,7 @@ def reference_backward(
     return grad_scores_MVH, torch.zeros_like(scale_N).index_add(0, pairs.event_P, of_scale_PH.sum(1))
 
 
-code_attention_backward = torch.library.custom_op(
-    "sidrec::code_attention_backward", reference_backward, mutates_args=()
-)
+code_attention_backward = define("code_attention_backward", reference_backward)
 
 
 @code_attention_backward.register_fake

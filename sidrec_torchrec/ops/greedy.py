@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.ops.kernels import LIBRARY
+from sidrec_torchrec.ops.kernels import LIBRARY, base
 
 LARGEST = 1e9  # sums of products of three such numbers stay finite
 
@@ -75,11 +75,12 @@ def reference(
 
 
 # Not by ``torch.library.custom_op``, whose first call imports Dynamo: a second, for a job that compiles nothing.
-LIBRARY.define(
-    "greedy(Tensor z, Tensor weight, Tensor bias, Tensor pull, int[] widths, int[] counts, int[] stages, float[] reaches, "
+_SCHEMA = (
+    "(Tensor z, Tensor weight, Tensor bias, Tensor pull, int[] widths, int[] counts, int[] stages, float[] reaches, "
     "float tie, float unit_error, float size, Tensor? error) -> (Tensor, Tensor)"
 )
-LIBRARY.impl("greedy", reference, "CompositeExplicitAutograd")
+LIBRARY.define("greedy" + _SCHEMA)
+LIBRARY.impl("greedy", base("greedy", reference, _SCHEMA), "CompositeExplicitAutograd")
 greedy = torch.ops.sidrec.greedy.default
 
 

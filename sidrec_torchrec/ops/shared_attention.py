@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, code_attention, gap_bucket
-from sidrec_torchrec.ops.kernels import call
+from sidrec_torchrec.ops.kernels import define
 from sidrec_torchrec.ops.layout import CodeLayout, Joined
 from sidrec_torchrec.ops.side_decode import scaled_decode
 
@@ -51,7 +51,7 @@ def reference(
     return pooled_MHd
 
 
-shared_attention = torch.library.custom_op("sidrec::shared_attention", reference, mutates_args=())
+shared_attention = define("shared_attention", reference)
 
 
 @shared_attention.register_fake
@@ -106,7 +106,7 @@ def code_reference(
     return pooled_MHd
 
 
-shared_code_attention = torch.library.custom_op("sidrec::shared_code_attention", code_reference, mutates_args=())
+shared_code_attention = define("shared_code_attention", code_reference)
 
 
 @shared_code_attention.register_fake
@@ -175,8 +175,7 @@ class _Events:
         """float [Q, H, d], of the queries at places ``query_Q``."""
         scores_QVH = torch.einsum("qhd,vhd->qvh", query_QHd, self.key_VHd)
         bias_QUH = self.bias_UH.expand(query_QHd.shape[0], -1, -1)
-        mass_QVH, lse_QH = call(
-            code_attention,
+        mass_QVH, lse_QH = code_attention(
             self.words_NW,
             self.begin_M[query_Q],
             self.end_M[query_Q],
@@ -205,8 +204,7 @@ class _Events:
         )
         scale_T = self.key_VHd.new_ones(T) if self.scale_N is None else self.scale_N[run.begin : run.end]
         digits = self._digits
-        decoded_SY = call(
-            scaled_decode,
+        decoded_SY = scaled_decode(
             words_SX,
             self._decode_table,
             pad(scale_T, (0, 1)),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sidrec_torchrec.ops.kernels import define
 from sidrec_torchrec.ops.layout import CodeLayout, with_no_row
 
 
@@ -38,7 +39,7 @@ def check(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chunk_word
         raise ValueError(f"a table of {table_RD.shape[0]} rows, expected {sum(radices)}, one per chunk and value")
 
 
-side_decode = torch.library.custom_op("sidrec::side_decode", reference, mutates_args=())
+side_decode = define("side_decode", reference)
 
 
 @side_decode.register_fake
@@ -55,7 +56,7 @@ def reference_backward(words_NW: Tensor, grad_ND: Tensor, radices: Sequence[int]
     return sum_XD[:-1].to(grad_ND.dtype, copy=True)
 
 
-side_decode_backward = torch.library.custom_op("sidrec::side_decode_backward", reference_backward, mutates_args=())
+side_decode_backward = define("side_decode_backward", reference_backward)
 
 
 @side_decode_backward.register_fake
@@ -96,7 +97,7 @@ def scaled_reference(
     return scaled_ND * scale_N.unsqueeze(1) + others_ND
 
 
-scaled_decode = torch.library.custom_op("sidrec::scaled_decode", scaled_reference, mutates_args=())
+scaled_decode = define("scaled_decode", scaled_reference)
 
 
 @scaled_decode.register_fake

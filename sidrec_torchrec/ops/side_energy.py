@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from sidrec_torchrec.ops.kernels import define
 from sidrec_torchrec.ops.side_decode import check, side_decode, side_decode_backward
 
 _BLOCK = 65_536  # events whose vectors are held at a time
@@ -41,7 +42,7 @@ def check_table(words_NW: Tensor, table_RD: Tensor, radices: Sequence[int], chun
         raise ValueError(f"the table is {table_RD.dtype}; give it in float32, or float64")
 
 
-side_energy = torch.library.custom_op("sidrec::side_energy", reference, mutates_args=())
+side_energy = define("side_energy", reference)
 
 
 @side_energy.register_fake
@@ -60,7 +61,7 @@ def reference_backward(
     return grad_RD
 
 
-side_energy_backward = torch.library.custom_op("sidrec::side_energy_backward", reference_backward, mutates_args=())
+side_energy_backward = define("side_energy_backward", reference_backward)
 
 
 @side_energy_backward.register_fake

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sidrec_torchrec.ops.code_attention import check_ranges, check_scores, expand, gap_bucket, pairs_of
+from sidrec_torchrec.ops.kernels import define
 from sidrec_torchrec.ops.layout import CodeLayout
 
 
@@ -99,7 +100,7 @@ def reference(
     return event_MKH, score_MKH
 
 
-top_events = torch.library.custom_op("sidrec::top_events", reference, mutates_args=())
+top_events = define("top_events", reference)
 
 
 @top_events.register_fake

@@ -19,6 +19,7 @@ from sidrec_torchrec.codec.packing import NO_SID
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS, num_actions
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.files import sha256_of
+from sidrec_torchrec.native import build
 
 METADATA = "sidrec.json"
 FORMAT = 2
@@ -29,7 +30,7 @@ class Scorer:
 
     Args:
         path: a package that ``sidrec export`` wrote. It holds code that is run: load only what you trust.
-        parallel: how many threads may score at the same time; more wait for their turn.
+        parallel: how many threads may score at the same time; more wait for one to end.
         sha256: of the package, in hexadecimal, as ``sidrec export`` printed it: another file is refused before any of it is
             loaded.
 
@@ -54,8 +55,6 @@ class Scorer:
         if sha256 is not None and (actual := sha256_of(Path(path))) != sha256.lower():
             raise DataError(f"{path}: not the package that was asked for: its sha256 is {actual}, expected {sha256}")
         self._program, metadata = _load(Path(path), parallel)
-        # who waits for a runner inside a compiled package holds what the operators of others wait for
-        self._turns = threading.BoundedSemaphore(parallel)
         if metadata is None:
             raise SidrecError(f"{path}: not a ranker that `sidrec export` wrote")
         self.metadata: dict[str, Any] = json.loads(metadata)
@@ -80,7 +79,7 @@ class Scorer:
         """
         self._check_shapes(inputs)
         self._check_values(**inputs)
-        with self._turns, torch.inference_mode():
+        with torch.inference_mode():
             return self._program(*[inputs[name].contiguous() for name in self.metadata["inputs"]])
 
     def _check_shapes(self, inputs: dict[str, Tensor]) -> None:
@@ -125,13 +124,32 @@ def _load(path: Path, parallel: int) -> tuple[Callable[..., Tensor], str | None]
     except zipfile.BadZipFile:
         raise SidrecError(f"{path}: not a ranker that `sidrec export` wrote, or cut short") from None
     if compiled:
-        from torch._inductor.package import load_package  # the public function has one runner; and it takes a second
-
-        model = load_package(str(path), num_runners=parallel)
-        return model, model.get_metadata().get(METADATA)
+        return _load_compiled(path, parallel)
     extra = {METADATA: ""}
     program = torch.export.load(path, extra_files=extra)
-    return program.module(), extra[METADATA] or None
+    return _in_turns(program.module(), parallel), extra[METADATA] or None
+
+
+def _load_compiled(path: Path, parallel: int) -> tuple[Callable[..., Tensor], str | None]:
+    if build.is_available():
+        package = torch.classes.sidrec_native.Package(str(path), parallel)
+        return lambda *inputs: package.run(list(inputs))[0], package.metadata(METADATA) or None
+    from torch._inductor.package import load_package  # the public function has one runner; and it takes a second
+
+    model = load_package(str(path), num_runners=parallel)
+    # who waits for a runner holds the interpreter's lock, for which the operators of others wait, as they are in Python
+    return _in_turns(model, parallel), model.get_metadata().get(METADATA)
+
+
+def _in_turns(program: Callable[..., Tensor], parallel: int) -> Callable[..., Tensor]:
+    """The program, for so many threads at a time."""
+    turns = threading.BoundedSemaphore(parallel)
+
+    def run(*inputs: Tensor) -> Tensor:
+        with turns:
+            return program(*inputs)
+
+    return run
 
 
 def _length(values: Tensor) -> int:

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "codes.h"
+#include "kernel.h"
 
 namespace sidrec {
 namespace {
@@ -55,36 +56,54 @@ int64_t chunk_limit(const at::Tensor& begin, const at::Tensor& end, int64_t head
   return heads > 4 || 2 * joined > queries ? 81 : 256;
 }
 
-Events check(const at::Tensor& words, const at::Tensor& begin, const at::Tensor& end, const at::Tensor& scores,
-             const std::optional<at::Tensor>& event_time, const std::optional<at::Tensor>& query_time,
-             const std::optional<at::Tensor>& scale, at::IntArrayRef radices, at::IntArrayRef digit_words,
-             int64_t scaled_digits, bool softmax) {
-  const auto pointer = [](const std::optional<at::Tensor>& x) { return x ? x->const_data_ptr<int64_t>() : nullptr; };
-  Events events{Layout(radices, digit_words, chunk_limit(begin, end, scores.size(2))),
-                words.const_data_ptr<int64_t>(),
-                words.size(1),
-                begin.const_data_ptr<int64_t>(),
-                end.const_data_ptr<int64_t>(),
-                event_time.has_value(),
-                pointer(event_time),
-                pointer(query_time),
-                scale ? scale->const_data_ptr<float>() : nullptr,
-                0,
-                scores.size(0),
-                scores.size(2),
-                softmax};
-  events.layout.check_words(words);
-  if (events.scale) {
-    TORCH_CHECK(scale->size(0) == words.size(0), "a scale of ", scale->size(0), " events, expected ", words.size(0));
-    for (const Chunk& chunk : events.layout.chunks()) events.scaled_chunks += chunk.first_digit < scaled_digits;
+// The tensors of a call, as kernels take them.
+struct Inputs {
+  at::Tensor words, begin, end, scores;
+  OptionalTensor event_time, query_time, scale;
+  at::IntArrayRef radices, digit_words;
+  int64_t scaled_digits;
+
+  // Whether a kernel takes them as they come; what it does not, the reference computes, or refuses by name.
+  bool taken() const {
+    if (!may_run(scores, {at::kFloat}) || scores.dim() != 3 || words.dim() != 2) return false;
+    const int64_t N = words.size(0), M = scores.size(0);
+    return event_time.has_value() == query_time.has_value() &&
+           scores.size(1) == sum(radices) + (event_time ? kGapBuckets : 0) && has_shape(begin, {M}) && has_shape(end, {M}) &&
+           has_shape(query_time, {M}) && has_shape(event_time, {N}) && has_shape(scale, {N});
   }
-  TORCH_CHECK(scores.size(1) == events.values(), "scores of ", scores.size(1), " values, expected ", events.values());
-  for (int64_t m = 0; m < events.queries; ++m) {
-    TORCH_CHECK(0 <= events.begin[m] && events.begin[m] <= events.end[m] && events.end[m] <= words.size(0), "query ", m,
-                " reads events ", events.begin[m], " to ", events.end[m], " of ", words.size(0));
+
+  Inputs ready() const {
+    return {sidrec::ready(words),      sidrec::ready(begin),      sidrec::ready(end),
+            sidrec::ready(scores),     sidrec::ready(event_time), sidrec::ready(query_time),
+            sidrec::ready(scale),      radices,                   digit_words,
+            scaled_digits};
   }
-  return events;
-}
+
+  // Pointers to them, once they are ready, with digits joined to chunks of at most ``limit`` values.
+  Events events(int64_t limit, bool softmax) const {
+    const auto pointer = [](const OptionalTensor& x) { return x ? x->const_data_ptr<int64_t>() : nullptr; };
+    Events e{.layout = Layout(radices, digit_words, limit),
+             .words = words.const_data_ptr<int64_t>(),
+             .num_words = words.size(1),
+             .begin = begin.const_data_ptr<int64_t>(),
+             .end = end.const_data_ptr<int64_t>(),
+             .has_times = event_time.has_value(),
+             .event_time = pointer(event_time),
+             .query_time = pointer(query_time),
+             .scale = scale ? scale->const_data_ptr<float>() : nullptr,
+             .scaled_chunks = 0,
+             .queries = scores.size(0),
+             .heads = scores.size(2),
+             .softmax = softmax};
+    e.layout.check_words(words);
+    if (scale) e.scaled_chunks = e.layout.chunks_of_first(scaled_digits);
+    for (int64_t m = 0; m < e.queries; ++m) {
+      TORCH_CHECK(0 <= e.begin[m] && e.begin[m] <= e.end[m] && e.end[m] <= words.size(0), "query ", m, " reads events ",
+                  e.begin[m], " to ", e.end[m], " of ", words.size(0));
+    }
+    return e;
+  }
+};
 
 // The rows that the events some queries read choose of a table: a column per chunk, unpacked once for all of the queries,
 // and one of time gaps.

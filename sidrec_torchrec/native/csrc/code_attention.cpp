@@ -17,6 +17,7 @@
 
 #include "attention_events.h"
 #include "attention_tables.h"
+#include "operators.h"
 #include "vec.h"
 
 namespace sidrec {
@@ -174,33 +175,32 @@ class SharedSums {
   std::vector<std::vector<double>> of_share_;
 };
 
-std::tuple<at::Tensor, at::Tensor> code_attention(
-    const at::Tensor& words, const at::Tensor& begin, const at::Tensor& end, const at::Tensor& scores,
-    const std::optional<at::Tensor>& event_time, const std::optional<at::Tensor>& query_time,
-    const std::optional<at::Tensor>& scale, at::IntArrayRef radices, at::IntArrayRef digit_words, int64_t scaled_digits,
-    bool softmax) {
-  const Events e =
-      check(words, begin, end, scores, event_time, query_time, scale, radices, digit_words, scaled_digits, softmax);
-  at::Tensor mass = at::empty_like(scores), lse = at::empty({e.queries, e.heads}, scores.options());
-  const float* s = scores.const_data_ptr<float>();
-  float *m = mass.mutable_data_ptr<float>(), *l = lse.mutable_data_ptr<float>();
-  for_lanes(e, true, [&](const Lanes& lanes, const Window& window, bool narrow, int64_t) {
-    narrow ? forward<4>(e, lanes, window, s, m, l) : forward<8>(e, lanes, window, s, m, l);
-  });
-  return {mass, lse};
+// Digits of scaled chunks must not be joined with others; chunks of fewer values may end elsewhere than the check's.
+bool takes(const Inputs& inputs, int64_t limit) {
+  return !inputs.scale || (inputs.scale->scalar_type() == at::kFloat &&
+                           Layout(inputs.radices, inputs.digit_words, limit).chunks_of_first(inputs.scaled_digits) >= 0);
 }
 
 std::tuple<at::Tensor, at::Tensor> code_attention_backward(
     const at::Tensor& words, const at::Tensor& begin, const at::Tensor& end, const at::Tensor& scores,
-    const std::optional<at::Tensor>& event_time, const std::optional<at::Tensor>& query_time,
-    const std::optional<at::Tensor>& scale, const at::Tensor& grad_mass, const at::Tensor& lse, const at::Tensor& shift,
-    at::IntArrayRef radices, at::IntArrayRef digit_words, int64_t scaled_digits, bool softmax) {
-  const Events e =
-      check(words, begin, end, scores, event_time, query_time, scale, radices, digit_words, scaled_digits, softmax);
-  at::Tensor grad = at::empty_like(scores), grad_scale = at::empty({scale ? words.size(0) : 0}, scores.options());
+    const OptionalTensor& event_time, const OptionalTensor& query_time, const OptionalTensor& scale,
+    const at::Tensor& grad_mass, const at::Tensor& lse, const at::Tensor& shift, at::IntArrayRef radices,
+    at::IntArrayRef digit_words, int64_t scaled_digits, bool softmax) {
+  Inputs given{words, begin, end, scores, event_time, query_time, scale, radices, digit_words, scaled_digits};
+  const bool taken = given.taken();
+  if (taken) given = given.ready();
+  const int64_t limit = taken ? chunk_limit(given.begin, given.end, scores.size(2)) : 0;
+  if (!taken || !takes(given, limit)) {
+    const auto results = reference("code_attention_backward", words, begin, end, scores, event_time, query_time, scale,
+                                   grad_mass, lse, shift, radices, digit_words, scaled_digits, softmax);
+    return {results[0].toTensor(), results[1].toTensor()};
+  }
+  const Events e = given.events(limit, softmax);
+  const at::Tensor own_grad = ready(grad_mass), own_lse = ready(lse), own_shift = ready(shift);
+  at::Tensor grad = at::empty_like(given.scores), grad_scale = at::empty({scale ? words.size(0) : 0}, scores.options());
   SharedSums sums(grad_scale.size(0));
-  const float *s = scores.const_data_ptr<float>(), *g = grad_mass.const_data_ptr<float>();
-  const float *l = lse.const_data_ptr<float>(), *d = shift.const_data_ptr<float>();
+  const float *s = given.scores.const_data_ptr<float>(), *g = own_grad.const_data_ptr<float>();
+  const float *l = own_lse.const_data_ptr<float>(), *d = own_shift.const_data_ptr<float>();
   float* out = grad.mutable_data_ptr<float>();
   for_lanes(e, false, [&](const Lanes& lanes, const Window& window, bool narrow, int64_t share) {
     double* own = sums.of(share);
@@ -212,14 +212,32 @@ std::tuple<at::Tensor, at::Tensor> code_attention_backward(
 
 } // namespace
 
-TORCH_LIBRARY_FRAGMENT(sidrec_cpu, m) {
-  m.def("code_attention(Tensor words, Tensor begin, Tensor end, Tensor scores, Tensor? event_time, Tensor? query_time, "
-        "Tensor? scale, int[] radices, int[] digit_words, int scaled_digits, bool softmax) -> (Tensor, Tensor)",
-        code_attention);
-  m.def("code_attention_backward(Tensor words, Tensor begin, Tensor end, Tensor scores, Tensor? event_time, "
-        "Tensor? query_time, Tensor? scale, Tensor grad_mass, Tensor lse, Tensor shift, int[] radices, "
-        "int[] digit_words, int scaled_digits, bool softmax) -> (Tensor, Tensor)",
-        code_attention_backward);
+std::tuple<at::Tensor, at::Tensor> code_attention(
+    const at::Tensor& words, const at::Tensor& begin, const at::Tensor& end, const at::Tensor& scores,
+    const OptionalTensor& event_time, const OptionalTensor& query_time, const OptionalTensor& scale,
+    at::IntArrayRef radices, at::IntArrayRef digit_words, int64_t scaled_digits, bool softmax) {
+  Inputs given{words, begin, end, scores, event_time, query_time, scale, radices, digit_words, scaled_digits};
+  const bool taken = given.taken();
+  if (taken) given = given.ready();
+  const int64_t limit = taken ? chunk_limit(given.begin, given.end, scores.size(2)) : 0;
+  if (!taken || !takes(given, limit)) {
+    const auto results = reference("code_attention", words, begin, end, scores, event_time, query_time, scale, radices,
+                                   digit_words, scaled_digits, softmax);
+    return {results[0].toTensor(), results[1].toTensor()};
+  }
+  const Events e = given.events(limit, softmax);
+  at::Tensor mass = at::empty_like(given.scores), lse = at::empty({e.queries, e.heads}, scores.options());
+  const float* s = given.scores.const_data_ptr<float>();
+  float *m = mass.mutable_data_ptr<float>(), *l = lse.mutable_data_ptr<float>();
+  for_lanes(e, true, [&](const Lanes& lanes, const Window& window, bool narrow, int64_t) {
+    narrow ? forward<4>(e, lanes, window, s, m, l) : forward<8>(e, lanes, window, s, m, l);
+  });
+  return {mass, lse};
+}
+
+TORCH_LIBRARY_IMPL(sidrec, CPU, m) {
+  m.impl("code_attention", code_attention);
+  m.impl("code_attention_backward", code_attention_backward);
 }
 
 } // namespace sidrec

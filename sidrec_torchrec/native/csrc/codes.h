@@ -70,6 +70,14 @@ class Layout {
   int64_t num_rows() const { return num_rows_; }     // sum of the chunks' radices
   int64_t num_slots() const { return num_rows_ + num_chunks(); }
 
+  // How many chunks the first so many digits make up; -1 if one of them has others, too.
+  int64_t chunks_of_first(int64_t digits) const {
+    for (int64_t f = 0; f < num_chunks(); ++f) {
+      if (chunks_[f].first_digit == digits) return f;
+    }
+    return digits == num_digits() ? num_chunks() : -1;
+  }
+
   void check_words(const at::Tensor& words) const {
     for (const Chunk& chunk : chunks_) {
       TORCH_CHECK(chunk.word < words.size(1), "a chunk of word ", chunk.word, ", but there are ", words.size(1));

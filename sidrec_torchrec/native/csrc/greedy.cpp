@@ -16,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "kernel.h"
 #include "vec.h"
 
 namespace sidrec {
@@ -225,8 +226,8 @@ void encode(const Plan& plan, const float* z, const float* error, int64_t count,
 
 // Digits of stages, int16 [N, L], and whether they are sure, bool [N]. Choices have widths, counts, stages and reaches;
 // ``pull`` is transposed. ``error``: by how much vectors may be off, [N]. Digits that are not sure may be anything.
-std::tuple<at::Tensor, at::Tensor> greedy(const at::Tensor& z, const at::Tensor& weight, const at::Tensor& bias,
-                                          const at::Tensor& pull, at::IntArrayRef widths, at::IntArrayRef counts,
+std::tuple<at::Tensor, at::Tensor> encode_all(const at::Tensor& z, const at::Tensor& weight, const at::Tensor& bias,
+                                              const at::Tensor& pull, at::IntArrayRef widths, at::IntArrayRef counts,
                                           at::IntArrayRef stages, at::ArrayRef<double> reaches, double tie,
                                           double unit_error, double size,
                                           const std::optional<at::Tensor>& error) {
@@ -256,12 +257,21 @@ std::tuple<at::Tensor, at::Tensor> greedy(const at::Tensor& z, const at::Tensor&
   return {digits, sure};
 }
 
+std::tuple<at::Tensor, at::Tensor> greedy(const at::Tensor& z, const at::Tensor& weight, const at::Tensor& bias,
+                                          const at::Tensor& pull, at::IntArrayRef widths, at::IntArrayRef counts,
+                                          at::IntArrayRef stages, at::ArrayRef<double> reaches, double tie,
+                                          double unit_error, double size, const OptionalTensor& error) {
+  if (may_run(z, {at::kFloat})) {
+    return encode_all(ready(z), ready(weight), ready(bias), ready(pull), widths, counts, stages, reaches, tie, unit_error,
+                      size, ready(error));
+  }
+  const auto results =
+      reference("greedy", z, weight, bias, pull, widths, counts, stages, reaches, tie, unit_error, size, error);
+  return {results[0].toTensor(), results[1].toTensor()};
+}
+
 } // namespace
 
-TORCH_LIBRARY_FRAGMENT(sidrec_cpu, m) {
-  m.def("greedy(Tensor z, Tensor weight, Tensor bias, Tensor pull, int[] widths, int[] counts, int[] stages, "
-        "float[] reaches, float tie, float unit_error, float size, Tensor? error) -> (Tensor, Tensor)",
-        greedy);
-}
+TORCH_LIBRARY_IMPL(sidrec, CPU, m) { m.impl("greedy", greedy); }
 
 } // namespace sidrec

@@ -15,6 +15,7 @@
 #endif
 
 #include "codes.h"
+#include "operators.h"
 #include "vec.h"
 
 namespace sidrec {
@@ -22,6 +23,7 @@ namespace {
 
 constexpr int64_t kLanes = 8;
 constexpr int64_t kEvents = 256;          // events at a time, whose chunk values stay in L1
+constexpr auto kDtypes = {at::kFloat, at::kBFloat16, at::kHalf};
 constexpr int64_t kLargeOutput = 1 << 20; // bytes; what would not stay in cache anyhow
 
 using Float = Vec<kLanes>::Float;
@@ -145,12 +147,10 @@ void ask_for_huge_pages(const at::Tensor& tensor) {
 #endif
 }
 
-at::Tensor scaled_decode(const at::Tensor& words, const at::Tensor& table, const std::optional<at::Tensor>& scale,
-                         at::IntArrayRef radices, at::IntArrayRef chunk_words, int64_t scaled_chunks,
-                         at::ScalarType dtype) {
+at::Tensor decode_all(const at::Tensor& words, const at::Tensor& table, const OptionalTensor& scale,
+                      at::IntArrayRef radices, at::IntArrayRef chunk_words, int64_t scaled_chunks, at::ScalarType dtype) {
   const Layout layout(radices, chunk_words, 0);
   layout.check_words(words);
-  TORCH_CHECK(table.size(0) == layout.num_rows(), "a table of ", table.size(0), " rows, expected ", layout.num_rows());
   at::Tensor out = at::empty({words.size(0), table.size(1)}, table.options().dtype(dtype));
   const bool large = static_cast<int64_t>(out.nbytes()) >= kLargeOutput;
   if (large) ask_for_huge_pages(out);
@@ -173,13 +173,17 @@ at::Tensor scaled_decode(const at::Tensor& words, const at::Tensor& table, const
 }
 
 at::Tensor side_decode(const at::Tensor& words, const at::Tensor& table, at::IntArrayRef radices,
-                       at::IntArrayRef chunk_words, at::ScalarType dtype) {
-  return scaled_decode(words, table, std::nullopt, radices, chunk_words, 0, dtype);
+                       at::IntArrayRef chunk_words) {
+  if (!may_run(table, kDtypes) || words.dim() != 2 || table.dim() != 2 || table.size(0) != sum(radices)) {
+    return reference("side_decode", words, table, radices, chunk_words)[0].toTensor();
+  }
+  const at::Tensor rows = table.to(at::kFloat).contiguous();
+  return decode_all(ready(words), rows, std::nullopt, radices, chunk_words, 0, table.scalar_type());
 }
 
 // The gradient of the table, float32 [R, D]. Threads share out the columns, so that no two add to one number.
-at::Tensor side_decode_backward(const at::Tensor& words, const at::Tensor& grad, at::IntArrayRef radices,
-                                at::IntArrayRef chunk_words) {
+at::Tensor sum_by_row(const at::Tensor& words, const at::Tensor& grad, at::IntArrayRef radices,
+                      at::IntArrayRef chunk_words) {
   const Layout layout(radices, chunk_words, 0);
   layout.check_words(words);
   const int64_t N = words.size(0), D = grad.size(1), F = layout.num_chunks();
@@ -205,19 +209,29 @@ at::Tensor side_decode_backward(const at::Tensor& words, const at::Tensor& grad,
   return table;
 }
 
+at::Tensor side_decode_backward(const at::Tensor& words, const at::Tensor& grad, at::IntArrayRef radices,
+                                at::IntArrayRef chunk_words) {
+  if (!may_run(grad, kDtypes) || words.dim() != 2 || !has_shape(grad, {words.size(0), grad.size(-1)})) {
+    return reference("side_decode_backward", words, grad, radices, chunk_words)[0].toTensor();
+  }
+  return sum_by_row(ready(words), grad.to(at::kFloat).contiguous(), radices, chunk_words).to(grad.scalar_type());
+}
+
 } // namespace
 
-TORCH_LIBRARY_FRAGMENT(sidrec_cpu, m) {
-  m.def("side_decode(Tensor words, Tensor table, int[] radices, int[] chunk_words, ScalarType dtype) -> Tensor",
-        side_decode);
-  m.def("scaled_decode(Tensor words, Tensor table, Tensor scale, int[] radices, int[] chunk_words, int scaled_chunks) "
-        "-> Tensor",
-        [](const at::Tensor& words, const at::Tensor& table, const at::Tensor& scale, at::IntArrayRef radices,
-           at::IntArrayRef chunk_words, int64_t scaled_chunks) {
-          return scaled_decode(words, table, scale, radices, chunk_words, scaled_chunks, at::kFloat);
-        });
-  m.def("side_decode_backward(Tensor words, Tensor grad, int[] radices, int[] chunk_words) -> Tensor",
-        side_decode_backward);
+at::Tensor scaled_decode(const at::Tensor& words, const at::Tensor& table, const at::Tensor& scale,
+                         at::IntArrayRef radices, at::IntArrayRef chunk_words, int64_t scaled_chunks) {
+  if (!may_run(table, {at::kFloat}) || words.dim() != 2 || table.dim() != 2 || table.size(0) != sum(radices) ||
+      scale.scalar_type() != at::kFloat || !has_shape(scale, {words.size(0)})) {
+    return reference("scaled_decode", words, table, scale, radices, chunk_words, scaled_chunks)[0].toTensor();
+  }
+  return decode_all(ready(words), ready(table), ready(scale), radices, chunk_words, scaled_chunks, at::kFloat);
+}
+
+TORCH_LIBRARY_IMPL(sidrec, CPU, m) {
+  m.impl("side_decode", side_decode);
+  m.impl("side_decode_backward", side_decode_backward);
+  m.impl("scaled_decode", scaled_decode);
 }
 
 } // namespace sidrec

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "codes.h"
+#include "kernel.h"
 #include "vec.h"
 
 namespace sidrec {
@@ -19,7 +20,7 @@ using Float = Vec<kLanes>::Float;
 // The table with rows of whole vectors: [R, width], zero beyond the columns there are.
 at::Tensor padded(const at::Tensor& table) {
   const int64_t rest = table.size(1) % kLanes;
-  return rest ? at::constant_pad_nd(table, {0, kLanes - rest}) : table;
+  return (rest ? at::constant_pad_nd(table, {0, kLanes - rest}) : table).contiguous();
 }
 
 // Calls work(t, rows, number of rows) for the events from .. to - 1: a row of each chunk, or fewer.
@@ -66,11 +67,18 @@ inline int64_t for_columns(const float* table, int64_t width, const int64_t* row
   return first;
 }
 
-at::Tensor side_energy(const at::Tensor& words, const at::Tensor& table, at::IntArrayRef radices,
+bool takes(const at::Tensor& words, const at::Tensor& table, at::IntArrayRef radices) {
+  return may_run(table, {at::kFloat}) && words.dim() == 2 && table.dim() == 2 && table.size(0) == sum(radices);
+}
+
+at::Tensor side_energy(const at::Tensor& all_words, const at::Tensor& table, at::IntArrayRef radices,
                        at::IntArrayRef chunk_words) {
+  if (!takes(all_words, table, radices)) {
+    return reference("side_energy", all_words, table, radices, chunk_words)[0].toTensor();
+  }
   const Layout layout(radices, chunk_words, 0);
+  const at::Tensor words = ready(all_words);
   layout.check_words(words);
-  TORCH_CHECK(table.size(0) == layout.num_rows(), "a table of ", table.size(0), " rows, expected ", layout.num_rows());
   const at::Tensor wide = padded(table), out = at::empty({words.size(0)}, table.options());
   const float* in = wide.const_data_ptr<float>();
   const int64_t width = wide.size(1);
@@ -88,9 +96,14 @@ at::Tensor side_energy(const at::Tensor& words, const at::Tensor& table, at::Int
 }
 
 // Threads share out the columns, so that no two add to one number.
-at::Tensor side_energy_backward(const at::Tensor& words, const at::Tensor& table, const at::Tensor& grad,
+at::Tensor side_energy_backward(const at::Tensor& all_words, const at::Tensor& table, const at::Tensor& all_grad,
                                 at::IntArrayRef radices, at::IntArrayRef chunk_words) {
+  if (!takes(all_words, table, radices) || all_grad.scalar_type() != at::kFloat ||
+      !has_shape(all_grad, {all_words.size(0)})) {
+    return reference("side_energy_backward", all_words, table, all_grad, radices, chunk_words)[0].toTensor();
+  }
   const Layout layout(radices, chunk_words, 0);
+  const at::Tensor words = ready(all_words), grad = ready(all_grad);
   layout.check_words(words);
   const at::Tensor wide = padded(table);
   at::Tensor sums = at::zeros_like(wide);
@@ -118,10 +131,9 @@ at::Tensor side_energy_backward(const at::Tensor& words, const at::Tensor& table
 
 } // namespace
 
-TORCH_LIBRARY_FRAGMENT(sidrec_cpu, m) {
-  m.def("side_energy(Tensor words, Tensor table, int[] radices, int[] chunk_words) -> Tensor", side_energy);
-  m.def("side_energy_backward(Tensor words, Tensor table, Tensor grad, int[] radices, int[] chunk_words) -> Tensor",
-        side_energy_backward);
+TORCH_LIBRARY_IMPL(sidrec, CPU, m) {
+  m.impl("side_energy", side_energy);
+  m.impl("side_energy_backward", side_energy_backward);
 }
 
 } // namespace sidrec

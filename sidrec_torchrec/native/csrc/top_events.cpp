@@ -164,34 +164,26 @@ void choose(const Events& e, const Lanes& lanes, const Window& window, const Cal
 }
 
 std::tuple<at::Tensor, at::Tensor> top_events(const at::Tensor& words, const at::Tensor& begin, const at::Tensor& end,
-                                              const at::Tensor& scores, const std::optional<at::Tensor>& event_time,
-                                              const std::optional<at::Tensor>& query_time,
-                                              const std::optional<at::Tensor>& scale, at::IntArrayRef radices,
-                                              at::IntArrayRef digit_words, int64_t scaled_digits, int64_t k) {
-  const auto pointer = [](const std::optional<at::Tensor>& x) { return x ? x->const_data_ptr<int64_t>() : nullptr; };
-  Events e{.layout = Layout(radices, digit_words, kChunkLimit),
-                 .words = words.const_data_ptr<int64_t>(),
-                 .num_words = words.size(1),
-                 .begin = begin.const_data_ptr<int64_t>(),
-                 .end = end.const_data_ptr<int64_t>(),
-                 .has_times = event_time.has_value(),
-                 .event_time = pointer(event_time),
-                 .query_time = pointer(query_time),
-                 .scale = scale ? scale->const_data_ptr<float>() : nullptr,
-                 .scaled_chunks = 0,
-                 .queries = scores.size(0),
-                 .heads = scores.size(2),
-                 .softmax = false};
-  e.layout.check_words(words);
+                                              const at::Tensor& scores, const OptionalTensor& event_time,
+                                              const OptionalTensor& query_time, const OptionalTensor& scale,
+                                              at::IntArrayRef radices, at::IntArrayRef digit_words, int64_t scaled_digits,
+                                              int64_t k) {
+  Inputs given{words, begin, end, scores, event_time, query_time, scale, radices, digit_words, scaled_digits};
+  if (k < 1 || !given.taken() || (scale && (!scale->is_floating_point() ||
+                                            Layout(radices, digit_words, kChunkLimit).chunks_of_first(scaled_digits) < 0))) {
+    const auto results = reference("top_events", words, begin, end, scores, event_time, query_time, scale, radices,
+                                   digit_words, scaled_digits, k);
+    return {results[0].toTensor(), results[1].toTensor()};
+  }
+  if (scale) given.scale = scale->to(at::kFloat);
+  given = given.ready();
+  const Events e = given.events(kChunkLimit, false);
   for (int64_t m = 0; m < e.queries; ++m) {
-    TORCH_CHECK(0 <= e.begin[m] && e.begin[m] <= e.end[m] && e.end[m] <= words.size(0), "query ", m, " reads events ",
-                e.begin[m], " to ", e.end[m], " of ", words.size(0));
     TORCH_CHECK(e.end[m] - e.begin[m] < kMostEvents, "query ", m, " reads ", e.end[m] - e.begin[m], " events");
   }
-  at::Tensor event = at::full({e.queries, k, e.heads}, -1, begin.options());
+  at::Tensor event = at::full({e.queries, k, e.heads}, -1, given.begin.options());
   at::Tensor score = at::full({e.queries, k, e.heads}, -kInfinity, scores.options());
-  const Call call{scores.const_data_ptr<float>(), k, event.mutable_data_ptr<int64_t>(), score.mutable_data_ptr<float>()};
-  for (const Chunk& chunk : e.layout.chunks()) e.scaled_chunks += scale && chunk.first_digit < scaled_digits;
+  const Call call{given.scores.const_data_ptr<float>(), k, event.mutable_data_ptr<int64_t>(), score.mutable_data_ptr<float>()};
   const std::vector<Lanes> cuts = cut(e, 8, true);
   at::parallel_for(0, cuts.size(), 1, [&](int64_t first, int64_t last) {
     Window window(e);
@@ -205,10 +197,6 @@ std::tuple<at::Tensor, at::Tensor> top_events(const at::Tensor& words, const at:
 
 } // namespace
 
-TORCH_LIBRARY_FRAGMENT(sidrec_cpu, m) {
-  m.def("top_events(Tensor words, Tensor begin, Tensor end, Tensor scores, Tensor? event_time, Tensor? query_time, "
-        "Tensor? scale, int[] radices, int[] digit_words, int scaled_digits, int k) -> (Tensor, Tensor)",
-        top_events);
-}
+TORCH_LIBRARY_IMPL(sidrec, CPU, m) { m.impl("top_events", top_events); }
 
 } // namespace sidrec

@@ -1,0 +1,201 @@
+// Attention of queries that share their events, on CPU; shared_attention.py says what it computes, and has the same two ways.
+
+#include <torch/library.h>
+
+#include <optional>
+#include <vector>
+
+#include "attention_events.h"
+#include "codes.h"
+#include "kernel.h"
+#include "operators.h"
+
+namespace sidrec {
+namespace {
+
+constexpr int64_t kChunkLimit = 256; // as layout.py has it
+// Nanoseconds; as shared_attention.py has them.
+constexpr int64_t kDecode = 350'000, kDecodeAnEvent = 210, kPairDecoded = 6;
+constexpr int64_t kQueryByCode = 5'500, kPairByCode = 11;
+
+// Neighbouring queries that read the same events at the same time.
+struct Run {
+  int64_t first, stop; // queries
+  int64_t begin, end;  // events
+};
+
+// The runs that read something.
+std::vector<Run> runs_of(const at::Tensor& begin, const at::Tensor& end, const OptionalTensor& time, int64_t num_events) {
+  const int64_t *from = begin.const_data_ptr<int64_t>(), *to = end.const_data_ptr<int64_t>();
+  const int64_t* at = time ? time->const_data_ptr<int64_t>() : nullptr;
+  std::vector<Run> runs;
+  for (int64_t m = 0, stop; m < begin.size(0); m = stop) {
+    for (stop = m + 1; stop < begin.size(0); ++stop) {
+      if (from[stop] != from[m] || to[stop] != to[m] || (at && at[stop] != at[m])) break;
+    }
+    TORCH_CHECK(0 <= from[m] && to[m] <= num_events, "query ", m, " reads events ", from[m], " to ", to[m], " of ", num_events);
+    if (from[m] < to[m]) runs.push_back({m, stop, from[m], to[m]});
+  }
+  return runs;
+}
+
+bool decoding_pays(int64_t queries, int64_t events) {
+  const int64_t decoded = kDecode + events * (kDecodeAnEvent + queries * kPairDecoded);
+  return decoded < queries * (kQueryByCode + events * kPairByCode);
+}
+
+// [Q, H, d] of queries [Q, H, d], keys and values [T, H, d], and what scores also have, [T, H].
+at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& bias) {
+  const auto by_head = [](const at::Tensor& x) { return x.transpose(0, 1).unsqueeze(0); };
+  const at::Tensor mask = bias.t().contiguous().unsqueeze(0).unsqueeze(2).expand({-1, -1, query.size(0), -1});
+  return at::scaled_dot_product_attention(by_head(query), by_head(key), by_head(value), mask, 0.0, false, 1.0)
+      .squeeze(0)
+      .transpose(0, 1);
+}
+
+at::Tensor shared_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                            const at::Tensor& bias, const at::Tensor& sink, const at::Tensor& begin,
+                            const at::Tensor& end) {
+  if (!may_run(query, {at::kFloat}) || begin.dim() != 1 || begin.sizes() != end.sizes()) {
+    return reference("shared_attention", query, key, value, bias, sink, begin, end)[0].toTensor();
+  }
+  at::Tensor pooled = at::zeros_like(query, at::MemoryFormat::Contiguous);
+  for (const Run& run : runs_of(ready(begin), ready(end), std::nullopt, key.size(0))) {
+    const auto events = [&](const at::Tensor& x) { return x.slice(0, run.begin, run.end); };
+    const auto with_none = [&](const at::Tensor& x) { return at::constant_pad_nd(events(x), {0, 0, 0, 0, 0, 1}); };
+    const at::Tensor biases = at::cat({events(bias), sink.unsqueeze(0)});
+    pooled.slice(0, run.first, run.stop)
+        .copy_(attend(query.slice(0, run.first, run.stop), with_none(key), with_none(value), biases));
+  }
+  return pooled;
+}
+
+// The arguments of shared_code_attention, ready.
+struct Shared {
+  at::Tensor query, words, begin, end, key, value, bias, sink;
+  OptionalTensor event_time, query_time, scale;
+  std::vector<int64_t> radices, digit_words;
+  int64_t scaled_digits;
+
+  int64_t num_others() const { return value.size(0) - key.size(0); }
+
+  // What queries at these places pool.
+  at::Tensor attend_by_code(const at::Tensor& places) const {
+    const auto chosen = [&](const at::Tensor& x) { return x.index_select(0, places); };
+    const at::Tensor own = chosen(query);
+    const at::Tensor scores = at::einsum("qhd,vhd->qvh", {own, key});
+    const at::Tensor biases = bias.unsqueeze(0).expand({own.size(0), -1, -1});
+    const auto [mass, lse] =
+        code_attention(words, chosen(begin), chosen(end), at::cat({scores, biases}, 1), event_time,
+                       query_time ? OptionalTensor(chosen(*query_time)) : query_time, scale, radices, digit_words,
+                       scaled_digits, true);
+    const at::Tensor pooled = at::einsum("qvh,vhd->qhd", {mass.slice(1, 0, value.size(0)), value});
+    return pooled * (lse - sink).sigmoid().unsqueeze(2); // the share of events, against the sink
+  }
+
+  // What the queries of a run pool: one sum of rows an event, one event more that is the sink.
+  at::Tensor decode_and_attend(const Run& run, const Layout& layout, const at::Tensor& table) const {
+    const int64_t T = run.end - run.begin, W = words.size(1), H = query.size(1), d = query.size(2);
+    at::Tensor own_words = at::full({T + 1, W + 1}, -1, words.options()); // the sink has no digits but the last
+    at::Tensor own_scale = at::ones({T + 1}, table.options());
+    int64_t* to = own_words.mutable_data_ptr<int64_t>();
+    const int64_t* from = words.const_data_ptr<int64_t>() + run.begin * W;
+    for (int64_t t = 0; t < T; ++t) {
+      std::copy(from + t * W, from + (t + 1) * W, to + t * (W + 1));
+      to[t * (W + 1) + W] = !event_time ? 0 : gap_bucket(query_time->const_data_ptr<int64_t>()[run.first] -
+                                                         event_time->const_data_ptr<int64_t>()[run.begin + t]);
+    }
+    to[T * (W + 1) + W] = kGapBuckets;
+    if (scale) own_scale.slice(0, 0, T).copy_(scale->slice(0, run.begin, run.end));
+    std::vector<int64_t> chunk_radices, chunk_words;
+    for (const Chunk& chunk : layout.chunks()) {
+      chunk_radices.push_back(chunk.radix);
+      chunk_words.push_back(chunk.word);
+    }
+    const at::Tensor decoded = scaled_decode(own_words, table, own_scale, chunk_radices, chunk_words,
+                                             layout.chunks_of_first(scaled_digits));
+    const auto part = [&](int64_t i) { return decoded.slice(1, i * H * d, (i + 1) * H * d).unflatten(1, {H, d}); };
+    return attend(query.slice(0, run.first, run.stop), part(0), part(1), decoded.slice(1, 2 * H * d, 2 * H * d + H));
+  }
+
+  // All digits and one more: the time gap, or that an event is the sink.
+  Layout layout() const {
+    std::vector<int64_t> all = radices, all_words = digit_words;
+    all.push_back(kGapBuckets + 1);
+    all_words.push_back(words.size(1));
+    return Layout(all, all_words, kChunkLimit);
+  }
+
+  // Rows whose sum is an event's keys, values and biases, [R, 2 * H * d + H, padded to eights].
+  at::Tensor decode_table(const Layout& layout) const {
+    const int64_t V = key.size(0), A = num_others(), H = bias.size(1);
+    const at::Tensor gaps = bias.size(0) > A ? bias.slice(0, A) : at::zeros({kGapBuckets, H}, bias.options());
+    const at::Tensor biases = at::cat({bias.slice(0, 0, A), gaps, sink.unsqueeze(0)});
+    const at::Tensor rows = at::cat({at::constant_pad_nd(key.flatten(1), {0, 0, 0, A + kGapBuckets + 1}),
+                                     at::constant_pad_nd(value.flatten(1), {0, 0, 0, kGapBuckets + 1}),
+                                     at::constant_pad_nd(biases, {0, (8 - H % 8) % 8, V, 0})},
+                                    1);
+    std::vector<at::Tensor> of_chunks;
+    int64_t first = 0;
+    for (const Chunk& chunk : layout.chunks()) {
+      at::Tensor sums;
+      for (int64_t j = chunk.first_digit; j < chunk.first_digit + chunk.num_digits; ++j) {
+        const at::Tensor own = rows.slice(0, first, first + layout.radix(j));
+        sums = sums.defined() ? (sums.unsqueeze(1) + own.unsqueeze(0)).flatten(0, 1) : own;
+        first += layout.radix(j);
+      }
+      of_chunks.push_back(sums);
+    }
+    return at::cat(of_chunks);
+  }
+};
+
+at::Tensor shared_code_attention(const at::Tensor& query, const at::Tensor& words, const at::Tensor& begin,
+                                 const at::Tensor& end, const at::Tensor& key, const at::Tensor& value,
+                                 const at::Tensor& bias, const at::Tensor& sink, const OptionalTensor& event_time,
+                                 const OptionalTensor& query_time, const OptionalTensor& scale, at::IntArrayRef radices,
+                                 at::IntArrayRef digit_words, int64_t scaled_digits) {
+  const int64_t M = query.size(0), N = words.size(0);
+  const bool taken =
+      may_run(query, {at::kFloat}) && query.dim() == 3 && words.dim() == 2 && value.size(0) == sum(radices) &&
+      scaled_digits <= static_cast<int64_t>(radices.size()) && key.size(0) == sum(radices.slice(0, scaled_digits)) &&
+      bias.size(0) == value.size(0) - key.size(0) + (event_time ? kGapBuckets : 0) && has_shape(begin, {M}) &&
+      has_shape(end, {M}) && event_time.has_value() == query_time.has_value() && has_shape(event_time, {N}) &&
+      has_shape(query_time, {M}) && has_shape(scale, {N}) && (!scale || scale->scalar_type() == at::kFloat) &&
+      Layout(radices, digit_words, kChunkLimit).chunks_of_first(scaled_digits) >= 0;
+  if (!taken) {
+    return reference("shared_code_attention", query, words, begin, end, key, value, bias, sink, event_time, query_time,
+                     scale, radices, digit_words, scaled_digits)[0]
+        .toTensor();
+  }
+  const Shared shared{query, ready(words), ready(begin), ready(end), key, value, bias, sink, ready(event_time),
+                      ready(query_time), ready(scale), radices.vec(), digit_words.vec(), scaled_digits};
+  at::Tensor pooled = at::zeros_like(query, at::MemoryFormat::Contiguous), table;
+  std::optional<Layout> layout;
+  std::vector<int64_t> by_code;
+  for (const Run& run : runs_of(shared.begin, shared.end, shared.query_time, N)) {
+    if (!decoding_pays(run.stop - run.first, run.end - run.begin)) {
+      for (int64_t m = run.first; m < run.stop; ++m) by_code.push_back(m);
+      continue;
+    }
+    if (!layout) {
+      layout = shared.layout();
+      table = shared.decode_table(*layout);
+    }
+    pooled.slice(0, run.first, run.stop).copy_(shared.decode_and_attend(run, *layout, table));
+  }
+  if (!by_code.empty()) {
+    const at::Tensor places = at::tensor(by_code, shared.words.options());
+    pooled.index_copy_(0, places, shared.attend_by_code(places));
+  }
+  return pooled;
+}
+
+} // namespace
+
+TORCH_LIBRARY_IMPL(sidrec, CPU, m) {
+  m.impl("shared_attention", shared_attention);
+  m.impl("shared_code_attention", shared_code_attention);
+}
+
+} // namespace sidrec
