@@ -143,7 +143,8 @@ class GivenRequests:
 
     @property
     def schema(self) -> pa.Schema:
-        return pa.schema([field.with_name(self.table.own_name(field.name)) for field in self.table.schema])
+        fields = [field.with_name(self.table.own_name(field.name)) for field in self.table.schema]
+        return pa.schema(fields, self.table.schema.metadata)
 
     @property
     def num_requests(self) -> int:

@@ -267,8 +267,8 @@ def test_frames(ranker, corpus):
     np.testing.assert_array_equal(series.to_numpy(), expected)
     np.testing.assert_array_equal(predictor.predict(frame, events=table.to_pandas()).to_numpy(), expected)
     assert len(predictor.predict(frame[:0])) == 0
-    with pytest.raises(DataError, match="requests: column 'timestamp' must be int64, is double"):
-        predictor.predict(frame.assign(timestamp=0.5))
+    with pytest.raises(DataError, match="requests: column 'timestamp', row 0 and after: a time is not finite"):
+        predictor.predict(frame.assign(timestamp=float("inf")))
     assert isinstance(
         predictor.predict(frame.assign(probability=1.0)), pandas.Series
     )  # what is not read may have any name
