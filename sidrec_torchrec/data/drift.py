@@ -12,7 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from sidrec_torchrec.data.format import Users, Vocabulary
+from sidrec_torchrec.data.features import Feature
+from sidrec_torchrec.data.format import Users
 from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
 from sidrec_torchrec.errors import DataError
@@ -34,19 +35,19 @@ _DAY = 86_400
 _HISTORY_BUCKETS = 64  # 0 events; then 2^(b - 1) to 2^b - 1
 
 
-def feature_counts(users: Users | None, vocabularies: Mapping[str, Vocabulary]) -> dict[str, dict[str, Any]]:
+def feature_counts(users: Users | None, features: tuple[Feature, ...]) -> dict[str, dict[str, Any]]:
     """By user feature how many rows of the user file have each value.
 
     Returns:
-        ``counts``, of the vocabulary's values in their order; ``unknown``, of other values; ``missing``, of nulls.
+        ``counts``, of the codes 1, 2, ...; ``unknown``, of other values; ``missing``, of nulls.
     """
-    counts = {name: np.zeros(len(vocabulary) + 1, np.int64) for name, vocabulary in vocabularies.items()}
-    missing = dict.fromkeys(vocabularies, 0)
-    for batch in users.batches(columns=tuple(vocabularies)) if users is not None and vocabularies else ():
-        for name, vocabulary in vocabularies.items():
-            column = batch.columns[name]
-            missing[name] += column.null_count
-            counts[name] += np.bincount(vocabulary.encode(column)[0] + 1, minlength=len(vocabulary) + 1)
+    counts = {feature.name: np.zeros(feature.size, np.int64) for feature in features}
+    missing = dict.fromkeys(counts, 0)
+    for batch in users.batches(columns=tuple(counts)) if users is not None and features else ():
+        for feature in features:
+            column = batch.columns[feature.name]
+            missing[feature.name] += column.null_count
+            counts[feature.name] += np.bincount(feature.encode(column), minlength=feature.size)
     return {
         name: {"counts": c[1:].tolist(), "unknown": int(c[0]) - missing[name], "missing": missing[name]}
         for name, c in counts.items()
