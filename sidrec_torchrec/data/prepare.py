@@ -305,7 +305,7 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
                 "negatives": None if buckets.tasks else config.negatives,
                 "profile": {
                     "features": feature_counts(users, user_features),
-                    "test": target_counts(folder / "test.parquet", tasks, census.training_I),
+                    "test": target_counts(folder / "test.parquet", tasks, census.training_I, features.of_log),
                 },
                 **({"features": features.to_json()} if len(features) else {}),
             },

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidrec_torchrec.data.batches import Collator
+from sidrec_torchrec.data.drift import drift, stability_index
 from sidrec_torchrec.data.events import open_events, open_users
 from sidrec_torchrec.data.features import Coder, Draft, Feature, FeatureFit, FeatureName
 from sidrec_torchrec.data.format import DataFolder, DataSchema, open_items, validate
@@ -20,7 +21,8 @@ from sidrec_torchrec.data.items import ItemRows
 from sidrec_torchrec.data.parquet import ArrowTable
 from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, prepare
 from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents
-from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.data.seen_by import check_alike, seen_by
+from sidrec_torchrec.errors import DataError, SidrecError
 from tests.data.test_prepare import rows_of, write_corpus
 
 SCHEMA = DataSchema(event_features=("device", "hour"), history_features=("dwell:dense:4",))
@@ -89,6 +91,36 @@ def test_a_value_that_training_does_not_have_is_unknown(tmp_path):
     assert prepared.features.event == (Feature("kind", ("even", "odd")),)
     codes = np.concatenate([row.features[:, 0] for row in rows_of(prepared, "test")])
     assert (codes == 0).any() and set(codes) == {0, 1, 2}
+
+
+def test_data_prepared_like_others_have_their_codes_and_what_has_moved_is_said(tmp_path):
+    events = add_features(tmp_path)
+    own = prepare_here(tmp_path)
+    N = len(events)
+    device = pa.array(np.where(np.arange(N) % 2, "watch", "tv"))  # half of them are new
+    place = events.schema.get_field_index("device")
+    pq.write_table(events.set_column(place, "device", device), tmp_path / "events.parquet")
+    given = prepare(DataFolder.of(tmp_path, SCHEMA), tmp_path / "like", CONFIG, own)
+    assert given.features == own.features
+    codes = np.concatenate([row.features[:, 0] for row in rows_of(given, "test")])
+    assert set(codes) == {0, 1 + DEVICES.index("tv")}
+    report = drift(own, seen_by(own, given))
+    counts = [np.zeros(4), np.zeros(4)]
+    for prepared, count_4 in zip((own, given), counts, strict=True):
+        for row in rows_of(prepared, "test"):
+            count_4 += np.bincount(row.features[len(row) - row.num_targets :, 0], minlength=4)
+    moved = report["event_features"]["device"]
+    assert moved["unknown"] == pytest.approx([count_4[0] / count_4.sum() for count_4 in counts])
+    assert moved["psi"] == pytest.approx(stability_index(*counts))
+    assert report["event_features"]["hour"]["psi"] == 0
+    warned = [line for line in report["warnings"] if "'device'" in line]
+    assert len(warned) == 2 and "no value that the ranker knows" in warned[0] and "PSI" in warned[1]
+    anew = prepare_here(tmp_path, name="anew")
+    with pytest.raises(
+        SidrecError, match="other codes of events than R .* feature 'device', code 1, is 'tv' there and 'phone'"
+    ):
+        check_alike(own, anew, "R")
+    check_alike(own, given, "R")
 
 
 def test_negatives_have_the_features_of_their_positive(tmp_path):
