@@ -119,6 +119,8 @@ def make_batch(T: int, B: int) -> RankBatch:
         num_targets_B=torch.full((B,), TARGETS),
         weight_B=torch.ones(B),
         action_N=torch.randint(2, (N,)),
+        weight_N=torch.ones(N),
+        features_NF=torch.zeros(N, 0, dtype=torch.int64),
         timestamp_N=place_N * 60,
         order_N=place_N,
         visible_N=torch.ones(N, dtype=torch.bool),

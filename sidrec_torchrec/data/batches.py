@@ -38,12 +38,14 @@ class RankBatch(Pipelineable):
         num_targets_B: int64, how many of a row's last events are targets, if they have an item.
         weight_B: float32, 1, or 0 for a row that only fills up a process's share.
         action_N: int64, the labels: with one task 1 for a positive event, 0 for a negative one; see ``data.tasks``.
+        weight_N: float32, how much each event counts as a target.
+        features_NF: int64, codes of the events' features; see ``data.features``.
         timestamp_N: int64.
         order_N: int64, place among the user's real events.
         visible_N: bool, whether later events may read this one.
         item_N: int32, rows of the item file; -1 for an event without an item, which is no target.
         global_targets: float32 scalar, targets of this batch over all processes.
-        global_labels_K: float32, those of them that have a label, by task.
+        global_labels_K: float32, what those of them weigh together that have a label, by task.
     """
 
     items: KeyedJaggedTensor
@@ -52,6 +54,8 @@ class RankBatch(Pipelineable):
     num_targets_B: Tensor
     weight_B: Tensor
     action_N: Tensor
+    weight_N: Tensor
+    features_NF: Tensor
     timestamp_N: Tensor
     order_N: Tensor
     visible_N: Tensor
@@ -77,6 +81,11 @@ class RankBatch(Pipelineable):
         """bool, whether the event has an item."""
         return self.item_N >= 0
 
+    @property
+    def side_NC(self) -> Tensor:
+        """All that is known of events besides item and time, int64 [N, 1 + F]: action and features."""
+        return with_features(self.action_N, self.features_NF)
+
     def to(self, device: torch.device, non_blocking: bool = False) -> "RankBatch":
         return RankBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
 
@@ -86,6 +95,12 @@ class RankBatch(Pipelineable):
     def record_stream(self, stream: torch.Stream) -> None:
         for field in fields(self):
             getattr(self, field.name).record_stream(stream)
+
+
+def with_features(action_N: Tensor, features_NF: Tensor | None) -> Tensor:
+    """Action and features of events as one tensor, int64 [N, 1 + F]."""
+    action_N1 = action_N.unsqueeze(1)
+    return action_N1 if features_NF is None or not features_NF.shape[1] else torch.cat([action_N1, features_NF], dim=1)
 
 
 class SequenceBatches(IterableDataset):
@@ -194,6 +209,7 @@ class Collator:
 
     def __init__(self, prepared: Prepared, features: ItemFeatures) -> None:
         self.features = features
+        self._num_event, self._item_codes = len(prepared.features.event), prepared.item_codes()
         self._user_features = list(prepared.user_features)
         self._tasks = range(len(prepared.tasks))
 
@@ -215,13 +231,24 @@ class Collator:
             num_targets_B=torch.tensor([row.num_targets for row in share]),
             weight_B=torch.full((len(share),), weight),
             action_N=_jagged([row.action for row in share], np.int64),
+            weight_N=_jagged([row.weight for row in share], np.float32),
+            features_NF=self._features(share, item_N),
             timestamp_N=_jagged([row.timestamp for row in share], np.int64),
             order_N=_jagged([row.order for row in share], np.int64),
             visible_N=_jagged([row.visible for row in share], np.bool_),
             item_N=torch.from_numpy(item_N),
             global_targets=torch.tensor(float(sum(row.num_scored() for row in rows))),
-            global_labels_K=torch.tensor([float(sum(row.num_labels(k) for row in rows)) for k in self._tasks]),
+            global_labels_K=torch.tensor([float(sum(row.label_weight(k) for row in rows)) for k in self._tasks]),
         )
+
+    def _features(self, rows: list[Sequence], item_N: np.ndarray) -> Tensor:
+        """Codes in the order of ``Features.all``; those of a missing item are 0."""
+        codes_NF = np.concatenate([row.features for row in rows])
+        if self._item_codes is not None:
+            of_items_NF = self._item_codes[item_N] * (item_N >= 0)[:, None]
+            events = self._num_event
+            codes_NF = np.concatenate([codes_NF[:, :events], of_items_NF, codes_NF[:, events:]], axis=1)
+        return torch.from_numpy(codes_NF.astype(np.int64))
 
     def _items(self, item_N: np.ndarray, lengths_B: Tensor) -> KeyedJaggedTensor:
         values = self.features.values(item_N)

@@ -1,15 +1,16 @@
 """Events grouped by user in bounded memory: cut into buckets on disk by a hash of the user, then read bucket by bucket."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sidrec_torchrec.data.format import Events, Items, Users, Vocabulary
+from sidrec_torchrec.data.features import Draft, Feature
+from sidrec_torchrec.data.format import Events, Items, Users
 from sidrec_torchrec.data.ids import IdIndex, canonical, keys
 from sidrec_torchrec.data.items import ItemRows
 from sidrec_torchrec.data.policy import EventCounts, EventPolicy, item_rows, repeats
@@ -17,6 +18,7 @@ from sidrec_torchrec.data.tasks import action_of
 from sidrec_torchrec.errors import DataError
 
 EVENTS_PER_BUCKET = 1 << 22  # about 100 MB in memory
+_WEIGHT = "weight"
 _EVENT_COLUMNS = {"item": pa.int32(), "timestamp": pa.int64(), "action": pa.int8()}
 
 
@@ -30,6 +32,8 @@ class UserEvents:
         item: int32 [N], rows of the item file; ``NO_ITEM`` of an event whose item it does not have.
         timestamp: int64 [N], seconds, never decreasing.
         action: int8 [N], the labels; see ``data.tasks``. 1 where the log has no labels.
+        raw: float64 [N, F], the features; see ``Draft.raw``.
+        weight: float64 [N], how much each counts; None where all count alike.
     """
 
     user_id: int | str | bytes
@@ -37,10 +41,13 @@ class UserEvents:
     item: np.ndarray
     timestamp: np.ndarray
     action: np.ndarray
+    raw: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    weight: np.ndarray | None = None
 
     def take(self, places: np.ndarray) -> "UserEvents":
         """The events at these places."""
-        return replace(self, item=self.item[places], timestamp=self.timestamp[places], action=self.action[places])
+        names = [*_EVENT_COLUMNS, "raw", *(["weight"] if self.weight is not None else [])]
+        return replace(self, **{name: getattr(self, name)[places] for name in names})
 
 
 class EventBuckets:
@@ -52,6 +59,8 @@ class EventBuckets:
         id_type: canonical type of its users' ids.
         files: bucket files of events, and of users where there are any.
         num_features: user features F.
+        num_raw: features of events.
+        is_weighted: whether events have weights.
         policy: what was, and is, done about events that cannot be read as they are.
         unknown_items: events on items that the item file does not have.
     """
@@ -63,6 +72,8 @@ class EventBuckets:
         id_type: pa.DataType,
         files: list[tuple[Path, Path]],
         num_features: int,
+        num_raw: int,
+        is_weighted: bool,
         policy: EventPolicy,
         unknown_items: int,
     ) -> None:
@@ -73,6 +84,8 @@ class EventBuckets:
         self.counts = EventCounts(unknown_items)
         self._files = files
         self._num_features = num_features
+        self._raw_columns = _raw_columns(num_raw)
+        self._weight = [_WEIGHT] * is_weighted
 
     @staticmethod
     def write(
@@ -80,8 +93,9 @@ class EventBuckets:
         events: Events,
         items: Items,
         users: Users | None,
-        vocabularies: dict[str, Vocabulary],
+        user_features: Sequence[Feature],
         policy: EventPolicy,
+        drafts: Sequence[Draft] = (),
         *,
         to_learn: bool = True,
     ) -> "EventBuckets":
@@ -92,8 +106,9 @@ class EventBuckets:
             events: the log.
             items: the item file.
             users: the user file, if any; a user who is not in it has missing features.
-            vocabularies: of the user features, by column.
+            user_features: whose codes users get.
             policy: what to do about events that cannot be read as they are.
+            drafts: of the features of events.
             to_learn: whether both labels of each task must occur.
 
         Raises:
@@ -103,8 +118,10 @@ class EventBuckets:
         num_buckets = -(-events.num_events // EVENTS_PER_BUCKET)
         files = [(folder / f"events-{i}.arrow", folder / f"users-{i}.arrow") for i in range(num_buckets)]
         id_type = events.user_id_type
-        event_schema = pa.schema([("user_id", id_type), *_EVENT_COLUMNS.items()])
-        user_schema = pa.schema([("user_id", id_type), *((name, pa.int32()) for name in vocabularies)])
+        weight = [_WEIGHT] if events.weight else []
+        raw_columns = [(name, pa.float64()) for name in (*_raw_columns(len(drafts)), *weight)]
+        event_schema = pa.schema([("user_id", id_type), *_EVENT_COLUMNS.items(), *raw_columns])
+        user_schema = pa.schema([("user_id", id_type), *((feature.name, pa.int32()) for feature in user_features)])
         counts = EventCounts()
         with ExitStack() as stack:
             event_writers = [stack.enter_context(pa.ipc.new_file(path, event_schema)) for path, _ in files]
@@ -113,14 +130,19 @@ class EventBuckets:
             for batch in events.batches(to_learn=to_learn):
                 item_N = item_rows(rows, batch.item_ids, events.table, batch.first_row, policy, counts)
                 action_N = action_of(batch.labels) if events.tasks else np.ones(len(batch), np.int8)
-                columns = [batch.user_ids, item_N, batch.timestamps, action_N]
+                raw = [draft.raw(batch.features[draft.named.column]) for draft in drafts]
+                raw += [] if batch.weights is None else [batch.weights]
+                columns = [batch.user_ids, item_N, batch.timestamps, action_N, *raw]
                 kept = np.flatnonzero(item_N >= 0) if policy.unknown_items == "drop" else None
                 _scatter(event_writers, event_schema, columns, kept)
-            for user_batch in users.batches(columns=tuple(vocabularies)) if users is not None else ():
-                codes = [v.encode(user_batch.columns[name])[0] + 1 for name, v in vocabularies.items()]
+            for user_batch in (
+                users.batches(columns=[feature.name for feature in user_features]) if users is not None else ()
+            ):
+                codes = [feature.encode(user_batch.columns[feature.name]) for feature in user_features]
                 user_ids = _of_type(user_batch.user_ids, users, events)
                 _scatter(user_writers, user_schema, [user_ids, *codes])
-        return EventBuckets(events.path, events.tasks, id_type, files, len(vocabularies), policy, counts.unknown_items)
+        sizes = len(user_features), len(drafts), bool(weight)
+        return EventBuckets(events.path, events.tasks, id_type, files, *sizes, policy, counts.unknown_items)
 
     def users(self) -> Iterator[UserEvents]:
         """Each user with all their events in order of time, ties as the log has them; bucket by bucket, there by user_id.
@@ -135,6 +157,9 @@ class EventBuckets:
             table, users = _read(event_file), _read(user_file)
             user_ids, user_N = _numbered(table.column("user_id"))
             columns = {name: table.column(name).to_numpy() for name in _EVENT_COLUMNS}
+            raw = [table.column(name).to_numpy() for name in self._raw_columns]
+            columns |= {name: table.column(name).to_numpy() for name in self._weight}
+            columns["raw"] = np.stack(raw, axis=1) if raw else np.zeros((len(table), 0))
             codes_UF = np.stack([c.to_numpy() for c in users.columns[1:]] or [np.zeros(0, np.int32)], axis=1)
             code_row_U = (
                 IdIndex(canonical(users.column("user_id"))).find(user_ids)
@@ -176,6 +201,10 @@ class EventBuckets:
             if self.policy.drop_duplicates:
                 user = user.take(np.flatnonzero(~is_repeat_N))
         return user
+
+
+def _raw_columns(count: int) -> list[str]:
+    return [f"raw_{f}" for f in range(count)]
 
 
 def _of_type(user_ids: pa.Array, users: Users | None, events: Events) -> pa.Array:

@@ -57,7 +57,7 @@ def is_tensor(kind: pa.DataType) -> bool:
 def is_vector(kind: pa.DataType) -> bool:
     """Whether a column is a source unless somebody says otherwise: lists of floats, tensors, integers of one number a row."""
     if is_tensor(kind):
-        return _is_number(kind.value_type)
+        return is_number(kind.value_type)
     if not is_list(kind):
         return False
     return pa.types.is_floating(kind.value_type) or (
@@ -67,7 +67,7 @@ def is_vector(kind: pa.DataType) -> bool:
 
 def may_be_vector(kind: pa.DataType) -> bool:
     """Whether a column can be a source if it is named as one: lists of any numbers."""
-    return is_tensor(kind) or (is_list(kind) and _is_number(kind.value_type))
+    return is_tensor(kind) or (is_list(kind) and is_number(kind.value_type))
 
 
 def is_categorical(kind: pa.DataType) -> bool:
@@ -115,7 +115,7 @@ def is_index(name: str) -> bool:
 
 def is_time(kind: pa.DataType) -> bool:
     """Whether a column can hold timestamps: times, dates, or numbers."""
-    return pa.types.is_timestamp(kind) or pa.types.is_date(kind) or _is_number(kind)
+    return pa.types.is_timestamp(kind) or pa.types.is_date(kind) or is_number(kind)
 
 
 def seconds(column: pa.Array, unit: str) -> np.ndarray:
@@ -163,7 +163,7 @@ def _check_unit(latest: float, unit: str) -> None:
 
 def is_label(kind: pa.DataType) -> bool:
     """Whether a column can hold labels: integers, booleans or floats."""
-    return _is_number(kind) or pa.types.is_boolean(kind)
+    return is_number(kind) or pa.types.is_boolean(kind)
 
 
 def labels(column: pa.Array) -> np.ndarray:
@@ -176,5 +176,6 @@ def labels(column: pa.Array) -> np.ndarray:
     return labels_N
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column holds integers or floats."""
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)

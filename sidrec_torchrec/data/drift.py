@@ -12,7 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from sidrec_torchrec.data.format import Users, Vocabulary
+from sidrec_torchrec.data.features import Feature
+from sidrec_torchrec.data.format import Users
 from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
 from sidrec_torchrec.errors import DataError
@@ -34,38 +35,42 @@ _DAY = 86_400
 _HISTORY_BUCKETS = 64  # 0 events; then 2^(b - 1) to 2^b - 1
 
 
-def feature_counts(users: Users | None, vocabularies: Mapping[str, Vocabulary]) -> dict[str, dict[str, Any]]:
+def feature_counts(users: Users | None, features: tuple[Feature, ...]) -> dict[str, dict[str, Any]]:
     """By user feature how many rows of the user file have each value.
 
     Returns:
-        ``counts``, of the vocabulary's values in their order; ``unknown``, of other values; ``missing``, of nulls.
+        ``counts``, of the codes 1, 2, ...; ``unknown``, of other values; ``missing``, of nulls.
     """
-    counts = {name: np.zeros(len(vocabulary) + 1, np.int64) for name, vocabulary in vocabularies.items()}
-    missing = dict.fromkeys(vocabularies, 0)
-    for batch in users.batches(columns=tuple(vocabularies)) if users is not None and vocabularies else ():
-        for name, vocabulary in vocabularies.items():
-            column = batch.columns[name]
-            missing[name] += column.null_count
-            counts[name] += np.bincount(vocabulary.encode(column)[0] + 1, minlength=len(vocabulary) + 1)
+    counts = {feature.name: np.zeros(feature.size, np.int64) for feature in features}
+    missing = dict.fromkeys(counts, 0)
+    for batch in users.batches(columns=tuple(counts)) if users is not None and features else ():
+        for feature in features:
+            column = batch.columns[feature.name]
+            missing[feature.name] += column.null_count
+            counts[feature.name] += np.bincount(feature.encode(column), minlength=feature.size)
     return {
         name: {"counts": c[1:].tolist(), "unknown": int(c[0]) - missing[name], "missing": missing[name]}
         for name, c in counts.items()
     }
 
 
-def target_counts(path: Path, tasks: tuple[str, ...], training_I: np.ndarray) -> dict[str, Any]:
+def target_counts(
+    path: Path, tasks: tuple[str, ...], training_I: np.ndarray, features: tuple[Feature, ...] = ()
+) -> dict[str, Any]:
     """What the targets of a sequences file are like; sampled negatives are left out. Holds a row group, and the days.
 
     Args:
         path: the file.
         tasks: names of the labels.
         training_I: how many training events each item has.
+        features: of the log's events, as sequences have them.
 
     Returns:
         ``targets``; ``without_training_events``, those on items that have none; ``history_lengths``, of how many targets the user
         had 0, 1, 2 to 3, 4 to 7, ... events before; ``history_events``, those events in all; ``labels``, by task positives and
-        known labels; ``days``, from the first target's to the last's, both included.
+        known labels; ``days``, from the first target's to the last's, both included. If there are features, ``features``: by name how many have each code.
     """
+    codes = {feature.name: np.zeros(feature.size, np.int64) for feature in features}
     untrained = events = 0
     history_B = np.zeros(_HISTORY_BUCKETS, np.int64)
     labels_K2 = np.zeros((len(tasks), 2), np.int64)
@@ -77,6 +82,8 @@ def target_counts(path: Path, tasks: tuple[str, ...], training_I: np.ndarray) ->
             continue
         untrained += int((training_I[row.item[targets]] == 0).sum())
         history_B += np.bincount(np.frexp(row.order[targets])[1], minlength=_HISTORY_BUCKETS)
+        for f, counts in enumerate(codes.values()):
+            counts += np.bincount(row.features[targets, f], minlength=len(counts))
         events += int(row.order[targets].sum(dtype=np.int64))
         for k in range(len(tasks)):
             label_T = label_of(row.action[targets], k)
@@ -90,6 +97,7 @@ def target_counts(path: Path, tasks: tuple[str, ...], training_I: np.ndarray) ->
         "history_events": events,
         "labels": {task: counts_2.tolist() for task, counts_2 in zip(tasks, labels_K2, strict=True)},
         "days": last // _DAY - first // _DAY + 1 if num_targets else 0,
+        **({"features": {name: counts.tolist() for name, counts in codes.items()}} if codes else {}),
     }
 
 
@@ -125,7 +133,8 @@ def drift(own: "Prepared", given: "Prepared") -> dict[str, Any]:
 
     Returns:
         JSON. ``features``: by user feature ``unknown``, ``missing`` (shares of users) and ``psi``, over known values, unknown and
-        missing. Of test targets ``without_training_events`` (share), ``history_length`` (mean, with ``psi`` over powers of
+        missing. Of test targets ``event_features``, by feature ``unknown`` (share of code 0, missing values among them) and ``psi``,
+        over codes; ``without_training_events`` (share), ``history_length`` (mean, with ``psi`` over powers of
         two), ``label_rate`` by task and ``targets_per_day``. Each share, rate or mean is [then, now]; null where there is
         nothing to take it of. ``warnings``: in words, what is over ``MOST_PSI`` or ``MOST_UNKNOWN``.
 
@@ -133,7 +142,8 @@ def drift(own: "Prepared", given: "Prepared") -> dict[str, Any]:
         DataError: if an earlier version prepared either, which did not count.
     """
     then, now = _profile(own), _profile(given)
-    targets = then["test"], target_counts(given.path("test"), given.tasks, given.training_events())
+    of_log = given.features.of_log
+    targets = then["test"], target_counts(given.path("test"), given.tasks, given.training_events(), of_log)
     features = {
         name: _feature_drift(counts, now["features"][name])
         for name, counts in then["features"].items()
@@ -141,6 +151,13 @@ def drift(own: "Prepared", given: "Prepared") -> dict[str, Any]:
     }
     report = {
         "features": features,
+        "event_features": {
+            name: {
+                "unknown": [_share(t["features"][name][0], t["targets"]) for t in targets],
+                "psi": stability_index(*(t["features"][name] for t in targets)),
+            }
+            for name in given.features.columns
+        },
         "without_training_events": [_share(t["without_training_events"], t["targets"]) for t in targets],
         "history_length": {
             "mean": [_share(t["history_events"], t["targets"]) for t in targets],
@@ -169,6 +186,8 @@ def drift_table(report: Mapping[str, Any]) -> Table:
     for name, feature in report["features"].items():
         table.add_row(f"{name}: unknown", *map(_percent, feature["unknown"]), f"{feature['psi']:.3f}")
         table.add_row(f"{name}: missing", *map(_percent, feature["missing"]), "")
+    for name, feature in report["event_features"].items():
+        table.add_row(f"{name}: unknown or missing", *map(_percent, feature["unknown"]), f"{feature['psi']:.3f}")
     table.add_row("targets without training events", *map(_percent, report["without_training_events"]), "")
     history = report["history_length"]
     table.add_row("events before a target, mean", *map(_number, history["mean"]), f"{history['psi']:.3f}")
@@ -195,7 +214,14 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
                 f"user feature '{name}': {feature['unknown'][1]:.1%} of the users have a value that the ranker does not know, more "
                 f"than {MOST_UNKNOWN:.0%}"
             )
+    for name, feature in report["event_features"].items():
+        had, has = (share or 0 for share in feature["unknown"])
+        if has > had + MOST_UNKNOWN:
+            lines.append(
+                f"event feature '{name}': {has:.1%} of the targets have no value that the ranker knows; when it was trained, {had:.1%}"
+            )
     indices = {f"user feature '{name}'": feature["psi"] for name, feature in report["features"].items()}
+    indices |= {f"event feature '{name}'": feature["psi"] for name, feature in report["event_features"].items()}
     indices["length of history"] = report["history_length"]["psi"]
     return lines + [
         f"{what}: PSI {psi:.3f}, above {MOST_PSI}: its distribution has moved"

@@ -1,15 +1,16 @@
 """``events.parquet`` and ``users.parquet``: who met which item when, and who they are."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from sidrec_torchrec.data.columns import is_categorical, is_index, is_label, is_time, seconds
+from sidrec_torchrec.data.columns import is_categorical, is_index, is_label, is_number, is_time, seconds
 from sidrec_torchrec.data.columns import labels as read_labels
+from sidrec_torchrec.data.features import FeatureName, numbers
 from sidrec_torchrec.data.folder import DataFolder, DataSchema, is_data_folder, open_table
 from sidrec_torchrec.data.ids import id_type
 from sidrec_torchrec.data.parquet import ParquetTable
@@ -30,6 +31,8 @@ class EventBatch:
         timestamps: int64 [N], seconds.
         labels: int8 [N, K] of 0, 1 and, where several tasks are read, ``tasks.UNKNOWN``; K = 0 if the file has no labels
             (then every event is a positive).
+        features: an Arrow array of length N by column.
+        weights: float64 [N], how much each counts; None where all count alike.
     """
 
     first_row: int
@@ -37,6 +40,8 @@ class EventBatch:
     item_ids: pa.Array
     timestamps: np.ndarray
     labels: np.ndarray
+    features: dict[str, pa.Array] = field(default_factory=dict)
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -50,11 +55,17 @@ class Events:
         table: the Parquet file.
         tasks: its label columns; none if it has no labels.
         time_unit: of timestamps that are plain numbers.
+        features: its columns of features, those that are known of a target first; see ``data.features``.
+        num_known: how many of them are known of a target.
+        weight: its column of weights; "" without one.
     """
 
     table: ParquetTable
     tasks: tuple[str, ...]
     time_unit: str = "s"
+    features: tuple[FeatureName, ...] = ()
+    num_known: int = 0
+    weight: str = ""
 
     @property
     def path(self) -> Path:
@@ -82,14 +93,22 @@ class Events:
                 nothing can be learned from those.
         """
         counts_K2 = np.zeros((len(self.tasks), 2), np.int64)  # negatives, positives
-        for first_row, batch in self.table.batches([*EVENT_IDS, *self.tasks], batch_size):
+        features = [named.column for named in self.features]
+        columns = dict.fromkeys([*EVENT_IDS, *self.tasks, *features, *([self.weight] if self.weight else [])])
+        for first_row, batch in self.table.batches([*columns], batch_size):
             labels_NK = np.empty((len(batch), len(self.tasks)), np.int8)
             for k, task in enumerate(self.tasks):
                 labels_NK[:, k] = self.labels(batch, task, first_row)
                 counts_K2[k] += [(labels_NK[:, k] == value).sum() for value in (0, 1)]
             user_ids, item_ids = (self.table.ids(batch, name, first_row) for name in ("user_id", "item_id"))
             yield EventBatch(
-                first_row, user_ids, item_ids, timestamps(self.table, batch, first_row, self.time_unit), labels_NK
+                first_row,
+                user_ids,
+                item_ids,
+                timestamps(self.table, batch, first_row, self.time_unit),
+                labels_NK,
+                {name: batch.column(name) for name in features},
+                self.weights(batch, first_row) if self.weight else None,
             )
         for task, counts_2 in zip(self.tasks, counts_K2, strict=True):
             if to_learn and not counts_2.all():
@@ -98,6 +117,21 @@ class Events:
                     f"{self.path}: column '{task}' is {int(counts_2[1] > 0)} in all {rows}; a ranker needs both classes. "
                     "If every event is a positive, leave the column out"
                 )
+
+    def weights(self, batch: pa.RecordBatch, first_row: int) -> np.ndarray:
+        """How much each event counts, float64 [N].
+
+        Raises:
+            DataError: on a null, or what is no finite number of at least 0; names the row.
+        """
+        self.table.check_no_null(batch, self.weight, first_row)
+        weight_N = numbers(batch.column(self.weight))
+        bad_N = ~((weight_N >= 0) & np.isfinite(weight_N))
+        if bad_N.any():
+            row = int(np.argmax(bad_N))
+            where = self.table.at(self.weight, first_row + row)
+            raise DataError(f"{where}: {weight_N[row]}; a weight is 0 or more")
+        return weight_N
 
     def labels(self, batch: pa.RecordBatch, task: str, first_row: int) -> np.ndarray:
         """One task's labels, int8 [N] of 0, 1 and UNKNOWN."""
@@ -134,11 +168,13 @@ class Users:
         table: the Parquet file.
         categorical: names of its categorical columns (strings, integers, or lists of them); others are left unread.
         are_chosen: whether somebody named them.
+        dense: columns to be cut into buckets.
     """
 
     table: ParquetTable
     categorical: tuple[str, ...]
     are_chosen: bool = False
+    dense: tuple[FeatureName, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -165,14 +201,14 @@ class Users:
 
         Args:
             batch_size: most rows in a batch.
-            columns: categorical columns to read; None for all.
+            columns: categorical and dense columns to read; None for all categorical ones.
 
         Raises:
             DataError: on an unknown column, or a null or repeated user_id.
         """
         columns = self.categorical if columns is None else tuple(columns)
         for name in columns:
-            if name not in self.categorical:
+            if name not in self.categorical and name not in [named.column for named in self.dense]:
                 kind = self.table.type_of(name)
                 raise DataError(f"{self.path}: column '{name}' is {kind}, not categorical")
         self.ids()
@@ -218,7 +254,19 @@ def events_of(table: ParquetTable, tasks: tuple[str, ...] = (), schema: DataSche
         kind = table.type_of(task, what="label column")
         if not is_label(kind):
             raise DataError(f"{table.path}: column '{table.own_name(task)}' is {kind}; labels are 0 and 1, or booleans")
-    return Events(table, tasks, (schema or DataSchema()).time_unit or "s")
+    schema = schema or DataSchema()
+    features = tuple(FeatureName.parse(text) for text in (*schema.event_features, *schema.history_features))
+    for named in features:
+        named.is_dense(table)  # refuses what it cannot be
+        if named.column in tasks:
+            raise DataError(
+                f"{table.path}: column '{table.own_name(named.column)}' is a label to predict, which histories have anyway; leave "
+                "it out of the features"
+            )
+    weight = schema.event_weight
+    if weight and not is_number(kind := table.type_of(weight, what="column of weights")):
+        raise DataError(f"{table.path}: column '{table.own_name(weight)}' is {kind}; weights are numbers")
+    return Events(table, tasks, schema.time_unit or "s", features, len(schema.event_features), weight)
 
 
 def check_event_ids(table: ParquetTable) -> None:
@@ -252,10 +300,10 @@ def open_users(data: str | Path | DataFolder, schema: DataSchema | None = None) 
 def users_of(table: ParquetTable, schema: DataSchema | None = None) -> Users:
     """The users of a table; see ``open_users``."""
     table.require_ids("user_id")
-    chosen = (schema or DataSchema()).user_columns
-    for name in chosen:
-        kind = table.type_of(name, what="user column")
-        if not is_categorical(kind):
-            raise DataError(f"{table.path}: column '{name}' is {kind}; a user feature is a category")
-    columns = [f.name for f in table.schema if f.name != "user_id" and is_categorical(f.type) and not is_index(f.name)]
-    return Users(table, tuple(chosen or columns), are_chosen=bool(chosen))
+    chosen = [FeatureName.parse(text) for text in (schema or DataSchema()).user_columns]
+    if not chosen:
+        fields = [field for field in table.schema if field.name != "user_id" and not is_index(field.name)]
+        return Users(table, tuple(field.name for field in fields if is_categorical(field.type)))
+    dense = tuple(named for named in chosen if named.is_dense(table, what="user column"))
+    categorical = tuple(named.column for named in chosen if named not in dense)
+    return Users(table, categorical, are_chosen=True, dense=dense)

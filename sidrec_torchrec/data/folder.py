@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sidrec_torchrec.data.features import FeatureName
 from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.data.parts import find_files
 from sidrec_torchrec.errors import DataError, check_once
@@ -31,7 +32,14 @@ class DataSchema:
         users: likewise in place of ``users.parquet``.
         columns: ``item_id=sku`` where a column has another name than ours.
         time_unit: of timestamps that are plain numbers: ``s``, ``ms``, ``us`` or ``ns``; none named means seconds.
-        user_columns: columns of users to read as features; none named means all categories of one value with at most 10,000.
+        user_columns: columns of users to read as features, named like ``event_features``; none named means all categories of one
+            value with at most 10,000.
+        event_features: columns of events that are known when a target is asked for (device, hour): read of the target, and of
+            the events before it. Floats are cut into buckets, all else is a category; ``hour:category``, ``price:dense`` and
+            ``price:dense:64`` (buckets) say otherwise.
+        item_features: likewise, columns of items: read of the target's item, and of those of the events before it.
+        history_features: likewise, columns of events that are known only afterwards (dwell time): read of the events before a target alone.
+        event_weight: column of events: how much each counts in loss and metrics, 0 or more; none named means 1 each.
     """
 
     items: str = ""
@@ -41,9 +49,22 @@ class DataSchema:
     columns: tuple[str, ...] = ()
     time_unit: TimeUnit = ""
     user_columns: tuple[str, ...] = ()
+    event_features: tuple[str, ...] = ()
+    item_features: tuple[str, ...] = ()
+    history_features: tuple[str, ...] = ()
+    event_weight: str = ""
 
     def __post_init__(self) -> None:
         check_once(self, "columns", "user_columns")
+        check_once(self, "item_features")
+        for text in (*self.user_columns, *self.item_features):
+            FeatureName.parse(text)
+        names = [FeatureName.parse(text).column for text in (*self.event_features, *self.history_features)]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"'{repeated}' is twice among event_features and history_features; name it once: what is known only after an "
+                "event is a history feature"
+            )
         pairs = [pair.partition("=") for pair in self.columns]
         if bad := next((pair for pair in pairs if not all(pair)), None):
             raise ValueError(f"columns: '{''.join(bad)}' is no pair; write our name and the file's, item_id=sku")

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from sidrec_torchrec.data.format import Events, Users, Vocabulary
+from sidrec_torchrec.data.features import Feature, Features, encode
+from sidrec_torchrec.data.format import Events, Users
 from sidrec_torchrec.data.ids import IdIndex, shown
 from sidrec_torchrec.data.items import ItemRows
 from sidrec_torchrec.data.policy import EventCounts, EventPolicy, item_rows, repeats
@@ -18,7 +20,8 @@ from sidrec_torchrec.errors import DataError
 class Histories:
     """N events of U users. Made by ``Histories.read``.
 
-    They stand user by user, those of a user in the order of prepared sequences. Holds 21 bytes an event and 24 a user; while it is read, about 45 an event.
+    They stand user by user, those of a user in the order of prepared sequences. Holds 21 bytes an event, 2 a feature of it, and
+    24 a user; while it is read, about 45 an event.
 
     Args:
         users: whose they are.
@@ -27,6 +30,7 @@ class Histories:
         item_N: int32, rows of the item file.
         timestamp_N: int64, never decreasing within a user.
         action_N: int8, the labels; see ``data.tasks``. 1 where the log has no labels.
+        features_NF: int16, codes; see ``data.features``.
     """
 
     users: IdIndex
@@ -35,33 +39,39 @@ class Histories:
     item_N: np.ndarray
     timestamp_N: np.ndarray
     action_N: np.ndarray
+    features_NF: np.ndarray
 
     def __len__(self) -> int:
         return len(self.item_N)
 
     @staticmethod
-    def read(events: Events, rows: ItemRows, policy: EventPolicy | None = None) -> "Histories":
+    def read(
+        events: Events, rows: ItemRows, policy: EventPolicy | None = None, features: Features | None = None
+    ) -> "Histories":
         """Reads a log once.
 
         Args:
             events: the log.
             rows: of the item file.
             policy: what to do about events that cannot be read as they are, None to refuse them; all users are kept, of however many events.
+            features: whose codes events get; the log must have their columns.
 
         Raises:
             DataError: on bad events, or what the policy refuses; names file, column and row.
         """
-        policy = policy or EventPolicy()
+        policy, features = policy or EventPolicy(), features or Features()
         users, counts = IdIndex(), EventCounts()
         user_N, time_N = np.empty(events.num_events, np.int64), np.empty(events.num_events, np.int64)
         item_N = np.empty(events.num_events, np.int32)
         action_N = np.ones(events.num_events, np.int8)
+        features_NF = np.zeros((events.num_events, len(features.of_log)), np.int16)
         for batch in events.batches(to_learn=False):
             part = slice(batch.first_row, batch.first_row + len(batch))
             user_N[part], time_N[part] = users.add(batch.user_ids), batch.timestamps
             item_N[part] = item_rows(rows, batch.item_ids, events.table, batch.first_row, policy, counts)
             if events.tasks:
                 action_N[part] = action_of(batch.labels)
+            features_NF[part] = encode(features.of_log, batch.features, len(batch), events.table)
         row_N = np.lexsort((time_N, user_N)) if policy.sort else np.argsort(user_N, kind="stable")
         if policy.unknown_items == "drop":
             row_N = row_N[item_N[row_N] >= 0]
@@ -76,7 +86,7 @@ class Histories:
                 f"{time_N[place]} after {time_N[place - 1]}; sort each user's events by time"
             )
         first_U1 = np.searchsorted(user_N, np.arange(len(users) + 1))
-        return Histories(users, first_U1, row_N, item_N[row_N], time_N, action_N[row_N])
+        return Histories(users, first_U1, row_N, item_N[row_N], time_N, action_N[row_N], features_NF[row_N])
 
     def before(self, user_ids: pa.Array, timestamps_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A user's events strictly before a time: from where to where, int64 [R] each; equal where there are none.
@@ -121,12 +131,12 @@ class UserCodes:
     codes_UF: np.ndarray
 
     @staticmethod
-    def read(users: Users | None, values: Mapping[str, list]) -> "UserCodes":
+    def read(users: Users | None, values: Mapping[str, Any]) -> "UserCodes":
         """Reads a user file once; a value that is not among ``values`` counts as missing.
 
         Args:
             users: the file; None only without features.
-            values: by feature, what its codes 1, 2, ... stand for.
+            values: by feature, what its codes stand for; see ``Prepared.user_values``.
 
         Raises:
             DataError: if a feature's column is missing or of another type; names file and column.
@@ -134,15 +144,13 @@ class UserCodes:
         if users is None:
             return UserCodes(IdIndex(), np.zeros((1, len(values)), np.int32))
         codes_UF = np.zeros((users.num_users + 1, len(values)), np.int32)
+        features = [Feature.of_codes(name, value) for name, value in values.items()]
         for name in values:
             users.table.type_of(name, what="user feature")
         for batch in users.batches(columns=tuple(values)) if users.num_users else ():
-            for place, (name, known) in enumerate(values.items()):
-                try:
-                    code_N = Vocabulary(name, tuple(known), multi_label=False).encode(batch.columns[name])[0] + 1
-                except DataError as error:
-                    raise DataError(f"{users.path}: {error}; keep the type it was trained with") from None
-                codes_UF[batch.first_row : batch.first_row + len(batch), place] = code_N
+            codes_UF[batch.first_row : batch.first_row + len(batch)] = encode(
+                features, batch.columns, len(batch), users.table
+            )
         return UserCodes(IdIndex(users.ids()) if users.num_users else IdIndex(), codes_UF)
 
     def of(self, user_ids: pa.Array) -> np.ndarray:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from sidrec_torchrec.data.format import DataFolder, Users, Vocabulary
+from sidrec_torchrec.data.features import Feature
+from sidrec_torchrec.data.format import DataFolder, Users
 from sidrec_torchrec.data.ids import IdIndex
 from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.protocol import NEVER, TIME, Census, PrepareConfig
@@ -81,8 +82,8 @@ def backtest_config(own: "Prepared", test_from: str | None, policy: EventPolicy)
     return like_config(PrepareConfig(split=TIME, test_from=begin, test_only=True, policy=policy), own)
 
 
-def like_vocabularies(data: DataFolder, users: Users | None, own: "Prepared") -> dict[str, Vocabulary]:
-    """``own``'s, by user feature.
+def like_users(data: DataFolder, users: Users | None, own: "Prepared") -> tuple[Feature, ...]:
+    """``own``'s user features.
 
     Raises:
         SidrecError: if ``own`` does not say them.
@@ -95,15 +96,15 @@ def like_vocabularies(data: DataFolder, users: Users | None, own: "Prepared") ->
     values = own.vocabularies or {}
     if values and users is None:
         raise DataError(f"{data.where('users')}: not found; {own.folder} has the user features {', '.join(values)}")
-    vocabularies = {name: Vocabulary(name, tuple(known), multi_label=False) for name, known in values.items()}
-    for name, vocabulary in vocabularies.items():
+    features = tuple(Feature.of_codes(name, known) for name, known in values.items())
+    for feature in features:
         assert users is not None
-        kind = users.table.type_of(name, what="user feature")
+        kind = users.table.type_of(feature.name, what="user feature")
         try:
-            vocabulary.encode(pa.array([], kind))
+            feature.encode(pa.array([], kind))
         except DataError as error:
             raise DataError(f"{users.path}: {error}; write it as {own.folder} had it") from None
-    return vocabularies
+    return features
 
 
 def like_census(census: Census, row_I: np.ndarray, own: "Prepared") -> Census:

@@ -6,7 +6,7 @@ import numpy as np
 
 from sidrec_torchrec.data.ids import seed_of
 from sidrec_torchrec.data.protocol import Census
-from sidrec_torchrec.data.sequences import SEQUENCE_COLUMNS, Sequence
+from sidrec_torchrec.data.sequences import EVENT_ARRAYS, Sequence
 
 _TRIES = 20  # redraws before an item the user has met is given up as a negative
 
@@ -35,6 +35,8 @@ class NegativeSampler:
     def add_negatives(self, sequence: Sequence, first_target: int, *, is_test: bool, met_items: np.ndarray) -> Sequence:
         """The sequence with negatives after each event from ``first_target`` on; the first target stays in place.
 
+        A negative has the features, and the weight, of the event it stands beside: it could have been chosen at that place and hour.
+
         Args:
             sequence: real events only.
             first_target: place of the first target.
@@ -53,7 +55,7 @@ class NegativeSampler:
         kept = (item_MK >= 0) | real_MK
         position = np.concatenate([history, position_MK[kept]])
         real = np.concatenate([np.ones(len(history), bool), real_MK[kept]])
-        columns = {name: getattr(sequence, name)[position] for name in SEQUENCE_COLUMNS}
+        columns = {name: getattr(sequence, name)[position] for name in EVENT_ARRAYS}
         columns["item"] = np.concatenate([sequence.item[history], item_MK[kept]])
         columns["action"] = columns["action"] * real
         return replace(sequence, **columns | {"visible": real})

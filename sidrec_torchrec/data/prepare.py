@@ -8,6 +8,8 @@ Memory is bounded by the largest bucket of users, whatever the number of events:
 disk by a hash of their user.
 """
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
@@ -20,21 +22,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.buckets import EventBuckets, UserEvents
-from sidrec_torchrec.data.columns import is_multi_label
 from sidrec_torchrec.data.drift import feature_counts, target_counts
+from sidrec_torchrec.data.features import Coder, Draft, Features
 from sidrec_torchrec.data.fingerprint import data_fingerprint, files_fingerprint
+from sidrec_torchrec.data.fit_features import choose_users, fit_features, fit_users, write_item_codes
 from sidrec_torchrec.data.format import (
     DataFolder,
     DataSchema,
-    Users,
-    Vocabulary,
     open_events,
     open_items,
     open_users,
-    scan_vocabularies,
 )
 from sidrec_torchrec.data.item_arrays import map_rows, write_rows
-from sidrec_torchrec.data.like import like_census, like_config, like_folder, like_vocabularies, own_rows
+from sidrec_torchrec.data.like import like_census, like_config, like_folder, like_users, own_rows
 from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.data.policy import EventPolicy
@@ -43,6 +43,7 @@ from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences,
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path, read_json, write_json
+from sidrec_torchrec.processes import on_first_process
 
 SPLITS = ("train", "validation", "test")
 PREPARED_FILE, SEEN_FILE = "prepared.json", "seen.npy"
@@ -83,7 +84,7 @@ class Prepared:
         counts: by split.
         tasks: names of the labels, in the order of an action's digits; see ``data.tasks``.
         max_history: most context events of a row; None if it was prepared by a version that did not say.
-        vocabularies: by user feature, the values whose codes are 1, 2, ...; None as above.
+        vocabularies: by user feature, the values whose codes are 1, 2, ..., or its ``bounds`` (see ``Feature``); None as above.
         policy: what became of events that a log should not have; other logs are read alike.
         schema: what the data's files and columns are called.
         met: how many such events there were; see ``EventCounts.to_json``.
@@ -91,6 +92,7 @@ class Prepared:
         targets_per_row: most targets of a row; None as above.
         negatives: sampled negatives per event, where they are sampled; None as above.
         profile: counts of what users and test targets are like, for ``data.drift``; None as above.
+        features: of its events.
     """
 
     folder: Path
@@ -101,7 +103,7 @@ class Prepared:
     counts: dict[str, SplitCounts]
     tasks: tuple[str, ...]
     max_history: int | None = None
-    vocabularies: dict[str, list] | None = None
+    vocabularies: dict[str, Any] | None = None
     policy: EventPolicy = field(default_factory=EventPolicy)
     schema: DataSchema = field(default_factory=DataSchema)
     met: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -109,6 +111,30 @@ class Prepared:
     targets_per_row: int | None = None
     negatives: int | None = None
     profile: dict[str, Any] | None = None
+    features: Features = field(default_factory=Features)
+
+    def item_codes(self) -> np.ndarray | None:
+        """Codes of the items' features, int16 [num_items, F], mapped from disk; None without such features.
+
+        Raises:
+            DataError: if ``lay_out_item_codes`` has not been called, or the array is broken.
+        """
+        return map_rows(self._item_codes) if self.features.item else None
+
+    def lay_out_item_codes(self, data: DataFolder) -> None:
+        """Writes ``item_codes``, where they are not yet; on every process.
+
+        Raises:
+            DataError: if a column is missing or holds something else than it did in training; names file and column.
+        """
+        if self.features.item:
+            path = self._item_codes
+            on_first_process(lambda: None if path.exists() else write_item_codes(data, self.features.item, path))
+
+    @property
+    def _item_codes(self) -> Path:
+        names = json.dumps(self.features.to_json()["item"]).encode()
+        return self.folder / "arrays" / f"item-features-{hashlib.sha256(names).hexdigest()[:16]}.npy"
 
     def files(self) -> list[Path]:
         """Every file that says something of the sequences."""
@@ -165,8 +191,8 @@ class Prepared:
                 f"{data.where(kind)}: not the {kind} that {self.folder} was prepared from; prepare this data again"
             )
 
-    def user_values(self, data: DataFolder) -> dict[str, list]:
-        """By user feature, the values whose codes are 1, 2, ...; code 0 stands for a missing or unknown value.
+    def user_values(self, data: DataFolder) -> dict[str, Any]:
+        """By user feature, the values whose codes are 1, 2, ..., or its bounds; code 0 stands for a missing or unknown value.
 
         Raises:
             DataError: if an earlier version prepared it, which did not keep them, and ``data``'s users changed since.
@@ -176,7 +202,7 @@ class Prepared:
         if not self.user_features:
             return {}
         self._check(data, "users")
-        return {name: list(vocabulary.values) for name, vocabulary in _user_vocabularies(open_users(data)).items()}
+        return {feature.name: feature.codes_json() for feature in fit_users(open_users(data))}
 
     def path(self, split: str) -> Path:
         """The sequences file of ``train``, ``validation`` or ``test``."""
@@ -202,6 +228,7 @@ def open_prepared(folder: Path) -> Prepared:
     try:
         values["policy"] = EventPolicy(**values.get("policy", {}))
         values["schema"] = DataSchema.from_json(values.get("schema", {}), path)
+        values["features"] = Features.from_json(values.get("features", {}))
         return Prepared(folder=folder, **values | {"tasks": tuple(values["tasks"])})
     except (KeyError, TypeError) as error:  # other fields, or none
         raise DataError(f"{path}: of another version of sidrec_torchrec ({error!r}); prepare again") from error
@@ -226,22 +253,28 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
     elif config.test_only:
         raise DataError("test_only needs sequences that a ranker was trained on: name them, or the ranker, with --like")
     items, users = open_items(data, sources=(), targets=()), open_users(data)
-    vocabularies = _user_vocabularies(users) if like is None else like_vocabularies(data, users, like)
-    users = users and replace(users, categorical=tuple(vocabularies), are_chosen=True)
+    user_features = fit_users(users) if like is None else like_users(data, users, like)
+    users = users and choose_users(users, user_features)
     fingerprint = data_fingerprint(data)
     with atomic_path(out) as folder:
         events = open_events(data, config.tasks)
-        if like is not None and like.sampled_negatives:
-            events = replace(events, tasks=())  # whatever labels there are
+        if like is not None:
+            tasks = () if like.sampled_negatives else events.tasks  # whatever labels there are
+            events = replace(events, tasks=tasks, features=like.features.named)
+        drafts = [Draft.of(events, named) for named in events.features]
         to_learn = not config.test_only
         buckets = EventBuckets.write(
-            folder / "buckets", events, items, users, vocabularies, config.policy, to_learn=to_learn
+            folder / "buckets", events, items, users, user_features, config.policy, drafts, to_learn=to_learn
         )
         splitter = Splitter(config, items.num_items)
         census = splitter.take_census(buckets)
         if like is not None and config.test_only:
             census = like_census(census, own_rows(like, items.ids(), fingerprint["items"], items.path), like)
-        counts = _write_sequences(folder, buckets, splitter, census)
+        if like is not None:
+            features = like.features
+        else:
+            features = fit_features(data, events, items, buckets, splitter, census, drafts)
+        counts = _write_sequences(folder, buckets, splitter, census, drafts, features, bool(events.weight))
         shutil.rmtree(folder / "buckets")
         for name, array_I in (
             (SEEN_FILE, census.seen_I),
@@ -257,13 +290,13 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
             folder / PREPARED_FILE,
             {
                 "num_items": items.num_items,
-                "user_features": {name: len(vocabulary) + 1 for name, vocabulary in vocabularies.items()},
+                "user_features": {feature.name: feature.size for feature in user_features},
                 "sampled_negatives": not buckets.tasks,
                 "tasks": tasks,
                 "data": fingerprint,
                 "counts": counts,
                 "max_history": config.max_history,
-                "vocabularies": {name: list(vocabulary.values) for name, vocabulary in vocabularies.items()},
+                "vocabularies": {feature.name: feature.codes_json() for feature in user_features},
                 "policy": asdict(config.policy),
                 "schema": data.schema.to_json(),
                 "met": buckets.counts.to_json(config.policy),
@@ -271,29 +304,40 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
                 "targets_per_row": config.targets_per_row,
                 "negatives": None if buckets.tasks else config.negatives,
                 "profile": {
-                    "features": feature_counts(users, vocabularies),
-                    "test": target_counts(folder / "test.parquet", tasks, census.training_I),
+                    "features": feature_counts(users, user_features),
+                    "test": target_counts(folder / "test.parquet", tasks, census.training_I, features.of_log),
                 },
+                **({"features": features.to_json()} if len(features) else {}),
             },
         )
     return open_prepared(out)
 
 
-def _write_sequences(folder: Path, buckets: EventBuckets, splitter: Splitter, census: Census) -> dict[str, SplitCounts]:
+def _write_sequences(
+    folder: Path,
+    buckets: EventBuckets,
+    splitter: Splitter,
+    census: Census,
+    drafts: list[Draft],
+    features: Features,
+    is_weighted: bool,
+) -> dict[str, SplitCounts]:
     """Writes every split; returns the counts by split."""
     config = splitter.config
     sampler = None
     if not buckets.tasks:
         sampler = NegativeSampler(census, config.negatives, config.seed)
     tasks = buckets.tasks or DEFAULT_TASKS
+    schema = sequence_schema(buckets.id_type, features.columns, is_weighted=is_weighted)
+    coder = Coder(drafts, features.of_log)
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(closing(_SequenceWriter(folder / f"{split}.parquet", tasks, buckets.id_type)))
+            split: stack.enter_context(closing(_SequenceWriter(folder / f"{split}.parquet", tasks, schema)))
             for split in SPLITS
         }
         for user in buckets.users():
             for split, events, first_target in splitter.split(user):
-                sequence = _sequence(user, events)
+                sequence = _sequence(user, events, coder)
                 if sampler is not None:
                     is_test = split == "test"
                     sequence = sampler.add_negatives(sequence, first_target, is_test=is_test, met_items=user.item)
@@ -309,7 +353,7 @@ def _write_sequences(folder: Path, buckets: EventBuckets, splitter: Splitter, ce
     return {split: writer.counts for split, writer in writers.items()}
 
 
-def _sequence(user: UserEvents, events: np.ndarray) -> Sequence:
+def _sequence(user: UserEvents, events: np.ndarray, coder: Coder) -> Sequence:
     return Sequence(
         user_id=user.user_id,
         user_codes=user.codes,
@@ -318,24 +362,18 @@ def _sequence(user: UserEvents, events: np.ndarray) -> Sequence:
         timestamp=user.timestamp[events],
         order=np.arange(len(events), dtype=np.int32),
         visible=np.ones(len(events), bool),
+        features=coder(user.raw[events]),
+        weight=np.ones(len(events), np.float32) if user.weight is None else user.weight[events].astype(np.float32),
         num_targets=0,
     )
-
-
-def _user_vocabularies(users: Users | None) -> dict[str, Vocabulary]:
-    """Of the user columns that were named, or of all categories of one value, but for those of too many values."""
-    if users is None:
-        return {}
-    single = [name for name in users.categorical if not is_multi_label(users.table.type_of(name))]
-    return scan_vocabularies(users, single, skip_large=not users.are_chosen)
 
 
 class _SequenceWriter:
     """Writes rows to a sequences file, a row group at a time, and counts them."""
 
-    def __init__(self, path: Path, tasks: tuple[str, ...], id_type: pa.DataType) -> None:
+    def __init__(self, path: Path, tasks: tuple[str, ...], schema: pa.Schema) -> None:
         self.counts: SplitCounts = {"rows": 0, "events": 0, "targets": 0, "labels": dict.fromkeys(tasks, 0)}
-        self._schema = sequence_schema(id_type)
+        self._schema = schema
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", write_page_checksum=True)
         self._pending: list[Sequence] = []
 

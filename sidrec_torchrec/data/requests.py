@@ -1,7 +1,7 @@
 """Requests: who is asked about which item, and when; read from Parquet, from a table, or the newest events of a log."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from sidrec_torchrec.data.events import check_event_ids, timestamps
+from sidrec_torchrec.data.features import Features, encode
 from sidrec_torchrec.data.folder import DataSchema
 from sidrec_torchrec.data.histories import Histories, UserCodes
 from sidrec_torchrec.data.items import ItemRows, Items
@@ -31,6 +32,7 @@ class RequestBatch:
         codes: int32 [R, F], of the users' features.
         items: int32 [R], rows of the item file.
         timestamps: int64 [R].
+        features: int16 [R, E], codes of ``Features.event``.
         begins, ends: int64 [R]; the user's events before the request are begin .. end - 1.
     """
 
@@ -39,6 +41,7 @@ class RequestBatch:
     codes: np.ndarray
     items: np.ndarray
     timestamps: np.ndarray
+    features: np.ndarray
     begins: np.ndarray
     ends: np.ndarray
 
@@ -56,8 +59,10 @@ class RequestBatch:
     def sequence(self, places: np.ndarray, histories: Histories, max_history: int) -> Sequence:
         """Requests that share a history as the targets of one row, with the last ``max_history`` events before them.
 
-        The labels of targets, which nothing reads but a loss, are 0.
+        The labels of targets, which nothing reads but a loss, are 0; and so are features that are known only afterwards.
         """
+        features_NF = np.zeros((len(places), histories.features_NF.shape[1]), np.int16)
+        features_NF[:, : self.features.shape[1]] = self.features[places]
         first, count = places[0], len(places)
         end = int(self.ends[first])
         before = end - int(self.begins[first])
@@ -71,6 +76,8 @@ class RequestBatch:
             timestamp=np.concatenate([histories.timestamp_N[events], self.timestamps[places]]),
             order=np.minimum(np.arange(before - length, before + count, dtype=np.int32), before),
             visible=np.arange(length + count) < length,
+            features=np.concatenate([histories.features_NF[events], features_NF]),
+            weight=np.ones(length + count, np.float32),
             num_targets=count,
         )
 
@@ -83,11 +90,13 @@ class Known:
         items: rows of the item file.
         histories: events by user.
         users: their features.
+        features: of events and requests.
     """
 
     items: ItemRows
     histories: Histories
     users: UserCodes
+    features: Features = field(default_factory=Features)
 
 
 class Requests(Protocol):
@@ -154,8 +163,11 @@ class GivenRequests:
         """See ``Requests``.
 
         Raises:
-            DataError: on a null, a time below 0, or an unknown item; names file, column and row.
+            DataError: on a null, a time below 0, or an unknown item; names file, column and row. On a missing column of a
+                feature that is known of a target.
         """
+        for feature in known.features.event:
+            self.table.type_of(feature.name, what="feature of requests")
         for first_row, columns in self.table.batches(self.table.schema.names, _BATCH):
             user_ids, item_ids = (self.table.ids(columns, name, first_row) for name in ("user_id", "item_id"))
             timestamps_R = timestamps(self.table, columns, first_row, self.time_unit)
@@ -172,6 +184,7 @@ class GivenRequests:
                 raise DataError(
                     f"{self.table.at('user_id', first_row)}: {error}: write users alike everywhere"
                 ) from None
+            named = dict(zip(columns.schema.names, columns.columns, strict=True))
             arrays = [array.cast(kind.type) for array, kind in zip(columns.columns, self.schema, strict=True)]
             yield RequestBatch(
                 columns=pa.RecordBatch.from_arrays(arrays, schema=self.schema.remove_metadata()),
@@ -179,6 +192,7 @@ class GivenRequests:
                 codes=codes_RF,
                 items=known.items.find_all(item_ids, self.table, first_row, _REMEDY),
                 timestamps=timestamps_R,
+                features=encode(known.features.event, named, len(columns), self.table),
                 begins=begins_R,
                 ends=ends_R,
             )
@@ -225,6 +239,7 @@ class NewestEvents:
                 codes=known.users.of(user_ids),
                 items=items_R,
                 timestamps=timestamps_R,
+                features=log.features_NF[places_R, : len(known.features.event)],
                 begins=begins_R,
                 ends=places_R,
             )

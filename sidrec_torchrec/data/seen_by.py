@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
 
+from sidrec_torchrec.data.features import Feature
 from sidrec_torchrec.data.like import carried, own_rows
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.protocol import NEVER
@@ -51,7 +53,7 @@ def seen_by(own: Prepared, given: Prepared) -> SeenBy:
 
 
 def check_alike(own: Prepared, given: Prepared, ranker: str) -> None:
-    """Refuses sequences whose user features or codes have another meaning than a ranker's own.
+    """Refuses sequences whose features or codes have another meaning than a ranker's own.
 
     Args:
         own: what the ranker was trained on.
@@ -63,8 +65,9 @@ def check_alike(own: Prepared, given: Prepared, ranker: str) -> None:
     """
     difference = _difference(own, given)
     if difference is not None:
+        whose = "users" if difference.startswith("user feature") else "events"
         raise SidrecError(
-            f"{given.folder}: prepared with other codes of users than {ranker} was trained on: {difference}; prepare the data again with "
+            f"{given.folder}: prepared with other codes of {whose} than {ranker} was trained on: {difference}; prepare the data again with "
             f"--like {ranker}"
         )
 
@@ -98,8 +101,22 @@ def _difference(own: Prepared, given: Prepared) -> str | None:
         return f"user feature '{differ[0]}' has another number of values" if differ else None
     for name in names:
         values, there = own.vocabularies[name], given.vocabularies[name]
-        for code in range(max(len(values), len(there))):
-            had, has = (repr(v[code]) if code < len(v) else "nothing" for v in (values, there))
-            if had != has:
-                return f"user feature '{name}', code {code + 1}, is {has} there and {had} to the ranker"
+        if difference := _other_codes(*(Feature.of_codes(name, kept) for kept in (values, there))):
+            return f"user feature {difference}"
+    if list(own.features.sizes) != list(given.features.sizes):
+        names_of = (", ".join(p.features.sizes) or "none" for p in (given, own))
+        return "its features are {}, those of the ranker {}".format(*names_of)
+    if len(own.features.known) != len(given.features.known):
+        return "other features are known of a target"
+    pairs = zip(own.features.all, given.features.all, strict=True)
+    return next((f"feature {found}" for ours, theirs in pairs if (found := _other_codes(ours, theirs))), None)
+
+
+def _other_codes(own: Feature, given: Feature) -> str | None:
+    """The first code that means something else."""
+    kinds = [[*map(repr, f.values)] if f.bounds is None else [f"from {b}" for b in f.bounds] for f in (own, given)]
+    first = 1 if own.bounds is None else 2
+    for place, (had, has) in enumerate(zip_longest(*kinds, fillvalue="nothing")):
+        if had != has:
+            return f"'{own.name}', code {place + first}, is {has} there and {had} to the ranker"
     return None

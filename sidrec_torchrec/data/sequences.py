@@ -5,7 +5,7 @@ context only. Every target may read each *visible* event whose ``order`` is smal
 trains on many positions. A negative shares its positive's order and is not visible: it can be a target, never history.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +25,8 @@ SEQUENCE_COLUMNS = {
     "order": pa.int32(),
     "visible": pa.bool_(),
 }
+EVENT_ARRAYS = (*SEQUENCE_COLUMNS, "features", "weight")
+_FEATURE = "feature."  # how columns of features begin
 _NUMPY_TYPES = {
     "item": np.int32,
     "action": np.int8,
@@ -46,6 +48,8 @@ class Sequence:
         timestamp: int64 [N].
         order: int32 [N], position among the user's real events.
         visible: bool [N], whether later events may read this one.
+        features: int16 [N, F], codes of the events' features; see ``data.features``.
+        weight: float32 [N], how much each counts as a target.
         num_targets: how many of the last events are targets; of those, events without an item are passed over.
     """
 
@@ -56,6 +60,8 @@ class Sequence:
     timestamp: np.ndarray
     order: np.ndarray
     visible: np.ndarray
+    features: np.ndarray
+    weight: np.ndarray
     num_targets: int
 
     def __len__(self) -> int:
@@ -70,9 +76,15 @@ class Sequence:
         targets = slice(len(self) - self.num_targets, None)
         return int(((label_of(self.action[targets], task) != UNKNOWN) & (self.item[targets] >= 0)).sum())
 
+    def label_weight(self, task: int) -> float:
+        """What the targets weigh together that ``num_labels`` counts."""
+        targets = slice(len(self) - self.num_targets, None)
+        has_label = (label_of(self.action[targets], task) != UNKNOWN) & (self.item[targets] >= 0)
+        return float(self.weight[targets][has_label].sum(dtype=np.float64))
+
     def slice(self, start: int, stop: int, num_targets: int) -> "Sequence":
         """Events start..stop of this sequence, the last ``num_targets`` of which are targets."""
-        events = {name: getattr(self, name)[start:stop] for name in SEQUENCE_COLUMNS}
+        events = {name: getattr(self, name)[start:stop] for name in EVENT_ARRAYS}
         return Sequence(user_id=self.user_id, user_codes=self.user_codes, num_targets=num_targets, **events)
 
     def rows(self, first_target: int, *, max_history: int, targets_per_row: int) -> Iterator["Sequence"]:
@@ -87,13 +99,21 @@ class Sequence:
                 yield self.slice(max(0, start - max_history), stop, stop - start)
 
 
-def sequence_schema(id_type: pa.DataType) -> pa.Schema:
-    """Columns of a sequences file, whose users' ids are of this canonical type."""
+def sequence_schema(id_type: pa.DataType, features: Iterable[str] = (), *, is_weighted: bool = False) -> pa.Schema:
+    """Columns of a sequences file.
+
+    Args:
+        id_type: canonical, of its users' ids.
+        features: names of the events' features.
+        is_weighted: whether events have weights.
+    """
     return pa.schema(
         [
             ("user_id", id_type),
             ("user_codes", pa.list_(pa.int32())),
             *((name, pa.list_(kind)) for name, kind in SEQUENCE_COLUMNS.items()),
+            *((f"{_FEATURE}{name}", pa.list_(pa.int16())) for name in features),
+            *([("weight", pa.list_(pa.float32()))] if is_weighted else []),
             ("num_targets", pa.int32()),
         ]
     )
@@ -116,15 +136,17 @@ def open_sequences(path: Path) -> Iterator[pq.ParquetFile]:
 def to_record_batch(rows: list[Sequence], schema: pa.Schema) -> pa.RecordBatch:
     """Rows as one Arrow batch of ``sequence_schema``."""
 
-    def lists(name: str, kind: pa.DataType) -> pa.Array:
-        values = [getattr(row, name) for row in rows]
+    def lists(values: list[np.ndarray], kind: pa.DataType) -> pa.Array:
         offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
         return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(values), kind))
 
+    num_features = sum(name.startswith(_FEATURE) for name in schema.names)
     columns = [
         pa.array([row.user_id for row in rows], schema.field("user_id").type),
-        lists("user_codes", pa.int32()),
-        *(lists(name, kind) for name, kind in SEQUENCE_COLUMNS.items()),
+        lists([row.user_codes for row in rows], pa.int32()),
+        *(lists([getattr(row, name) for row in rows], kind) for name, kind in SEQUENCE_COLUMNS.items()),
+        *(lists([row.features[:, f] for row in rows], pa.int16()) for f in range(num_features)),
+        *([lists([row.weight for row in rows], pa.float32())] if "weight" in schema.names else []),
         pa.array([row.num_targets for row in rows], pa.int32()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
@@ -135,6 +157,16 @@ def from_table(table: pa.Table) -> list[Sequence]:
     table = table.combine_chunks()
     names = ["user_codes", *SEQUENCE_COLUMNS]
     columns = {name: _split(table.column(name), _NUMPY_TYPES.get(name, np.int32)) for name in names}
+    features = [name for name in table.schema.names if name.startswith(_FEATURE)]
+    codes = [_split(table.column(name), np.int16) for name in features]
+    columns["features"] = [
+        np.stack(own, axis=1) if own else np.zeros((len(item_N), 0), np.int16)
+        for item_N, *own in zip(columns["item"], *codes, strict=True)
+    ]
+    if "weight" in table.schema.names:
+        columns["weight"] = _split(table.column("weight"), np.float32)
+    else:
+        columns["weight"] = [np.ones(len(item_N), np.float32) for item_N in columns["item"]]
     user_ids = table.column("user_id").to_pylist()
     num_targets = table.column("num_targets").to_pylist()
     return [

@@ -13,6 +13,7 @@ EPOCH = 1_700_000_000
 SPAN = DAYS * 86_400
 _SEGMENTS = 4
 _REGIONS = 8
+DEVICES = ("phone", "tablet", "tv", "web")
 _LABEL_DRAW = 8  # which of an event's draws decides its labels
 _LIKE_LOGIT = -2.0  # what is added for the label ``like``
 
@@ -22,7 +23,8 @@ USERS_SCHEMA = pa.schema([("user_id", pa.int64()), ("segment", pa.string()), ("r
 def events_schema(config: SyntheticConfig) -> pa.Schema:
     names = ["label", "like"] if config.second_label else ["label"]
     ids = ("user_id", "item_id", "timestamp")
-    return pa.schema([*((name, pa.int64()) for name in ids), *((name, pa.int8()) for name in names)])
+    columns = [*((name, pa.int64()) for name in ids), *((name, pa.int8()) for name in names)]
+    return pa.schema([*columns, ("device", pa.string())] if config.context else columns)
 
 
 def history_lengths(config: SyntheticConfig) -> np.ndarray:
@@ -52,6 +54,7 @@ class Draws:
     context_U4: np.ndarray
     span_U2: np.ndarray
     uniform_NK: np.ndarray
+    device_N: np.ndarray
 
 
 def draw(config: SyntheticConfig, users_U: np.ndarray, lengths_U: np.ndarray) -> Draws:
@@ -61,6 +64,7 @@ def draw(config: SyntheticConfig, users_U: np.ndarray, lengths_U: np.ndarray) ->
     context_U4 = np.empty((len(users_U), 4))
     span_U2 = np.empty((len(users_U), 2))
     uniform_NK = np.empty((lengths_U.sum(), 9))
+    device_N = np.zeros(lengths_U.sum(), np.int64)
     for u, (user, start, length) in enumerate(zip(users_U, starts_U, lengths_U, strict=True)):
         rng = np.random.default_rng([config.seed, 3, user])
         taste_UC[u] = rng.normal(size=config.categories)
@@ -68,7 +72,9 @@ def draw(config: SyntheticConfig, users_U: np.ndarray, lengths_U: np.ndarray) ->
         context_U4[u] = rng.random(4)
         span_U2[u] = rng.random(2)
         uniform_NK[start : start + length] = rng.random((length, 9))
-    return Draws(taste_UC, normal_U * config.user_weight, context_U4, span_U2, uniform_NK)
+        if config.context:  # drawn last, so that all else is what it is without
+            device_N[start : start + length] = rng.integers(len(DEVICES), size=length)
+    return Draws(taste_UC, normal_U * config.user_weight, context_U4, span_U2, uniform_NK, device_N)
 
 
 def make_events(config: SyntheticConfig, world: World, users_U: np.ndarray, lengths_U: np.ndarray) -> Block:
@@ -83,6 +89,8 @@ def make_events(config: SyntheticConfig, world: World, users_U: np.ndarray, leng
     if config.second_label:  # the same draw at a lower probability
         odds_N = probability_N / (1 - probability_N) * np.exp(_LIKE_LOGIT)
         columns.append((draws.uniform_NK[:, _LABEL_DRAW] < odds_N / (1 + odds_N)).astype(np.int8))
+    if config.context:
+        columns.append(pa.array(DEVICES).take(pa.array(draws.device_N)))
     events = pa.table(columns, schema=events_schema(config))
     return Block(events, _users_table(draws, users_U), starts_U, labels_N, probability_N)
 
@@ -201,6 +209,7 @@ def _label(
     longest_first = np.argsort(-lengths_U, kind="stable")
     starts_U, lengths_U = starts_U[longest_first], lengths_U[longest_first]
     taste_UC, bias_U = np.tanh(draws.taste_UC[longest_first]), draws.bias_U[longest_first]
+    context_N = _context(config, world, draws, item_N)
     recent = _Pool(len(starts_U), config)
     distant = _Pool(len(starts_U), config)
 
@@ -216,6 +225,7 @@ def _label(
             + config.distant_weight * distant.match(phi_AC, taste_A)
             + config.quality_weight * world.quality_I[item_N[event_A]]
             + bias_U[:active]
+            + context_N[event_A]
         )
         probability_N[event_A] = 1 / (1 + np.exp(-logit_A))
         labels_N[event_A] = draws.uniform_NK[event_A, _LABEL_DRAW] < probability_N[event_A]
@@ -228,6 +238,14 @@ def _label(
             old_A = starts_U[:active] + step // 2
             distant.add(world.membership_IC[item_N[old_A]], labels_N[old_A])
     return labels_N, probability_N
+
+
+def _context(config: SyntheticConfig, world: World, draws: Draws, item_N: np.ndarray) -> np.ndarray:
+    """What the device adds to each event's logit: each has categories that are liked more on it, and less."""
+    if not config.context:
+        return np.zeros(len(item_N))
+    appeal_DC = np.random.default_rng([config.seed, 4]).normal(size=(len(DEVICES), config.categories))
+    return config.context_weight * (world.membership_IC[item_N] * appeal_DC[draws.device_N]).sum(1)
 
 
 class _Pool:

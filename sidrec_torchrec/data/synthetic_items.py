@@ -43,6 +43,8 @@ class SyntheticConfig:
         bias: logit when all else is 0.
         prior: weight of interest and taste against like items in a pool.
         second_label: whether events also have a label ``like``: rarer than ``label``, and 0 where that is.
+        context: whether events also have a ``device``, on which it depends which categories are liked.
+        context_weight: standard deviation, over devices and categories, of what a device adds to the logit.
     """
 
     items: int = 2_000
@@ -67,6 +69,8 @@ class SyntheticConfig:
     bias: float = 0.0
     prior: float = 0.5
     second_label: bool = False
+    context: bool = False
+    context_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_events <= self.median_events <= self.max_events:

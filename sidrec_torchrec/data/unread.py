@@ -20,8 +20,9 @@ def unread_items(items: Items, read: Iterable[str] | None = None) -> Unread:
 
 
 def unread_events(events: Events) -> Unread:
-    """Of the events' columns those that are no id, time or label."""
-    return _unread(events.table, (*EVENT_IDS, *events.tasks), _event_reason)
+    """Of the events' columns those that are no id, time, label or feature."""
+    features = [*(named.column for named in events.features), events.weight]
+    return _unread(events.table, (*EVENT_IDS, *events.tasks, *features), _event_reason)
 
 
 def unread_users(users: Users, features: Iterable[str]) -> Unread:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from sidrec_torchrec.data.columns import is_multi_label
 from sidrec_torchrec.data.events import EventBatch, Events, Users, open_events, open_users, timestamps
+from sidrec_torchrec.data.features import Draft, FeatureName
 from sidrec_torchrec.data.folder import DataFolder
 from sidrec_torchrec.data.ids import IdIndex, shown
 from sidrec_torchrec.data.items import ItemRows, Items, open_items
@@ -52,7 +53,10 @@ def validate(
     unread: dict[str, Unread] = {}
     summary = {} if items is None else _check_items(items, wrong, unread)
     if users is not None:
-        unread["users"] = unread_users(users, _user_features(users, wrong))
+        unread["users"] = unread_users(users, [*_user_features(users, wrong), *(named.column for named in users.dense)])
+    for named in map(FeatureName.parse, folder.schema.item_features if items is not None else ()):
+        wrong.collect(partial(Draft.of, items, named))
+        unread.get("items", {}).pop(named.column, None)
     summary |= _check_events(folder, tasks, policy or EventPolicy(), items, users, wrong, unread)
     wrong.check()
     return summary | {"unread": unread}
@@ -170,6 +174,8 @@ def _check_events(
     if len(wrong.messages) > found:
         _check_columns(events, wrong)
         return {}
+    for named in events.features:
+        wrong.collect(partial(Draft.of, events, named))
     unread["events"] = unread_events(events)
     return summary
 
@@ -182,6 +188,8 @@ def _check_columns(events: Events, wrong: Problems) -> None:
         "item_id": lambda batch, row: table.ids(batch, "item_id", row),
         "timestamp": lambda batch, row: timestamps(table, batch, row, events.time_unit),
     }
+    if events.weight:
+        checks[events.weight] = lambda batch, row: events.weights(batch, row)
     checks |= {task: partial(_check_labels, events, task) for task in events.tasks}
     for column, check in checks.items():
         wrong.collect(partial(_check_column, events, column, check))

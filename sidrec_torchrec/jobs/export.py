@@ -14,13 +14,14 @@ from torch.export import ExportedProgram
 
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.batches import RankBatch
+from sidrec_torchrec.data.features import Features
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import atomic_path, sha256_of
 from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import FORMAT, METADATA, Scorer
-from sidrec_torchrec.ranker.serving import INPUTS, ServingRanker, WithWords, alone, export, requests_of
+from sidrec_torchrec.ranker.serving import FEATURE_INPUTS, INPUTS, ServingRanker, WithWords, alone, export, requests_of
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
@@ -64,7 +65,7 @@ def main(config: ExportConfig) -> dict[str, Any]:
         model = ServingRanker.of(ranker, parts.arm)
         trained.load(ranker)
         user_values = trained.trained_on.prepared.user_values(trained.recipe.folder)
-        metadata = describe(model.sids, user_values, parts.prepared.tasks)
+        metadata = describe(model.sids, user_values, parts.prepared.tasks, parts.prepared.features)
         features = WithWords(parts.arm)
         batch = next(iter(parts.recipe.batches(parts.prepared, features, "test", processes)))
         if processes.is_main:
@@ -84,18 +85,25 @@ def main(config: ExportConfig) -> dict[str, Any]:
 
 
 def describe(
-    sids: Mapping[str, SIDSpec], user_values: dict[str, list], tasks: tuple[str, ...] = DEFAULT_TASKS
+    sids: Mapping[str, SIDSpec],
+    user_values: dict[str, Any],
+    tasks: tuple[str, ...] = DEFAULT_TASKS,
+    features: Features | None = None,
 ) -> dict[str, Any]:
     """What a server must know of a package; see ``Scorer``."""
     limits = [limit for spec in sids.values() for limit in spec.word_limits]
+    features = features or Features()
     fixed = {"words": len(limits), "user features": len(user_values)}
+    fixed |= {"features": len(features), "known features": len(features.known)}
+    inputs = INPUTS | (FEATURE_INPUTS if len(features) else {})
     return {
         "format": FORMAT,
         "sids": [{"name": name, **spec.to_json(), "words": spec.num_words} for name, spec in sids.items()],
         "last_words": [limit - 1 for limit in limits],
-        "inputs": {name: [fixed.get(size, size) for size in shape] for name, shape in INPUTS.items()},
+        "inputs": {name: [fixed.get(size, size) for size in shape] for name, shape in inputs.items()},
         "user_features": user_values,
         "tasks": list(tasks),
+        **({"features": features.to_json()} if len(features) else {}),
         "torch": torch.__version__,
     }
 
@@ -128,7 +136,8 @@ def check_predictions(ranker: Ranker, batch: RankBatch, features: WithWords, sco
     """
     small = alone(batch, _CHECKED)
     _, expected = ranker(small)
-    actual = scorer(**requests_of(small, features.words(small)))
+    num_known = len(ranker.head.features.known)
+    actual = scorer(**requests_of(small, features.words(small), num_known))
     difference = float((actual.view_as(expected.prediction) - expected.prediction).abs().max())
     if not difference <= _TOLERANCE:
         raise SidrecError(f"the exported ranker's predictions differ by {difference:.1e} from the trained one's")

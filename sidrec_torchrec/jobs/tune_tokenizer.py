@@ -94,6 +94,7 @@ def main(config: TuneTokenizerConfig) -> dict[str, Any]:
 
 def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     prepared = open_prepared(config.prepared)
+    prepared.lay_out_item_codes(config.folder)
     tokenizer = Tokenizer.load(config.tokenizer)
     before = tokenizer.codec.spec.fingerprint
     store = config.out / "items"
@@ -105,7 +106,8 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     items = TokenizedItems(tokenizer.model.to(processes.device), content, config.own_weight)
     torch.manual_seed(config.seed)
     dim, features = tokenizer.model.config.latent_dim, prepared.user_features
-    ranker = TuningRanker(config.model, items, dim, None, features, processes.device, len(prepared.tasks))
+    sizes = (features, processes.device, len(prepared.tasks), prepared.features)
+    ranker = TuningRanker(config.model, items, dim, None, *sizes)
     model = shard(ranker, config.optimizer, processes.device)
     training = RankerTraining("tuning", config, model, prepared, ItemRows(), processes)
     course = Loop(training, config.loop(), config.out, processes).run()

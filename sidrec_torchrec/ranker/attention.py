@@ -1,11 +1,14 @@
 """Target attention: every candidate reads the events before it."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS
 from sidrec_torchrec.ops.shared_attention import shared_attention
+from sidrec_torchrec.ranker.side_information import SideInformation
 from sidrec_torchrec.side.code_attention import bucket_terms
 
 _MASKED = -1e9
@@ -14,21 +17,22 @@ _MASKED = -1e9
 class TargetAttention(nn.Module):
     """Multi-head attention of candidates over a user's earlier events, many candidates of one row at once.
 
-    The same mathematics and parameters as ``CodeAttention`` with actions and time gaps: a score is the scaled product of
-    candidate and item vectors plus two learned biases per head: one by the event's action, one by the time gap between
-    candidate and event. A value is a linear map of the item's vector, plus a term by the action. A learned sink with a
-    zero value takes the weight when no event matters, so that an empty history gives zeros.
+    The same mathematics and parameters as ``CodeAttention`` with side information and time gaps: a score is the scaled product
+    of candidate and item vectors plus learned biases per head: by the event's action and each of its features, and by the time
+    gap between candidate and event. A value is a linear map of the item's vector, plus a term by action and feature. A learned
+    sink with a zero value takes the weight when no event matters, so that an empty history gives zeros.
 
     Args:
         dim: width D of item vectors and output.
         num_heads: H; divides ``dim``.
         num_actions: actions an event can have.
+        features: number of codes of each of its features, by name.
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``dim``.
     """
 
-    def __init__(self, dim: int, num_heads: int, num_actions: int) -> None:
+    def __init__(self, dim: int, num_heads: int, num_actions: int, features: Mapping[str, int] | None = None) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
@@ -38,13 +42,15 @@ class TargetAttention(nn.Module):
         self.value = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim)
         self.sink_H = nn.Parameter(torch.zeros(num_heads))
-        self.bias_UH, self.bucket_value_AD = bucket_terms(num_actions, True, num_heads, dim, None)
+        self.side = SideInformation.of(num_actions, features)
+        self.bias_UH, self.bucket_value_AD = bucket_terms(self.side.num_rows, True, num_heads, dim, None)
+        self.side.start(self.bucket_value_AD)
 
     def forward(
         self,
         query_BMPD: Tensor,
         items_BTD: Tensor,
-        actions_BT: Tensor,
+        side_BTC: Tensor,
         gaps_BMT: Tensor,
         mask_BMT: Tensor,
         timeless: int = 0,
@@ -54,7 +60,7 @@ class TargetAttention(nn.Module):
         Args:
             query_BMPD: P queries of each candidate, float; they read the same events.
             items_BTD: item vectors of the events, float.
-            actions_BT: action of each event, int64 in [0, num_actions).
+            side_BTC: action and features of each event, int64.
             gaps_BMT: time-gap bucket of each pair, int32 or int64 in [0, GAP_BUCKETS); see ``ops.code_attention.gap_bucket``.
             mask_BMT: True where the candidate may read the event.
             timeless: how many of a candidate's P queries, the last ones, do not look at time gaps.
@@ -64,34 +70,34 @@ class TargetAttention(nn.Module):
         """
         M, P = query_BMPD.shape[1:3]
         q_HBQd = self._heads(self.query(query_BMPD.flatten(1, 2)))
-        value_BTD = self.value(items_BTD) + F.embedding(actions_BT, self.bucket_value_AD)
+        value_BTD = self.value(items_BTD) + self.side.embed(side_BTC, self.bucket_value_AD)
         # The sink is one more event, with key and value of zeros.
         k_HBTd, v_HBTd = (F.pad(self._heads(x), (0, 0, 0, 1)) for x in (self.key(items_BTD), value_BTD))
-        action_BTH = F.embedding(actions_BT, self.bias_UH)
-        action_HB1T = F.pad(action_BTH.permute(2, 0, 1).unsqueeze(2), (0, 1))
+        side_BTH = self.side.embed(side_BTC, self.bias_UH)
+        side_HB1T = F.pad(side_BTH.permute(2, 0, 1).unsqueeze(2), (0, 1))
         scores_HBQT = (q_HBQd * q_HBQd.shape[-1] ** -0.5) @ k_HBTd.transpose(-1, -2)
         scores_HBMPT = scores_HBQT.unflatten(2, (M, P))
         for queries, timed in ((slice(0, P - timeless), True), (slice(P - timeless, P), False)):
             if queries.start < queries.stop:
-                bias_HBMT = self._bias(gaps_BMT, mask_BMT, timed) + action_HB1T
+                bias_HBMT = self._bias(gaps_BMT, mask_BMT, timed) + side_HB1T
                 scores_HBMPT[:, :, :, queries].add_(bias_HBMT.unsqueeze(3))
         pooled_HBQd = scores_HBQT.softmax(-1) @ v_HBTd
         return self.output(pooled_HBQd.permute(1, 2, 0, 3).flatten(2)).view_as(query_BMPD)
 
     def shared(
-        self, query_MD: Tensor, items_ND: Tensor, action_N: Tensor, gap_N: Tensor | None, begin_M: Tensor, end_M: Tensor
+        self, query_MD: Tensor, items_ND: Tensor, side_NC: Tensor, gap_N: Tensor | None, begin_M: Tensor, end_M: Tensor
     ) -> Tensor:
         """As ``forward``, of queries that each read events begin .. end - 1 of N, float [M, D]; without gradients.
 
         Args:
-            query_MD, items_ND, action_N: as above, not padded.
+            query_MD, items_ND, side_NC: as above, not padded.
             gap_N: time-gap bucket of each event, the same for all that read it; None for timeless queries.
             begin_M, end_M: int64.
         """
-        bias_NH = F.embedding(action_N, self.bias_UH)
+        bias_NH = self.side.embed(side_NC, self.bias_UH)
         if gap_N is not None:
             bias_NH = bias_NH + F.embedding(gap_N, self.bias_UH[-GAP_BUCKETS:])
-        value_ND = self.value(items_ND) + F.embedding(action_N, self.bucket_value_AD)
+        value_ND = self.value(items_ND) + self.side.embed(side_NC, self.bucket_value_AD)
         query, key, value = (
             x.unflatten(1, (self.num_heads, -1)) for x in (self.query(query_MD), self.key(items_ND), value_ND)
         )

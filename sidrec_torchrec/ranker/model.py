@@ -1,6 +1,8 @@
 """The long-sequence ranker: item vectors -> target attention over the history -> feature interaction -> a logit per task."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from sidrec_torchrec.data.batches import RankBatch
+from sidrec_torchrec.data.features import Features
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of, num_actions
 from sidrec_torchrec.names import escape
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, gap_bucket
@@ -22,6 +25,7 @@ from sidrec_torchrec.side.expansion import SIDEConfig
 
 _COUNT_BUCKETS = 32
 _CONTEXT_DIM = 16
+_LEAST_WEIGHT = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class RankerOutput:
     Args:
         prediction: float32 [S, K], probability of a positive.
         label: float32 [S, K]; 0 where it is missing.
-        weight: float32 [S, K]; 0 where the label is missing, and for targets that only fill up a process's share.
+        weight: float32 [S, K], the event's; 0 where the label is missing, and for targets that only fill up a process's share.
         loss_sum: float32 [K], summed logistic loss of this process's targets.
         global_targets: float32 scalar, targets of the batch over all processes.
     """
@@ -54,6 +58,7 @@ class Ranker(nn.Module):
         user_features: number of codes by user feature.
         device: where to build the user tables.
         num_tasks: labels of an event.
+        features: of events.
     """
 
     def __init__(
@@ -65,17 +70,18 @@ class Ranker(nn.Module):
         user_features: dict[str, int],
         device: torch.device,
         num_tasks: int = 1,
+        features: Features | None = None,
     ) -> None:
         super().__init__()
         self.items = items
         self.users = user_tables(user_features, config.dim, device) if user_features else None
-        self.head = RankerHead(config, items_dim, sid, tuple(user_features), device, num_tasks)
+        self.head = RankerHead(config, items_dim, sid, tuple(user_features), device, num_tasks, features)
 
     def forward(self, batch: RankBatch) -> tuple[Tensor, RankerOutput]:
         """Loss and predictions.
 
         Returns:
-            The weighted sum over tasks of the mean logistic loss over this batch's targets, of all processes, that have
+            The weighted sum over tasks of the (weighted) mean logistic loss over this batch's targets, of all processes, that have
             the task's label; scaled so that the mean over processes (which is what data parallelism takes of gradients)
             is the loss of the whole batch. And the predictions.
         """
@@ -117,17 +123,22 @@ class RankerHead(nn.Module):
         user_features: tuple[str, ...],
         device: torch.device,
         num_tasks: int,
+        features: Features | None = None,
     ) -> None:
         super().__init__()
+        self.features = features or Features()
         self.user_features = user_features
         self.num_tasks = num_tasks
         self.register_buffer("weights_K", torch.tensor(config.weights(num_tasks), device=device), persistent=False)
         actions = num_actions(num_tasks)
-        reader = config.reader(sid)(config, items_dim, sid, actions, device)
+        sizes = self.features.sizes
+        reader = config.reader(sid)(config, items_dim, sid, actions, device, sizes)
         self.reader: Reader | BlockReader = reader
         if config.blocks:
-            self.reader = BlockReader(reader, config, actions).to(device)
-        self.interaction = Interaction(config, self.reader.num_pools, len(user_features), num_tasks).to(device)
+            self.reader = BlockReader(reader, config, actions, sizes).to(device)
+        known = [feature.size for feature in self.features.known]
+        pools = self.reader.num_pools
+        self.interaction = Interaction(config, pools, len(user_features), num_tasks, known).to(device)
 
     def forward(self, batch: RankBatch, items: Tensor | None, users: KeyedTensor | None) -> tuple[Tensor, RankerOutput]:
         """See ``Ranker``; ``items`` is what the arm's module gave."""
@@ -136,14 +147,17 @@ class RankerHead(nn.Module):
         context = Context.of(batch, targets, self.num_tasks)
         # by name: the order of a KeyedTensor's values is that of the shards
         users_SD = [users[name][targets.row_S] for name in self.user_features] if users is not None else []
-        logit_SK = self.interaction(q_SD, pooled_SPD, context, users_SD)
+        # what is not known of a target before its labels must not be read of it
+        known_SF = batch.features_NF[targets.event_S, : len(self.features.known)]
+        logit_SK = self.interaction(q_SD, pooled_SPD, context, users_SD, known_SF)
 
         digit_SK = _labels(batch.action_N[targets.event_S], self.num_tasks)
         label_SK = (digit_SK == 1).to(logit_SK.dtype)
-        weight_SK = batch.weight_B[targets.row_S].unsqueeze(1) * (digit_SK != UNKNOWN)
+        weight_S = batch.weight_B[targets.row_S] * batch.weight_N[targets.event_S]
+        weight_SK = weight_S.unsqueeze(1) * (digit_SK != UNKNOWN)
         loss_SK = F.binary_cross_entropy_with_logits(logit_SK, label_SK, weight=weight_SK, reduction="none")
         loss_K = loss_SK.sum(0)
-        means_K = loss_K / batch.global_labels_K.clamp_min(1)  # a batch may have no label of a task
+        means_K = loss_K / batch.global_labels_K.clamp_min(_LEAST_WEIGHT)  # a batch may have no label of a task
         return (means_K * self.weights_K).sum() * _world_size(), RankerOutput(
             prediction=logit_SK.detach().sigmoid(),
             label=label_SK,
@@ -239,21 +253,45 @@ class Interaction(nn.Module):
         num_pools: P, vectors that are pooled for each target.
         num_user_features: of users.
         num_tasks: logits.
+        features: number of codes of each feature that is known of a target.
     """
 
-    def __init__(self, config: RankerConfig, num_pools: int, num_user_features: int, num_tasks: int) -> None:
+    first_F: Tensor
+
+    def __init__(
+        self,
+        config: RankerConfig,
+        num_pools: int,
+        num_user_features: int,
+        num_tasks: int,
+        features: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.count = nn.Embedding(_COUNT_BUCKETS, _CONTEXT_DIM)
         self.gap = nn.Embedding(GAP_BUCKETS, _CONTEXT_DIM)
-        width = (1 + 2 * num_pools + num_user_features) * config.dim + 2 * _CONTEXT_DIM + num_tasks
+        width = (1 + 2 * num_pools + num_user_features) * config.dim + (2 + len(features)) * _CONTEXT_DIM + num_tasks
+        if features:
+            self.features = nn.Embedding(sum(features), _CONTEXT_DIM)
+            nn.init.zeros_(self.features.weight)  # so that a code that training does not have says nothing
+            first = torch.tensor([0, *accumulate(features)])[:-1]
+            self.register_buffer("first_F", first, persistent=False)
         self.cross = LowRankCrossNet(width, config.cross_layers, low_rank=config.dim)
         self.mlp = MLP(width, list(config.head_dims), activation="relu")
         self.logit = nn.Linear(config.head_dims[-1], num_tasks)
 
-    def forward(self, q_SD: Tensor, pooled_SPD: Tensor, context: Context, users_SD: list[Tensor]) -> Tensor:
-        """Logits, float [S, K], of targets with vectors ``q_SD`` that pooled ``pooled_SPD``."""
+    def forward(
+        self,
+        q_SD: Tensor,
+        pooled_SPD: Tensor,
+        context: Context,
+        users_SD: list[Tensor],
+        known_SF: Tensor | None = None,
+    ) -> Tensor:
+        """Logits, float [S, K], of targets with vectors ``q_SD`` that pooled ``pooled_SPD`` and have features ``known_SF``."""
         features = [q_SD, pooled_SPD.flatten(1), (q_SD.unsqueeze(1) * pooled_SPD).flatten(1)]
         features += [self.count(context.count_S), self.gap(context.gap_S), context.log_odds_SK, *users_SD]
+        if known_SF is not None and known_SF.shape[1]:
+            features.append(self.features(known_SF + self.first_F).flatten(1))
         return self.logit(self.mlp(self.cross(torch.cat(features, dim=1))))
 
 

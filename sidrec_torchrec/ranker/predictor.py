@@ -50,7 +50,7 @@ class Predictor:
         collate: makes its batches.
         known: what requests are joined with by default.
         items: the item file.
-        values: by user feature, what codes 1, 2, ... stand for.
+        values: by user feature, what its codes stand for; see ``Prepared.user_values``.
         max_history: most events of a history, the last ones.
         batch_events: events in a batch over all processes, padding included.
         processes: the group.
@@ -68,7 +68,7 @@ class Predictor:
     collate: Collator
     known: Known
     items: Items
-    values: dict[str, list]
+    values: dict[str, Any]
     max_history: int
     batch_events: int
     processes: Processes
@@ -126,8 +126,9 @@ class Predictor:
             collate=Collator(parts.prepared, parts.arm),
             known=Known(
                 rows,
-                Histories.read(log, rows, own.policy),
+                Histories.read(log, rows, own.policy, own.features),
                 UserCodes.read(_users(users, values, own.schema), values),
+                own.features,
             ),
             items=items,
             values=values,
@@ -150,8 +151,8 @@ class Predictor:
         """Probabilities of a table of requests, a row each; on every process of a group, if there is one.
 
         Args:
-            requests: pandas DataFrame or Arrow table with the columns ``user_id``, ``item_id`` and ``timestamp``;
-                others are left unread. A user's history is all events strictly before the timestamp.
+            requests: pandas DataFrame or Arrow table with the columns ``user_id``, ``item_id`` and ``timestamp``, and those of
+                the features that are known of a target; others are left unread. A user's history is all events strictly before the timestamp.
             events: where histories come from, for this call; see ``open``. None for those it was opened with.
             users: likewise.
 
@@ -165,11 +166,15 @@ class Predictor:
         known = self.known
         if events is not None:
             known = replace(
-                known, histories=Histories.read(_events(events, self.prepared), known.items, self.prepared.policy)
+                known,
+                histories=Histories.read(
+                    _events(events, self.prepared), known.items, self.prepared.policy, self.prepared.features
+                ),
             )
         if users is not None:
             known = replace(known, users=UserCodes.read(_users(users, self.values, self.prepared.schema), self.values))
-        given = GivenRequests(_table(requests, "requests", EVENT_IDS), self.prepared.schema.time_unit or "s")
+        columns = (*EVENT_IDS, *(feature.name for feature in self.prepared.features.event))
+        given = GivenRequests(_table(requests, "requests", columns), self.prepared.schema.time_unit or "s")
         scores = [np.empty((0, len(self.names)), np.float32), *(score for _, score in self.score(given, known))]
         probability_RK = np.concatenate(scores)
         pandas = sys.modules.get("pandas")
@@ -211,20 +216,25 @@ class Predictor:
 
 
 def _events(source: Any, prepared: Prepared) -> Events:
-    """With the labels that the ranker's histories have."""
+    """With the labels and features that the ranker's histories have."""
     tasks = () if prepared.sampled_negatives else prepared.tasks
+    schema = replace(prepared.schema, event_weight="")  # nothing is weighed
     if isinstance(source, str | Path | DataFolder):
-        events = open_events(source, tasks, prepared.schema.columns_alone)
+        events = open_events(source, tasks, schema.columns_alone)
     else:
-        events = events_of(_table(source, "events", (*EVENT_IDS, *tasks)), tasks, prepared.schema)
-    return replace(events, tasks=tasks)  # none, even if there is a column of labels
+        columns = (*EVENT_IDS, *tasks, *prepared.features.columns)
+        events = events_of(_table(source, "events", columns), tasks, schema)
+    for name in prepared.features.columns:
+        events.table.type_of(name, what="feature")  # its values are checked as they are read
+    # no tasks, even if there is a column of labels
+    return replace(events, tasks=tasks, features=prepared.features.named, weight="")
 
 
-def _users(source: Any, values: dict[str, list], schema: DataSchema) -> Users | None:
+def _users(source: Any, values: dict[str, Any], schema: DataSchema) -> Users | None:
     if not values:
         return None
     if not isinstance(source, str | Path | DataFolder):
-        return users_of(_table(source, "users", ("user_id", *values)))
+        return users_of(_table(source, "users", ("user_id", *values)), schema)
     users = open_users(source, schema.columns_alone)
     if users is None:
         raise DataError(

@@ -63,6 +63,7 @@ class RankerRecipe(RankerTrainingConfig, DataConfig):
         """Its sequences and arm; lays out the arm's inputs where they are not yet. Call on every process."""
         prepared = open_prepared(self.prepared)
         inputs = arm_inputs(self.arm, data=self.folder, prepared=prepared, sources=self.source, sids=named(self.sids))
+        prepared.lay_out_item_codes(self.folder)
         return RankerParts(self, prepared, ARMS[self.arm](inputs, self.arm_options), inputs)
 
 
@@ -94,8 +95,9 @@ class RankerParts:
         reader = config.reader(sid)
         reader.check_arm(self.recipe.arm)
         items = reader.items(arm, device)
-        features = self.prepared.user_features
-        return Ranker(config, items, arm.dim, sid, features, device, len(self.prepared.tasks))
+        prepared = self.prepared
+        sizes = (prepared.user_features, device, len(prepared.tasks), prepared.features)
+        return Ranker(config, items, arm.dim, sid, *sizes)
 
     def batches(self, split: str, processes: Processes) -> SequenceBatches:
         """This process's batches of a split; training ones are shuffled."""
@@ -167,6 +169,7 @@ class TrainedRanker:
         inputs = arm_inputs(
             recipe.arm, data=data or recipe.folder, prepared=given, sources=own.sources or recipe.source, sids=folders
         )
+        given.lay_out_item_codes(data or recipe.folder)
         sequences = seen_by(own.prepared, given)
         arm = ARMS[recipe.arm](own.met(recipe.arm, inputs, sequences), recipe.arm_options)
         return RankerParts(replace(recipe, batch_events=recipe.events_at_once(own.prepared)), sequences, arm, inputs)

@@ -22,6 +22,7 @@ from sidrec_torchrec.files import sha256_of
 from sidrec_torchrec.native import build
 
 METADATA = "sidrec.json"
+FEATURE_NAMES = {"feature_NF", "known_MF"}
 FORMAT = 2
 
 
@@ -38,8 +39,11 @@ class Scorer:
         metadata: ``sids``, the SIDs whose words, side by side, an item is: ``name``, ``fingerprint``, ``stages`` and number of
             ``words`` of each; ``inputs``, the shape of each, where a name stands
             for a size that may differ from call to call; ``user_features``, by name the values whose codes are 1, 2, ...
-            (0 stands for any other), in the order of ``user_BF``'s columns; ``tasks``, names of the labels, in the order of
-            an action's digits and of the predictions' columns; ``torch``, the version that wrote it.
+            (0 stands for any other), or the ``bounds`` where codes 2, 3, ... begin, in the order of ``user_BF``'s columns; ``tasks``, names of the labels, in the order of
+            an action's digits and of the predictions' columns; ``features``, if its events have any: those known of a target
+            (``event``), then those of the history alone (``history``), in the order of ``feature_NF``'s columns, of each its
+            ``name`` and the ``values`` whose codes are 1, 2, ..., or the ``bounds`` where codes 2, 3, ... begin (0 stands for a
+            missing or unknown one; ``data.features.Features.from_json`` encodes); ``torch``, the version that wrote it.
 
     Raises:
         SidrecError: if it is no such package, or one of a later format.
@@ -64,7 +68,12 @@ class Scorer:
             )
         self._last_action = torch.tensor(num_actions(len(self.metadata.setdefault("tasks", DEFAULT_TASKS))) - 1)
         self._last_word_W = torch.tensor(self.metadata["last_words"])
-        self._last_code_F = torch.tensor([len(values) for values in self.metadata["user_features"].values()])
+        features = [feature for kind in self.metadata.get("features", {}).values() for feature in kind]
+        last = [len(feature["values"]) if "values" in feature else len(feature["bounds"]) + 1 for feature in features]
+        self._last_feature_F = torch.tensor(last, dtype=torch.int64)
+        users = self.metadata["user_features"].values()
+        last = [len(kept) if isinstance(kept, list) else len(kept["bounds"]) + 1 for kept in users]
+        self._last_code_F = torch.tensor(last, dtype=torch.int64)
 
     def __call__(self, **inputs: Tensor) -> Tensor:
         """Probability of a positive for each candidate, float32 [M]; with several tasks [M, K].
@@ -114,6 +123,8 @@ class Scorer:
         _check_range("action_N", action_N, self._last_action)
         _check_range("request_M", request_M, torch.tensor(B - 1))
         _check_range("user_BF", user_BF, self._last_code_F)
+        for name in FEATURE_NAMES & others.keys():
+            _check_range(name, others[name], self._last_feature_F[: others[name].shape[1]])
 
 
 def _load(path: Path, parallel: int) -> tuple[Callable[..., Tensor], str | None]:

@@ -10,7 +10,7 @@ from torch.export import Dim, ExportedProgram
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.packing import SIDSpec
-from sidrec_torchrec.data.batches import RankBatch
+from sidrec_torchrec.data.batches import RankBatch, with_features
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ops.code_attention import pairs_of
 from sidrec_torchrec.ranker.arms import Arm
@@ -31,8 +31,13 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "user_BF": ("requests", "user features"),
 }
 """What ``ServingRanker`` takes, in this order, and the sizes of each; all int64."""
+FEATURE_INPUTS: dict[str, tuple[str, ...]] = {
+    "feature_NF": ("events", "features"),
+    "known_MF": ("candidates", "known features"),
+}
+"""And these, if its events have features."""
 
-_OF_EVENTS = ("action_N", "timestamp_N", "order_N", "item_N")  # of a RankBatch
+_OF_EVENTS = ("action_N", "weight_N", "features_NF", "timestamp_N", "order_N", "item_N")  # of a RankBatch
 
 
 class ServingRanker(nn.Module):
@@ -60,6 +65,7 @@ class ServingRanker(nn.Module):
         self.items = items or nn.Identity()
         self.interaction = ranker.head.interaction
         self.num_tasks = ranker.head.num_tasks
+        self.features = ranker.head.features
         bags = ranker.users.embedding_bags if ranker.users is not None else {}
         self.user_tables = nn.ModuleList(
             nn.Embedding.from_pretrained(bags[f"user_{name}"].weight.detach()) for name in ranker.head.user_features
@@ -92,6 +98,8 @@ class ServingRanker(nn.Module):
         request_time_B: Tensor,
         num_events_B: Tensor,
         user_BF: Tensor,
+        feature_NF: Tensor | None = None,
+        known_MF: Tensor | None = None,
     ) -> Tensor:
         """Probability of a positive, for each candidate and task.
 
@@ -106,6 +114,8 @@ class ServingRanker(nn.Module):
             request_time_B: int64.
             num_events_B: how many events the user had so far, those not sent included; int64.
             user_BF: code of each user feature, in the order of ``RankerHead.user_features``; int64.
+            feature_NF: code of each feature of each event, int64; None without features, as the next.
+            known_MF: of each candidate, code of each feature that is known of it: the first of ``feature_NF``'s; int64.
 
         Returns:
             float [M]; with several tasks [M, K].
@@ -114,7 +124,7 @@ class ServingRanker(nn.Module):
         requests = Requests(
             items=self.items(history_NW),
             has_item_N=history_NW[:, 0] >= 0,
-            action_N=action_N,
+            side_NC=with_features(action_N, feature_NF),
             time_N=time_N,
             begin_B=begin_B,
             end_B=end_B,
@@ -132,14 +142,19 @@ class ServingRanker(nn.Module):
             action_V=action_N,
             num_tasks=self.num_tasks,
         )
-        return self.score(requests, context, user_BF)
+        return self.score(requests, context, user_BF, known_MF)
 
-    def score(self, requests: Requests, context: Context, user_BF: Tensor) -> Tensor:
+    def score(self, requests: Requests, context: Context, user_BF: Tensor, known_MF: Tensor | None = None) -> Tensor:
         """Probability of a positive, as ``forward``, of candidates that have that context."""
         q_MD, pooled_MPD = self.reader.serve(requests)
         users_MD = [table(user_BF[:, f])[requests.request_M] for f, table in enumerate(self.user_tables)]
-        probability_MK = self.interaction(q_MD, pooled_MPD, context, users_MD).sigmoid()
+        probability_MK = self.interaction(q_MD, pooled_MPD, context, users_MD, known_MF).sigmoid()
         return probability_MK.squeeze(1) if self.num_tasks == 1 else probability_MK
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, ...]]:
+        """What it takes, in this order, and the sizes of each."""
+        return INPUTS | (FEATURE_INPUTS if len(self.features) else {})
 
     @property
     def fixed_sizes(self) -> dict[str, int]:
@@ -147,6 +162,8 @@ class ServingRanker(nn.Module):
         return {
             "words": sum(spec.num_words for spec in self.sids.values()),
             "user features": len(self.user_tables),
+            "features": len(self.features),
+            "known features": len(self.features.known),
         }
 
 
@@ -158,7 +175,7 @@ def ranges_of(offsets_B1: Tensor, B: int) -> tuple[Tensor, Tensor]:
 
 def export(model: ServingRanker) -> ExportedProgram:
     """The module as a program for any number of requests, events and candidates, none included."""
-    return export_any_size(model, INPUTS, model.fixed_sizes)
+    return export_any_size(model, model.inputs, model.fixed_sizes)
 
 
 def export_any_size(
@@ -256,12 +273,13 @@ def alone(batch: RankBatch, most: int) -> RankBatch:
     )
 
 
-def requests_of(batch: RankBatch, words_NW: Tensor) -> dict[str, Tensor]:
+def requests_of(batch: RankBatch, words_NW: Tensor, num_known: int = 0) -> dict[str, Tensor]:
     """What a server is asked for each target of a batch: a request with the events it may read, and itself as candidate.
 
     Args:
         batch: of sequences.
         words_NW: packed SIDs of its events, int64.
+        num_known: how many of its features are known of a target; ``Features.known``.
 
     Returns:
         ``ServingRanker``'s inputs.
@@ -272,6 +290,10 @@ def requests_of(batch: RankBatch, words_NW: Tensor) -> dict[str, Tensor]:
     _, read_P = pairs_of(targets.begin_S, targets.end_S)  # P: events of all requests
     event_P = targets.visible_V[read_P]
     user_BF = batch.users.values().view(len(batch.users.keys()), len(batch.lengths_B)).T
+    features = {
+        "feature_NF": batch.features_NF[event_P],
+        "known_MF": batch.features_NF[targets.event_S, :num_known],
+    }
     return {
         "history_NW": words_NW[event_P],
         "action_N": batch.action_N[event_P],
@@ -282,4 +304,5 @@ def requests_of(batch: RankBatch, words_NW: Tensor) -> dict[str, Tensor]:
         "request_time_B": batch.timestamp_N[targets.event_S],
         "num_events_B": batch.order_N[targets.event_S],
         "user_BF": user_BF[targets.row_S],
+        **(features if batch.features_NF.shape[1] else {}),
     }

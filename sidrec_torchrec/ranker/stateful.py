@@ -7,16 +7,18 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from sidrec_torchrec.codec.codec import fingerprint_of
+from sidrec_torchrec.data.batches import with_features
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.ranker.model import Context, count_labels, last_time
 from sidrec_torchrec.ranker.readers import CodeReader, Requests
-from sidrec_torchrec.ranker.serving import INPUTS, ServingRanker, export_any_size, ranges_of
+from sidrec_torchrec.ranker.serving import FEATURE_INPUTS, INPUTS, ServingRanker, export_any_size, ranges_of
 from sidrec_torchrec.ranker.user_state import DTYPES, STATE_INPUTS, StateLayout, UserStates
 from sidrec_torchrec.side.code_attention import Masses
 
 _EVENTS = {name: INPUTS[name] for name in ("history_NW", "action_N", "time_N", "offsets_B1")}
 UPDATE_INPUTS: dict[str, tuple[str, ...]] = STATE_INPUTS | _EVENTS
-"""What ``UserStateUpdater`` takes, in this order, and the sizes of each; it gives the first, the states, again."""
+"""What ``UserStateUpdater`` takes, in this order, and the sizes of each; it gives the first, the states, again. With features of
+events, their codes come last; so in the next."""
 STATEFUL_INPUTS: dict[str, tuple[str, ...]] = STATE_INPUTS | {
     name: shape for name, shape in INPUTS.items() if name != "num_events_B"
 }
@@ -47,6 +49,7 @@ class UserStateUpdater(nn.Module):
         super().__init__()
         self.reader = _reader_of(model)
         self.num_tasks = model.num_tasks
+        self.features = model.features
         self.eval()
 
     @cached_property
@@ -60,7 +63,14 @@ class UserStateUpdater(nn.Module):
 
     @torch.no_grad()
     def append(
-        self, states: UserStates, *, history_NW: Tensor, action_N: Tensor, time_N: Tensor, offsets_B1: Tensor
+        self,
+        states: UserStates,
+        *,
+        history_NW: Tensor,
+        action_N: Tensor,
+        time_N: Tensor,
+        offsets_B1: Tensor,
+        feature_NF: Tensor | None = None,
     ) -> UserStates:
         """The states with each user's new events: those of user b, oldest first, stand from offsets b to b + 1.
 
@@ -69,6 +79,7 @@ class UserStateUpdater(nn.Module):
             history_NW: packed SIDs of all users' new events, one user after another; int64.
             action_N, time_N: of each event; int64.
             offsets_B1: rising from 0 to N; int64.
+            feature_NF: codes of each event's features; int64. None where the ranker reads none.
 
         Raises:
             CodecMismatchError: on states of another ranker.
@@ -81,6 +92,10 @@ class UserStateUpdater(nn.Module):
             raise DataError(
                 f"action_N and time_N have shapes {tuple(action_N.shape)} and {tuple(time_N.shape)}, expected ({N},)"
             )
+        shape = None if feature_NF is None else tuple(feature_NF.shape)
+        if shape != ((N, len(self.features)) if len(self.features) else None):
+            names = ", ".join(self.features.sizes) or "nothing"
+            raise DataError(f"feature_NF is of shape {shape}; this ranker reads of each of {N} events {names}")
         rising = offsets_B1.shape == (len(states) + 1,) and not (offsets_B1.diff() < 0).any()
         if not rising or offsets_B1[0] != 0 or offsets_B1[-1] != N:
             raise DataError(
@@ -90,7 +105,7 @@ class UserStateUpdater(nn.Module):
             self.reader.spec.check_words(history_NW)
         except ValueError as error:
             raise DataError(f"history_NW: {error}") from None
-        return UserStates(self.layout, *self(*states.tensors, history_NW, action_N, time_N, offsets_B1))
+        return UserStates(self.layout, *self(*states.tensors, history_NW, action_N, time_N, offsets_B1, feature_NF))
 
     def forward(
         self,
@@ -103,10 +118,11 @@ class UserStateUpdater(nn.Module):
         action_N: Tensor,
         time_N: Tensor,
         offsets_B1: Tensor,
+        feature_NF: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """As ``append``, of tensors as ``UserStates`` has them, unchecked; gives the first five anew."""
         begin_B, end_B = ranges_of(offsets_B1, count_B.shape[0])
-        new = self.reader.learned_masses(history_NW, action_N, begin_B, end_B)
+        new = self.reader.learned_masses(history_NW, with_features(action_N, feature_NF), begin_B, end_B)
         masses = Masses(mass_BVKH, lse_BKH, count_B).merge(new)
         labels_B2T = labels_B2T + count_labels(action_N, begin_B, end_B, self.num_tasks)
         last_time_B = torch.where(end_B > begin_B, last_time(time_N, end_B), last_time_B)
@@ -162,6 +178,8 @@ class StatefulServingRanker(nn.Module):
         request_M: Tensor,
         request_time_B: Tensor,
         user_BF: Tensor,
+        feature_NF: Tensor | None = None,
+        known_MF: Tensor | None = None,
     ) -> Tensor:
         """Probability of a positive, for each candidate and task.
 
@@ -169,7 +187,7 @@ class StatefulServingRanker(nn.Module):
             mass_BVKH, lse_BKH, count_B, labels_B2T, last_time_B: as ``UserStates`` has them, of all events of each request's
                 user.
             history_NW, action_N, time_N, offsets_B1: as ``ServingRanker.forward``'s; of the events that candidates read.
-            candidate_MW, request_M, request_time_B, user_BF: as ``ServingRanker.forward``'s.
+            candidate_MW, request_M, request_time_B, user_BF, feature_NF, known_MF: as ``ServingRanker.forward``'s.
 
         Returns:
             float [M]; with several tasks [M, K].
@@ -178,7 +196,7 @@ class StatefulServingRanker(nn.Module):
         requests = Requests(
             items=history_NW,
             has_item_N=history_NW[:, 0] >= 0,
-            action_N=action_N,
+            side_NC=with_features(action_N, feature_NF),
             time_N=time_N,
             begin_B=begin_B,
             end_B=end_B,
@@ -194,7 +212,7 @@ class StatefulServingRanker(nn.Module):
             reads_S=count_B[request_M] > 0,
             labels_S2K=labels_B2T[request_M],
         )
-        return self.model.score(requests, context, user_BF)
+        return self.model.score(requests, context, user_BF, known_MF)
 
 
 def _reader_of(model: ServingRanker) -> CodeReader:
@@ -221,14 +239,15 @@ def _layout_of(reader: CodeReader, num_tasks: int) -> StateLayout:
 
 def export_updater(updater: UserStateUpdater) -> ExportedProgram:
     """As a program for any number of users and events, none included; see ``UPDATE_INPUTS``."""
-    return export_any_size(
-        updater, UPDATE_INPUTS, updater.layout.sizes | {"words": updater.reader.spec.num_words}, DTYPES
-    )
+    sizes = updater.layout.sizes | {"words": updater.reader.spec.num_words, "features": len(updater.features)}
+    feature = {"feature_NF": FEATURE_INPUTS["feature_NF"]} if len(updater.features) else {}
+    return export_any_size(updater, UPDATE_INPUTS | feature, sizes, DTYPES)
 
 
 def export_stateful(model: StatefulServingRanker) -> ExportedProgram:
     """As a program for any number of requests, events and candidates, none included; see ``STATEFUL_INPUTS``."""
-    return export_any_size(model, STATEFUL_INPUTS, model.layout.sizes | model.model.fixed_sizes, DTYPES)
+    inputs = STATEFUL_INPUTS | (FEATURE_INPUTS if len(model.model.features) else {})
+    return export_any_size(model, inputs, model.layout.sizes | model.model.fixed_sizes, DTYPES)
 
 
 def _check_layout(states: UserStates, layout: StateLayout) -> None:

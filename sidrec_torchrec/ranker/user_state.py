@@ -39,7 +39,7 @@ class StateLayout:
         codec: fingerprint of the codec of the events' SIDs, 16 characters at most.
         weights: fingerprint of the weights that masses depend on, 16 characters at most: a ranker that was trained again,
             on the same SIDs, cannot read the states of the one before.
-        values: V, of all digits and actions.
+        values: V, of all digits, actions and features.
         queries: K, learned.
         heads: H.
         tasks: T.
@@ -73,7 +73,7 @@ class StateLayout:
 
     @property
     def num_bytes(self) -> int:
-        """Of a user's row: 4 per value of a digit or action, learned query and head, and little else."""
+        """Of a user's row: 4 per value of a digit, action or feature, learned query and head, and little else."""
         return self._row.itemsize
 
     @property
@@ -127,7 +127,7 @@ class UserStates:
 
     Args:
         layout: whose states they are.
-        mass_BVKH: float32, how much weight each learned query and head gives to each value of each digit and action.
+        mass_BVKH: float32, how much weight each learned query and head gives to each value of each digit, action and feature.
         lse_BKH: float64, the logarithm of the softmax's denominator, -inf without events. In float32, of ten thousand events
             the next would change little more than the last bits.
         count_B: int64, events.

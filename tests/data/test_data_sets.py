@@ -297,8 +297,10 @@ def test_user_columns_are_chosen(folder):
     assert open_users(DataFolder.of(folder, DataSchema(user_columns=("age",)))).categorical == ("age",)
     with pytest.raises(DataError, match="no user column 'size'"):
         open_users(DataFolder.of(folder, DataSchema(user_columns=("size",))))
-    with pytest.raises(DataError, match="column 'height' is double; a user feature is a category"):
-        open_users(DataFolder.of(folder, DataSchema(user_columns=("height",))))
+    chosen = open_users(DataFolder.of(folder, DataSchema(user_columns=("age", "height"))))
+    assert chosen.categorical == ("age",) and [named.column for named in chosen.dense] == ["height"]
+    with pytest.raises(DataError, match="column 'postcode' is string; a dense feature holds numbers"):
+        open_users(DataFolder.of(folder, DataSchema(user_columns=("postcode:dense",))))
 
 
 def test_all_that_is_wrong_is_said_at_once(folder):

@@ -53,6 +53,21 @@ def test_another_seed_another_corpus(tmp_path: Path) -> None:
     assert not read(tmp_path / "a", "events").equals(read(tmp_path / "b", "events"))
 
 
+def test_a_context_changes_labels_alone_and_pays_for_who_knows_it(tmp_path: Path) -> None:
+    config = SyntheticConfig(**(vars(SMALL) | {"users": 200}))
+    write_synthetic(config, tmp_path / "one")
+    write_synthetic(SyntheticConfig(**(vars(config) | {"context": True, "context_weight": 3.0})), tmp_path / "two")
+    one, two = read(tmp_path / "one", "events"), read(tmp_path / "two", "events")
+    assert two.drop_columns(["device", "label"]).equals(one.drop_columns(["label"]))
+    assert read(tmp_path / "two", "users").equals(read(tmp_path / "one", "users"))
+    assert 0.02 < (one["label"].to_numpy() != two["label"].to_numpy()).mean() < 0.5
+    category_I = read(tmp_path / "two", "items")["category"].to_numpy()
+    frame = two.to_pandas().assign(category=category_I[two["item_id"].to_numpy() - FIRST_ITEM_ID])
+    spread = frame.groupby(["category", "device"])["label"].mean().unstack().std(axis=1).mean()
+    chance = frame.assign(device=np.random.default_rng(0).permutation(frame["device"]))
+    assert spread > 3 * chance.groupby(["category", "device"])["label"].mean().unstack().std(axis=1).mean()
+
+
 def test_a_second_label_is_rarer_and_leaves_the_first_as_it_was(tmp_path: Path) -> None:
     write_synthetic(SMALL, tmp_path / "one")
     write_synthetic(SyntheticConfig(**(vars(SMALL) | {"second_label": True})), tmp_path / "two")

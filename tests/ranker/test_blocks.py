@@ -91,7 +91,7 @@ def test_each_target_reads_what_it_would_read_alone(attention):
         query_PD = torch.cat([q_SD[s : s + 1], reader.older.queries.seeds_KD])
         gaps_11T = gap_bucket(batch.timestamp_N[event] - time_T)[None, None]
         everything_11T = torch.ones(1, 1, len(places), dtype=torch.bool)
-        arguments = (query_PD[None, None], x_1TD, action_T.unsqueeze(0), gaps_11T, everything_11T, LEARNED)
+        arguments = (query_PD[None, None], x_1TD, action_T[None, :, None], gaps_11T, everything_11T, LEARNED)
         expected_PD = attend_by_loops(reader.attention, *arguments)[0, 0]
         torch.testing.assert_close(pooled_SQD[s, 1 + LEARNED :], expected_PD, rtol=1e-4, atol=1e-5)
 

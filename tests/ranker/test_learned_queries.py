@@ -40,7 +40,7 @@ def test_over_vectors_each_query_pools_by_the_definition():
             reader.attention,
             query_PD[None, None],
             x_ND[reads].unsqueeze(0),
-            batch.action_N[reads].unsqueeze(0),
+            batch.side_NC[reads].unsqueeze(0),
             gap_T[None, None],
             torch.ones(1, 1, len(reads), dtype=torch.bool),
             LEARNED,

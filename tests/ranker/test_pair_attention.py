@@ -151,7 +151,7 @@ def test_gradients_reach_all_of_the_module_and_the_vectors_it_reads():
     names, values = zip(*pairs.named_parameters(), strict=True)
 
     def pool(query_MD, item_MKD, *values):
-        arguments = (query_MD, item_MKD, action_MK, gap_MK, is_event_MK)
+        arguments = (query_MD, item_MKD, action_MK.unsqueeze(2), gap_MK, is_event_MK)
         return torch.func.functional_call(pairs, dict(zip(names, values, strict=True)), arguments)
 
     assert torch.autograd.gradcheck(pool, (query_MD, item_MKD, *values), fast_mode=True)

@@ -10,21 +10,22 @@ from sidrec_torchrec.ranker.targets import Targets
 from tests.ranker.test_targets import DIM, make_batch, make_code_reader, make_events, without_items
 
 
+@pytest.mark.parametrize("features", [{}, {"device": 3, "hour": 25}], ids=["actions", "features"])
 @pytest.mark.parametrize("missing", [False, True], ids=["", "missing items"])
 @pytest.mark.parametrize("learned_queries", [0, 2])
-def test_the_same_parameters_give_the_same_pools_and_gradients(learned_queries, missing):
-    batch, (_, words_NW) = make_batch(), make_code_reader(0)
+def test_the_same_parameters_give_the_same_pools_and_gradients(learned_queries, missing, features):
+    batch, (_, words_NW) = make_batch(tuple(features.values())), make_code_reader(0)
     if missing:
         batch = without_items(batch)
         words_NW[~batch.has_item_N] = NO_SID
     events, cpu = make_events(), torch.device("cpu")
     config = RankerConfig(dim=DIM, num_heads=2, dropout=0.0, learned_queries=learned_queries)
     torch.manual_seed(3)
-    codes = CodeReader(config, events.embedding_dim, events, 2, cpu)
+    codes = CodeReader(config, events.embedding_dim, events, 2, cpu, features)
     with torch.no_grad():
         for parameter in codes.parameters():
             parameter.normal_(std=0.5)
-    vectors = VectorReader(config, events.embedding_dim, None, 2, cpu)
+    vectors = VectorReader(config, events.embedding_dim, None, 2, cpu, features)
     state = {name.replace("attention.vectors.", "vectors."): value for name, value in codes.state_dict().items()}
     vectors.load_state_dict({name: value for name, value in state.items() if "fingerprint" not in name})
 

@@ -1,5 +1,6 @@
 """What each target may read, against the definition; and the two readers."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -21,7 +22,7 @@ LENGTHS, NUM_TARGETS = [7, 1, 40, 12], [3, 1, 25, 12]
 DIM = 8
 
 
-def make_batch() -> RankBatch:
+def make_batch(features: Sequence[int] = ()) -> RankBatch:
     """Rows in which negatives share the order of their positive and are not visible, as prepared sequences have them."""
     generator = torch.Generator().manual_seed(0)
     order, visible, time = [], [], []
@@ -40,6 +41,8 @@ def make_batch() -> RankBatch:
         num_targets_B=torch.tensor(NUM_TARGETS),
         weight_B=torch.ones(len(LENGTHS)),
         action_N=torch.randint(2, (N,), generator=generator),
+        weight_N=torch.ones(N),
+        features_NF=make_codes(features, N),
         timestamp_N=torch.cat(time),
         order_N=torch.cat(order),
         visible_N=torch.cat(visible),
@@ -55,6 +58,12 @@ def without_items(batch: RankBatch) -> RankBatch:
     item_N[[0, 2, 9, 10, 12, 13, 16, 20]] = -1
     assert (item_N[Targets.of(batch).event_S] >= 0).all()
     return replace(batch, item_N=item_N)
+
+
+def make_codes(sizes: Sequence[int], N: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    columns = [torch.randint(size, (N,), generator=generator) for size in sizes]
+    return torch.stack(columns, dim=1) if columns else torch.zeros(N, 0, dtype=torch.int64)
 
 
 def make_events() -> SIDEConfig:

@@ -1,6 +1,7 @@
 """What a reader is, what it can read, and what all of them have: item vectors, and queries."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -89,7 +90,8 @@ class Requests:
         items: what the reader reads of all requests' events, one request after another, oldest first: packed SIDs, int64
             [N, W], or features, float [N, E].
         has_item_N: bool, False for an event whose item is missing.
-        action_N, time_N: of each event, int64.
+        side_NC: action and features of each event, int64.
+        time_N: of each event, int64.
         begin_B, end_B: where each request's events begin and end, int64.
         candidates: as ``items``, of all candidates, [M, ...].
         request_M: which request each candidate belongs to, int64.
@@ -100,7 +102,7 @@ class Requests:
 
     items: Tensor
     has_item_N: Tensor
-    action_N: Tensor
+    side_NC: Tensor
     time_N: Tensor
     begin_B: Tensor
     end_B: Tensor
@@ -134,6 +136,7 @@ class Reader(nn.Module, ABC):
         sid: codec and mode of the packed SIDs, for a reader of codes.
         num_actions: actions an event can have.
         device: where to build it.
+        features: number of codes of each feature of an event, by name.
 
     Attributes:
         reads_codes: whether it reads packed SIDs, which have no gradient; else vectors.
@@ -157,6 +160,7 @@ class Reader(nn.Module, ABC):
         sid: SIDEConfig | None,
         num_actions: int,
         device: torch.device,
+        features: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.queries = Queries(config.learned_queries, config.dim).to(device)

@@ -1,5 +1,7 @@
 """A reader of packed SIDs, in code space."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,6 +11,7 @@ from sidrec_torchrec.ops.code_attention import gap_bucket
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.pair_attention import PairAttention
 from sidrec_torchrec.ranker.readers.base import READERS, ItemVectors, Reader, Requests
+from sidrec_torchrec.ranker.side_information import SideInformation
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.side.code_attention import CodeAttention, Masses
 from sidrec_torchrec.side.expansion import SIDEConfig
@@ -37,24 +40,27 @@ class CodeReader(Reader):
         sid: SIDEConfig | None,
         num_actions: int,
         device: torch.device,
+        features: Mapping[str, int] | None = None,
     ) -> None:
-        super().__init__(config, items_dim, sid, num_actions, device)
+        super().__init__(config, items_dim, sid, num_actions, device, features)
         if sid is None:
             raise ValueError("attention to codes needs the SIDs' codec and mode; got no sid")
         self.spec = sid.codec.spec
+        side = SideInformation.of(num_actions, features)
         self.attention = CodeAttention(
             sid,
             config.dim,
             config.num_heads,
-            side_information={"action": num_actions},
+            side_information=side.sizes,
             time_gaps=True,
             vectors=ItemVectors(items_dim, config.dim, config.dropout),
             device=device,
         )
+        side.start(self.attention.bucket_value_AD)
         self.top_events = config.top_events
         self.pairs = None
         if config.top_events:
-            self.pairs = PairAttention(config.dim, config.num_heads, num_actions).to(device)
+            self.pairs = PairAttention(config.dim, config.num_heads, num_actions, features).to(device)
 
     @property
     def num_pools(self) -> int:
@@ -71,7 +77,7 @@ class CodeReader(Reader):
             items[targets.visible_V],
             targets.begin_S,
             targets.end_S,
-            batch.action_N[targets.visible_V].unsqueeze(1),
+            batch.side_NC[targets.visible_V],
             batch.timestamp_N[targets.visible_V],
             batch.timestamp_N[targets.event_S],
         )
@@ -80,19 +86,19 @@ class CodeReader(Reader):
 
     def serve(self, requests: Requests) -> tuple[Tensor, Tensor]:
         """Candidates of a request share its history; learned queries, which are the same for all, read it once."""
-        words_NW, buckets_N1 = requests.items, requests.action_N.unsqueeze(1)
+        words_NW, side_NC = requests.items, requests.side_NC
         time_M = requests.request_time_B[requests.request_M]
         q_MD = self.attention.event_vectors(requests.candidates)
-        events = (words_NW, *requests.ranges, buckets_N1, requests.time_N, time_M)
+        events = (words_NW, *requests.ranges, side_NC, requests.time_N, time_M)
         pools = [self.attention.shared(q_MD, *events).unsqueeze(1)]
         if self.queries.seeds_KD is not None:
             masses = requests.learned
             if masses is None:
-                masses = self.learned_masses(words_NW, requests.action_N, requests.begin_B, requests.end_B)
+                masses = self.learned_masses(words_NW, side_NC, requests.begin_B, requests.end_B)
             pools.append(self.attention.pool(masses)[requests.request_M])
         return q_MD, torch.cat([*pools, *self._pool_top(q_MD, *events)], dim=1)
 
-    def learned_masses(self, words_NW: Tensor, action_N: Tensor, begin_B: Tensor, end_B: Tensor) -> Masses:
+    def learned_masses(self, words_NW: Tensor, side_NC: Tensor, begin_B: Tensor, end_B: Tensor) -> Masses:
         """What the K learned queries, of which there must be some, need of the events begin .. end - 1 of each of B users.
 
         No time is looked at: those of later events can be merged into it.
@@ -100,7 +106,7 @@ class CodeReader(Reader):
         seeds_KD = self.queries.seeds_KD
         assert seeds_KD is not None
         query_BKD = seeds_KD.expand(begin_B.shape[0], -1, -1)
-        return self.attention.masses(query_BKD, words_NW, begin_B, end_B, action_N.unsqueeze(1))
+        return self.attention.masses(query_BKD, words_NW, begin_B, end_B, side_NC)
 
     def _pool_top(
         self,
@@ -108,16 +114,14 @@ class CodeReader(Reader):
         words_NW: Tensor,
         begin_M: Tensor,
         end_M: Tensor,
-        action_N1: Tensor,
+        side_NC: Tensor,
         time_N: Tensor,
         time_M: Tensor,
     ) -> list[Tensor]:
         """What each target pools of its top events, float [M, 1, D]; nothing without such events."""
         if self.pairs is None:
             return []
-        event_MK = self.attention.top_events(
-            q_MD, words_NW, begin_M, end_M, action_N1, time_N, time_M, k=self.top_events
-        )
+        event_MK = self.attention.top_events(q_MD, words_NW, begin_M, end_M, side_NC, time_N, time_M, k=self.top_events)
         is_event_MK = event_MK >= 0
         # where there is no event, one of zeros stands behind all others: there may be none at all
         event_MK = torch.where(is_event_MK, event_MK, words_NW.shape[0])
@@ -126,5 +130,5 @@ class CodeReader(Reader):
         x_UD = self.item_vectors(F.pad(words_NW, (0, 0, 0, 1)), event_U)
         x_MKD = F.embedding(place_MK, x_UD)
         gap_MK = gap_bucket(time_M.unsqueeze(1) - F.pad(time_N, (0, 1))[event_MK])
-        action_MK = F.pad(action_N1.squeeze(1), (0, 1))[event_MK]
-        return [self.pairs(q_MD, x_MKD, action_MK, gap_MK, is_event_MK).unsqueeze(1)]
+        side_MKC = F.pad(side_NC, (0, 0, 0, 1))[event_MK]
+        return [self.pairs(q_MD, x_MKD, side_MKC, gap_MK, is_event_MK).unsqueeze(1)]

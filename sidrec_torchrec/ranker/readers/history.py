@@ -20,12 +20,13 @@ class PaddedHistory:
     Args:
         batch: whose.
         layout: of the events.
-        action_BT, time_BT, order_BT: int64.
+        side_BTC: int64, action and features.
+        time_BT, order_BT: int64.
     """
 
     batch: RankBatch
     layout: RowLayout
-    action_BT: Tensor
+    side_BTC: Tensor
     time_BT: Tensor
     order_BT: Tensor
 
@@ -34,7 +35,7 @@ class PaddedHistory:
         """The events at places ``event_K``, int64, rising."""
         row_K = torch.repeat_interleave(batch.lengths_B)[event_K]
         layout = RowLayout.of(torch.bincount(row_K, minlength=len(batch.lengths_B)))
-        columns = (batch.action_N, batch.timestamp_N, batch.order_N)
+        columns = (batch.side_NC, batch.timestamp_N, batch.order_N)
         return PaddedHistory(batch, layout, *(layout.pad(values_N[event_K]) for values_N in columns))
 
     def gaps(self, time_BM: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class PaddedHistory:
         reads_BMT = self.layout.is_entry_BT.unsqueeze(1) & (self.order_BT.unsqueeze(1) < order_BM.unsqueeze(2))
         items_BTD, gaps_BMT = self.layout.pad(items_KD), self.gaps(time_BM)
         timeless = query_SPD.shape[1] - 1  # all but the target's own
-        pooled_BMPD = attention(asks.pad(query_SPD), items_BTD, self.action_BT, gaps_BMT, reads_BMT, timeless)
+        pooled_BMPD = attention(asks.pad(query_SPD), items_BTD, self.side_BTC, gaps_BMT, reads_BMT, timeless)
         return asks.jagged(pooled_BMPD)
 
 
@@ -56,12 +57,12 @@ def pool_requests(
     attention: TargetAttention, queries: Queries, q_MD: Tensor, items_ND: Tensor, requests: Requests
 ) -> Tensor:
     """As ``PaddedHistory.pool``, of requests' candidates, float [M, P, D]; learned queries read each history once."""
-    action_N = requests.action_N
-    pooled = [attention.shared(q_MD, items_ND, action_N, requests.gap_N, *requests.ranges).unsqueeze(1)]
+    side_NC = requests.side_NC
+    pooled = [attention.shared(q_MD, items_ND, side_NC, requests.gap_N, *requests.ranges).unsqueeze(1)]
     if queries.seeds_KD is not None:
         B, K = requests.begin_B.shape[0], queries.num_learned
         query_XD = queries.seeds_KD.repeat(B, 1)
         begin_X, end_X = (x_B.repeat_interleave(K) for x_B in (requests.begin_B, requests.end_B))
-        pooled_XD = attention.shared(query_XD, items_ND, action_N, None, begin_X, end_X)
+        pooled_XD = attention.shared(query_XD, items_ND, side_NC, None, begin_X, end_X)
         pooled.append(pooled_XD.unflatten(0, (B, K))[requests.request_M])
     return torch.cat(pooled, dim=1)

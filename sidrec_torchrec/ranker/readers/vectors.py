@@ -1,5 +1,7 @@
 """A reader of vectors of all events."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -26,10 +28,11 @@ class VectorReader(Reader):
         sid: SIDEConfig | None,
         num_actions: int,
         device: torch.device,
+        features: Mapping[str, int] | None = None,
     ) -> None:
-        super().__init__(config, items_dim, sid, num_actions, device)
+        super().__init__(config, items_dim, sid, num_actions, device, features)
         self.vectors = ItemVectors(items_dim, config.dim, config.dropout)
-        self.attention = TargetAttention(config.dim, config.num_heads, num_actions)
+        self.attention = TargetAttention(config.dim, config.num_heads, num_actions, features)
         self.to(device)
 
     def item_vectors(self, items: Tensor | None, event_K: Tensor, has_item_N: Tensor | None = None) -> Tensor:
