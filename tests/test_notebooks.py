@@ -20,8 +20,8 @@ _PLACES = re.compile(
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def test_both_are_there():
-    assert [path.stem for path in NOTEBOOKS] == ["first_sids", "side_in_a_ranker"]
+def test_all_are_there():
+    assert [path.stem for path in NOTEBOOKS] == ["a_week", "first_sids", "side_in_a_ranker"]
 
 
 @pytest.mark.timeout(900)  # a minute on two cores; more where they are busy, or the C++ is built first

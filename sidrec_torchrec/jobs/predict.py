@@ -39,6 +39,8 @@ class PredictConfig(JobConfig):
         events: file like ``events.parquet``, or data folder, that histories come from; none given: the ranker's data folder.
         users: likewise, like ``users.parquet``; none given: that of ``events``, if it is a folder, else the ranker's.
         prepared: folder of sequences prepared anew, if the item file has more items than the ranker was trained with.
+        data: data folder of those sequences, if it is not the ranker's own; events and users are then its own, too.
+        sids: folders of its items' SIDs, by the codecs that the ranker reads; none given: the ranker's own folders.
         max_history: most events of a history, the last ones; 0 for as many as the ranker's sequences carry.
         batch_events: events in a batch over all processes, padding included.
     """
@@ -50,6 +52,8 @@ class PredictConfig(JobConfig):
     events: Path | None = None
     users: Path | None = None
     prepared: Path | None = None
+    data: Path | None = None
+    sids: tuple[Path, ...] = ()
     max_history: int = 0
     batch_events: int = 8192
 
@@ -83,6 +87,8 @@ def main(config: PredictConfig) -> dict[str, Any]:
             events=config.events,
             users=config.users,
             prepared=config.prepared,
+            data=config.data,
+            sids=config.sids,
             max_history=config.max_history or None,
             batch_events=config.batch_events,
         )

@@ -1,7 +1,7 @@
 """A trained ranker's probabilities of requests: for a batch job, or from a table in a notebook."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,8 @@ class Predictor:
         events: Any = None,
         users: Any = None,
         prepared: str | Path | None = None,
+        data: str | Path | None = None,
+        sids: Sequence[str | Path] = (),
         max_history: int | None = None,
         batch_events: int = 8192,
     ) -> "Predictor":
@@ -91,6 +93,8 @@ class Predictor:
                 for the data folder that the ranker was trained on.
             users: likewise, like ``users.parquet``; None for that of ``events``, if it is a folder, else as above.
             prepared: sequences prepared anew, if the item file has more items by now; the ranker stays as it is.
+            data: data folder of those sequences, if it is not the ranker's own.
+            sids: folders of its items' SIDs, by the codecs that the ranker reads; none given: its own folders.
             max_history: most events of a history, the last ones; None for as many as the ranker's sequences carry.
             batch_events: events in a batch over all processes, padding included.
 
@@ -103,7 +107,10 @@ class Predictor:
         with process_group() as processes:
             trained = TrainedRanker.open(Path(ranker))
             recipe, own = trained.recipe, trained.trained_on.prepared
-            parts = trained.parts(Path(prepared) if prepared is not None else None)
+            folder = recipe.folder if data is None else DataFolder.of(data, own.schema.columns_alone)
+            parts = trained.parts(
+                Path(prepared) if prepared is not None else None, data=folder, sids=tuple(map(Path, sids))
+            )
             # of the sequences prepared anew only the items count: the ranker's users and tasks are its own
             parts = replace(parts, prepared=replace(parts.prepared, user_features=own.user_features, tasks=own.tasks))
             model = parts.sharded(processes) if shared else parts.whole(processes.device)
@@ -113,12 +120,12 @@ class Predictor:
             raise SidrecError(
                 f"{own.folder}: prepared by an earlier version, which did not say how long histories are; name --max-history"
             )
-        items = open_items(recipe.folder, sources=(), targets=())
+        items = open_items(folder, sources=(), targets=())
         rows, values = ItemRows(items), own.user_values(recipe.folder)
         if users is None:
             is_folder = isinstance(events, str | Path) and Path(events).is_dir()
-            users = events if is_folder else recipe.folder
-        log = _events(recipe.folder if events is None else events, own)
+            users = events if is_folder else folder
+        log = _events(folder if events is None else events, own)
         return Predictor(
             trained=trained,
             prepared=parts.prepared,
