@@ -1,7 +1,7 @@
 """Events grouped by user in bounded memory: cut into buckets on disk by a hash of the user, then read bucket by bucket."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -209,15 +209,13 @@ def _raw_columns(count: int) -> list[str]:
 
 def _of_type(user_ids: pa.Array, users: Users | None, events: Events) -> pa.Array:
     """Ids of users in the type that the log has them in."""
-    if user_ids.type == events.user_id_type:
-        return user_ids
-    try:
-        return user_ids.cast(events.user_id_type)
-    except pa.ArrowInvalid:
-        raise DataError(
-            f"{users.path if users else ''}: column 'user_id' holds {user_ids.type}, in {events.path} it holds "
-            f"{events.user_id_type}; write both with one type"
-        ) from None
+    if pa.types.is_integer(user_ids.type) == pa.types.is_integer(events.user_id_type):
+        with suppress(pa.ArrowInvalid):  # a number beyond the other type
+            return user_ids.cast(events.user_id_type)
+    raise DataError(
+        f"{users.path if users else ''}: column 'user_id' holds {user_ids.type}, in {events.path} it holds "
+        f"{events.user_id_type}; write both with one type"
+    )
 
 
 def _scatter(writers: list, schema: pa.Schema, columns: list, kept: np.ndarray | None = None) -> None:

@@ -104,7 +104,8 @@ def vectors(column: pa.Array, dim: int) -> tuple[np.ndarray, np.ndarray, int | N
         return np.empty((0, dim), np.float32), given_N, int(np.argmax(wrong_N))
     x_ND = np.zeros((num_rows, dim), np.float32)
     # flatten() skips null rows, whatever lies beneath them; nulls inside a vector become NaN and are refused as such.
-    x_ND[given_N] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, and are refused as such
+        x_ND[given_N] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
     return x_ND, np.any(x_ND, axis=1), None
 
 

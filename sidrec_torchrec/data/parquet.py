@@ -173,7 +173,14 @@ class ParquetTable:
             DataError: on a null; names the row of the file.
         """
         self.check_no_null(batch, column, first_row)
-        return canonical(batch.column(column))
+        ids = canonical(batch.column(column))
+        try:
+            ids.validate(full=True)
+        except pa.ArrowInvalid:
+            raise DataError(
+                f"{self.at(column, first_row)} and after: an id is not UTF-8; make it a column of bytes"
+            ) from None
+        return ids
 
     def int64(self, batch: pa.RecordBatch, column: str, first_row: int) -> np.ndarray:
         """A required integer column of a batch as int64 [N].

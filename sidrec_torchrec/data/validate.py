@@ -212,7 +212,7 @@ def _summarize_events(
         tally.add(batch)
     tally.check()
     counts_U = tally.counts_U[: len(tally.users)]
-    without_row = None if users is None else int((IdIndex(users.ids()).find(tally.users.ids) < 0).sum())
+    without_row = None if users is None else _count_without_row(users, tally.users.ids)
     return {
         "items_without_events": None if rows is None else len(rows) - int(tally.is_met_I.sum()),
         "events": events.num_events,
@@ -226,6 +226,15 @@ def _summarize_events(
         },
         "users_without_row": without_row,
     }
+
+
+def _count_without_row(users: Users, user_ids: pa.Array) -> int:
+    try:
+        return int((IdIndex(users.ids()).find(user_ids) < 0).sum())
+    except TypeError:
+        raise DataError(
+            f"{users.path}: column 'user_id' holds {users.ids().type}, events have {user_ids.type}; write both with one type"
+        ) from None
 
 
 class _Tally:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidrec_torchrec.data.format import DataConfig, DataFolder
+from sidrec_torchrec.data.format import DataConfig, DataFolder, open_events
 from sidrec_torchrec.data.propose import propose
+from sidrec_torchrec.data.unread import unread_events
 from sidrec_torchrec.files import write_json
 
 
@@ -37,4 +38,18 @@ def main(config: DataSchemaConfig) -> dict[str, Any]:
     else:
         write_json(path, schema.to_json())
     print(f"{path}: {json.dumps(schema.to_json(), indent=2)}")
+    _print_candidates(DataFolder(config.data, schema))
     return schema.to_json()
+
+
+def _print_candidates(data: DataFolder) -> None:
+    """Columns that may be features, which only who knows the log can tell: what is known after the event must not be asked."""
+    if not data.has("events"):
+        return
+    events = open_events(data)
+    names = [name for name, why in unread_events(events).items() if not why.endswith("a pandas index")]
+    if names:
+        print(
+            f"{events.path}: not read: {', '.join(names)}. Labels are named by --tasks; what is known when a ranker is asked (a device, "
+            "an hour) may be one of --event-features, what comes out afterwards (a dwell time) one of --history-features"
+        )

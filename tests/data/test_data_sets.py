@@ -13,6 +13,7 @@ from sidrec_torchrec.data.columns import seconds
 from sidrec_torchrec.data.folder import DataFolder, DataSchema, open_table
 from sidrec_torchrec.data.format import open_events, open_items, open_users, validate
 from sidrec_torchrec.data.parquet import ParquetTable
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.errors import DataError
 
 DAY = 86_400
@@ -385,3 +386,23 @@ def test_bad_second_files(change, words, folder):
     data = DataFolder.of(folder, DataSchema(embeddings="vectors.parquet", columns=("item_id=key",)))
     with pytest.raises(DataError, match=words):
         list(open_items(data).batches())
+
+
+def test_users_of_another_type_of_id_are_refused(folder):
+    """Text that looks like the log's numbers is not taken for them."""
+    pq.write_table(events_table(), folder / "events.parquet")
+    pq.write_table(pa.table({"user_id": ["0", "1"], "age": [1, 2]}), folder / "users.parquet")
+    for read_all in (validate, lambda data: prepare(data, folder / "out", PrepareConfig())):
+        with pytest.raises(
+            DataError, match=r"users.parquet: column 'user_id' holds large_string, .* int64; write both"
+        ):
+            read_all(folder)
+
+
+def test_text_that_is_not_utf8_is_named(folder):
+    ids = pa.Array.from_buffers(pa.string(), 12, pa.array([b"a"] * 11 + [b"\xff"], pa.binary()).buffers())
+    pq.write_table(events_table().set_column(0, "user_id", ids), folder / "events.parquet")
+    with pytest.raises(
+        DataError, match="column 'user_id', row 10 and after: an id is not UTF-8; make it a column of bytes"
+    ):
+        read(folder)
