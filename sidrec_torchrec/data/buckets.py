@@ -32,7 +32,7 @@ class UserEvents:
         item: int32 [N], rows of the item file; ``NO_ITEM`` of an event whose item it does not have.
         timestamp: int64 [N], seconds, never decreasing.
         action: int8 [N], the labels; see ``data.tasks``. 1 where the log has no labels.
-        raw: float64 [N, F], the features; see ``Draft.raw``.
+        features: float64 [N, F], not coded yet; see ``Draft.raw``.
         weight: float64 [N], how much each counts; None where all count alike.
     """
 
@@ -41,12 +41,12 @@ class UserEvents:
     item: np.ndarray
     timestamp: np.ndarray
     action: np.ndarray
-    raw: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    features: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     weight: np.ndarray | None = None
 
     def take(self, places: np.ndarray) -> "UserEvents":
         """The events at these places."""
-        names = [*_EVENT_COLUMNS, "raw", *(["weight"] if self.weight is not None else [])]
+        names = [*_EVENT_COLUMNS, "features", *(["weight"] if self.weight is not None else [])]
         return replace(self, **{name: getattr(self, name)[places] for name in names})
 
 
@@ -159,7 +159,7 @@ class EventBuckets:
             columns = {name: table.column(name).to_numpy() for name in _EVENT_COLUMNS}
             raw = [table.column(name).to_numpy() for name in self._raw_columns]
             columns |= {name: table.column(name).to_numpy() for name in self._weight}
-            columns["raw"] = np.stack(raw, axis=1) if raw else np.zeros((len(table), 0))
+            columns["features"] = np.stack(raw, axis=1) if raw else np.zeros((len(table), 0))
             codes_UF = np.stack([c.to_numpy() for c in users.columns[1:]] or [np.zeros(0, np.int32)], axis=1)
             code_row_U = (
                 IdIndex(canonical(users.column("user_id"))).find(user_ids)

@@ -81,7 +81,7 @@ def _fit_events(
     for user in buckets.users():
         for split, places, _ in splitter.split(user):
             if split == "train":
-                fit.add(user.raw[places])
+                fit.add(user.features[places])
     return _made(fit, buckets.path)
 
 

@@ -125,7 +125,7 @@ class TrainedOn:
             return ArmInputs(num_items=own.num_items)
         return ArmInputs(
             num_items=own.num_items,
-            vectors={name: arrays / _array("vectors", name) for name in given.vectors},
+            vectors={name: arrays / _array("source", name) for name in given.vectors},
             sids={name: SIDArray(arrays / _array("sids", name), sid.codec) for name, sid in given.sids.items()},
             training_events=training_events_file(own),
         )
@@ -153,7 +153,7 @@ def _keep(ranker: Path, prepared: Prepared, inputs: ArmInputs, arm: str) -> None
         if ARMS[arm].counts_events:
             (folder / _ARRAYS).mkdir()
             for name, path in inputs.vectors.items():
-                _link_as(path, folder / _ARRAYS / _array("vectors", name))
+                _link_as(path, folder / _ARRAYS / _array("source", name))
             for name, sid in inputs.sids.items():
                 _link_as(sid.path, folder / _ARRAYS / _array("sids", name))
 

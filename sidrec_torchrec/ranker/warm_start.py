@@ -8,7 +8,6 @@ import numpy as np
 from torch import nn
 
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.data.format import ITEMS_FILE
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.arms import ARMS
@@ -74,7 +73,7 @@ def _differences(own: RankerRecipe, its: RankerRecipe) -> Iterator[str]:
     kind = ARMS[own.arm]
     if kind.needs is Needs.SIDS and _fingerprints(own) != _fingerprints(its):
         yield f"its SIDs are of codec {', '.join(_fingerprints(its))}, not {', '.join(_fingerprints(own))}"
-    if kind.needs is Needs.NOTHING and not kind.is_base and here.data[ITEMS_FILE] != there.data[ITEMS_FILE]:
+    if kind.needs is Needs.NOTHING and not kind.is_base and here.data["items"] != there.data["items"]:
         yield f"rows of the arm '{own.arm}' belong to items, and its items are others"
     if kind.needs is Needs.VECTORS and own.source != its.source:
         yield f"it reads the sources {', '.join(its.source) or 'of its items'}, not {', '.join(own.source) or 'of these'}"

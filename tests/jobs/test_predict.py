@@ -175,7 +175,7 @@ def predict_here(config: PredictConfig) -> dict:
     return predict.main(config)
 
 
-@pytest.mark.parametrize("name", ["codes", "id"])
+@pytest.mark.parametrize("name", ["codes"])
 def test_two_processes_write_what_one_does(name, corpus, prepared, sids, tmp_path, run_distributed):
     out = train(name, corpus, prepared, sids, tmp_path / "run")
     events = pq.read_table(corpus / "events.parquet")

@@ -1,6 +1,7 @@
 """Jobs that refresh a tokenizer: published SIDs stay, and rankers in production read on."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.data.sids import read_sids, write_sids
+from sidrec_torchrec.data.sids import read_sids
 from sidrec_torchrec.errors import CodecMismatchError, RunMismatchError, SidrecError
 from sidrec_torchrec.fusion.config import QuantizerConfig, VQFusionOptions
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
@@ -187,7 +188,7 @@ def test_a_ranker_in_production_reads_the_sids_of_a_tuned_refresh(corpus, prepar
     reads = {"sids": (folder,), "epochs": 1, "batch_events": 1024, "model": SMALL}
     train_ranker.main(TrainRankerConfig(data=corpus, prepared=prepared, out=tmp_path / "ranker", **reads))
     before = evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "ranker"))
-    item_ids, _ = read_sids(folder, old.codec)
-    write_sids(folder / "sids.parquet", old.codec.spec, [(item_ids, words_NW)])
+    shutil.rmtree(folder)
+    assert (encode(corpus, config.out, folder) == words_NW).all()
     after = evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / "ranker"))
     assert before["ne_all"] != after["ne_all"] == pytest.approx(before["ne_all"], abs=0.1)

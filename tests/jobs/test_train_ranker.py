@@ -117,7 +117,7 @@ def train_here(config: TrainRankerConfig) -> dict:
     return train_ranker.main(config)
 
 
-@pytest.mark.parametrize("arm", ["side", "learned-side", "hybrid", "prefix-ngram", "pieces", "hashed-id"])
+@pytest.mark.parametrize("arm", ["side", "hybrid", "pieces", "hashed-id"])
 def test_two_processes_equal_one(arm, corpus, prepared, sids, tmp_path, run_distributed):
     """Same global batches, so the same training up to rounding and, off here, dropout; NE within 1e-4."""
     # Two wide user tables: each goes whole to one process, and the other's checkpoint does without it.
