@@ -362,7 +362,7 @@ def _sequence(user: UserEvents, events: np.ndarray, coder: Coder) -> Sequence:
         timestamp=user.timestamp[events],
         order=np.arange(len(events), dtype=np.int32),
         visible=np.ones(len(events), bool),
-        features=coder(user.raw[events]),
+        features=coder(user.features[events]),
         weight=np.ones(len(events), np.float32) if user.weight is None else user.weight[events].astype(np.float32),
         num_targets=0,
     )
