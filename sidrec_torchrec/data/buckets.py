@@ -184,8 +184,10 @@ class EventBuckets:
 
     def _mended(self, user: UserEvents) -> UserEvents:
         """The user's events as the policy wants them."""
-        back = np.flatnonzero(np.diff(user.timestamp) < 0)
-        if len(back):
+        step_N = user.timestamp[1:] - user.timestamp[:-1]
+        least = step_N.min(initial=1)
+        if least < 0:
+            back = np.flatnonzero(step_N < 0)
             if not self.policy.sort:
                 before, after = user.timestamp[back[0]], user.timestamp[back[0] + 1]
                 raise DataError(
@@ -194,7 +196,7 @@ class EventBuckets:
                 )
             self.counts.unsorted += len(back)
             user = user.take(np.argsort(user.timestamp, kind="stable"))
-        if (np.diff(user.timestamp) == 0).any():
+        if least <= 0:  # there may be ties
             # two items that are not known are not known to be one
             is_repeat_N = repeats(user.timestamp, user.item, user.action) & (user.item >= 0)
             self.counts.duplicates += int(is_repeat_N.sum())

@@ -75,20 +75,26 @@ def target_counts(
     history_B = np.zeros(_HISTORY_BUCKETS, np.int64)
     labels_K2 = np.zeros((len(tasks), 2), np.int64)
     first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min
-    for row in _rows(path):
-        targets = np.arange(len(row) - row.num_targets, len(row))
-        targets = targets[row.visible[targets] & (row.item[targets] >= 0)]
-        if not len(targets):
+    for rows in _row_groups(path):
+        targets = [slice(len(row) - row.num_targets, None) for row in rows]
+        item_T, order_T, action_T, time_T, visible_T = (
+            np.concatenate([getattr(row, name)[its] for row, its in zip(rows, targets, strict=True)])
+            for name in ("item", "order", "action", "timestamp", "visible")
+        )
+        real = np.flatnonzero(visible_T & (item_T >= 0))
+        if not len(real):
             continue
-        untrained += int((training_I[row.item[targets]] == 0).sum())
-        history_B += np.bincount(np.frexp(row.order[targets])[1], minlength=_HISTORY_BUCKETS)
-        for f, counts in enumerate(codes.values()):
-            counts += np.bincount(row.features[targets, f], minlength=len(counts))
-        events += int(row.order[targets].sum(dtype=np.int64))
+        untrained += int((training_I[item_T[real]] == 0).sum())
+        history_B += np.bincount(np.frexp(order_T[real])[1], minlength=_HISTORY_BUCKETS)
+        if codes:
+            code_TF = np.concatenate([row.features[its] for row, its in zip(rows, targets, strict=True)])[real]
+            for f, counts in enumerate(codes.values()):
+                counts += np.bincount(code_TF[:, f], minlength=len(counts))
+        events += int(order_T[real].sum(dtype=np.int64))
         for k in range(len(tasks)):
-            label_T = label_of(row.action[targets], k)
+            label_T = label_of(action_T[real], k)
             labels_K2[k] += (label_T == 1).sum(), (label_T != UNKNOWN).sum()
-        first, last = min(first, int(row.timestamp[targets[0]])), max(last, int(row.timestamp[targets[-1]]))
+        first, last = min(first, int(time_T[real].min())), max(last, int(time_T[real].max()))
     num_targets = int(history_B.sum())
     return {
         "targets": num_targets,
@@ -238,10 +244,10 @@ def _profile(prepared: "Prepared") -> dict[str, Any]:
     return prepared.profile
 
 
-def _rows(path: Path) -> Iterator[Sequence]:
+def _row_groups(path: Path) -> Iterator[list[Sequence]]:
     with open_sequences(path) as file:
         for group in range(file.num_row_groups):
-            yield from from_table(file.read_row_group(group))
+            yield from_table(file.read_row_group(group))
 
 
 def _share(part: int, of: int) -> float | None:

@@ -189,9 +189,11 @@ class Splitter:
         kept = np.flatnonzero((item < 0) | ~self.drawn_I[item])
         before = int(np.searchsorted(kept, first_train))
         if before < len(kept) and not self.config.test_only:
-            if self._draw(1, user.user_id) < self.config.validation_fraction:
+            # a draw takes longer than cutting a user's events
+            validates, trains = self.config.validation_fraction, self.config.train_fraction
+            if validates and self._draw(1, user.user_id) < validates:
                 yield "validation", kept, before
-            elif self._draw(2, user.user_id) < self.config.train_fraction:
+            elif trains == 1 or self._draw(2, user.user_id) < trains:
                 yield "train", kept, before
         if first_test < end:
             yield "test", np.arange(end), first_test
