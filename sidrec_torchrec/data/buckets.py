@@ -168,13 +168,14 @@ class EventBuckets:
             )
             no_codes = np.zeros(self._num_features, np.int32)
             order = np.argsort(user_N, kind="stable")
-            starts = np.flatnonzero(np.diff(user_N[order], prepend=-1))
-            for number, events in enumerate(np.split(order, starts[1:]) if len(order) else ()):
+            columns = {name: column[order] for name, column in columns.items()}  # a user's events are then a slice
+            ends = np.searchsorted(user_N[order], np.arange(len(user_ids)), side="right").tolist()
+            for number, (user_id, begin, end) in enumerate(zip(user_ids.to_pylist(), [0, *ends], ends, strict=False)):
                 row = -1 if code_row_U is None else code_row_U[number]
                 user = UserEvents(
-                    user_id=user_ids[number].as_py(),
+                    user_id=user_id,
                     codes=no_codes if row < 0 else codes_UF[row],
-                    **{name: column[events] for name, column in columns.items()},
+                    **{name: column[begin:end] for name, column in columns.items()},
                 )
                 user = self._mended(user)
                 if len(user.item) >= self.policy.min_events:
