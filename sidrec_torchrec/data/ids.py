@@ -6,7 +6,6 @@ number for each id: an integer's own value, a hash of text. Keys spread and sort
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -205,9 +204,9 @@ def _hash_bytes(ids: pa.Array) -> np.ndarray:
     return hash_N
 
 
-def mixed_types(path: Path, here: pa.DataType, other: Path, there: pa.DataType, column: str) -> DataError:
-    """The error of ids that are numbers in one file and text in another."""
-    return DataError(f"{path}: column '{column}' holds {here}, in {other} it holds {there}; write both with one type")
+def mixed_types(where: object, here: pa.DataType, other: object, there: pa.DataType) -> DataError:
+    """The error of ids that are numbers in one place and text in another."""
+    return DataError(f"{where}: ids are {here}, in {other} they are {there}; write both with one type")
 
 
 def as_ids(values: Any) -> pa.Array:

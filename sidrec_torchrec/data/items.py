@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from sidrec_torchrec.data.columns import is_categorical, is_index, is_tensor, is_vector, may_be_vector
 from sidrec_torchrec.data.embeddings import Embeddings, checked_vectors, clashes
 from sidrec_torchrec.data.folder import DataFolder, open_table
-from sidrec_torchrec.data.ids import IdIndex, shown
+from sidrec_torchrec.data.ids import IdIndex, mixed_types, shown
 from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.errors import DataError
 
@@ -163,10 +163,7 @@ class ItemRows:
         try:
             return self._index.find(item_ids).astype(np.int32)
         except TypeError:
-            raise DataError(
-                f"{table.at('item_id', first_row)}: ids are {item_ids.type}, in {self.path} they are {self._index.ids.type}; "
-                "write both with one type"
-            ) from None
+            raise mixed_types(table.at("item_id", first_row), item_ids.type, self.path, self._index.ids.type) from None
 
     def find_all(self, item_ids: pa.Array, table: ParquetTable, first_row: int, remedy: str) -> np.ndarray:
         """As ``find``, of ids that must be there.

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from sidrec_torchrec.codec.codec import CODEC_FOLDER
 from sidrec_torchrec.codec.report import shared_sids
 from sidrec_torchrec.data.format import DataConfig, DataFolder, open_items
-from sidrec_torchrec.data.ids import IdIndex
+from sidrec_torchrec.data.ids import IdIndex, mixed_types
 from sidrec_torchrec.data.sid_manifest import Generation, Manifest, generation_file, remove_unpublished
 from sidrec_torchrec.data.sids import SIDs, join_sids, open_sids, published, write_sids
 from sidrec_torchrec.errors import DataError
@@ -166,9 +166,7 @@ def _new(stream: ItemStream, have: SIDs) -> tuple[np.ndarray, int]:
     """
     item_ids = stream.items.ids()
     if item_ids.type != have.id_type:
-        raise DataError(
-            f"{stream.items.path}: ids are {item_ids.type}, in {have.path} they are {have.id_type}; write both with one type"
-        )
+        raise mixed_types(stream.items.path, item_ids.type, have.path, have.id_type)
     known, _ = have.read()
     is_new_N = IdIndex(known).find(item_ids) < 0
     return is_new_N, len(known) - int((~is_new_N).sum())

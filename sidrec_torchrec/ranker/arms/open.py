@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec
 from sidrec_torchrec.data.format import DataFolder, open_items
-from sidrec_torchrec.data.ids import IdIndex, same_ids, shown
+from sidrec_torchrec.data.ids import IdIndex, mixed_types, same_ids, shown
 from sidrec_torchrec.data.item_arrays import write_rows, write_vectors
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.sids import open_sids, read_sids
@@ -121,9 +121,7 @@ def _places(known_ids: pa.Array, item_ids: pa.Array, encoded: Path, items: Path)
         DataError: if an item has none.
     """
     if known_ids.type != item_ids.type:
-        raise DataError(
-            f"{items}: ids are {item_ids.type}, in {encoded} they are {known_ids.type}; write both with one type"
-        )
+        raise mixed_types(items, item_ids.type, encoded, known_ids.type)
     place_N = IdIndex(known_ids).find(item_ids)
     missing = np.flatnonzero(place_N < 0)
     if len(missing):
