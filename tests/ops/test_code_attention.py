@@ -243,6 +243,23 @@ def test_threads_and_shares_of_queries_do_not_change_a_bit():
     assert results[0].equal(results[1]) and results[0].equal(results[2])
 
 
+@pytest.mark.parametrize("heads", [4, 12])
+@TIMES
+@SOFTMAX
+def test_long_histories_of_few_queries(heads, times, softmax):
+    """They are read in pieces, which must add up: also where a query's history is short, or empty."""
+    case = Case("ternary*25", events=12_001, queries=3, heads=heads, times=times, scaled=1)
+    case.begin_M, case.end_M = torch.tensor([0, 5, 700]), torch.tensor([12_001, 5, 703])
+    expected = case.reference(softmax)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert_equal(case.run(softmax), expected, 1e-4)  # float32 sums of 12,000 numbers
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_gap_buckets_are_exact():
     gaps = [-5, 0, 1, 2, 3, 6, 7, 2**25 - 2, 2**25 - 1, 2**31 - 2, 2**31 - 1, 2**62]
     expected = [min(31, max(0, gap) + 1 and (max(0, gap) + 1).bit_length() - 1) for gap in gaps]

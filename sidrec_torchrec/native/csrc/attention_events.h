@@ -97,11 +97,16 @@ struct Inputs {
              .softmax = softmax};
     e.layout.check_words(words);
     if (scale) e.scaled_chunks = e.layout.chunks_of_first(scaled_digits);
-    for (int64_t m = 0; m < e.queries; ++m) {
-      TORCH_CHECK(0 <= e.begin[m] && e.begin[m] <= e.end[m] && e.end[m] <= words.size(0), "query ", m, " reads events ",
-                  e.begin[m], " to ", e.end[m], " of ", words.size(0));
-    }
+    check_ranges();
     return e;
+  }
+
+  void check_ranges() const {
+    const int64_t *from = begin.const_data_ptr<int64_t>(), *to = end.const_data_ptr<int64_t>();
+    for (int64_t m = 0; m < begin.size(0); ++m) {
+      TORCH_CHECK(0 <= from[m] && from[m] <= to[m] && to[m] <= words.size(0), "query ", m, " reads events ", from[m],
+                  " to ", to[m], " of ", words.size(0));
+    }
   }
 };
 

@@ -210,6 +210,54 @@ std::tuple<at::Tensor, at::Tensor> code_attention_backward(
   return {grad, grad_scale};
 }
 
+// Masses [M, V, H] and log-sum-exps [M, H] of the queries of a call that is ready.
+std::tuple<at::Tensor, at::Tensor> attend(const Inputs& given, int64_t limit, bool softmax) {
+  const Events e = given.events(limit, softmax);
+  at::Tensor mass = at::empty_like(given.scores), lse = at::empty({e.queries, e.heads}, given.scores.options());
+  const float* s = given.scores.const_data_ptr<float>();
+  float *m = mass.mutable_data_ptr<float>(), *l = lse.mutable_data_ptr<float>();
+  for_lanes(e, true, [&](const Lanes& lanes, const Window& window, bool narrow, int64_t) {
+    narrow ? forward<4>(e, lanes, window, s, m, l) : forward<8>(e, lanes, window, s, m, l);
+  });
+  return {mass, lse};
+}
+
+// A request of few candidates has fewer cuts than there are threads: its history is read in pieces of about kPiece events.
+// Their number does not depend on that of the threads, so that results do not.
+constexpr int64_t kPiece = 4'000, kFewCuts = 8;
+
+int64_t pieces_of(const Inputs& given) {
+  given.check_ranges();
+  const int64_t M = given.scores.size(0), cuts = M * ((given.scores.size(2) + 7) / 8);
+  if (cuts == 0 || cuts >= kFewCuts) return 1;
+  const int64_t *begin = given.begin.const_data_ptr<int64_t>(), *end = given.end.const_data_ptr<int64_t>();
+  int64_t most = 0;
+  for (int64_t m = 0; m < M; ++m) most = std::max(most, end[m] - begin[m]);
+  return std::clamp<int64_t>(most / kPiece, 1, kFewCuts / cuts);
+}
+
+// As attend, by softmax: each piece of a query's events is a query of its own, and what they give is put together.
+std::tuple<at::Tensor, at::Tensor> attend_to_pieces(const Inputs& given, int64_t limit, int64_t pieces) {
+  const int64_t M = given.scores.size(0);
+  const int64_t *begin = given.begin.const_data_ptr<int64_t>(), *end = given.end.const_data_ptr<int64_t>();
+  Inputs parts = given;
+  parts.begin = at::empty({pieces * M}, given.begin.options());
+  parts.end = at::empty_like(parts.begin);
+  int64_t *from = parts.begin.mutable_data_ptr<int64_t>(), *to = parts.end.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < pieces * M; ++i) {
+    const int64_t m = i % M, n = end[m] - begin[m];
+    from[i] = begin[m] + n * (i / M) / pieces;
+    to[i] = begin[m] + n * (i / M + 1) / pieces;
+  }
+  parts.scores = given.scores.repeat({pieces, 1, 1});
+  if (given.query_time) parts.query_time = given.query_time->repeat({pieces});
+  const auto [mass, lse] = attend(parts, limit, true);
+  const at::Tensor lse_PMH = lse.unflatten(0, {pieces, M}), whole_MH = lse_PMH.logsumexp(0);
+  const at::Tensor is_empty_PMH = lse_PMH == -std::numeric_limits<float>::infinity();
+  const at::Tensor share_PMH = (lse_PMH - whole_MH).exp().masked_fill(is_empty_PMH, 0.0);
+  return {(mass.unflatten(0, {pieces, M}) * share_PMH.unsqueeze(2)).sum(0), whole_MH};
+}
+
 } // namespace
 
 std::tuple<at::Tensor, at::Tensor> code_attention(
@@ -225,14 +273,8 @@ std::tuple<at::Tensor, at::Tensor> code_attention(
                                    digit_words, scaled_digits, softmax);
     return {results[0].toTensor(), results[1].toTensor()};
   }
-  const Events e = given.events(limit, softmax);
-  at::Tensor mass = at::empty_like(given.scores), lse = at::empty({e.queries, e.heads}, scores.options());
-  const float* s = given.scores.const_data_ptr<float>();
-  float *m = mass.mutable_data_ptr<float>(), *l = lse.mutable_data_ptr<float>();
-  for_lanes(e, true, [&](const Lanes& lanes, const Window& window, bool narrow, int64_t) {
-    narrow ? forward<4>(e, lanes, window, s, m, l) : forward<8>(e, lanes, window, s, m, l);
-  });
-  return {mass, lse};
+  const int64_t pieces = softmax ? pieces_of(given) : 1;
+  return pieces > 1 ? attend_to_pieces(given, limit, pieces) : attend(given, limit, softmax);
 }
 
 TORCH_LIBRARY_IMPL(sidrec, CPU, m) {

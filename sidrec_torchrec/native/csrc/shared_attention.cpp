@@ -2,6 +2,7 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -135,18 +136,30 @@ struct Shared {
                                      at::constant_pad_nd(value.flatten(1), {0, 0, 0, kGapBuckets + 1}),
                                      at::constant_pad_nd(biases, {0, (8 - H % 8) % 8, V, 0})},
                                     1);
-    std::vector<at::Tensor> of_chunks;
-    int64_t first = 0;
+    const int64_t width = rows.size(1);
+    int64_t num_rows = 0, first = 0; // first: the row of the next digit's first value
+    for (const Chunk& chunk : layout.chunks()) num_rows += chunk.radix;
+    at::Tensor table = at::empty({num_rows, width}, rows.options());
+    const float* digit_rows = rows.const_data_ptr<float>();
+    float* sums = table.mutable_data_ptr<float>(); // of this chunk's digits so far
     for (const Chunk& chunk : layout.chunks()) {
-      at::Tensor sums;
+      std::fill(sums, sums + width, 0.0f);
+      int64_t n = 1;
       for (int64_t j = chunk.first_digit; j < chunk.first_digit + chunk.num_digits; ++j) {
-        const at::Tensor own = rows.slice(0, first, first + layout.radix(j));
-        sums = sums.defined() ? (sums.unsqueeze(1) + own.unsqueeze(0)).flatten(0, 1) : own;
-        first += layout.radix(j);
+        const int64_t radix = layout.radix(j);
+        for (int64_t k = n - 1; k >= 0; --k) { // from the back: in place
+          for (int64_t v = radix - 1; v >= 0; --v) {
+            const float *base = sums + k * width, *own = digit_rows + (first + v) * width;
+            float* to = sums + (k * radix + v) * width;
+            for (int64_t d = 0; d < width; ++d) to[d] = base[d] + own[d];
+          }
+        }
+        n *= radix;
+        first += radix;
       }
-      of_chunks.push_back(sums);
+      sums += chunk.radix * width;
     }
-    return at::cat(of_chunks);
+    return table;
   }
 };
 
