@@ -113,10 +113,11 @@ class Entries:
         """SIDE and what is made of it, first by what is learned, then by how the SIDs are made."""
         plain, told = self._trits(25), self._trits(25, collaborative=True)
         best = self._trits(25, collaborative=True, tuned=True)
-        yield _ours("SIDE, 25 trits", plain)
-        yield _ours("SIDE, 25 trits, collaborative", told)
+        for count in (25, 39):  # what telling and tuning are worth
+            yield _ours(f"SIDE, {count} trits", self._trits(count))
+            yield _ours(f"SIDE, {count} trits, collaborative", self._trits(count, collaborative=True))
+            yield _ours(f"SIDE, {count} trits, tuned", self._trits(count, tuned=True))
         yield _ours("SIDE as digits, 25 trits, collaborative", told, options=ArmConfig(side_mode="digits"))
-        yield _ours("SIDE, 25 trits, tuned", self._trits(25, tuned=True))
         for count in (5, 10, 25, 39, 60):  # 5: a byte; 39: as many as one word holds
             plan = self._trits(count, collaborative=True, tuned=True)
             yield _ours(f"SIDE, {count} trits, collaborative, tuned", plan)
