@@ -20,7 +20,7 @@ demo: $(READY) ## set up, then run the main job on a synthetic corpus; the repor
 	$(VENV)/bin/sidrec pipeline --out demo
 
 test: $(READY) ## set up, then run all tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n logical --dist loadfile
 
 lint: $(READY) ## set up, then check style and types
 	$(VENV)/bin/ruff check .
