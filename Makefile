@@ -9,7 +9,7 @@ endif
 READY := $(VENV)/.ready-$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -26,6 +26,9 @@ lint: $(READY) ## set up, then check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(READY) ## set up, then build the documentation's site in build/site, warnings being errors
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
 
 clean: ## remove the virtual environment, the demo's output and all caches
 	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -3,15 +3,16 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 
 
-def run(*command: str) -> str:
+def run(*command: str, cwd: Path = ROOT) -> str:
     result = subprocess.run(
-        [sys.executable, *command], check=False, cwd=ROOT, capture_output=True, text=True, timeout=200
+        [sys.executable, *command], check=False, cwd=cwd, capture_output=True, text=True, timeout=200
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -29,12 +30,20 @@ def test_dlrm_plugin():
     assert "learned     3,200 bytes" in lines[1]  # 25 digits to 32 numbers, for any number of items
 
 
-@pytest.mark.parametrize("page", ["side.md", "code_attention.md"])
-def test_code_in_pages(page):
+@pytest.mark.parametrize("page", ["side.md", "code_attention.md", "migrate.md", "python.md"])
+def test_code_in_pages(page, tmp_path):
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL))
     assert code
-    output = run("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}")
+    output = run("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}", cwd=tmp_path)
     assert output.splitlines() == re.findall(r"print\(.*# (.*)", code)
+
+
+def test_site_builds(tmp_path, monkeypatch):
+    """Every link and anchor of the documentation leads somewhere, and every name of the reference exists: warnings are errors."""
+    pytest.importorskip("mkdocs")
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    run("-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site"))
+    assert "replace_tables" in (tmp_path / "site" / "reference" / "index.html").read_text()
 
 
 def test_code_of_state_that_is_kept():
