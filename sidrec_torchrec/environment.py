@@ -1,4 +1,4 @@
-"""What is installed here, whether it fits together, and what to type if it does not.
+"""What is installed here, whether it fits together, and how to fix it if it does not.
 
 Reads package metadata only, never imports torch: a mismatched set breaks ``import torchrec`` with an error from a shared
 library, and that is exactly when these functions are needed.
@@ -52,7 +52,7 @@ def check_if_installed() -> None:
 
 
 def doctor() -> int:
-    """Prints versions and devices, what is wrong with them, and what to type.
+    """Prints versions and devices, what is wrong with them, and how to fix it.
 
     Returns:
         Exit code: 0 if the set matches, 1 if it does not.

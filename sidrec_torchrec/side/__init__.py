@@ -1,1 +1,1 @@
-"""SIDE: modules that read SIDs where embedding tables stood."""
+"""SIDE: modules that read SIDs in place of embedding tables."""

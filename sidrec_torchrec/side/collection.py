@@ -1,4 +1,4 @@
-"""SIDE collections: where a TorchRec embedding collection stood, SIDs are expanded instead of looked up.
+"""SIDE collections: in place of a TorchRec embedding collection, SIDs are expanded instead of looked up.
 
 Parameter-free unless a table is ``learned``. A feature ``f`` of a codec with one word reads the KJT key ``f``, with W words
 the keys ``f_0`` ... ``f_{W-1}``; each event is one packed SID, or ``NO_SID`` in all words, which gives zeros.
@@ -97,7 +97,7 @@ def _pool(sids: JaggedTensor, vectors_ND: Tensor, mean: bool, is_weighted: bool)
 
 
 class SIDECollection(EmbeddingCollectionInterface):
-    """KeyedJaggedTensor of SIDs -> a vector per event, where an ``EmbeddingCollection`` stood.
+    """KeyedJaggedTensor of SIDs -> a vector per event, in place of an ``EmbeddingCollection``.
 
     Args:
         tables: features and codecs, all of one ``embedding_dim``, as TorchRec demands of an ``EmbeddingCollection``.
@@ -158,7 +158,7 @@ class SIDECollection(EmbeddingCollectionInterface):
 
 
 class SIDEBagCollection(EmbeddingBagCollectionInterface):
-    """KeyedJaggedTensor of SIDs -> a pooled vector per bag, where an ``EmbeddingBagCollection`` stood.
+    """KeyedJaggedTensor of SIDs -> a pooled vector per bag, in place of an ``EmbeddingBagCollection``.
 
     Args:
         tables: features, codecs and pooling.

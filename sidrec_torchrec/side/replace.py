@@ -51,7 +51,7 @@ def replace_tables(
     digit_dropout: float = 0.0,
     device: torch.device | None = None,
 ) -> nn.Module:
-    """Puts SIDE where tables stood, in the model's ``EmbeddingBagCollection`` and ``EmbeddingCollection`` modules.
+    """Replaces tables with SIDE, in the model's ``EmbeddingBagCollection`` and ``EmbeddingCollection`` modules.
 
     The KeyedJaggedTensor then carries packed SIDs where it carried those tables' ids: of one word under the key
     ``feature``, of W words under ``feature_0`` ... ``feature_{W-1}``. Names, order, widths and pooling of the embeddings
