@@ -1,5 +1,6 @@
 """How SIDs are used: how often each value of each digit occurs, and which items share a prefix."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +38,11 @@ class DigitUse:
     def entropy(self) -> list[float]:
         """Bits per digit: log2(radix) if all values occur equally often, 0 if one alone does."""
         return [entropy(counts) for counts in self.counts]
+
+    def idle(self) -> list[int]:
+        """Which digits, from 0, say next to nothing: less than a tenth of the bits that they could."""
+        bits = zip(self.entropy(), self.spec.radices, strict=True)
+        return [digit for digit, (says, radix) in enumerate(bits) if radix > 1 and says < math.log2(radix) / 10]
 
     def unused(self) -> list[int]:
         """Values per digit that never occur: dead ones, once the SIDs are many."""

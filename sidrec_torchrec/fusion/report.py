@@ -67,8 +67,8 @@ class TokenizerReport:
     def result(self, words_NW: np.ndarray) -> dict[str, Any]:
         """The report as a JSON value.
 
-        ``items``, ``bits`` of a SID; ``digits``: entropy in bits and unused values of each digit; ``collisions``: items that
-        share their SID with another one, and the most that share one. With depths, also:
+        ``items``, ``bits`` of a SID; ``digits``: entropy in bits and unused values of each digit, and which digits are ``idle``;
+        ``collisions``: items that share their SID with another one, and the most that share one. With depths, also:
 
         ``reconstruction``: by source, relative squared error (1: as bad as the training items' mean) by depth.
         ``accuracy``: by target, top-1 accuracy, or micro-averaged F1 at probability 0.5 where multi-label, by depth.
@@ -83,7 +83,7 @@ class TokenizerReport:
         short = {
             "items": len(words_NW),
             "bits": spec.bits,
-            "digits": {"entropy": self._use.entropy(), "unused": self._use.unused()},
+            "digits": {"entropy": self._use.entropy(), "unused": self._use.unused(), "idle": self._use.idle()},
             "collisions": {"items": shared, "largest": largest},
         }
         if not self.depths:

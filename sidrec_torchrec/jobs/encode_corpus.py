@@ -186,6 +186,8 @@ def _words(sids: SIDs) -> np.ndarray:
 def _summary(report: dict[str, Any]) -> str:
     shared = report["collisions"]["items"]
     text = f"{report['items']:,} items, {shared:,} share a SID with another"
+    if idle := report["digits"].get("idle"):  # reports of an earlier version do not have it
+        text += f"; of {len(report['digits']['entropy'])} digits {len(idle)} say next to nothing: {', '.join(map(str, idle))}"
     if "generation" not in report:
         return text
     total = report["total"]

@@ -81,3 +81,15 @@ def test_entropy():
     assert entropy(np.array([8, 8, 8, 8])) == pytest.approx(2)
     assert math.copysign(1, entropy(np.array([0, 5]))) == 1  # 0, not -0
     assert entropy(np.array([0, 0])) == 0
+
+
+def test_idle_digits_are_those_that_say_next_to_nothing():
+    spec = SIDSpec(parse_stages("ternary*3,onehot:8"), "")
+    use = DigitUse(spec)
+    digits_NL = np.zeros((1000, 4), dtype=np.int64)
+    digits_NL[:, 0] = np.arange(1000) % 3  # all of its bits
+    digits_NL[:5, 1] = 1  # 0.05 bits of 1.58
+    digits_NL[:, 2] = np.arange(1000) < 60  # 0.33 bits
+    digits_NL[:40, 3] = 7  # 0.24 bits of 3
+    use.update(digits_NL)
+    assert use.idle() == [1, 3]
