@@ -25,6 +25,7 @@ HELP = {
     "export": "write a trained ranker as one file that a server loads",
     "codec collisions": "say which items share a SID",
     "codec design": "weigh lists of DPCA stages on a source, and name one",
+    "codec digits": "say how many digits a corpus needs, by small rankers that read them",
     "codec disambiguate": "add a digit that makes every item's SID its own, or move what is beyond a capacity",
     "codec drift": "say how SIDs moved between two codecs, two corpora or two generations",
     "codec index": "write what finds the SID of an item and the items of a SID",
