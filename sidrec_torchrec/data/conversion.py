@@ -2,10 +2,8 @@
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.columns import is_vector, vectors
+from sidrec_torchrec.data.event_log import EventLog, write_event_log
 from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.data.text_source import HashedTfidf
 from sidrec_torchrec.errors import DataError
@@ -28,34 +27,31 @@ EVENTS_SCHEMA = pa.schema(
     ]
 )
 
-_NUM_BUCKETS = 64
 _TEXT_BATCH = 4096
 
 
 @dataclass
 class EventSink:
-    """Where a converter puts its events; made by ``write_sorted_events``."""
+    """Where a converter of ratings puts its events; made by ``write_sorted_events``."""
 
     min_rating: float
-    writers: list[pa.ipc.RecordBatchFileWriter]
-    num_events: int = 0
+    log: EventLog
     num_positives: int = 0
+
+    @property
+    def num_events(self) -> int:
+        return self.log.num_events
 
     def add(self, user_N: np.ndarray, item_N: np.ndarray, time_N: np.ndarray, rating_N: np.ndarray) -> None:
         """Takes N events; a rating of at least ``min_rating`` makes a positive."""
         label_N = (rating_N >= self.min_rating).astype(np.int8)
-        batch = pa.record_batch([user_N, item_N, time_N, label_N, rating_N.astype(np.float32)], schema=EVENTS_SCHEMA)
-        bucket_N = user_N % _NUM_BUCKETS
-        for bucket in np.unique(bucket_N):
-            self.writers[bucket].write_batch(batch.take(pa.array(np.flatnonzero(bucket_N == bucket))))
-        self.num_events += len(user_N)
+        columns = (user_N, item_N, time_N, label_N, rating_N.astype(np.float32))
+        self.log.add(dict(zip(EVENTS_SCHEMA.names, columns, strict=True)))
         self.num_positives += int(label_N.sum())
 
 
 def write_sorted_events(path: Path, min_rating: float, fill: Callable[[EventSink], None]) -> EventSink:
-    """Writes an event file in which each user's events stand together, ordered by time, ties as they came.
-
-    Memory holds one of 64 buckets of users at a time; the disk beside ``path`` holds all events once more.
+    """Writes an event file of ratings (see ``write_event_log``).
 
     Args:
         path: the file.
@@ -65,27 +61,14 @@ def write_sorted_events(path: Path, min_rating: float, fill: Callable[[EventSink
     Raises:
         DataError: if there are no events.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        buckets = [Path(folder) / f"{bucket}.arrow" for bucket in range(_NUM_BUCKETS)]
-        with ExitStack() as stack:
-            sink = EventSink(
-                min_rating, [stack.enter_context(pa.ipc.new_file(str(bucket), EVENTS_SCHEMA)) for bucket in buckets]
-            )
-            fill(sink)
-        if sink.num_events == 0:
-            raise DataError(f"{path}: not written: no events are left. Is the input empty, or min_events too high?")
-        with (
-            atomic_path(path) as temporary,
-            pq.ParquetWriter(temporary, EVENTS_SCHEMA, compression="zstd", write_page_checksum=True) as writer,
-        ):
-            for bucket in buckets:
-                with pa.memory_map(str(bucket)) as file:
-                    table = pa.ipc.open_file(file).read_all()
-                    order = np.lexsort((table["timestamp"].to_numpy(), table["user_id"].to_numpy()))
-                    if len(order):
-                        writer.write_table(table.take(pa.array(order)))
-    return sink
+    sinks = []
+
+    def fill_log(log: EventLog) -> None:
+        sinks.append(EventSink(min_rating, log))
+        fill(sinks[0])
+
+    write_event_log(path, EVENTS_SCHEMA, fill_log)
+    return sinks[0]
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
