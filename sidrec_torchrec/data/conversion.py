@@ -1,5 +1,6 @@
 """What every converter needs: events sorted by user on disk, and sources joined to items."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.columns import is_vector, vectors
+from sidrec_torchrec.data.embeddings import Embeddings
 from sidrec_torchrec.data.event_log import EventLog, write_event_log
 from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.data.text_source import HashedTfidf
@@ -117,12 +119,30 @@ def read_embeddings(path: Path, items: pa.Table) -> dict[str, pa.Array]:
     raise DataError(f"{path}: embeddings come as .npy or .parquet")
 
 
+def linked_embeddings(path: Path | None, out: Path) -> str:
+    """What the schema of ``out`` says to have its sources read from a file that stays where it is: ``DataSchema.embeddings``.
+
+    Args:
+        path: Parquet: ``item_id`` and a column of float lists per source, in any order; None for none.
+        out: the data folder.
+
+    Raises:
+        DataError: if the file has no ``item_id``, or no source.
+    """
+    if path is None:
+        return ""
+    embeddings = Embeddings(ParquetTable.open(Path(path)))
+    if not embeddings.names():
+        raise DataError(f"{path}: no column of float lists; docs/data.md describes sources")
+    return os.path.relpath(Path(path).resolve(), out.resolve())
+
+
 def _text_source(texts: Sequence[str], dim: int) -> pa.Array:
     if not any(re.search(r"\w", text) for text in texts):
         raise DataError("no item has any text; turn the text source off with text_dim 0 and give embeddings")
     embedder = HashedTfidf(dim).fit(texts)
     x_ND = np.concatenate([embedder.transform(texts[i : i + _TEXT_BATCH]) for i in range(0, len(texts), _TEXT_BATCH)])
-    return _fixed_size(x_ND, np.any(x_ND, axis=1))
+    return fixed_size(x_ND, np.any(x_ND, axis=1))
 
 
 def _source_name(path: Path) -> str:
@@ -140,8 +160,8 @@ def _from_npy(path: Path, num_items: int) -> pa.Array:
             f"of shape {list(x_ND.shape)}"
         )
     x_ND = np.asarray(x_ND, np.float32)
-    _check_finite(x_ND, f"{path}: ")
-    return _fixed_size(x_ND, np.any(x_ND, axis=1))
+    check_float16(x_ND, f"{path}: ")
+    return fixed_size(x_ND, np.any(x_ND, axis=1))
 
 
 def _from_parquet(path: Path, items: pa.Table) -> dict[str, pa.Array]:
@@ -169,19 +189,21 @@ def _joined(column: pa.ChunkedArray, place_N: pa.ChunkedArray, where: str) -> pa
     if len(widths) != 1:
         raise DataError(f"{where}vectors of one width needed, found widths {sorted(widths)}")
     x_ND, _, _ = vectors(column, widths[0])
-    _check_finite(x_ND, where)
+    check_float16(x_ND, where)
     known_N = place_N.is_valid().to_numpy()
     aligned_ND = np.where(known_N[:, None], x_ND[pc.fill_null(place_N, 0).to_numpy()], 0.0)
-    return _fixed_size(aligned_ND, np.any(aligned_ND, axis=1))
+    return fixed_size(aligned_ND, np.any(aligned_ND, axis=1))
 
 
-def _check_finite(x_ND: np.ndarray, where: str) -> None:
+def check_float16(x_ND: np.ndarray, where: str) -> None:
+    """Raises DataError if a value is not finite as float16; names the row after ``where``."""
     with np.errstate(over="ignore"):
         finite_N = np.isfinite(x_ND.astype(np.float16)).all(axis=1)
     if not finite_N.all():
         raise DataError(f"{where}row {int(np.argmin(finite_N))}: a value is not finite, or too large for float16")
 
 
-def _fixed_size(x_ND: np.ndarray, present_N: np.ndarray) -> pa.Array:
+def fixed_size(x_ND: np.ndarray, present_N: np.ndarray) -> pa.Array:
+    """Rows as a source of float16; null where none is present."""
     flat = pa.array(x_ND.astype(np.float16).ravel(), pa.float16())
     return pa.FixedSizeListArray.from_arrays(flat, x_ND.shape[1], mask=pa.array(~present_N))

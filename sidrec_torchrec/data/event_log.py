@@ -94,6 +94,12 @@ def write_event_log(
     return log
 
 
+def check_user_share(share: float) -> None:
+    """Raises ValueError unless it lies in (0, 1]."""
+    if not 0 < share <= 1:
+        raise ValueError(f"user_share must be above 0 and at most 1, got {share}")
+
+
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """As every file of ours is written: compressed, with checksums."""
     return pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)

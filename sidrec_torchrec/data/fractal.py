@@ -27,12 +27,12 @@ from sidrec_torchrec.data.fractal_items import ChildIds, content_order, write_it
 from sidrec_torchrec.data.fractal_matrix import Reduced, reduce_log, shuffled_among_likes
 from sidrec_torchrec.data.ids import IdIndex
 from sidrec_torchrec.data.items import ItemRows, Items, open_items
-from sidrec_torchrec.data.policy import REMEDY
 from sidrec_torchrec.errors import DataError, check_at_least, check_share
 from sidrec_torchrec.files import atomic_path, write_json
 
 SUMMARY_FILE = "fractal.json"
 
+_REMEDY = "add the item, or leave its events out"
 _DAY = 86_400
 _SITTING = 8  # consecutive events of a parent that stay together
 _EVENTS_AT_ONCE = 200_000  # of the parent; the expansion depends on it
@@ -138,7 +138,7 @@ def _read(config: FractalConfig, items: Items, events: Events, users: Users | No
     user, item, time, value = [], [], [], []
     for batch in events.batches(to_learn=False):
         user.append(index.add(batch.user_ids))
-        item.append(rows.find_all(batch.item_ids, events.table, batch.first_row, REMEDY).astype(np.int64))
+        item.append(rows.find_all(batch.item_ids, events.table, batch.first_row, _REMEDY).astype(np.int64))
         time.append(batch.timestamps)
         value.append(np.where(batch.labels[:, 0] == 1, 1.0, -1.0) if events.tasks else np.ones(len(batch)))
     user_N, item_N, time_N, value_N = (np.concatenate(parts) for parts in (user, item, time, value))

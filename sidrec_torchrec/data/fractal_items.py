@@ -117,16 +117,17 @@ def write_items(path: Path, items: Items, children: ChildIds, own: float, seed: 
     schema = pa.schema([("item_id", children.type), *(f.remove_metadata() for f in others), *sources])
     with atomic_path(path) as temporary, parquet_writer(temporary, schema) as writer:
         for block in range(children.times):
-            for first_row, vectors in _vectors(items, spreads, own, [seed, 2, block]):
-                place_N = np.arange(first_row, first_row + vectors.num_rows)
+            for place_N, vectors in _vectors(items, spreads, own, [seed, 2, block]):
                 ids = children.take(place_N, np.full(len(place_N), block))
-                rest = [] if kept is None else kept.slice(first_row, len(place_N)).columns
+                rest = [] if kept is None else kept.slice(place_N[0], len(place_N)).columns
                 columns = [ids, *rest, *(vectors[name].cast(kind) for name, kind in sources)]
                 writer.write_table(pa.table(columns, schema=schema))
 
 
-def _vectors(items: Items, spreads: dict[str, _Spread], own: float, seed: list[int]) -> Iterator[tuple[int, pa.Table]]:
-    """First row and vectors of some consecutive items of a block; null where the parent has none."""
+def _vectors(
+    items: Items, spreads: dict[str, _Spread], own: float, seed: list[int]
+) -> Iterator[tuple[np.ndarray, dict[str, pa.Array]]]:
+    """Places and vectors of some consecutive items of a block; null where the parent has none."""
     shared = {
         name: np.random.default_rng([*seed, 0, number]).normal(size=len(spread.factor_RD))
         for number, (name, spread) in enumerate(spreads.items())
@@ -143,7 +144,7 @@ def _vectors(items: Items, spreads: dict[str, _Spread], own: float, seed: list[i
             child_ND *= length_N1 / np.maximum(child_length_N1, 1e-30)
             flat = pa.array(child_ND.astype(np.float32).ravel())
             columns[name] = pa.FixedSizeListArray.from_arrays(flat, x_ND.shape[1], mask=pa.array(~present_N))
-        yield batch.first_row, pa.table(columns) if columns else pa.table({"": np.zeros(len(batch))})
+        yield batch.first_row + np.arange(len(batch)), columns
 
 
 def _number_type(items: Items, name: str) -> pa.DataType:
