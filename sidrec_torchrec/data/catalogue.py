@@ -24,7 +24,7 @@ class VectorFile:
 
     Args:
         table: the file.
-        id_column: of items.
+        id_column: of items, numbers.
         column: of lists of numbers.
         name: of the source that they become.
         scale: what each number is multiplied by.
@@ -37,7 +37,7 @@ class VectorFile:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        self.table.require_ids(self.id_column)
+        self.table.require_numbers(self.id_column)
         kind = self.table.type_of(self.column)
         if not may_be_vector(kind):
             raise DataError(f"{self.table.path}: column '{self.column}' is {kind}; vectors are lists of numbers")

@@ -90,7 +90,7 @@ def convert_kuairand(config: KuaiRandConfig) -> dict[str, Any]:
     """Converts KuaiRand: views of short videos with eight labels.
 
     Events keep all labels, 0 or 1. Features of events: ``tab``, ``hour``; known afterwards: ``play_time_ms``; of items:
-    ``video_duration``, ``video_type``, ``upload_type``. Targets of items: those, ``tags``, ``music_type``. Times are milliseconds. Items
+    ``video_duration``, ``video_type``, ``upload_type``. Targets of items: the last two, ``tags``, ``music_type``. Times are milliseconds. Items
     are those that are met. Memory holds their ids, and a 64th of the events.
 
     Returns:

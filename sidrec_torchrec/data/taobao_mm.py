@@ -86,6 +86,12 @@ def convert_taobao_mm(config: TaobaoMMConfig) -> dict[str, Any]:
         DataError: if a file or a column is missing or broken; names file, column and row.
     """
     tables = {name: ParquetTable.open(config.input / f"{name}.parquet") for name in _file_names()}
+    for split in _SPLITS:
+        tables[f"{split}_user_features"].require_numbers(_USER, *_OF_USERS)
+        tables[f"{split}_user_features"].require_numbers(_HISTORY, _CATEGORIES, lists=True)
+        tables[f"{split}_samples"].require_numbers(_USER, _ITEM)
+        tables[f"{split}_samples"].require_numbers(_LABEL, lists=True)
+    tables["item_features"].require_numbers(_ITEM, *_OF_ITEMS)
     vectors = VectorFile(tables["scl_embedding_int8_p90"], _ITEM, "205_c", "scl_emb", scale=1 / 127)
     items, users, counts = _Items(), IdIndex(), {"samples": 0, "positives": 0}
 

@@ -103,8 +103,7 @@ def _add(log: EventLog, items: IdIndex, path: Path, kind: str, threshold: float)
     """Adds a file's events; of ratings the threshold is the label itself."""
     table = ParquetTable.open(path, may_be_empty=kind == "rating")
     names = [*_COLUMNS, *(_OF_LISTENS if kind == "listen" else ())]
-    for name in names:
-        table.type_of(name)
+    table.require_numbers(*names)
     for first_row, batch in table.batches(names, _ROWS):
         users = table.ids(batch, "uid", first_row)
         kept = np.flatnonzero(log.is_kept(users))

@@ -125,6 +125,9 @@ def test_broken_yambda(tmp_path: Path) -> None:
     pq.write_table(listens.drop_columns("played_ratio_pct"), source / "listens.parquet")
     assert f"{source / 'listens.parquet'}: no column 'played_ratio_pct'" in attempt()
     pq.write_table(listens, source / "listens.parquet")
+    replaced(source / "listens.parquet", "timestamp", pa.array(["noon"] * len(listens)))
+    assert f"{source / 'listens.parquet'}: column 'timestamp' is string; expected numbers" in attempt()
+    pq.write_table(listens, source / "listens.parquet")
     replaced(source / "listens.parquet", "item_id", pa.array([None, *listens["item_id"].to_pylist()[1:]], pa.uint32()))
     assert f"{source / 'listens.parquet'}: column 'item_id', row 0: null" in attempt()
     pq.write_table(listens, source / "listens.parquet")
@@ -295,7 +298,7 @@ def mind_folder(folder: Path, first: int, users: range, day: int) -> Path:
     return folder
 
 
-def test_mind(tmp_path: Path) -> None:
+def test_mind(tmp_path: Path, capsys) -> None:
     folders = (mind_folder(tmp_path / "train", 0, range(8), 9), mind_folder(tmp_path / "dev", 20, range(6, 12), 15))
     out = tmp_path / "out"
     counts = convert_mind(MindConfig(input=folders, out=out, text_dim=4))
@@ -318,7 +321,10 @@ def test_mind(tmp_path: Path) -> None:
     summary = validate(out)
     assert summary["users"] == 12 and summary["events"] == 513
     prepare(out, "--split", "time", "--test-from", "2019-11-15")
-    counts = convert_mind(MindConfig(input=folders, out=out, text_dim=0, history=False, entities=False))
+    capsys.readouterr()
+    flags = ["--input", ",".join(map(str, folders)), "--out", str(out), "--text-dim", "0", "--history", "false"]
+    assert cli.main(["data", "mind", *flags, "--entities", "false"]) == 0
+    counts = json.loads(capsys.readouterr().out)
     assert (counts["history_events"], counts["events"], counts["users"]) == (0, 480, 12)
 
 
@@ -449,6 +455,9 @@ def test_broken_taobao_mm(tmp_path: Path) -> None:
     assert "a user has two rows" in attempt("train_user_features", "129_1", 1, pa.int64())
     assert "row 1 (item_id" in attempt("scl_embedding_int8_p90", "205_c", [1, 2], pa.list_(pa.int8()))
     taobao(source)
+    replaced(source / "train_user_features.parquet", "150_2_180", pa.array(["1,2"] * 20))
+    message = error(lambda: convert_taobao_mm(TaobaoMMConfig(input=source, out=tmp_path / "out")))
+    assert "column '150_2_180' is string; expected lists of numbers" in message
     (source / "item_features.parquet").unlink()
     message = error(lambda: convert_taobao_mm(TaobaoMMConfig(input=source, out=tmp_path / "out")))
     assert message.startswith(str(source / "item_features.parquet"))
