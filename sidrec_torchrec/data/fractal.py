@@ -1,12 +1,12 @@
 """A fractal expansion of a log: the Kronecker product of its matrix with a reduced copy of itself, as a data folder.
 
 Block (a, b) of the expansion is the log once more: user u of it is child (u, a) there, item i is child (i, b). Of its events a share
-stays that the reduced matrix says (``fractal_matrix``), each drawn by itself, after users and items have been shuffled among their
-likes, anew in every block. So each child user meets up to ``items_times`` blocks of items, in each of which he does as some user like
+stays in proportion to the reduced matrix' entry (``fractal_matrix``), each drawn by itself, after users and items have been shuffled
+among their likes, anew in every block. So each child user meets up to ``items_times`` blocks of items, in each of which he does as some user like
 his parent did; and the degrees of users and items are products of the log's and of the reduced matrix', as are its singular values.
 
-Source: Belletti et al. 2019 (arXiv 1901.08910), with its randomization: dropout of events at a rate of 1 less the reduced matrix'
-entry, and a shuffle per block. The paper's shuffles all rows and all columns; here they move among likes alone, so that what users do
+Source: Belletti et al. 2019 (arXiv 1901.08910), with its randomization: a rate of dropout and a shuffle per block. The authors' code
+takes the entry by the largest for the share that stays; here a factor makes it as many events as are asked for. Their code shuffles all rows and all columns; here they move among likes alone, so that what users do
 still follows what items are. The paper has no times and no content: those are ours (``fractal_items``, and ``_Blocks``).
 """
 
@@ -49,7 +49,7 @@ class FractalConfig(DataConfig):
         out: where the expansion goes: a data folder, too.
         users_times: how many children each user has.
         items_times: how many children each item has.
-        max_events: all shares of events that stay are lowered alike until no more are to be expected; 100 at least.
+        kept: share of the events that stay, over all blocks: the expansion has ``kept * users_times * items_times`` times the log's events.
         user_likes: users are shuffled among so many of like taste; 1 leaves them in place.
         item_likes: items are shuffled among so many of like content; 1 leaves them in place.
         own_content: share of the variance of an item's content that is not its parent's; half of that is its block's.
@@ -60,7 +60,7 @@ class FractalConfig(DataConfig):
     out: Path
     users_times: int = 16
     items_times: int = 16
-    max_events: int = 100_000_000
+    kept: float = 0.4
     user_likes: int = 8
     item_likes: int = 4
     own_content: float = 0.25
@@ -70,9 +70,10 @@ class FractalConfig(DataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 1, "users_times", "items_times", "user_likes", "item_likes")
-        check_at_least(self, 100, "max_events")
         check_at_least(self, 0, "days", "seed")
         check_share(self, "own_content")
+        if not 0.01 <= self.kept <= 0.95:
+            raise ValueError(f"kept must lie in [0.01, 0.95], got {self.kept}")
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,7 @@ def write_fractal(config: FractalConfig, *, progress: bool = False) -> dict[str,
     items, events, users = open_items(folder, targets=()), open_events(folder), open_users(folder)
     reduced, parent = _read(config, items, events, users)
     likes_I = content_order(items) if items.source_dims else reduced.item_order_I
-    # four standard deviations of a sum of draws below the bound
-    expected = max(config.max_events - 4 * config.max_events**0.5, 0.0)
-    share = min(1.0, expected / (reduced.keep_AB.sum() * len(parent.user_N)))
-    blocks = _Blocks(config, parent, replace(reduced, keep_AB=reduced.keep_AB * share), likes_I)
+    blocks = _Blocks(config, parent, reduced, likes_I)
     item_ids = ChildIds.of(items.ids(), config.items_times)
     user_ids = ChildIds.of(parent.user_ids, config.users_times)
     counts = _write_events(out / EVENTS_FILE, config, blocks, user_ids, item_ids, progress)
@@ -148,7 +146,7 @@ def _read(config: FractalConfig, items: Items, events: Events, users: Users | No
             raise DataError(
                 f"{config.data}: {what}_times is {asked}, but the log has {count} {what}; expand it fewer times"
             )
-    reduced = reduce_log(user_N, item_N, value_N, shape, times, config.seed)
+    reduced = reduce_log(user_N, item_N, value_N, shape, times, config.kept, config.seed)
     place_U = np.empty(shape[0], np.int64)
     place_U[reduced.user_order_U] = np.arange(shape[0])
     order = np.lexsort((time_N, place_U[user_N]))
@@ -255,7 +253,7 @@ def _write_events(
             count_AU[part.row] += np.bincount(part.user_M, minlength=count_AU.shape[1])
             np.add.at(count_BI, (part.column_M, part.item_M), 1)
         if not count_AU.any():
-            raise DataError(f"{path}: not written: no event is left; raise max_events")
+            raise DataError(f"{path}: not written: no event is left; raise kept")
     return count_AU.ravel(), count_BI.ravel()
 
 

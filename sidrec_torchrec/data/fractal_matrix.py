@@ -18,7 +18,8 @@ class Reduced:
     """A log's matrix in small.
 
     Args:
-        keep_AB: float64 [users_times, items_times], each in [0.01, 0.95]: the share of the log's events that stay in block (a, b).
+        keep_AB: float64 [users_times, items_times], each in [0.01, 0.95]: the share of the log's events that stay in block (a, b);
+            proportional to the reduced matrix' absolute values but for the bounds.
         user_order_U: int64 [U], the users so that those of like taste are neighbours.
         item_order_I: int64 [I], likewise the items, by who meets them.
     """
@@ -34,28 +35,28 @@ def reduce_log(
     value_N: np.ndarray,
     shape: tuple[int, int],
     times: tuple[int, int],
+    kept: float,
     seed: int,
 ) -> Reduced:
     """Reduces users times items to ``times``, keeping the leading singular values.
 
     With R = U S V^T, cut to k = min(times) singular values, the rows of U (of V) are averaged over groups of like users (items), and
-    what comes of it is made orthonormal again; the reduced matrix is their product with the same S, folded into [0, 1].
+    what comes of it is made orthonormal again; the reduced matrix is their product with the same S (the paper's algorithm 2).
 
     Args:
         user_N, item_N: int64 [N], of each event.
         value_N: float [N], what the event says; of several with the same user and item the sum counts, cut to [-1, 1].
         shape: number of users and of items, neither less than its factor of ``times``.
         times: rows and columns of the reduced matrix.
+        kept: mean of ``keep_AB``, in [0.01, 0.95].
         seed: of the iteration's start.
     """
     u_UK, s_K, v_IK = _truncated_svd(user_N, item_N, value_N, shape, min(times), seed)
     orders = [likeness_order(x_NK * s_K, -(-len(x_NK) // n)) for x_NK, n in zip((u_UK, v_IK), times, strict=True)]
     small = [_reduced_rows(x_NK, order, n) for x_NK, order, n in zip((u_UK, v_IK), orders, times, strict=True)]
     reduced_AB = (small[0] * s_K) @ small[1].T
-    low, high = reduced_AB.min(), reduced_AB.max()
-    folded_AB = (reduced_AB - low) / (high - low) if high > low else np.ones(times)
     user_order, item_order = (likeness_order(x_NK * s_K, 1) for x_NK in (u_UK, v_IK))
-    return Reduced(np.clip(folded_AB, _LEAST, _MOST), user_order, item_order)
+    return Reduced(_shares(np.abs(reduced_AB), kept), user_order, item_order)
 
 
 def likeness_order(x_NK: np.ndarray, size: int) -> np.ndarray:
@@ -81,6 +82,16 @@ def shuffled_among_likes(order_N: np.ndarray, size: int, rng: np.random.Generato
     """
     group_N = np.arange(len(order_N)) // size
     return order_N[np.lexsort((rng.random(len(order_N)), group_N))]
+
+
+def _shares(size_AB: np.ndarray, kept: float) -> np.ndarray:
+    """In proportion to sizes, cut to the bounds, of this mean."""
+    low, high = 0.0, _MOST / max(size_AB.min(), 1e-12 * size_AB.max())
+    for _ in range(100):
+        middle = (low + high) / 2
+        is_less = np.clip(middle * size_AB, _LEAST, _MOST).mean() < kept
+        low, high = (middle, high) if is_less else (low, middle)
+    return np.clip(high * size_AB, _LEAST, _MOST)
 
 
 def _reduced_rows(x_NK: np.ndarray, order_N: np.ndarray, count: int) -> np.ndarray:
