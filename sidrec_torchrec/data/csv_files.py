@@ -27,7 +27,8 @@ def csv_batches(
         names: of all columns of a file without a first line.
 
     Raises:
-        DataError: if the file is missing, a column is, a line has another number of fields, or a value is of another type.
+        DataError: if the file is missing, a column is, a line has another number of fields, or a value is of another
+            type.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")

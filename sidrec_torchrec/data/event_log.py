@@ -1,4 +1,4 @@
-"""A log written by whoever meets its events in any order: each user's together, by time; sorted on disk in bounded memory."""
+"""A log from events that come in any order: each user's together, by time; sorted on disk in bounded memory."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -61,8 +61,8 @@ def write_event_log(
 ) -> EventLog:
     """Writes an event file in which each user's events stand together, ordered by time, ties as they came.
 
-    Memory holds one of 64 buckets of users at a time, as ``fill`` holds what it adds; the disk beside ``path`` holds all events once
-    more.
+    Memory holds one of 64 buckets of users at a time, as ``fill`` holds what it adds; the disk beside ``path`` holds
+    all events once more.
 
     Args:
         path: the file.

@@ -1,13 +1,15 @@
 """A fractal expansion of a log: the Kronecker product of its matrix with a reduced copy of itself, as a data folder.
 
-Block (a, b) of the expansion is the log once more: user u of it is child (u, a) there, item i is child (i, b). Of its events a share
-stays in proportion to the reduced matrix' entry (``fractal_matrix``), each drawn by itself, after users and items have been shuffled
-among their likes, anew in every block. So each child user meets up to ``items_times`` blocks of items, in each of which he does as some user like
-his parent did; and the degrees of users and items are products of the log's and of the reduced matrix', as are its singular values.
+Block (a, b) of the expansion is the log once more: user u of it is child (u, a) there, item i is child (i, b). Of its
+events a share stays in proportion to the reduced matrix' entry (``fractal_matrix``), each drawn by itself, after users
+and items have been shuffled among their likes, anew in every block. So each child user meets up to ``items_times``
+blocks of items, in each of which he does as some user like his parent did; and degrees of users and items, and the
+singular values, are products of the log's and of the reduced matrix', but for the randomization.
 
-Source: Belletti et al. 2019 (arXiv 1901.08910), with its randomization: a rate of dropout and a shuffle per block. The authors' code
-takes the entry by the largest for the share that stays; here a factor makes it as many events as are asked for. Their code shuffles all rows and all columns; here they move among likes alone, so that what users do
-still follows what items are. The paper has no times and no content: those are ours (``fractal_items``, and ``_Blocks``).
+Source: Belletti et al. 2019 (arXiv 1901.08910), with its randomization: a rate of dropout and a shuffle per block. The
+authors' code takes the entry by the largest for the share that stays; here a factor makes it as many events as are
+asked for. Their code shuffles all rows and all columns; here they move among likes alone, so that what users do still
+follows what items are. The paper has no times and no content: those are ours (``_Blocks``, and ``fractal_items``).
 """
 
 from collections.abc import Iterator
@@ -49,7 +51,8 @@ class FractalConfig(DataConfig):
         out: where the expansion goes: a data folder, too.
         users_times: how many children each user has.
         items_times: how many children each item has.
-        kept: share of the events that stay, over all blocks: the expansion has ``kept * users_times * items_times`` times the log's events.
+        kept: share of the events that stay, over all blocks: the expansion has ``kept * users_times * items_times``
+            times the log's events.
         user_likes: users are shuffled among so many of like taste; 1 leaves them in place.
         item_likes: items are shuffled among so many of like content; 1 leaves them in place.
         own_content: share of the variance of an item's content that is not its parent's; half of that is its block's.
@@ -99,18 +102,20 @@ class _Parent:
 def write_fractal(config: FractalConfig, *, progress: bool = False) -> dict[str, Any]:
     """Writes ``items.parquet``, ``events.parquet``, ``fractal.json`` and, where the log has users, ``users.parquet``.
 
-    Memory holds the log itself, its items' ids and other columns without vectors, and a few million events of the expansion.
+    Memory holds the log itself, its items' ids and other columns without vectors, and a few million events of the
+    expansion.
 
     Args:
         config: what to expand, and how.
         progress: show a progress bar.
 
     Returns:
-        What ``fractal.json`` says: counts; ``density`` of users times items; ``quantiles`` of events per user and per item that has
-        any, of the parent and of the expansion; how ids of children are made.
+        What ``fractal.json`` says: counts; ``density`` of users times items; ``quantiles`` of events per user and per
+        item that has any, of the parent and of the expansion; how ids of children are made.
 
     Raises:
-        DataError: if the log is broken, has an event on an item it has not, or fewer users or items than children are asked for.
+        DataError: if the log is broken, has an event on an item it has not, or fewer users or items than children are
+            asked for.
     """
     folder, out = config.folder, config.out
     if out.resolve() == config.data.resolve():
@@ -160,7 +165,7 @@ def _read(config: FractalConfig, items: Items, events: Events, users: Users | No
 
 @dataclass(frozen=True)
 class _Part:
-    """Some events of the expansion: of children ``row`` of users ``user``; those of one user together, by time; M events."""
+    """Some events of the expansion: of children ``row`` of users; each user's together, by time; M events."""
 
     row: int
     user_M: np.ndarray
@@ -273,9 +278,7 @@ def _write_users(path: Path, users: Users, known: pa.Array, children: ChildIds) 
 
 def _write_schema(out: Path, schema: DataSchema) -> None:
     """What the log's schema says of features: all else is called as we call it now."""
-    kept = replace(schema.columns_alone, columns=(), time_unit="")
-    if kept != DataSchema():
-        DataFolder(out, kept).write_schema()
+    DataFolder(out, replace(schema.columns_alone, columns=(), time_unit="")).write_schema()
 
 
 def _summary(parent: _Parent, counts: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:

@@ -71,8 +71,8 @@ class _Spread:
 
     Args:
         mean_D: of those that are there.
-        factor_RD: a standard normal vector times it has their covariance, but for the smallest directions, whose share of the variance
-            the others have.
+        factor_RD: a standard normal vector times it has their covariance, but for the smallest directions, whose share
+            of the variance the others have.
     """
 
     mean_D: np.ndarray
@@ -80,7 +80,7 @@ class _Spread:
 
 
 def content_order(items: Items) -> np.ndarray:
-    """The items so that those of like content are neighbours; int64 [num_items]. Sources count alike, whatever their scale."""
+    """The items so that those of like content are neighbours, int64 [num_items]; sources count alike, whatever their scale."""
     spreads = {name: _spread(items, name, _LIKE_DIMS) for name in items.source_dims}
     rows = []
     for batch in items.batches(_ROWS, targets=()):
@@ -97,9 +97,10 @@ def content_order(items: Items) -> np.ndarray:
 def write_items(path: Path, items: Items, children: ChildIds, own: float, seed: int) -> None:
     """Writes all children, block by block.
 
-    A child's vector is ``mean + sqrt(1 - own) (parent - mean) + sqrt(own / 2) (block + self)``, of its parent's length: ``block`` is
-    drawn once for all items of a block, ``self`` for each item, both with the covariance of the source. So vectors are spread as the
-    log's are, siblings differ, and content says the block as well as the parent. Other columns are the parent's.
+    A child's vector is ``mean + sqrt(1 - own) (parent - mean) + sqrt(own / 2) (block + self)``, of its parent's length:
+    ``block`` is drawn once for all items of a block, ``self`` for each item, both with the covariance of the source. So
+    vectors are spread as the log's are, siblings differ, and content says the block as well as the parent. Other
+    columns are the parent's.
 
     Args:
         path: the file.

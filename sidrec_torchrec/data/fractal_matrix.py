@@ -1,6 +1,7 @@
 """The matrix of a fractal expansion: a log of users and items, reduced to a small one like it, and who is like whom.
 
-Source: Belletti, Lakshmanan et al. 2019, "Scalable Realistic Recommendation Datasets through Fractal Expansions" (arXiv 1901.08910).
+Source: Belletti, Lakshmanan et al. 2019, "Scalable Realistic Recommendation Datasets through Fractal Expansions" (arXiv
+1901.08910).
 """
 
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ class Reduced:
     """A log's matrix in small.
 
     Args:
-        keep_AB: float64 [users_times, items_times], each in [0.01, 0.95]: the share of the log's events that stay in block (a, b);
-            proportional to the reduced matrix' absolute values but for the bounds.
+        keep_AB: float64 [users_times, items_times], each in [0.01, 0.95]: the share of the log's events that stay in
+            block (a, b); proportional to the reduced matrix' absolute values but for the bounds.
         user_order_U: int64 [U], the users so that those of like taste are neighbours.
         item_order_I: int64 [I], likewise the items, by who meets them.
     """
@@ -40,8 +41,9 @@ def reduce_log(
 ) -> Reduced:
     """Reduces users times items to ``times``, keeping the leading singular values.
 
-    With R = U S V^T, cut to k = min(times) singular values, the rows of U (of V) are averaged over groups of like users (items), and
-    what comes of it is made orthonormal again; the reduced matrix is their product with the same S (the paper's algorithm 2).
+    With R = U S V^T, cut to k = min(times) singular values, the rows of U (of V) are averaged over groups of like users
+    (items), and what comes of it is made orthonormal again; the reduced matrix is their product with the same S (the
+    paper's algorithm 2).
 
     Args:
         user_N, item_N: int64 [N], of each event.
@@ -60,7 +62,7 @@ def reduce_log(
 
 
 def likeness_order(x_NK: np.ndarray, size: int) -> np.ndarray:
-    """An order of N rows in which each ``size`` consecutive ones, from the first on, are alike: leaves of a k-d tree; int64 [N]."""
+    """An order of N rows in which each ``size`` neighbours from the first on are alike: leaves of a k-d tree; int64 [N]."""
     leaves, waiting = [], [np.arange(len(x_NK))]
     while waiting:
         rows = waiting.pop()

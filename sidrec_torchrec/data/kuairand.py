@@ -1,8 +1,9 @@
 """KuaiRand (Kuaishou), from its CSV files, to our format.
 
-Columns as the authors' README documents them (github.com/chongminggao/KuaiRand, "Data Descriptions", which was read in full):
-``log_standard_*.csv`` and ``log_random_*.csv``; ``user_features_*.csv``; ``video_features_basic_*.csv``. What
-``video_features_statistic_*.csv`` holds is counted over the same month as the logs, the future of most events among it: it is not read.
+Columns as the authors' README documents them (github.com/chongminggao/KuaiRand, "Data Descriptions", which was read in
+full): ``log_standard_*.csv`` and ``log_random_*.csv``; ``user_features_*.csv``; ``video_features_basic_*.csv``. What
+``video_features_statistic_*.csv`` holds is counted over the same month as the logs, the future of most events among it:
+it is not read.
 """
 
 from collections.abc import Iterator
@@ -65,8 +66,8 @@ class KuaiRandConfig(JobConfig):
     Args:
         input: the folder ``data`` of KuaiRand-Pure, -1K or -27K, unpacked.
         out: where the data folder goes.
-        embeddings: Parquet of ``item_id`` (KuaiRand's ``video_id``) and a column of float lists per source; it stays where it is. KuaiRand
-            has no content: without, what users do is all that tells items apart.
+        embeddings: Parquet of ``item_id`` (KuaiRand's ``video_id``) and a column of float lists per source; it stays
+            where it is. KuaiRand has no content: without, what users do is all that tells items apart.
         label: which of the log's signals becomes ``label``; the others are tasks that can be named.
         randomly_shown: whether videos that were shown at random, whatever the user likes, are events too.
         user_share: share of the users that are kept, above 0.
@@ -90,8 +91,8 @@ def convert_kuairand(config: KuaiRandConfig) -> dict[str, Any]:
     """Converts KuaiRand: views of short videos with eight labels.
 
     Events keep all labels, 0 or 1. Features of events: ``tab``, ``hour``; known afterwards: ``play_time_ms``; of items:
-    ``video_duration``, ``video_type``, ``upload_type``. Targets of items: the last two, ``tags``, ``music_type``. Times are milliseconds. Items
-    are those that are met. Memory holds their ids, and a 64th of the events.
+    ``video_duration``, ``video_type``, ``upload_type``. Targets of items: the last two, ``tags``, ``music_type``. Times
+    are milliseconds. Items are those that are met. Memory holds their ids, and a 64th of the events.
 
     Returns:
         Counts: ``items``, ``items_without_features``, ``users``, ``events``, ``label_rate``.

@@ -1,8 +1,9 @@
 """MIND (Microsoft News), from its tab-separated files, to our format.
 
-Columns as the authors document them (github.com/msnews/msnews.github.io, assets/doc/introduction.md, which was read in full), in files
-without a first line: ``behaviors.tsv``: impression id, user, time, history, impressions; ``news.tsv``: id, category, subcategory,
-title, abstract, URL, entities of the title, entities of the abstract; ``entity_embedding.vec``: entity, 100 numbers.
+Columns as the authors document them (github.com/msnews/msnews.github.io, assets/doc/introduction.md, which was read in
+full), in files without a first line: ``behaviors.tsv``: impression id, user, time, history, impressions; ``news.tsv``:
+id, category, subcategory, title, abstract, URL, entities of the title, entities of the abstract;
+``entity_embedding.vec``: entity, 100 numbers.
 """
 
 import json
@@ -46,8 +47,10 @@ class MindConfig(JobConfig):
     Args:
         input: unpacked folders, the earlier first: MINDsmall_train and MINDsmall_dev, say. A test folder has no labels.
         out: where the data folder goes.
-        history: whether the clicks before a user's first impression are events too: context, which never counts as a target.
-        entities: whether ``entity_embedding.vec`` becomes the source ``entity_emb``: the mean of a news item's entities.
+        history: whether the clicks before a user's first impression are events too: context, which never counts as a
+            target.
+        entities: whether ``entity_embedding.vec`` becomes the source ``entity_emb``: the mean of a news item's
+            entities.
         text_dim: width of the source ``text_emb``, made of title and abstract; 0 for none.
         embeddings: more sources, as ``.npy`` or ``.parquet`` (see ``conversion.read_embeddings``).
         user_share: share of the users that are kept, above 0.
@@ -71,10 +74,10 @@ class MindConfig(JobConfig):
 def convert_mind(config: MindConfig) -> dict[str, Any]:
     """Converts MIND: impressions of news, clicked or not.
 
-    Each news item of an impression is an event at the impression's time, in the file's order, which is random. Clicks before have no time
-    in MIND: they come a second apart, before the first impression of all; their ``weight`` is 0, that of impressions 1.
-    Features of events: ``kind`` (history, impression), ``hour``. Targets of items: ``category``, ``subcategory``. Memory holds the
-    news, the ids of users, and a 64th of the events.
+    Each news item of an impression is an event at the impression's time, in the file's order, which is random. Clicks
+    before have no time in MIND: they come a second apart, before the first impression of all; their ``weight`` is 0,
+    that of impressions 1. Features of events: ``kind`` (history, impression), ``hour``. Targets of items: ``category``,
+    ``subcategory``. Memory holds the news, the ids of users, and a 64th of the events.
 
     Returns:
         Counts: ``items``, ``users``, ``events``, ``history_events``, ``label_rate`` of impressions.

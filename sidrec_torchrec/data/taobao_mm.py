@@ -1,16 +1,18 @@
 """TAOBAO-MM (Taobao, of the paper MUSE), from its raw Parquet files, to our format.
 
-Columns as the authors' code documents them (github.com/alimama-tech/MUSE, README.md, utils/preprocess.py and utils/muse_dataset.py;
-the files are on huggingface.co/datasets/TaoBao-MM/Taobao-MM, folder ``raw``; arXiv 2512.07216). They are numbers of features:
+Columns as the authors' code documents them (github.com/alimama-tech/MUSE, README.md, utils/preprocess.py and
+utils/muse_dataset.py; the files are on huggingface.co/datasets/TaoBao-MM/Taobao-MM, folder ``raw``; arXiv 2512.07216).
+They are numbers of features:
 
-- ``129_1`` user, ``130_1`` to ``130_5`` what is known of him, ``150_2_180`` and ``151_2_180`` his up to 1,000 behaviours, items and
-  their categories, the oldest first (``train_user_features.parquet``, ``test_user_features.parquet``);
+- ``129_1`` user, ``130_1`` to ``130_5`` what is known of him, ``150_2_180`` and ``151_2_180`` his up to 1,000
+  behaviours, items and their categories, the oldest first (``train_user_features.parquet``,
+  ``test_user_features.parquet``);
 - ``205`` item, ``206`` category, ``213`` and ``214`` (``item_features.parquet``); ``205_c``: 128 int8, 1/127 each
   (``scl_embedding_int8_p90.parquet``);
 - ``label_0``: [0, 1] for a click, [1, 0] for none (``train_samples.parquet``, ``test_samples.parquet``).
 
-The paper says that age, gender, city and province of users, and city and province of items are among them; which number is which could not
-be verified, so they keep their numbers. 0 stands for nothing.
+The paper says that age, gender, city and province of users, and city and province of items are among them; which number
+is which could not be verified, so they keep their numbers. 0 stands for nothing.
 """
 
 from dataclasses import dataclass
@@ -73,11 +75,11 @@ class TaobaoMMConfig(JobConfig):
 def convert_taobao_mm(config: TaobaoMMConfig) -> dict[str, Any]:
     """Converts TAOBAO-MM: clicks on ads after long histories, with multimodal embeddings.
 
-    The log has an order and no times: a user's behaviours come a second apart and end at ``HISTORY_END``; samples of train follow at the
-    next second, those of test one after. Behaviours are positives of weight 0, context that never counts as a target; samples have weight
-    1. Features of events: ``kind`` (behaviour, sample); of items: those of ``213`` and ``214`` that can be. Items are those that are met;
-    ``category``, ``scl_emb``. A user of both splits has train's behaviours. Memory holds ids and columns of the items, ids of
-    users, and a 64th of the events.
+    The log has an order and no times: a user's behaviours come a second apart and end at ``HISTORY_END``; samples of
+    train follow at the next second, those of test one after. Behaviours are positives of weight 0, context that never
+    counts as a target; samples have weight 1. Features of events: ``kind`` (behaviour, sample); of items: those of
+    ``213`` and ``214`` that can be. Items are those that are met; ``category``, ``scl_emb``. A user of both splits has
+    train's behaviours. Memory holds ids and columns of the items, ids of users, and a 64th of the events.
 
     Returns:
         Counts: ``items``, ``items_without_vector``, ``users``, ``events``, ``samples``, ``label_rate`` of samples.

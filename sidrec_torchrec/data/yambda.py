@@ -1,10 +1,10 @@
 """Yambda (Yandex Music), from its Parquet files, to our format.
 
 Columns as the data set's card documents them (huggingface.co/datasets/yandex/yambda, "flat"; arXiv 2505.22238):
-``listens.parquet`` has ``uid``, ``timestamp``, ``item_id``, ``is_organic``, ``played_ratio_pct`` and ``track_length_seconds``;
-``likes.parquet`` and ``dislikes.parquet`` the first four; ``embeddings.parquet`` ``item_id``, ``embed`` and ``normalized_embed``. The
-card itself could be read in excerpts alone; the columns were checked against public code that reads the files. Times are seconds
-since the log's begin, in steps of 5.
+``listens.parquet`` has ``uid``, ``timestamp``, ``item_id``, ``is_organic``, ``played_ratio_pct`` and
+``track_length_seconds``; ``likes.parquet`` and ``dislikes.parquet`` the first four; ``embeddings.parquet`` ``item_id``,
+``embed`` and ``normalized_embed``. The card itself could be read in excerpts alone; the columns were checked against
+public code that reads the files. Times are seconds since the log's begin, in steps of 5.
 """
 
 from dataclasses import dataclass
@@ -45,8 +45,8 @@ class YambdaConfig(JobConfig):
     """What to convert.
 
     Args:
-        input: folder of ``listens.parquet`` and, if they are to be events too, ``likes.parquet`` and ``dislikes.parquet``; the data
-            set's ``flat/50m``, say.
+        input: folder of ``listens.parquet`` and, if they are to be events too, ``likes.parquet`` and
+            ``dislikes.parquet``; the data set's ``flat/50m``, say.
         out: where the data folder goes.
         embeddings: the data set's ``embeddings.parquet``; none given: items have no content.
         vector: which of its two columns becomes the source ``audio_emb``.
@@ -70,10 +70,10 @@ class YambdaConfig(JobConfig):
 def convert_yambda(config: YambdaConfig) -> dict[str, Any]:
     """Converts Yambda: listens, likes and dislikes of music, and audio embeddings.
 
-    A listen is an event whose label ``listen`` says whether at least ``min_played`` percent were played; a like or dislike is an event
-    of its own, whose label ``like`` says which. The other label is null; ``label`` is the one that is there. Unlikes and undislikes are
-    left out. Features of events: ``kind`` (listen, rating), ``is_organic``; known afterwards: ``played_ratio_pct``. Items are
-    those that are met. Memory holds their ids and a 64th of the events.
+    A listen is an event whose label ``listen`` says whether at least ``min_played`` percent were played; a like or
+    dislike is an event of its own, whose label ``like`` says which. The other label is null; ``label`` is the one that
+    is there. Unlikes and undislikes are left out. Features of events: ``kind`` (listen, rating), ``is_organic``; known
+    afterwards: ``played_ratio_pct``. Items are those that are met. Memory holds their ids and a 64th of the events.
 
     Returns:
         Counts: ``items``, ``items_without_vector``, ``events``.

@@ -367,7 +367,7 @@ BIG = -58_759_430_334_327_705  # ids are any 64 bits
 
 
 def taobao(folder: Path) -> Path:
-    """20 users of train, 12 of test, two of whom are in both; behaviours of 3 to 30 items, some of them 0; item 49 has no vector."""
+    """20 users of train, 12 of test, two of them in both; 3 to 30 behaviours, one of them 0; item 49 has no vector."""
     rng = np.random.default_rng(0)
     item = np.array([BIG + i for i in range(50)])
     for split, users in (("train", range(1, 21)), ("test", range(19, 31))):

@@ -1,4 +1,4 @@
-"""The fractal expansion: what of the log each block keeps, who its children are, and that they stay together with their content."""
+"""The fractal expansion: what of the log each block keeps, who its children are, and that content still tells them."""
 
 import json
 from collections import Counter
