@@ -12,7 +12,11 @@ def make_items(noise: float, count: int = 1500, present: float = 1.0) -> ItemTen
     x_ND = torch.randn(count, 20, generator=generator)
     y_ND = x_ND @ torch.randn(20, 8, generator=generator) / 20**0.5 + noise * torch.randn(count, 8, generator=generator)
     has_N = torch.rand(count, generator=generator) < present
-    sources = {"text": x_ND[:, :12] * 7 + 3, "image": x_ND[:, 12:], "tastes": torch.where(has_N.unsqueeze(1), y_ND, 99.0)}
+    sources = {
+        "text": x_ND[:, :12] * 7 + 3,
+        "image": x_ND[:, 12:],
+        "tastes": torch.where(has_N.unsqueeze(1), y_ND, 99.0),
+    }
     everywhere = torch.ones(count, dtype=torch.bool)
     return ItemTensors(sources, {"text": everywhere, "image": everywhere, "tastes": has_N})
 
