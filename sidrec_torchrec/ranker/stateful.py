@@ -219,7 +219,9 @@ def _reader_of(model: ServingRanker) -> CodeReader:
     """Refuses rankers of which nothing can be kept."""
     reader = model.reader
     if not isinstance(reader, CodeReader):
-        raise SidrecError("states are kept for rankers with --model.attention codes, and without --model.blocks")
+        raise SidrecError(
+            "states are kept for rankers with --model.attention codes, and without --model.blocks and --model.histories_by"
+        )
     if reader.queries.seeds_KD is None:
         raise SidrecError("this ranker has no learned queries to keep; train one with --model.learned_queries")
     return reader
