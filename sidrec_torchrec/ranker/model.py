@@ -132,12 +132,17 @@ class RankerHead(nn.Module):
         self.register_buffer("weights_K", torch.tensor(config.weights(num_tasks), device=device), persistent=False)
         actions = num_actions(num_tasks)
         sizes = self.features.sizes
-        reader = config.reader(sid)(config, items_dim, sid, actions, device, sizes)
-        self.reader: Reader | BlockReader | ApartReader = reader
-        if config.blocks:
-            self.reader = BlockReader(reader, config, actions, sizes).to(device)
+
+        def make_reader() -> Reader | BlockReader:
+            reader = config.reader(sid)(config, items_dim, sid, actions, device, sizes)
+            return BlockReader(reader, config, actions, sizes).to(device) if config.blocks else reader
+
+        self.reader: Reader | BlockReader | ApartReader
         if config.histories_by:
-            self.reader = ApartReader(self.reader, HistoriesBy.feature(config.histories_by, self.features))
+            histories = HistoriesBy.feature(config.histories_by, self.features)
+            self.reader = ApartReader([make_reader() for _ in range(histories.count)], histories)
+        else:
+            self.reader = make_reader()
         known = [feature.size for feature in self.features.known]
         pools = self.reader.num_pools
         self.interaction = Interaction(config, pools, len(user_features), num_tasks, known).to(device)

@@ -32,7 +32,8 @@ class UserStateUpdater(nn.Module):
     learned later, nor can it be taken out again; for that, make the state again from the events.
 
     Args:
-        model: of a trained ranker that attends to codes, with learned queries and without blocks; shares its parameters.
+        model: of a trained ranker that attends to codes, with learned queries, and neither blocks nor several
+            histories; shares its parameters.
 
     Raises:
         SidrecError: on another ranker.

@@ -72,11 +72,12 @@ def test_each_history_is_read_as_if_it_were_all_there_is(options):
     batch, (ranker, items) = make_kinds(), make_ranker(**options)
     reader = ranker.head.reader
     q_SD, pooled_SPD = reader(batch, items, Targets.of(batch))
-    assert pooled_SPD.shape[1] == reader.num_pools == H * reader.reader.num_pools
+    assert pooled_SPD.shape[1] == reader.num_pools == H * reader.readers[0].num_pools
     for kind, actual_SPD in enumerate(pooled_SPD.chunk(H, dim=1), start=1):
         alone, kept_K = only(batch, kind)
-        alone_SD, expected_SPD = reader.reader(alone, items[kept_K], Targets.of(alone))
-        torch.testing.assert_close(q_SD, alone_SD, rtol=0, atol=1e-6)
+        alone_SD, expected_SPD = reader.readers[kind - 1](alone, items[kept_K], Targets.of(alone))
+        if kind == 1:
+            torch.testing.assert_close(q_SD, alone_SD, rtol=0, atol=1e-6)
         torch.testing.assert_close(actual_SPD, expected_SPD, rtol=0, atol=1e-5)
 
 
@@ -107,9 +108,17 @@ def test_events_of_one_kind_alone_are_read_as_without_histories(options):
     batch.features_NF[:, 1] = 1
     apart, items = make_ranker(one, **options)
     plain, _ = make_ranker(one, **options, histories_by="")
-    plain.load_state_dict({name.replace("reader.reader.", "reader."): v for name, v in apart.state_dict().items()})
+    plain.load_state_dict({name.replace("reader.readers.0.", "reader."): v for name, v in apart.state_dict().items()})
     expected, actual = (ranker.head(batch, items, None)[1].prediction for ranker in (plain, apart))
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_items_that_are_all_alike():
+    batch, (ranker, items) = make_kinds(), make_ranker(**READS["vectors"])
+    reader, targets = ranker.head.reader, Targets.of(batch)
+    for actual, expected in zip(reader(batch, None, targets), reader(batch, items * 0, targets), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", READS.values(), ids=READS)
@@ -132,19 +141,21 @@ def test_serving_predicts_what_the_ranker_does(options):
     torch.testing.assert_close(serving(**inputs), expected.prediction[:, 0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["codes", "top events", "blocks"])  # vectors: tests/jobs/test_histories.py
 @torch.no_grad()
-def test_the_exported_program_equals_the_module(name, tmp_path):
-    ranker, _ = make_ranker(**READS[name])
-    serving, spec = ServingRanker(ranker, {"item": make_events().codec.spec}), make_events().codec.spec
-    write(export(serving), describe({"item": spec}, {}, features=FEATURES), tmp_path / "r.pt2", compiled=False)
+def test_the_exported_program_equals_the_module_whatever_the_sizes(tmp_path):
+    """Over codes, with all that reads them at once, and histories of one kind alone, or none; the other rankers: tests/jobs/test_histories.py."""
+    features = Features(history=(Feature("kind", ("click", "order")),))
+    ranker, _ = make_ranker(features, attention="codes", learned_queries=1, top_events=3)
+    spec = make_events().codec.spec
+    serving = ServingRanker(ranker, {"item": spec})
+    write(export(serving), describe({"item": spec}, {}, features=features), tmp_path / "r.pt2", compiled=False)
     scorer, generator = Scorer(tmp_path / "r.pt2"), torch.Generator().manual_seed(3)
     for lengths, candidates in SIZES.values():
         inputs = make_inputs(serving, lengths, candidates)
-        for codes, rows in (("feature_NF", sum(lengths)), ("known_MF", sum(candidates))):
-            columns = [torch.randint(size, (rows,), generator=generator) for size in FEATURES.sizes.values()]
-            inputs[codes] = torch.stack(columns, dim=1)
-        torch.testing.assert_close(scorer(**inputs), serving(**inputs), rtol=0, atol=1e-6)
+        inputs["known_MF"] = torch.zeros(sum(candidates), 0, dtype=torch.int64)
+        for first, last in ((0, 2), (1, 1), (2, 2), (0, 0)):
+            inputs["feature_NF"] = torch.randint(first, last + 1, (sum(lengths), 1), generator=generator)
+            torch.testing.assert_close(scorer(**inputs), serving(**inputs), rtol=0, atol=1e-6)
 
 
 def test_what_tells_no_histories_apart_is_refused():

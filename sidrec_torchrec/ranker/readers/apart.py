@@ -1,5 +1,6 @@
 """Several histories read apart: what targets pool of each is a pool of its own, in which no other history takes weight."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,74 +65,76 @@ class HistoriesBy:
 
 
 class ApartReader(nn.Module):
-    """Reads each history as if it were all there is, by one reader whose parameters the histories share.
+    """Reads each history as if it were all there is, by a reader of its own.
 
-    Every event is read once, in its own history, so that code space stays code space. What is pooled of one history does not
-    depend on how long or how recent the others are.
+    Every event is read once, by its own history's reader, so that code space stays code space. What is pooled of one history does
+    not depend on how long or how recent the others are.
 
     Args:
-        reader: of a history.
+        readers: one for each history, alike but for their parameters.
         histories: that are read.
     """
 
-    def __init__(self, reader: Reader | BlockReader, histories: HistoriesBy) -> None:
+    def __init__(self, readers: Sequence[Reader | BlockReader], histories: HistoriesBy) -> None:
         super().__init__()
-        self.reader = reader
+        self.readers = nn.ModuleList(readers)
         self.histories = histories
 
     @property
     def reads_codes(self) -> bool:
         """See ``Reader``."""
-        return self.reader.reads_codes
+        return self._each[0].reads_codes
 
     @property
     def unservable(self) -> str | None:
         """See ``Reader``."""
-        return self.reader.unservable
+        return self._each[0].unservable
 
     @property
     def num_pools(self) -> int:
-        """Vectors pooled for each target: as many of each history as ``reader`` pools."""
-        return self.histories.count * self.reader.num_pools
+        """Vectors pooled for each target: as many of each history as its reader pools."""
+        return self.histories.count * self._each[0].num_pools
+
+    @property
+    def _each(self) -> list[Reader | BlockReader]:
+        return [*self.readers]
 
     def forward(self, batch: RankBatch, items: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
-        """As ``reader``'s, of one history after another: float [S, D] and [S, num_pools, D]."""
+        """Vectors of the targets, as the first reader has them, and pools, one history after another: float [S, D], [S, num_pools, D]."""
         code_N = self.histories.code(batch.side_NC)
-        vectors, pools = [], []
-        for code in range(1, self.histories.count + 1):
+        read = []
+        for code, reader in enumerate(self._each, start=1):
             history = replace(batch, visible_N=batch.visible_N & (code_N == code))
-            q_SD, pooled_SPD = self.reader(history, items, Targets.of(history))
-            vectors.append(q_SD)
-            pools.append(pooled_SPD)
-        return vectors[0], torch.cat(pools, dim=1)
+            read.append(reader(history, items, Targets.of(history)))
+        return read[0][0], torch.cat([pooled_SPD for _, pooled_SPD in read], dim=1)
 
     def serve(self, requests: Requests) -> tuple[Tensor, Tensor]:
-        """As ``forward``, of requests' candidates; all histories are read at once, as those of more requests."""
-        H = self.histories.count
-        q_XD, pooled_XPD = self.reader.serve(self._apart(requests))
-        pooled_MHPD = pooled_XPD.unflatten(0, (H, -1)).transpose(0, 1)
-        return q_XD.unflatten(0, (H, -1))[0], pooled_MHPD.flatten(1, 2)
-
-    def _apart(self, requests: Requests) -> Requests:
-        """A request for each history of each request: first those of the first history, then those of the second, ..."""
-        H, B = self.histories.count, requests.begin_B.shape[0]
-        device = requests.begin_B.device
-        event_N = torch.arange(requests.time_N.shape[0], device=device)
+        """As ``forward``, of requests' candidates: float [M, D] and [M, num_pools, D]."""
+        code_N = self.histories.code(requests.side_NC)
+        event_N = torch.arange(requests.time_N.shape[0], device=code_N.device)
         request_N = torch.searchsorted(requests.end_B, event_N, right=True)
-        # a history of a request has a number, by which events are put in order; those that are in none come first
-        number_N = self.histories.code(requests.side_NC) * B + request_N
-        number_N, place_N = number_N.sort(stable=True)
-        number_X = torch.arange(B, B + H * B, device=device)
-        first_H1 = torch.arange(H, device=device).unsqueeze(1) * B
-        return replace(
-            requests,
-            items=requests.items[place_N],
-            has_item_N=requests.has_item_N[place_N],
-            side_NC=requests.side_NC[place_N],
-            time_N=requests.time_N[place_N],
-            begin_B=torch.searchsorted(number_N, number_X),
-            end_B=torch.searchsorted(number_N, number_X, right=True),
-            candidates=requests.candidates.repeat(H, 1),
-            request_M=(first_H1 + requests.request_M).flatten(),
-            request_time_B=requests.request_time_B.repeat(H),
-        )
+        read = []
+        for code, reader in enumerate(self._each, start=1):
+            history = _of_events(requests, (code_N == code).nonzero().squeeze(1), request_N)
+            read.append(reader.serve(history))
+        return read[0][0], torch.cat([pooled_MPD for _, pooled_MPD in read], dim=1)
+
+
+def _of_events(requests: Requests, event_K: Tensor, request_N: Tensor) -> Requests:
+    """The requests with some of their events alone.
+
+    Args:
+        requests: that have N events.
+        event_K: places of those, rising.
+        request_N: which request each of the N belongs to.
+    """
+    request_K, request_B = request_N[event_K], torch.arange(requests.begin_B.shape[0], device=event_K.device)
+    return replace(
+        requests,
+        items=requests.items[event_K],
+        has_item_N=requests.has_item_N[event_K],
+        side_NC=requests.side_NC[event_K],
+        time_N=requests.time_N[event_K],
+        begin_B=torch.searchsorted(request_K, request_B),
+        end_B=torch.searchsorted(request_K, request_B, right=True),
+    )
