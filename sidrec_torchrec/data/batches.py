@@ -33,7 +33,7 @@ class RankBatch(Pipelineable):
 
     Args:
         items: the arm's features of each event; a key of width w has w values per event.
-        users: one code per row and user feature.
+        users: codes of each row by user feature: one, or as many as its list has.
         lengths_B: int64, events of each row.
         num_targets_B: int64, how many of a row's last events are targets, if they have an item.
         weight_B: float32, 1, or 0 for a row that only fills up a process's share.
@@ -210,7 +210,8 @@ class Collator:
     def __init__(self, prepared: Prepared, features: ItemFeatures) -> None:
         self.features = features
         self._num_event, self._item_codes = len(prepared.features.event), prepared.item_codes()
-        self._user_features = list(prepared.user_features)
+        self._user_lists = prepared.user_lists
+        self._user_features = [name for name in prepared.user_features if name not in self._user_lists]
         self._tasks = range(len(prepared.tasks))
 
     def __call__(self, share: list[Sequence], *, rows: list[Sequence] | None = None, weight: float = 1.0) -> RankBatch:
@@ -263,10 +264,12 @@ class Collator:
 
     def _users(self, rows: list[Sequence]) -> KeyedJaggedTensor:
         codes_FB = np.stack([row.user_codes for row in rows], axis=1).astype(np.int64)
+        lists = [row.user_lists[f] for f in range(len(self._user_lists)) for row in rows]
+        lengths = np.concatenate([np.ones(codes_FB.size, np.int64), np.array([len(own) for own in lists], np.int64)])
         return KeyedJaggedTensor(
-            keys=self._user_features,
-            values=torch.from_numpy(codes_FB).reshape(-1),
-            lengths=torch.ones(codes_FB.size, dtype=torch.int64),
+            keys=[*self._user_features, *self._user_lists],
+            values=_jagged([codes_FB.reshape(-1), *lists], np.int64),
+            lengths=torch.from_numpy(lengths),
             stride=len(rows),
         )
 

@@ -15,6 +15,7 @@ from sidrec_torchrec.data.ids import IdIndex, canonical, keys
 from sidrec_torchrec.data.items import ItemRows
 from sidrec_torchrec.data.policy import EventCounts, EventPolicy, item_rows, repeats
 from sidrec_torchrec.data.tasks import action_of
+from sidrec_torchrec.data.user_lists import Lists, encode_users
 from sidrec_torchrec.errors import DataError
 
 EVENTS_PER_BUCKET = 1 << 22  # about 100 MB in memory
@@ -29,6 +30,7 @@ class UserEvents:
     Args:
         user_id: whose.
         codes: int32 [F], code of each user feature; 0 where missing, else 1 + the class in its vocabulary.
+        lists: codes of each user feature that is a list, int16; see ``data.user_lists``.
         item: int32 [N], rows of the item file; ``NO_ITEM`` of an event whose item it does not have.
         timestamp: int64 [N], seconds, never decreasing.
         action: int8 [N], the labels; see ``data.tasks``. 1 where the log has no labels.
@@ -43,6 +45,7 @@ class UserEvents:
     action: np.ndarray
     features: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     weight: np.ndarray | None = None
+    lists: tuple[np.ndarray, ...] = ()
 
     def take(self, places: np.ndarray) -> "UserEvents":
         """The events at these places."""
@@ -58,7 +61,7 @@ class EventBuckets:
         tasks: its label columns; none if it has no labels.
         id_type: canonical type of its users' ids.
         files: bucket files of events, and of users where there are any.
-        num_features: user features F.
+        num_features: user features F that are no lists.
         num_raw: features of events.
         is_weighted: whether events have weights.
         policy: what was, and is, done about events that cannot be read as they are.
@@ -121,7 +124,8 @@ class EventBuckets:
         weight = [_WEIGHT] if events.weight else []
         raw_columns = [(name, pa.float64()) for name in (*_raw_columns(len(drafts)), *weight)]
         event_schema = pa.schema([("user_id", id_type), *_EVENT_COLUMNS.items(), *raw_columns])
-        user_schema = pa.schema([("user_id", id_type), *((feature.name, pa.int32()) for feature in user_features)])
+        kinds = [(f.name, pa.list_(pa.int16()) if f.is_list else pa.int32()) for f in user_features]
+        user_schema = pa.schema([("user_id", id_type), *kinds])
         counts = EventCounts()
         with ExitStack() as stack:
             event_writers = [stack.enter_context(pa.ipc.new_file(path, event_schema)) for path, _ in files]
@@ -138,10 +142,10 @@ class EventBuckets:
             for user_batch in (
                 users.batches(columns=[feature.name for feature in user_features]) if users is not None else ()
             ):
-                codes = [feature.encode(user_batch.columns[feature.name]) for feature in user_features]
+                codes, lists = encode_users(user_features, user_batch.columns)
                 user_ids = _of_type(user_batch.user_ids, users, events)
-                _scatter(user_writers, user_schema, [user_ids, *codes])
-        sizes = len(user_features), len(drafts), bool(weight)
+                _scatter(user_writers, user_schema, [user_ids, *codes, *(own.to_arrow() for own in lists)])
+        sizes = sum(not feature.is_list for feature in user_features), len(drafts), bool(weight)
         return EventBuckets(events.path, events.tasks, id_type, files, *sizes, policy, counts.unknown_items)
 
     def users(self) -> Iterator[UserEvents]:
@@ -160,13 +164,15 @@ class EventBuckets:
             raw = [table.column(name).to_numpy() for name in self._raw_columns]
             columns |= {name: table.column(name).to_numpy() for name in self._weight}
             columns["features"] = np.stack(raw, axis=1) if raw else np.zeros((len(table), 0))
-            codes_UF = np.stack([c.to_numpy() for c in users.columns[1:]] or [np.zeros(0, np.int32)], axis=1)
+            of_codes, of_lists = users.columns[1:][: self._num_features], users.columns[1:][self._num_features :]
+            codes_UF = np.stack([c.to_numpy() for c in of_codes] or [np.zeros(len(users), np.int32)], axis=1)
+            lists = [Lists.of_arrow(column) for column in of_lists]
             code_row_U = (
                 IdIndex(canonical(users.column("user_id"))).find(user_ids)
-                if len(users) and self._num_features
+                if len(users) and len(users.columns) > 1
                 else None
             )
-            no_codes = np.zeros(self._num_features, np.int32)
+            no_codes, no_list = np.zeros(self._num_features, np.int32), np.zeros(0, np.int16)
             order = np.argsort(user_N, kind="stable")
             columns = {name: column[order] for name, column in columns.items()}  # a user's events are then a slice
             ends = np.searchsorted(user_N[order], np.arange(len(user_ids)), side="right").tolist()
@@ -174,7 +180,8 @@ class EventBuckets:
                 row = -1 if code_row_U is None else code_row_U[number]
                 user = UserEvents(
                     user_id=user_id,
-                    codes=no_codes if row < 0 else codes_UF[row],
+                    codes=no_codes if row < 0 else codes_UF[row, : self._num_features],
+                    lists=tuple(no_list if row < 0 else own[row] for own in lists),
                     **{name: column[begin:end] for name, column in columns.items()},
                 )
                 user = self._mended(user)

@@ -16,6 +16,7 @@ from sidrec_torchrec.data.features import Feature
 from sidrec_torchrec.data.format import Users
 from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
+from sidrec_torchrec.data.user_lists import list_classes
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.training.progress import say
@@ -39,15 +40,22 @@ def feature_counts(users: Users | None, features: tuple[Feature, ...]) -> dict[s
     """By user feature how many rows of the user file have each value.
 
     Returns:
-        ``counts``, of the codes 1, 2, ...; ``unknown``, of other values; ``missing``, of nulls.
+        ``counts``, of the codes 1, 2, ...; ``unknown``, of other values; ``missing``, of nulls. Of lists, how many have each value
+        among others; ``missing``, of nulls and empty ones.
     """
     counts = {feature.name: np.zeros(feature.size, np.int64) for feature in features}
     missing = dict.fromkeys(counts, 0)
     for batch in users.batches(columns=tuple(counts)) if users is not None and features else ():
         for feature in features:
             column = batch.columns[feature.name]
-            missing[feature.name] += column.null_count
-            counts[feature.name] += np.bincount(feature.encode(column), minlength=feature.size)
+            if feature.is_list:
+                row_V, class_V = list_classes(feature, column)
+                missing[feature.name] += (empty := len(column) - len(np.unique(row_V)))
+                code_N = np.append(class_V + 1, np.zeros(empty, np.int64))
+            else:
+                missing[feature.name] += column.null_count
+                code_N = feature.encode(column)
+            counts[feature.name] += np.bincount(code_N, minlength=feature.size)
     return {
         name: {"counts": c[1:].tolist(), "unknown": int(c[0]) - missing[name], "missing": missing[name]}
         for name, c in counts.items()
@@ -217,8 +225,7 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
     for name, feature in report["features"].items():
         if (feature["unknown"][1] or 0) > MOST_UNKNOWN:
             lines.append(
-                f"user feature '{name}': {feature['unknown'][1]:.1%} of the users have a value that the ranker does not know, more "
-                f"than {MOST_UNKNOWN:.0%}"
+                f"user feature '{name}': {feature['unknown'][1]:.1%} of the users' values are ones that the ranker does not know, more than {MOST_UNKNOWN:.0%}"
             )
     for name, feature in report["event_features"].items():
         had, has = (share or 0 for share in feature["unknown"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from sidrec_torchrec.data.columns import is_categorical, is_index, is_label, is_number, is_time, seconds
+from sidrec_torchrec.data.columns import is_categorical, is_index, is_label, is_list, is_number, is_time, seconds
 from sidrec_torchrec.data.columns import labels as read_labels
 from sidrec_torchrec.data.features import FeatureName, numbers
 from sidrec_torchrec.data.folder import DataFolder, DataSchema, is_data_folder, open_table
@@ -166,7 +166,7 @@ class Users:
 
     Args:
         table: the Parquet file.
-        categorical: names of its categorical columns (strings, integers, or lists of them); others are left unread.
+        categorical: names of the categorical columns to read: of strings or integers, or, if somebody named them, lists of those.
         are_chosen: whether somebody named them.
         dense: columns to be cut into buckets.
     """
@@ -303,7 +303,8 @@ def users_of(table: ParquetTable, schema: DataSchema | None = None) -> Users:
     chosen = [FeatureName.parse(text) for text in (schema or DataSchema()).user_columns]
     if not chosen:
         fields = [field for field in table.schema if field.name != "user_id" and not is_index(field.name)]
-        return Users(table, tuple(field.name for field in fields if is_categorical(field.type)))
-    dense = tuple(named for named in chosen if named.is_dense(table, what="user column"))
+        single = tuple(field.name for field in fields if is_categorical(field.type) and not is_list(field.type))
+        return Users(table, single)
+    dense = tuple(named for named in chosen if named.is_dense(table, what="user column", may_be_list=True))
     categorical = tuple(named.column for named in chosen if named not in dense)
     return Users(table, categorical, are_chosen=True, dense=dense)

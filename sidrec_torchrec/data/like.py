@@ -17,6 +17,7 @@ from sidrec_torchrec.data.format import DataFolder, Users
 from sidrec_torchrec.data.ids import IdIndex
 from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.protocol import NEVER, TIME, Census, PrepareConfig
+from sidrec_torchrec.data.user_lists import encode_users
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.training.runs import run_path
 
@@ -101,7 +102,7 @@ def like_users(data: DataFolder, users: Users | None, own: "Prepared") -> tuple[
         assert users is not None
         kind = users.table.type_of(feature.name, what="user feature")
         try:
-            feature.encode(pa.array([], kind))
+            encode_users([feature], {feature.name: pa.array([], kind)})
         except DataError as error:
             raise DataError(f"{users.path}: {error}; write it as {own.folder} had it") from None
     return features

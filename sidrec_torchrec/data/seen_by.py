@@ -114,6 +114,9 @@ def _difference(own: Prepared, given: Prepared) -> str | None:
 
 def _other_codes(own: Feature, given: Feature) -> str | None:
     """The first code that means something else."""
+    if own.is_list != given.is_list:
+        holds, held = ("lists" if feature.is_list else "one value a row" for feature in (given, own))
+        return f"'{own.name}' holds {holds} there and {held} to the ranker"
     kinds = [[*map(repr, f.values)] if f.bounds is None else [f"from {b}" for b in f.bounds] for f in (own, given)]
     first = 1 if own.bounds is None else 2
     for place, (had, has) in enumerate(zip_longest(*kinds, fillvalue="nothing")):

@@ -7,7 +7,7 @@ trains on many positions. A negative shares its positive's order and is not visi
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,7 +26,7 @@ SEQUENCE_COLUMNS = {
     "visible": pa.bool_(),
 }
 EVENT_ARRAYS = (*SEQUENCE_COLUMNS, "features", "weight")
-_FEATURE = "feature."  # how columns of features begin
+_FEATURE, _LIST = "feature.", "user."  # how columns of features begin, and of users' lists
 _NUMPY_TYPES = {
     "item": np.int32,
     "action": np.int8,
@@ -42,7 +42,7 @@ class Sequence:
 
     Args:
         user_id: whose.
-        user_codes: int32 [F], the user's value code in each user feature.
+        user_codes: int32 [F], the user's value code in each user feature that is no list.
         item: int32 [N], rows of the item file; -1 of an event without an item, which is never a target.
         action: int8 [N], the labels: with one task 1 for a positive event, 0 for a negative one; see ``data.tasks``.
         timestamp: int64 [N].
@@ -51,6 +51,7 @@ class Sequence:
         features: int16 [N, F], codes of the events' features; see ``data.features``.
         weight: float32 [N], how much each counts as a target.
         num_targets: how many of the last events are targets; of those, events without an item are passed over.
+        user_lists: int16, codes of each user feature that is a list; see ``data.user_lists``.
     """
 
     user_id: int | str | bytes
@@ -63,6 +64,7 @@ class Sequence:
     features: np.ndarray
     weight: np.ndarray
     num_targets: int
+    user_lists: tuple[np.ndarray, ...] = ()
 
     def __len__(self) -> int:
         return len(self.item)
@@ -85,7 +87,7 @@ class Sequence:
     def slice(self, start: int, stop: int, num_targets: int) -> "Sequence":
         """Events start..stop of this sequence, the last ``num_targets`` of which are targets."""
         events = {name: getattr(self, name)[start:stop] for name in EVENT_ARRAYS}
-        return Sequence(user_id=self.user_id, user_codes=self.user_codes, num_targets=num_targets, **events)
+        return replace(self, num_targets=num_targets, **events)
 
     def rows(self, first_target: int, *, max_history: int, targets_per_row: int) -> Iterator["Sequence"]:
         """Cuts the events from ``first_target`` on into rows of at most ``targets_per_row`` targets.
@@ -99,13 +101,16 @@ class Sequence:
                 yield self.slice(max(0, start - max_history), stop, stop - start)
 
 
-def sequence_schema(id_type: pa.DataType, features: Iterable[str] = (), *, is_weighted: bool = False) -> pa.Schema:
+def sequence_schema(
+    id_type: pa.DataType, features: Iterable[str] = (), *, is_weighted: bool = False, user_lists: Iterable[str] = ()
+) -> pa.Schema:
     """Columns of a sequences file.
 
     Args:
         id_type: canonical, of its users' ids.
         features: names of the events' features.
         is_weighted: whether events have weights.
+        user_lists: names of the users' features that are lists.
     """
     return pa.schema(
         [
@@ -114,6 +119,7 @@ def sequence_schema(id_type: pa.DataType, features: Iterable[str] = (), *, is_we
             *((name, pa.list_(kind)) for name, kind in SEQUENCE_COLUMNS.items()),
             *((f"{_FEATURE}{name}", pa.list_(pa.int16())) for name in features),
             *([("weight", pa.list_(pa.float32()))] if is_weighted else []),
+            *((f"{_LIST}{name}", pa.list_(pa.int16())) for name in user_lists),
             ("num_targets", pa.int32()),
         ]
     )
@@ -140,13 +146,14 @@ def to_record_batch(rows: list[Sequence], schema: pa.Schema) -> pa.RecordBatch:
         offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
         return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(values), kind))
 
-    num_features = sum(name.startswith(_FEATURE) for name in schema.names)
+    num_features, num_lists = (sum(name.startswith(kind) for name in schema.names) for kind in (_FEATURE, _LIST))
     columns = [
         pa.array([row.user_id for row in rows], schema.field("user_id").type),
         lists([row.user_codes for row in rows], pa.int32()),
         *(lists([getattr(row, name) for row in rows], kind) for name, kind in SEQUENCE_COLUMNS.items()),
         *(lists([row.features[:, f] for row in rows], pa.int16()) for f in range(num_features)),
         *([lists([row.weight for row in rows], pa.float32())] if "weight" in schema.names else []),
+        *(lists([row.user_lists[f] for row in rows], pa.int16()) for f in range(num_lists)),
         pa.array([row.num_targets for row in rows], pa.int32()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
@@ -156,7 +163,7 @@ def from_table(table: pa.Table) -> list[Sequence]:
     """Rows of a table of ``sequence_schema``; the arrays are views of it where Arrow allows."""
     table = table.combine_chunks()
     names = ["user_codes", *SEQUENCE_COLUMNS]
-    columns = {name: _split(table.column(name), _NUMPY_TYPES.get(name, np.int32)) for name in names}
+    columns: dict[str, list] = {name: _split(table.column(name), _NUMPY_TYPES.get(name, np.int32)) for name in names}
     features = [name for name in table.schema.names if name.startswith(_FEATURE)]
     codes = [_split(table.column(name), np.int16) for name in features]
     columns["features"] = [
@@ -167,6 +174,8 @@ def from_table(table: pa.Table) -> list[Sequence]:
         columns["weight"] = _split(table.column("weight"), np.float32)
     else:
         columns["weight"] = [np.ones(len(item_N), np.float32) for item_N in columns["item"]]
+    lists = [_split(table.column(name), np.int16) for name in table.schema.names if name.startswith(_LIST)]
+    columns["user_lists"] = list(zip(*lists, strict=True)) if lists else [()] * table.num_rows
     user_ids = table.column("user_id").to_pylist()
     num_targets = table.column("num_targets").to_pylist()
     return [

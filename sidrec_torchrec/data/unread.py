@@ -58,5 +58,9 @@ def _event_reason(kind: pa.DataType) -> str:
 
 def _user_reason(kind: pa.DataType) -> str:
     if is_categorical(kind):
-        return "several values a row" if is_list(kind) else "no value at all, or too many for a category"
+        return (
+            "several values a row: read if it is among --user-columns"
+            if is_list(kind)
+            else "no value at all, or too many for a category"
+        )
     return "not a category"

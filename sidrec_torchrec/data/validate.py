@@ -140,14 +140,13 @@ def _user_features(users: Users, wrong: Problems) -> dict[str, Vocabulary]:
     """Those that ``prepare`` would read."""
     features = {}
     for name in users.categorical:
-        if not is_multi_label(users.table.type_of(name)):
-            try:
-                features[name] = Vocabulary.scan(users, name)
-            except UnfitColumn as error:
-                if users.are_chosen:
-                    wrong.messages.append(str(error))
-            except DataError as error:
+        try:
+            features[name] = Vocabulary.scan(users, name)
+        except UnfitColumn as error:
+            if users.are_chosen:
                 wrong.messages.append(str(error))
+        except DataError as error:
+            wrong.messages.append(str(error))
     return features
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrec.modules.crossnet import LowRankCrossNet
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedTensor
@@ -59,6 +59,7 @@ class Ranker(nn.Module):
         device: where to build the user tables.
         num_tasks: labels of an event.
         features: of events.
+        user_lists: the user features of which a user has a list of codes.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class Ranker(nn.Module):
         device: torch.device,
         num_tasks: int = 1,
         features: Features | None = None,
+        user_lists: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.items = items
-        self.users = user_tables(user_features, config.dim, device) if user_features else None
+        self.user_lists = user_lists
+        self.users = user_tables(user_features, config.dim, device, user_lists) if user_features else None
         self.head = RankerHead(config, items_dim, sid, tuple(user_features), device, num_tasks, features)
 
     def forward(self, batch: RankBatch) -> tuple[Tensor, RankerOutput]:
@@ -93,8 +96,13 @@ class Ranker(nn.Module):
         return self.head(batch, items, users)
 
 
-def user_tables(user_features: dict[str, int], dim: int, device: torch.device) -> EmbeddingBagCollection:
-    """One table per user feature; zero at the start, so that the result does not depend on how it is sharded."""
+def user_tables(
+    user_features: dict[str, int], dim: int, device: torch.device, lists: tuple[str, ...] = ()
+) -> EmbeddingBagCollection:
+    """One table per user feature; zero at the start, so that the result does not depend on how it is sharded.
+
+    A list is read as the mean of its values' rows, not their sum: so a long list does not outweigh what else is known of a user.
+    """
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
@@ -102,6 +110,7 @@ def user_tables(user_features: dict[str, int], dim: int, device: torch.device) -
                 embedding_dim=dim,
                 num_embeddings=size,
                 feature_names=[name],
+                pooling=PoolingType.MEAN if name in lists else PoolingType.SUM,
                 init_fn=nn.init.zeros_,
             )
             for name, size in user_features.items()

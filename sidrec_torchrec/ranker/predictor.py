@@ -112,7 +112,10 @@ class Predictor:
                 Path(prepared) if prepared is not None else None, data=folder, sids=tuple(map(Path, sids))
             )
             # of the sequences prepared anew only the items count: the ranker's users and tasks are its own
-            parts = replace(parts, prepared=replace(parts.prepared, user_features=own.user_features, tasks=own.tasks))
+            met = replace(
+                parts.prepared, user_features=own.user_features, vocabularies=own.vocabularies, tasks=own.tasks
+            )
+            parts = replace(parts, prepared=met)
             model = parts.sharded(processes) if shared else parts.whole(processes.device)
             trained.load(model)
         longest = max_history or own.max_history
