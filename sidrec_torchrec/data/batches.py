@@ -39,6 +39,7 @@ class RankBatch(Pipelineable):
         weight_B: float32, 1, or 0 for a row that only fills up a process's share.
         action_N: int64, the labels: with one task 1 for a positive event, 0 for a negative one; see ``data.tasks``.
         weight_N: float32, how much each event counts as a target.
+        values_NR: float32, of tasks of regression; NaN where missing.
         features_NF: int64, codes of the events' features; see ``data.features``.
         timestamp_N: int64.
         order_N: int64, place among the user's real events.
@@ -55,6 +56,7 @@ class RankBatch(Pipelineable):
     weight_B: Tensor
     action_N: Tensor
     weight_N: Tensor
+    values_NR: Tensor
     features_NF: Tensor
     timestamp_N: Tensor
     order_N: Tensor
@@ -212,7 +214,7 @@ class Collator:
         self._num_event, self._item_codes = len(prepared.features.event), prepared.item_codes()
         self._user_lists = prepared.user_lists
         self._user_features = [name for name in prepared.user_features if name not in self._user_lists]
-        self._tasks = range(len(prepared.tasks))
+        self._num_tasks = len(prepared.tasks)
 
     def __call__(self, share: list[Sequence], *, rows: list[Sequence] | None = None, weight: float = 1.0) -> RankBatch:
         """The batch of this process.
@@ -233,13 +235,14 @@ class Collator:
             weight_B=torch.full((len(share),), weight),
             action_N=_jagged([row.action for row in share], np.int64),
             weight_N=_jagged([row.weight for row in share], np.float32),
+            values_NR=_jagged([row.values for row in share], np.float32),
             features_NF=self._features(share, item_N),
             timestamp_N=_jagged([row.timestamp for row in share], np.int64),
             order_N=_jagged([row.order for row in share], np.int64),
             visible_N=_jagged([row.visible for row in share], np.bool_),
             item_N=torch.from_numpy(item_N),
             global_targets=torch.tensor(float(sum(row.num_scored() for row in rows))),
-            global_labels_K=torch.tensor([float(sum(row.label_weight(k) for row in rows)) for k in self._tasks]),
+            global_labels_K=torch.from_numpy(sum(row.label_weights(self._num_tasks) for row in rows)).float(),
         )
 
     def _features(self, rows: list[Sequence], item_N: np.ndarray) -> Tensor:

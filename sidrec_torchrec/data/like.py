@@ -17,6 +17,7 @@ from sidrec_torchrec.data.format import DataFolder, Users
 from sidrec_torchrec.data.ids import IdIndex
 from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.protocol import NEVER, TIME, Census, PrepareConfig
+from sidrec_torchrec.data.tasks import split_tasks
 from sidrec_torchrec.data.user_lists import encode_users
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.training.runs import run_path
@@ -49,10 +50,10 @@ def like_config(config: PrepareConfig, own: "Prepared") -> PrepareConfig:
     Raises:
         SidrecError: if it names other tasks.
     """
-    tasks = () if own.sampled_negatives else own.tasks
-    if config.tasks not in ((), tasks):
+    tasks = own.named_tasks
+    if config.tasks and split_tasks(config.tasks) != split_tasks(tasks):
         raise SidrecError(
-            f"--tasks {','.join(config.tasks)}: {own.folder} is of {', '.join(own.tasks)}; leave --tasks out, or prepare without --like"
+            f"--tasks {','.join(config.tasks)}: {own.folder} is of {', '.join(tasks or own.tasks)}; leave --tasks out, or prepare without --like"
         )
     kept = {name: getattr(own, name) for name in ("max_history", "targets_per_row", "negatives")}
     said = {name: value for name, value in kept.items() if value is not None}

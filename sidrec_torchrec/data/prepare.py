@@ -36,6 +36,8 @@ from sidrec_torchrec.data.like import like_census, like_config, like_folder, lik
 from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.protocol import PrepareConfig, Splitter
+from sidrec_torchrec.data.regression import Regression
+from sidrec_torchrec.data.regression import from_json as regressions_from_json
 from sidrec_torchrec.data.sequences import from_table, open_sequences
 from sidrec_torchrec.data.splits import SPLITS, SplitCounts, write_splits
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS
@@ -63,7 +65,7 @@ class Prepared:
         sampled_negatives: whether the negatives were sampled (logs of positives only).
         data: fingerprints of the data; see ``data_fingerprint``.
         counts: by split.
-        tasks: names of the labels, in the order of an action's digits; see ``data.tasks``.
+        tasks: names of the labels, in the order of an action's digits; see ``data.tasks``. Those of regression are none of them.
         max_history: most context events of a row; None if it was prepared by a version that did not say.
         vocabularies: by user feature, the values whose codes are 1, 2, ..., or ``Feature.codes_json``'s; None as above.
         policy: what became of events that a log should not have; other logs are read alike.
@@ -74,6 +76,7 @@ class Prepared:
         negatives: sampled negatives per event, where they are sampled; None as above.
         profile: counts of what users and test targets are like, for ``data.drift``; None as above.
         features: of its events.
+        regressions: numbers to be predicted besides.
     """
 
     folder: Path
@@ -93,6 +96,17 @@ class Prepared:
     negatives: int | None = None
     profile: dict[str, Any] | None = None
     features: Features = field(default_factory=Features)
+    regressions: tuple[Regression, ...] = ()
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """Names of all tasks, in the order of predictions: those of regression come last."""
+        return (*self.tasks, *(own.name for own in self.regressions))
+
+    @property
+    def named_tasks(self) -> tuple[str, ...]:
+        """As ``--tasks`` names them; none where negatives are sampled."""
+        return () if self.sampled_negatives else (*self.tasks, *(str(own.named) for own in self.regressions))
 
     @property
     def user_lists(self) -> tuple[str, ...]:
@@ -215,6 +229,7 @@ def open_prepared(folder: Path) -> Prepared:
         values["policy"] = EventPolicy(**values.get("policy", {}))
         values["schema"] = DataSchema.from_json(values.get("schema", {}), path)
         values["features"] = Features.from_json(values.get("features", {}))
+        values["regressions"] = regressions_from_json(values.get("regressions", []))
         return Prepared(folder=folder, **values | {"tasks": tuple(values["tasks"])})
     except (KeyError, TypeError) as error:  # other fields, or none
         raise DataError(f"{path}: of another version of sidrec_torchrec ({error!r}); prepare again") from error
@@ -261,9 +276,12 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
         else:
             features = fit_features(data, events, items, buckets, splitter, census, drafts)
         vocabularies = {feature.name: feature.codes_json() for feature in user_features}
-        counts = write_splits(
+        counts, moments = write_splits(
             folder, buckets, splitter, census, drafts, features, bool(events.weight), list_names(vocabularies)
         )
+        for own in moments if like is None else ():
+            own.check(events.path, "training targets")
+        regressions = tuple(own.regression() for own in moments) if like is None else like.regressions
         shutil.rmtree(folder / "buckets")
         for name, array_I in (
             (SEEN_FILE, census.seen_I),
@@ -274,13 +292,13 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
         cold = items.ids().filter(pa.array(splitter.cold_items(census)))
         for name, ids in ((COLD_ITEMS_FILE, cold), (ITEM_IDS_FILE, items.ids())):
             pq.write_table(pa.table({"item_id": ids}), folder / name, compression="zstd", write_page_checksum=True)
-        tasks = buckets.tasks or DEFAULT_TASKS
+        tasks = buckets.tasks if buckets.is_labeled else DEFAULT_TASKS
         write_json(
             folder / PREPARED_FILE,
             {
                 "num_items": items.num_items,
                 "user_features": {feature.name: feature.size for feature in user_features},
-                "sampled_negatives": not buckets.tasks,
+                "sampled_negatives": not buckets.is_labeled,
                 "tasks": tasks,
                 "data": fingerprint,
                 "counts": counts,
@@ -291,12 +309,19 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
                 "met": buckets.counts.to_json(config.policy),
                 "last_training_event": census.last_training_event,
                 "targets_per_row": config.targets_per_row,
-                "negatives": None if buckets.tasks else config.negatives,
+                "negatives": None if buckets.is_labeled else config.negatives,
                 "profile": {
                     "features": feature_counts(users, user_features),
-                    "test": target_counts(folder / "test.parquet", tasks, census.training_I, features.of_log),
+                    "test": target_counts(
+                        folder / "test.parquet",
+                        tasks,
+                        census.training_I,
+                        features.of_log,
+                        [own.name for own in regressions],
+                    ),
                 },
                 **({"features": features.to_json()} if len(features) else {}),
+                **({"regressions": [asdict(own) for own in regressions]} if regressions else {}),
             },
         )
     return open_prepared(out)

@@ -36,6 +36,7 @@ class RequestBatch:
         timestamps: int64 [R].
         features: int16 [R, E], codes of ``Features.event``.
         begins, ends: int64 [R]; the user's events before the request are begin .. end - 1.
+        num_values: tasks of regression, whose values are not known.
     """
 
     columns: pa.RecordBatch
@@ -47,6 +48,7 @@ class RequestBatch:
     features: np.ndarray
     begins: np.ndarray
     ends: np.ndarray
+    num_values: int = 0
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -82,6 +84,7 @@ class RequestBatch:
             visible=np.arange(length + count) < length,
             features=np.concatenate([histories.features_NF[events], features_NF]),
             weight=np.ones(length + count, np.float32),
+            values=np.full((length + count, self.num_values), np.nan, np.float32),
             num_targets=count,
         )
 
@@ -95,12 +98,14 @@ class Known:
         histories: events by user.
         users: their features.
         features: of events and requests.
+        num_values: tasks of regression.
     """
 
     items: ItemRows
     histories: Histories
     users: UserCodes
     features: Features = field(default_factory=Features)
+    num_values: int = 0
 
 
 class Requests(Protocol):
@@ -200,6 +205,7 @@ class GivenRequests:
                 features=encode(known.features.event, named, len(columns), self.table),
                 begins=begins_R,
                 ends=ends_R,
+                num_values=known.num_values,
             )
 
 
@@ -249,4 +255,5 @@ class NewestEvents:
                 features=log.features_NF[places_R, : len(known.features.event)],
                 begins=begins_R,
                 ends=places_R,
+                num_values=known.num_values,
             )

@@ -49,7 +49,8 @@ class SeenBy(Prepared):
 def seen_by(own: Prepared, given: Prepared) -> SeenBy:
     """The sequences ``given`` as a ranker sees them that was trained on ``own``."""
     said = {field.name: getattr(given, field.name) for field in fields(Prepared)}
-    return SeenBy(**said | {"last_training_event": own.last_training_event}, own=own)
+    kept = {"last_training_event": own.last_training_event, "regressions": own.regressions}  # the scale is the ranker's
+    return SeenBy(**said | kept, own=own)
 
 
 def check_alike(own: Prepared, given: Prepared, ranker: str) -> None:
@@ -78,9 +79,10 @@ def check_labels(own: Prepared, given: Prepared) -> None:
     Raises:
         SidrecError: names the tasks of both.
     """
-    if own.tasks != given.tasks:
+    tasks, predicts = (p.named_tasks or p.tasks for p in (given, own))
+    if tasks != predicts and (own.tasks != given.tasks or own.regressions or given.regressions):
         raise SidrecError(
-            f"{given.folder}: of the tasks {', '.join(given.tasks)}; the ranker predicts {', '.join(own.tasks)}: "
+            f"{given.folder}: of the tasks {', '.join(tasks)}; the ranker predicts {', '.join(predicts)}: "
             "prepare with the same --protocol.tasks"
         )
     if own.sampled_negatives != given.sampled_negatives:

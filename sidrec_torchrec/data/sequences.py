@@ -25,8 +25,12 @@ SEQUENCE_COLUMNS = {
     "order": pa.int32(),
     "visible": pa.bool_(),
 }
-EVENT_ARRAYS = (*SEQUENCE_COLUMNS, "features", "weight")
-_FEATURE, _LIST = "feature.", "user."  # how columns of features begin, and of users' lists
+EVENT_ARRAYS = (*SEQUENCE_COLUMNS, "features", "weight", "values")
+_FEATURE, _VALUE, _LIST = (
+    "feature.",
+    "value.",
+    "user.",
+)  # how columns of features begin, of regressions, and of users' lists
 _NUMPY_TYPES = {
     "item": np.int32,
     "action": np.int8,
@@ -50,6 +54,7 @@ class Sequence:
         visible: bool [N], whether later events may read this one.
         features: int16 [N, F], codes of the events' features; see ``data.features``.
         weight: float32 [N], how much each counts as a target.
+        values: float32 [N, R], of tasks of regression; NaN where missing.
         num_targets: how many of the last events are targets; of those, events without an item are passed over.
         user_lists: int16, codes of each user feature that is a list; see ``data.user_lists``.
     """
@@ -63,6 +68,7 @@ class Sequence:
     visible: np.ndarray
     features: np.ndarray
     weight: np.ndarray
+    values: np.ndarray
     num_targets: int
     user_lists: tuple[np.ndarray, ...] = ()
 
@@ -73,16 +79,20 @@ class Sequence:
         """How many of the targets have an item."""
         return int((self.item[len(self) - self.num_targets :] >= 0).sum())
 
-    def num_labels(self, task: int) -> int:
-        """How many targets have an item, and a label of this task."""
-        targets = slice(len(self) - self.num_targets, None)
-        return int(((label_of(self.action[targets], task) != UNKNOWN) & (self.item[targets] >= 0)).sum())
+    @property
+    def targets(self) -> slice:
+        """Places of the targets."""
+        return slice(len(self) - self.num_targets, None)
 
-    def label_weight(self, task: int) -> float:
-        """What the targets weigh together that ``num_labels`` counts."""
-        targets = slice(len(self) - self.num_targets, None)
-        has_label = (label_of(self.action[targets], task) != UNKNOWN) & (self.item[targets] >= 0)
-        return float(self.weight[targets][has_label].sum(dtype=np.float64))
+    def known(self, num_tasks: int) -> np.ndarray:
+        """Which targets have an item, and a label: bool [T, num_tasks + R], by task, those of regression last."""
+        action_T, value_TR = self.action[self.targets], self.values[self.targets]
+        of_labels = [label_of(action_T, task) != UNKNOWN for task in range(num_tasks)]
+        return np.stack([*of_labels, *~np.isnan(value_TR.T)], axis=1) & (self.item[self.targets, None] >= 0)
+
+    def label_weights(self, num_tasks: int) -> np.ndarray:
+        """What the targets weigh together that ``known`` has, float64 [num_tasks + R]."""
+        return self.weight[self.targets].astype(np.float64) @ self.known(num_tasks)
 
     def slice(self, start: int, stop: int, num_targets: int) -> "Sequence":
         """Events start..stop of this sequence, the last ``num_targets`` of which are targets."""
@@ -102,7 +112,12 @@ class Sequence:
 
 
 def sequence_schema(
-    id_type: pa.DataType, features: Iterable[str] = (), *, is_weighted: bool = False, user_lists: Iterable[str] = ()
+    id_type: pa.DataType,
+    features: Iterable[str] = (),
+    *,
+    is_weighted: bool = False,
+    regressions: Iterable[str] = (),
+    user_lists: Iterable[str] = (),
 ) -> pa.Schema:
     """Columns of a sequences file.
 
@@ -110,6 +125,7 @@ def sequence_schema(
         id_type: canonical, of its users' ids.
         features: names of the events' features.
         is_weighted: whether events have weights.
+        regressions: names of the numbers to be predicted.
         user_lists: names of the users' features that are lists.
     """
     return pa.schema(
@@ -119,6 +135,7 @@ def sequence_schema(
             *((name, pa.list_(kind)) for name, kind in SEQUENCE_COLUMNS.items()),
             *((f"{_FEATURE}{name}", pa.list_(pa.int16())) for name in features),
             *([("weight", pa.list_(pa.float32()))] if is_weighted else []),
+            *((f"{_VALUE}{name}", pa.list_(pa.float32())) for name in regressions),
             *((f"{_LIST}{name}", pa.list_(pa.int16())) for name in user_lists),
             ("num_targets", pa.int32()),
         ]
@@ -146,13 +163,16 @@ def to_record_batch(rows: list[Sequence], schema: pa.Schema) -> pa.RecordBatch:
         offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
         return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(values), kind))
 
-    num_features, num_lists = (sum(name.startswith(kind) for name in schema.names) for kind in (_FEATURE, _LIST))
+    num_features, num_values, num_lists = (
+        sum(name.startswith(kind) for name in schema.names) for kind in (_FEATURE, _VALUE, _LIST)
+    )
     columns = [
         pa.array([row.user_id for row in rows], schema.field("user_id").type),
         lists([row.user_codes for row in rows], pa.int32()),
         *(lists([getattr(row, name) for row in rows], kind) for name, kind in SEQUENCE_COLUMNS.items()),
         *(lists([row.features[:, f] for row in rows], pa.int16()) for f in range(num_features)),
         *([lists([row.weight for row in rows], pa.float32())] if "weight" in schema.names else []),
+        *(lists([row.values[:, r] for row in rows], pa.float32()) for r in range(num_values)),
         *(lists([row.user_lists[f] for row in rows], pa.int16()) for f in range(num_lists)),
         pa.array([row.num_targets for row in rows], pa.int32()),
     ]
@@ -164,12 +184,12 @@ def from_table(table: pa.Table) -> list[Sequence]:
     table = table.combine_chunks()
     names = ["user_codes", *SEQUENCE_COLUMNS]
     columns: dict[str, list] = {name: _split(table.column(name), _NUMPY_TYPES.get(name, np.int32)) for name in names}
-    features = [name for name in table.schema.names if name.startswith(_FEATURE)]
-    codes = [_split(table.column(name), np.int16) for name in features]
-    columns["features"] = [
-        np.stack(own, axis=1) if own else np.zeros((len(item_N), 0), np.int16)
-        for item_N, *own in zip(columns["item"], *codes, strict=True)
-    ]
+    for field, kind, dtype in (("features", _FEATURE, np.int16), ("values", _VALUE, np.float32)):
+        parts = [_split(table.column(name), dtype) for name in table.schema.names if name.startswith(kind)]
+        columns[field] = [
+            np.stack(own, axis=1) if own else np.zeros((len(item_N), 0), dtype)
+            for item_N, *own in zip(columns["item"], *parts, strict=True)
+        ]
     if "weight" in table.schema.names:
         columns["weight"] = _split(table.column("weight"), np.float32)
     else:

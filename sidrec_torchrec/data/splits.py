@@ -13,8 +13,9 @@ from sidrec_torchrec.data.buckets import EventBuckets, UserEvents
 from sidrec_torchrec.data.features import Coder, Draft, Features
 from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.protocol import Census, Splitter
+from sidrec_torchrec.data.regression import Moments
 from sidrec_torchrec.data.sequences import Sequence, sequence_schema, to_record_batch
-from sidrec_torchrec.data.tasks import DEFAULT_TASKS
+from sidrec_torchrec.data.tasks import DEFAULT_TASKS, RegressionName
 from sidrec_torchrec.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -46,8 +47,8 @@ def write_splits(
     features: Features,
     is_weighted: bool,
     user_lists: tuple[str, ...] = (),
-) -> dict[str, SplitCounts]:
-    """Writes every split; returns the counts by split.
+) -> tuple[dict[str, SplitCounts], list[Moments]]:
+    """Writes every split; returns the counts by split, and what training targets are of each task of regression.
 
     Args:
         folder: to write into.
@@ -64,14 +65,22 @@ def write_splits(
     """
     config = splitter.config
     sampler = None
-    if not buckets.tasks:
+    if not buckets.is_labeled:
         sampler = NegativeSampler(census, config.negatives, config.seed)
-    tasks = buckets.tasks or DEFAULT_TASKS
-    schema = sequence_schema(buckets.id_type, features.columns, is_weighted=is_weighted, user_lists=user_lists)
+    tasks = buckets.tasks if buckets.is_labeled else DEFAULT_TASKS
+    schema = sequence_schema(
+        buckets.id_type,
+        features.columns,
+        is_weighted=is_weighted,
+        regressions=[named.column for named in buckets.regressions],
+        user_lists=user_lists,
+    )
     coder = Coder(drafts, features.of_log)
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(closing(_SplitWriter(folder / f"{split}.parquet", tasks, schema)))
+            split: stack.enter_context(
+                closing(_SplitWriter(folder / f"{split}.parquet", tasks, buckets.regressions, schema))
+            )
             for split in SPLITS
         }
         for user in buckets.users():
@@ -89,7 +98,7 @@ def write_splits(
         for task, labels in writers[split].counts["labels"].items():
             if not labels:
                 raise DataError(f"{buckets.path}: column '{task}' is null for all {split} targets; leave the task out")
-    return {split: writer.counts for split, writer in writers.items()}
+    return {split: writer.counts for split, writer in writers.items()}, writers["train"].moments
 
 
 def _sequence(user: UserEvents, events: np.ndarray, coder: Coder) -> Sequence:
@@ -104,6 +113,7 @@ def _sequence(user: UserEvents, events: np.ndarray, coder: Coder) -> Sequence:
         visible=np.ones(len(events), bool),
         features=coder(user.features[events]),
         weight=np.ones(len(events), np.float32) if user.weight is None else user.weight[events].astype(np.float32),
+        values=user.values[events].astype(np.float32),
         num_targets=0,
     )
 
@@ -111,8 +121,13 @@ def _sequence(user: UserEvents, events: np.ndarray, coder: Coder) -> Sequence:
 class _SplitWriter:
     """Writes rows to a sequences file, a row group at a time, and counts them."""
 
-    def __init__(self, path: Path, tasks: tuple[str, ...], schema: pa.Schema) -> None:
-        self.counts: SplitCounts = {"rows": 0, "events": 0, "targets": 0, "labels": dict.fromkeys(tasks, 0)}
+    def __init__(
+        self, path: Path, tasks: tuple[str, ...], regressions: tuple[RegressionName, ...], schema: pa.Schema
+    ) -> None:
+        names = (*tasks, *(named.column for named in regressions))
+        self.counts: SplitCounts = {"rows": 0, "events": 0, "targets": 0, "labels": dict.fromkeys(names, 0)}
+        self.moments = [Moments(named) for named in regressions]
+        self._num_tasks = len(tasks)
         self._schema = schema
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", write_page_checksum=True)
         self._pending: list[Sequence] = []
@@ -126,8 +141,12 @@ class _SplitWriter:
             self.counts["rows"] += 1
             self.counts["events"] += len(row)
             self.counts["targets"] += row.num_scored()
-            for k, task in enumerate(self.counts["labels"]):
-                self.counts["labels"][task] += row.num_labels(k)
+            known_TK = row.known(self._num_tasks)
+            for task, count in zip(self.counts["labels"], known_TK.sum(0).tolist(), strict=True):
+                self.counts["labels"][task] += count
+            for r, own in enumerate(self.moments):
+                is_known_T = known_TK[:, self._num_tasks + r]
+                own.add(row.values[row.targets, r][is_known_T], row.weight[row.targets][is_known_T])
             self._pending.append(row)
             if len(self._pending) == ROW_GROUP:
                 self._flush()

@@ -21,8 +21,8 @@ def unread_items(items: Items, read: Iterable[str] | None = None) -> Unread:
 
 def unread_events(events: Events) -> Unread:
     """Of the events' columns those that are no id, time, label or feature."""
-    features = [*(named.column for named in events.features), events.weight]
-    return _unread(events.table, (*EVENT_IDS, *events.tasks, *features), _event_reason)
+    features, values = ([named.column for named in own] for own in (events.features, events.regressions))
+    return _unread(events.table, (*EVENT_IDS, *events.tasks, *features, *values, events.weight), _event_reason)
 
 
 def unread_users(users: Users, features: Iterable[str]) -> Unread:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,9 @@ def main(config: ExportConfig) -> dict[str, Any]:
         model = ServingRanker.of(ranker, parts.arm)
         trained.load(ranker)
         user_values = trained.trained_on.prepared.user_values(trained.recipe.folder)
-        metadata = describe(model.sids, user_values, parts.prepared.tasks, parts.prepared.features)
+        prepared = parts.prepared
+        values = [own.name for own in prepared.regressions]
+        metadata = describe(model.sids, user_values, prepared.tasks, prepared.features, values)
         features = WithWords(parts.arm)
         batch = next(iter(parts.recipe.batches(parts.prepared, features, "test", processes)))
         if processes.is_main:
@@ -90,6 +92,7 @@ def describe(
     user_values: dict[str, Any],
     tasks: tuple[str, ...] = DEFAULT_TASKS,
     features: Features | None = None,
+    regressions: Iterable[str] = (),
 ) -> dict[str, Any]:
     """What a server must know of a package; see ``Scorer``."""
     limits = [limit for spec in sids.values() for limit in spec.word_limits]
@@ -106,6 +109,7 @@ def describe(
         "user_features": {name: kept for name, kept in user_values.items() if name not in lists},
         **({"user_lists": lists} if lists else {}),
         "tasks": list(tasks),
+        **({"regressions": [*regressions]} if regressions else {}),
         **({"features": features.to_json()} if len(features) else {}),
         "torch": torch.__version__,
     }
@@ -141,7 +145,9 @@ def check_predictions(ranker: Ranker, batch: RankBatch, features: WithWords, sco
     _, expected = ranker(small)
     num_known = len(ranker.head.features.known)
     actual = scorer(**requests_of(small, features.words(small), num_known, ranker.user_lists))
-    difference = float((actual.view_as(expected.prediction) - expected.prediction).abs().max())
+    # of values, which may be of any size, what they differ by is told as a share of it
+    size_SK = expected.prediction.abs().clamp_min(1)
+    difference = float(((actual.view_as(expected.prediction) - expected.prediction) / size_SK).abs().max())
     if not difference <= _TOLERANCE:
         raise SidrecError(f"the exported ranker's predictions differ by {difference:.1e} from the trained one's")
 

@@ -41,7 +41,8 @@ class Scorer:
             for a size that may differ from call to call; ``user_features``, by name the values whose codes are 1, 2, ...
             (0 stands for any other), or the ``bounds`` where codes 2, 3, ... begin, in the order of ``user_BF``'s columns; ``user_lists``,
             if any feature of users is a list: by name the values whose codes are 1, 2, ..., in the order of ``user_lengths_BL``'s columns; ``tasks``, names of the labels, in the order of
-            an action's digits and of the predictions' columns; ``features``, if its events have any: those known of a target
+            an action's digits and of the predictions' columns, which are probabilities; ``regressions``, if there are any: names of the columns after those, whose
+            predictions are values as the log has them; ``features``, if its events have any: those known of a target
             (``event``), then those of the history alone (``history``), in the order of ``feature_NF``'s columns, of each its
             ``name`` and the ``values`` whose codes are 1, 2, ..., or the ``bounds`` where codes 2, 3, ... begin (0 stands for a
             missing or unknown one; ``data.features.Features.from_json`` encodes); ``torch``, the version that wrote it.
@@ -79,7 +80,7 @@ class Scorer:
         self._last_code_F = torch.tensor(last, dtype=torch.int64)
 
     def __call__(self, **inputs: Tensor) -> Tensor:
-        """Probability of a positive for each candidate, float32 [M]; with several tasks [M, K].
+        """Probability of a positive for each candidate, or the value of a regression, float32 [M]; with several tasks [M, K].
 
         Args:
             inputs: those of ``ServingRanker.forward``, by name; int64, on the CPU. Of an event whose item is missing all words

@@ -45,7 +45,7 @@ LIST_INPUTS: dict[str, tuple[str, ...]] = {
 }
 """And these, if any feature of its users is a list."""
 
-_OF_EVENTS = ("action_N", "weight_N", "features_NF", "timestamp_N", "order_N", "item_N")  # of a RankBatch
+_OF_EVENTS = ("action_N", "weight_N", "values_NR", "features_NF", "timestamp_N", "order_N", "item_N")  # of a RankBatch
 
 
 class ServingRanker(nn.Module):
@@ -73,6 +73,7 @@ class ServingRanker(nn.Module):
         self.items = items or nn.Identity()
         self.interaction = ranker.head.interaction
         self.num_tasks = ranker.head.num_tasks
+        self.scales = ranker.head.scales
         self.features = ranker.head.features
         bags = ranker.users.embedding_bags if ranker.users is not None else {}
         weights = {name: bags[escape(f"user_{name}")].weight.detach() for name in ranker.head.user_features}
@@ -112,7 +113,7 @@ class ServingRanker(nn.Module):
         user_values_V: Tensor | None = None,
         user_lengths_BL: Tensor | None = None,
     ) -> Tensor:
-        """Probability of a positive, for each candidate and task.
+        """Predictions for each candidate and task: probability of a positive, or the value of a regression; those come last.
 
         Args:
             history_NW: packed SIDs of all requests' events, one request after another, oldest first; int64. All words of an
@@ -167,11 +168,11 @@ class ServingRanker(nn.Module):
     def score(
         self, requests: Requests, context: Context, users_BD: list[Tensor], known_MF: Tensor | None = None
     ) -> Tensor:
-        """Probability of a positive, as ``forward``, of candidates that have that context."""
+        """Predictions, as ``forward``, of candidates that have that context."""
         q_MD, pooled_MPD = self.reader.serve(requests)
         users_MD = [user_BD[requests.request_M] for user_BD in users_BD]
-        probability_MK = self.interaction(q_MD, pooled_MPD, context, users_MD, known_MF).sigmoid()
-        return probability_MK.squeeze(1) if self.num_tasks == 1 else probability_MK
+        prediction_MK = self.scales(self.interaction(q_MD, pooled_MPD, context, users_MD, known_MF))
+        return prediction_MK.squeeze(1) if self.scales.num_outputs == 1 else prediction_MK
 
     @property
     def inputs(self) -> dict[str, tuple[str, ...]]:

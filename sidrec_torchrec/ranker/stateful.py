@@ -183,7 +183,7 @@ class StatefulServingRanker(nn.Module):
         user_values_V: Tensor | None = None,
         user_lengths_BL: Tensor | None = None,
     ) -> Tensor:
-        """Probability of a positive, for each candidate and task.
+        """Predictions for each candidate and task, as ``ServingRanker``'s.
 
         Args:
             mass_BVKH, lse_BKH, count_B, labels_B2T, last_time_B: as ``UserStates`` has them, of all events of each request's

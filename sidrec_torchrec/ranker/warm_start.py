@@ -65,8 +65,9 @@ def _differences(own: RankerRecipe, its: RankerRecipe) -> Iterator[str]:
     if own.arm != its.arm:
         yield f"its arm is '{its.arm}', not '{own.arm}'"
     here, there = open_prepared(own.prepared), open_prepared(its.prepared)
-    if here.tasks != there.tasks:
-        yield f"it predicts {', '.join(there.tasks)}, not {', '.join(here.tasks)}"
+    if here.named_tasks != there.named_tasks or here.tasks != there.tasks:
+        tasks = (", ".join(p.named_tasks or p.tasks) for p in (there, here))
+        yield "it predicts {}, not {}".format(*tasks)
     for name, values in here.user_values(own.folder).items():
         if values != there.user_values(its.folder).get(name):
             yield f"its user feature '{name}' has other values"
