@@ -146,18 +146,13 @@ def by_formula(output: RankerOutput, k: int, chosen_S: np.ndarray) -> tuple[floa
     return mse, mse / ((w * (scale(y) - own.mean) ** 2).sum() / w.sum())
 
 
-def metrics_of_share(rank: int, world_size: int) -> dict:
-    metrics = RankingMetrics(rank, world_size, CPU, ("click",), REGRESSIONS)
+def test_metrics_are_those_of_the_formula():
+    metrics = RankingMetrics(0, 1, CPU, ("click",), REGRESSIONS)
     output, seen_S, _ = outputs()
-    for part in torch.arange(400).split(100):
-        own = part[rank::world_size]
+    for own in torch.arange(400).split(100):
         tensors = (x[own] for x in (output.prediction, output.label, output.weight))
         metrics.update(RankerOutput(*tensors, output.loss_sum, output.global_targets), seen_S[own])
-    return metrics.compute()
-
-
-def check(values: dict) -> None:
-    output, seen_S, _ = outputs()
+    values = metrics.compute()
     parts = {"all": seen_S | True, "warm": seen_S, "cold": ~seen_S}
     for part, inside_S in parts.items():
         for k, own in enumerate(REGRESSIONS, start=1):
@@ -170,20 +165,6 @@ def check(values: dict) -> None:
             np.mean([values[f"nmse_{part}_{own.name}"] for own in REGRESSIONS])
         )
         assert values[f"ne_{part}"] == values[f"ne_{part}_click"]
-
-
-def test_metrics_are_those_of_the_formula():
-    check(metrics_of_share(0, 1))
-
-
-def test_two_processes_together_give_the_metrics_of_one(run_distributed):
-    first, second = run_distributed(metrics_of_share_here, 2)
-    assert first == second
-    check(first)
-
-
-def metrics_of_share_here() -> dict:
-    return metrics_of_share(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
 def test_a_regression_alone_has_metrics_without_a_name_and_none_where_nothing_is_known():
