@@ -52,11 +52,13 @@ class Moments:
     def add(self, value_N: np.ndarray, weight_N: np.ndarray | None = None) -> None:
         """Takes values, NaN where missing, each with its weight; None for 1 each."""
         known_N = ~np.isnan(value_N)
+        self.count += int(known_N.sum())
+        if weight_N is not None:
+            known_N &= weight_N > 0
         x_M = value_N[known_N].astype(np.float64)
         w_M = np.ones(len(x_M)) if weight_N is None else weight_N[known_N].astype(np.float64)
-        self.count += len(x_M)
         weight = w_M.sum()
-        if not weight:
+        if not len(x_M):
             return
         self._least, self._most = min(self._least, x_M.min()), max(self._most, x_M.max())
         if self.named.is_log:

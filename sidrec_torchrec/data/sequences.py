@@ -7,7 +7,7 @@ trains on many positions. A negative shares its positive's order and is not visi
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -85,19 +85,31 @@ class Sequence:
         return slice(len(self) - self.num_targets, None)
 
     def known(self, num_tasks: int) -> np.ndarray:
-        """Which targets have an item, and a label: bool [T, num_tasks + R], by task, those of regression last."""
-        action_T, value_TR = self.action[self.targets], self.values[self.targets]
-        of_labels = [label_of(action_T, task) != UNKNOWN for task in range(num_tasks)]
-        return np.stack([*of_labels, *~np.isnan(value_TR.T)], axis=1) & (self.item[self.targets, None] >= 0)
+        """Which targets have an item, and a label: bool [num_tasks + R, T], by task, those of regression last."""
+        targets = self.targets
+        action_T, value_TR, has_item_T = self.action[targets], self.values[targets], self.item[targets] >= 0
+        known_KT = np.empty((num_tasks + value_TR.shape[1], len(action_T)), bool)
+        for task in range(num_tasks):
+            known_KT[task] = (label_of(action_T, task) != UNKNOWN) & has_item_T
+        for r in range(value_TR.shape[1]):
+            known_KT[num_tasks + r] = ~np.isnan(value_TR[:, r]) & has_item_T
+        return known_KT
 
     def label_weights(self, num_tasks: int) -> np.ndarray:
         """What the targets weigh together that ``known`` has, float64 [num_tasks + R]."""
-        return self.weight[self.targets].astype(np.float64) @ self.known(num_tasks)
+        weight_T = self.weight[self.targets]
+        return np.array([weight_T[known_T].sum(dtype=np.float64) for known_T in self.known(num_tasks)])
 
     def slice(self, start: int, stop: int, num_targets: int) -> "Sequence":
         """Events start..stop of this sequence, the last ``num_targets`` of which are targets."""
         events = {name: getattr(self, name)[start:stop] for name in EVENT_ARRAYS}
-        return replace(self, num_targets=num_targets, **events)
+        return Sequence(
+            user_id=self.user_id,
+            user_codes=self.user_codes,
+            user_lists=self.user_lists,
+            num_targets=num_targets,
+            **events,
+        )
 
     def rows(self, first_target: int, *, max_history: int, targets_per_row: int) -> Iterator["Sequence"]:
         """Cuts the events from ``first_target`` on into rows of at most ``targets_per_row`` targets.

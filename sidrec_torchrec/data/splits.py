@@ -141,11 +141,11 @@ class _SplitWriter:
             self.counts["rows"] += 1
             self.counts["events"] += len(row)
             self.counts["targets"] += row.num_scored()
-            known_TK = row.known(self._num_tasks)
-            for task, count in zip(self.counts["labels"], known_TK.sum(0).tolist(), strict=True):
-                self.counts["labels"][task] += count
+            known_KT = row.known(self._num_tasks)
+            for task, known_T in zip(self.counts["labels"], known_KT, strict=True):
+                self.counts["labels"][task] += int(known_T.sum())
             for r, own in enumerate(self.moments):
-                is_known_T = known_TK[:, self._num_tasks + r]
+                is_known_T = known_KT[self._num_tasks + r]
                 own.add(row.values[row.targets, r][is_known_T], row.weight[row.targets][is_known_T])
             self._pending.append(row)
             if len(self._pending) == ROW_GROUP:
