@@ -280,14 +280,19 @@ class _Tally:
 
     def labels(self) -> dict[str, dict[str, Any]]:
         """Rate of positives, and how many are missing, by task; of regressions mean and deviation instead of a rate."""
-        values = {
-            own.named.column: {"mean": own.mean, "deviation": own.deviation, "is_log": own.named.is_log}
-            | {"missing": self.events.num_events - own.count}
-            for own in self.moments
-        }
-        return values | {
+        rates = {
             task: {"rate": float(positives / (negatives + positives)), "missing": int(missing)}
             for task, (negatives, positives, missing) in zip(self.events.tasks, self.labels_K3, strict=True)
+        }
+        num_events = self.events.num_events
+        return rates | {
+            own.named.column: {
+                "mean": own.mean,
+                "deviation": own.deviation,
+                "is_log": own.named.is_log,
+                "missing": num_events - own.count,
+            }
+            for own in self.moments
         }
 
     def check(self) -> None:

@@ -75,8 +75,9 @@ def _evaluate(
     values = metrics.compute()
     # few validation targets are cold; of them only the sum is worth a look
     shown = ("warm", "cold") if data.split == "test" else ("all",)
-    kind = "ne" if prepared.tasks else "nmse"
-    progress.advance(0, ", ".join(f"{kind.upper()} {part} {_short(values[f'{kind}_{part}'])}" for part in shown))
+    kinds = ["ne"] * bool(prepared.tasks) + ["nmse"] * bool(prepared.regressions)
+    said = (f"{kind.upper()} {part} {_short(values[f'{kind}_{part}'])}" for kind in kinds for part in shown)
+    progress.advance(0, ", ".join(said))
     return values
 
 
