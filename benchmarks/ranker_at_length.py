@@ -120,6 +120,7 @@ def make_batch(T: int, B: int) -> RankBatch:
         weight_B=torch.ones(B),
         action_N=torch.randint(2, (N,)),
         weight_N=torch.ones(N),
+        values_NR=torch.zeros(N, 0),
         features_NF=torch.zeros(N, 0, dtype=torch.int64),
         timestamp_N=place_N * 60,
         order_N=place_N,

@@ -33,12 +33,13 @@ class RankBatch(Pipelineable):
 
     Args:
         items: the arm's features of each event; a key of width w has w values per event.
-        users: one code per row and user feature.
+        users: codes of each row by user feature: one, or as many as its list has.
         lengths_B: int64, events of each row.
         num_targets_B: int64, how many of a row's last events are targets, if they have an item.
         weight_B: float32, 1, or 0 for a row that only fills up a process's share.
         action_N: int64, the labels: with one task 1 for a positive event, 0 for a negative one; see ``data.tasks``.
         weight_N: float32, how much each event counts as a target.
+        values_NR: float32, of tasks of regression; NaN where missing.
         features_NF: int64, codes of the events' features; see ``data.features``.
         timestamp_N: int64.
         order_N: int64, place among the user's real events.
@@ -55,6 +56,7 @@ class RankBatch(Pipelineable):
     weight_B: Tensor
     action_N: Tensor
     weight_N: Tensor
+    values_NR: Tensor
     features_NF: Tensor
     timestamp_N: Tensor
     order_N: Tensor
@@ -210,8 +212,9 @@ class Collator:
     def __init__(self, prepared: Prepared, features: ItemFeatures) -> None:
         self.features = features
         self._num_event, self._item_codes = len(prepared.features.event), prepared.item_codes()
-        self._user_features = list(prepared.user_features)
-        self._tasks = range(len(prepared.tasks))
+        self._user_lists = prepared.user_lists
+        self._user_features = [name for name in prepared.user_features if name not in self._user_lists]
+        self._num_tasks = len(prepared.tasks)
 
     def __call__(self, share: list[Sequence], *, rows: list[Sequence] | None = None, weight: float = 1.0) -> RankBatch:
         """The batch of this process.
@@ -232,13 +235,14 @@ class Collator:
             weight_B=torch.full((len(share),), weight),
             action_N=_jagged([row.action for row in share], np.int64),
             weight_N=_jagged([row.weight for row in share], np.float32),
+            values_NR=_jagged([row.values for row in share], np.float32),
             features_NF=self._features(share, item_N),
             timestamp_N=_jagged([row.timestamp for row in share], np.int64),
             order_N=_jagged([row.order for row in share], np.int64),
             visible_N=_jagged([row.visible for row in share], np.bool_),
             item_N=torch.from_numpy(item_N),
             global_targets=torch.tensor(float(sum(row.num_scored() for row in rows))),
-            global_labels_K=torch.tensor([float(sum(row.label_weight(k) for row in rows)) for k in self._tasks]),
+            global_labels_K=torch.from_numpy(sum(row.label_weights(self._num_tasks) for row in rows)).float(),
         )
 
     def _features(self, rows: list[Sequence], item_N: np.ndarray) -> Tensor:
@@ -263,10 +267,12 @@ class Collator:
 
     def _users(self, rows: list[Sequence]) -> KeyedJaggedTensor:
         codes_FB = np.stack([row.user_codes for row in rows], axis=1).astype(np.int64)
+        lists = [row.user_lists[f] for f in range(len(self._user_lists)) for row in rows]
+        lengths = np.concatenate([np.ones(codes_FB.size, np.int64), np.array([len(own) for own in lists], np.int64)])
         return KeyedJaggedTensor(
-            keys=self._user_features,
-            values=torch.from_numpy(codes_FB).reshape(-1),
-            lengths=torch.ones(codes_FB.size, dtype=torch.int64),
+            keys=[*self._user_features, *self._user_lists],
+            values=_jagged([codes_FB.reshape(-1), *lists], np.int64),
+            lengths=torch.from_numpy(lengths),
             stride=len(rows),
         )
 

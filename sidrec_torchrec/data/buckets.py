@@ -14,11 +14,13 @@ from sidrec_torchrec.data.format import Events, Items, Users
 from sidrec_torchrec.data.ids import IdIndex, canonical, keys
 from sidrec_torchrec.data.items import ItemRows
 from sidrec_torchrec.data.policy import EventCounts, EventPolicy, item_rows, repeats
-from sidrec_torchrec.data.tasks import action_of
+from sidrec_torchrec.data.tasks import RegressionName, action_of
+from sidrec_torchrec.data.user_lists import Lists, encode_users
 from sidrec_torchrec.errors import DataError
 
 EVENTS_PER_BUCKET = 1 << 22  # about 100 MB in memory
 _WEIGHT = "weight"
+_FEATURE, _VALUE = "raw_", "value_"
 _EVENT_COLUMNS = {"item": pa.int32(), "timestamp": pa.int64(), "action": pa.int8()}
 
 
@@ -29,11 +31,13 @@ class UserEvents:
     Args:
         user_id: whose.
         codes: int32 [F], code of each user feature; 0 where missing, else 1 + the class in its vocabulary.
+        lists: codes of each user feature that is a list, int16; see ``data.user_lists``.
         item: int32 [N], rows of the item file; ``NO_ITEM`` of an event whose item it does not have.
         timestamp: int64 [N], seconds, never decreasing.
         action: int8 [N], the labels; see ``data.tasks``. 1 where the log has no labels.
         features: float64 [N, F], not coded yet; see ``Draft.raw``.
         weight: float64 [N], how much each counts; None where all count alike.
+        values: float64 [N, R], of tasks of regression; NaN where missing.
     """
 
     user_id: int | str | bytes
@@ -43,10 +47,12 @@ class UserEvents:
     action: np.ndarray
     features: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     weight: np.ndarray | None = None
+    values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    lists: tuple[np.ndarray, ...] = ()
 
     def take(self, places: np.ndarray) -> "UserEvents":
         """The events at these places."""
-        names = [*_EVENT_COLUMNS, "features", *(["weight"] if self.weight is not None else [])]
+        names = [*_EVENT_COLUMNS, "features", "values", *(["weight"] if self.weight is not None else [])]
         return replace(self, **{name: getattr(self, name)[places] for name in names})
 
 
@@ -56,9 +62,10 @@ class EventBuckets:
     Args:
         path: of the log that the buckets were cut from.
         tasks: its label columns; none if it has no labels.
+        regressions: numbers to be predicted.
         id_type: canonical type of its users' ids.
         files: bucket files of events, and of users where there are any.
-        num_features: user features F.
+        num_features: user features F that are no lists.
         num_raw: features of events.
         is_weighted: whether events have weights.
         policy: what was, and is, done about events that cannot be read as they are.
@@ -69,6 +76,7 @@ class EventBuckets:
         self,
         path: Path,
         tasks: tuple[str, ...],
+        regressions: tuple[RegressionName, ...],
         id_type: pa.DataType,
         files: list[tuple[Path, Path]],
         num_features: int,
@@ -79,12 +87,16 @@ class EventBuckets:
     ) -> None:
         self.path = path
         self.tasks = tasks
+        self.regressions = regressions
         self.id_type = id_type
         self.policy = policy
         self.counts = EventCounts(unknown_items)
         self._files = files
         self._num_features = num_features
-        self._raw_columns = _raw_columns(num_raw)
+        self._columns = {
+            "features": _numbered_names(_FEATURE, num_raw),
+            "values": _numbered_names(_VALUE, len(regressions)),
+        }
         self._weight = [_WEIGHT] * is_weighted
 
     @staticmethod
@@ -119,9 +131,11 @@ class EventBuckets:
         files = [(folder / f"events-{i}.arrow", folder / f"users-{i}.arrow") for i in range(num_buckets)]
         id_type = events.user_id_type
         weight = [_WEIGHT] if events.weight else []
-        raw_columns = [(name, pa.float64()) for name in (*_raw_columns(len(drafts)), *weight)]
+        values = _numbered_names(_VALUE, len(events.regressions))
+        raw_columns = [(name, pa.float64()) for name in (*_numbered_names(_FEATURE, len(drafts)), *values, *weight)]
         event_schema = pa.schema([("user_id", id_type), *_EVENT_COLUMNS.items(), *raw_columns])
-        user_schema = pa.schema([("user_id", id_type), *((feature.name, pa.int32()) for feature in user_features)])
+        kinds = [(f.name, pa.list_(pa.int16()) if f.is_list else pa.int32()) for f in user_features]
+        user_schema = pa.schema([("user_id", id_type), *kinds])
         counts = EventCounts()
         with ExitStack() as stack:
             event_writers = [stack.enter_context(pa.ipc.new_file(path, event_schema)) for path, _ in files]
@@ -131,18 +145,24 @@ class EventBuckets:
                 item_N = item_rows(rows, batch.item_ids, events.table, batch.first_row, policy, counts)
                 action_N = action_of(batch.labels) if events.tasks else np.ones(len(batch), np.int8)
                 raw = [draft.raw(batch.features[draft.named.column]) for draft in drafts]
-                raw += [] if batch.weights is None else [batch.weights]
+                raw += [*batch.values.T, *([] if batch.weights is None else [batch.weights])]
                 columns = [batch.user_ids, item_N, batch.timestamps, action_N, *raw]
                 kept = np.flatnonzero(item_N >= 0) if policy.unknown_items == "drop" else None
                 _scatter(event_writers, event_schema, columns, kept)
             for user_batch in (
                 users.batches(columns=[feature.name for feature in user_features]) if users is not None else ()
             ):
-                codes = [feature.encode(user_batch.columns[feature.name]) for feature in user_features]
+                codes, lists = encode_users(user_features, user_batch.columns)
                 user_ids = _of_type(user_batch.user_ids, users, events)
-                _scatter(user_writers, user_schema, [user_ids, *codes])
-        sizes = len(user_features), len(drafts), bool(weight)
-        return EventBuckets(events.path, events.tasks, id_type, files, *sizes, policy, counts.unknown_items)
+                _scatter(user_writers, user_schema, [user_ids, *codes, *(own.to_arrow() for own in lists)])
+        sizes = sum(not feature.is_list for feature in user_features), len(drafts), bool(weight)
+        unknown = counts.unknown_items
+        return EventBuckets(events.path, events.tasks, events.regressions, id_type, files, *sizes, policy, unknown)
+
+    @property
+    def is_labeled(self) -> bool:
+        """Whether the log says what is to be predicted; else negatives are to be sampled."""
+        return bool(self.tasks or self.regressions)
 
     def users(self) -> Iterator[UserEvents]:
         """Each user with all their events in order of time, ties as the log has them; bucket by bucket, there by user_id.
@@ -157,16 +177,19 @@ class EventBuckets:
             table, users = _read(event_file), _read(user_file)
             user_ids, user_N = _numbered(table.column("user_id"))
             columns = {name: table.column(name).to_numpy() for name in _EVENT_COLUMNS}
-            raw = [table.column(name).to_numpy() for name in self._raw_columns]
             columns |= {name: table.column(name).to_numpy() for name in self._weight}
-            columns["features"] = np.stack(raw, axis=1) if raw else np.zeros((len(table), 0))
-            codes_UF = np.stack([c.to_numpy() for c in users.columns[1:]] or [np.zeros(0, np.int32)], axis=1)
+            for name, places in self._columns.items():
+                raw = [table.column(place).to_numpy() for place in places]
+                columns[name] = np.stack(raw, axis=1) if raw else np.zeros((len(table), 0))
+            of_codes, of_lists = users.columns[1:][: self._num_features], users.columns[1:][self._num_features :]
+            codes_UF = np.stack([c.to_numpy() for c in of_codes] or [np.zeros(len(users), np.int32)], axis=1)
+            lists = [Lists.of_arrow(column) for column in of_lists]
             code_row_U = (
                 IdIndex(canonical(users.column("user_id"))).find(user_ids)
-                if len(users) and self._num_features
+                if len(users) and len(users.columns) > 1
                 else None
             )
-            no_codes = np.zeros(self._num_features, np.int32)
+            no_codes, no_list = np.zeros(self._num_features, np.int32), np.zeros(0, np.int16)
             order = np.argsort(user_N, kind="stable")
             columns = {name: column[order] for name, column in columns.items()}  # a user's events are then a slice
             ends = np.searchsorted(user_N[order], np.arange(len(user_ids)), side="right").tolist()
@@ -174,7 +197,8 @@ class EventBuckets:
                 row = -1 if code_row_U is None else code_row_U[number]
                 user = UserEvents(
                     user_id=user_id,
-                    codes=no_codes if row < 0 else codes_UF[row],
+                    codes=no_codes if row < 0 else codes_UF[row, : self._num_features],
+                    lists=tuple(no_list if row < 0 else own[row] for own in lists),
                     **{name: column[begin:end] for name, column in columns.items()},
                 )
                 user = self._mended(user)
@@ -206,8 +230,8 @@ class EventBuckets:
         return user
 
 
-def _raw_columns(count: int) -> list[str]:
-    return [f"raw_{f}" for f in range(count)]
+def _numbered_names(kind: str, count: int) -> list[str]:
+    return [f"{kind}{number}" for number in range(count)]
 
 
 def _of_type(user_ids: pa.Array, users: Users | None, events: Events) -> pa.Array:

@@ -16,6 +16,7 @@ from sidrec_torchrec.data.features import Feature
 from sidrec_torchrec.data.format import Users
 from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
+from sidrec_torchrec.data.user_lists import list_classes
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.training.progress import say
@@ -39,15 +40,22 @@ def feature_counts(users: Users | None, features: tuple[Feature, ...]) -> dict[s
     """By user feature how many rows of the user file have each value.
 
     Returns:
-        ``counts``, of the codes 1, 2, ...; ``unknown``, of other values; ``missing``, of nulls.
+        ``counts``, of the codes 1, 2, ...; ``unknown``, of other values; ``missing``, of nulls. Of lists, how many have each value
+        among others; ``missing``, of nulls and empty ones.
     """
     counts = {feature.name: np.zeros(feature.size, np.int64) for feature in features}
     missing = dict.fromkeys(counts, 0)
     for batch in users.batches(columns=tuple(counts)) if users is not None and features else ():
         for feature in features:
             column = batch.columns[feature.name]
-            missing[feature.name] += column.null_count
-            counts[feature.name] += np.bincount(feature.encode(column), minlength=feature.size)
+            if feature.is_list:
+                row_V, class_V = list_classes(feature, column)
+                missing[feature.name] += (empty := len(column) - len(np.unique(row_V)))
+                code_N = np.append(class_V + 1, np.zeros(empty, np.int64))
+            else:
+                missing[feature.name] += column.null_count
+                code_N = feature.encode(column)
+            counts[feature.name] += np.bincount(code_N, minlength=feature.size)
     return {
         name: {"counts": c[1:].tolist(), "unknown": int(c[0]) - missing[name], "missing": missing[name]}
         for name, c in counts.items()
@@ -55,7 +63,11 @@ def feature_counts(users: Users | None, features: tuple[Feature, ...]) -> dict[s
 
 
 def target_counts(
-    path: Path, tasks: tuple[str, ...], training_I: np.ndarray, features: tuple[Feature, ...] = ()
+    path: Path,
+    tasks: tuple[str, ...],
+    training_I: np.ndarray,
+    features: tuple[Feature, ...] = (),
+    regressions: list[str] | None = None,
 ) -> dict[str, Any]:
     """What the targets of a sequences file are like; sampled negatives are left out. Holds a row group, and the days.
 
@@ -64,19 +76,22 @@ def target_counts(
         tasks: names of the labels.
         training_I: how many training events each item has.
         features: of the log's events, as sequences have them.
+        regressions: names of the numbers to be predicted.
 
     Returns:
         ``targets``; ``without_training_events``, those on items that have none; ``history_lengths``, of how many targets the user
         had 0, 1, 2 to 3, 4 to 7, ... events before; ``history_events``, those events in all; ``labels``, by task positives and
-        known labels; ``days``, from the first target's to the last's, both included. If there are features, ``features``: by name how many have each code.
+        known labels; ``days``, from the first target's to the last's, both included. If there are features, ``features``: by name how many have each code. If
+        there are regressions, ``values``: by name the sum of known values, and how many there are.
     """
     codes = {feature.name: np.zeros(feature.size, np.int64) for feature in features}
     untrained = events = 0
     history_B = np.zeros(_HISTORY_BUCKETS, np.int64)
     labels_K2 = np.zeros((len(tasks), 2), np.int64)
+    values_R2 = np.zeros((len(regressions or []), 2))
     first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min
     for rows in _row_groups(path):
-        targets = [slice(len(row) - row.num_targets, None) for row in rows]
+        targets = [row.targets for row in rows]
         item_T, order_T, action_T, time_T, visible_T = (
             np.concatenate([getattr(row, name)[its] for row, its in zip(rows, targets, strict=True)])
             for name in ("item", "order", "action", "timestamp", "visible")
@@ -94,6 +109,9 @@ def target_counts(
         for k in range(len(tasks)):
             label_T = label_of(action_T[real], k)
             labels_K2[k] += (label_T == 1).sum(), (label_T != UNKNOWN).sum()
+        if regressions:
+            value_TR = np.concatenate([row.values[row.targets] for row in rows])[real].astype(np.float64)
+            values_R2 += np.stack([np.nansum(value_TR, axis=0), (~np.isnan(value_TR)).sum(0)], axis=1)
         first, last = min(first, int(time_T[real].min())), max(last, int(time_T[real].max()))
     num_targets = int(history_B.sum())
     return {
@@ -104,6 +122,7 @@ def target_counts(
         "labels": {task: counts_2.tolist() for task, counts_2 in zip(tasks, labels_K2, strict=True)},
         "days": last // _DAY - first // _DAY + 1 if num_targets else 0,
         **({"features": {name: counts.tolist() for name, counts in codes.items()}} if codes else {}),
+        **({"values": dict(zip(regressions, values_R2.tolist(), strict=True))} if regressions else {}),
     }
 
 
@@ -141,7 +160,7 @@ def drift(own: "Prepared", given: "Prepared") -> dict[str, Any]:
         JSON. ``features``: by user feature ``unknown``, ``missing`` (shares of users) and ``psi``, over known values, unknown and
         missing. Of test targets ``event_features``, by feature ``unknown`` (share of code 0, missing values among them) and ``psi``,
         over codes; ``without_training_events`` (share), ``history_length`` (mean, with ``psi`` over powers of
-        two), ``label_rate`` by task and ``targets_per_day``. Each share, rate or mean is [then, now]; null where there is
+        two), ``label_rate`` by task, ``value_mean`` by task of regression, if there is any, and ``targets_per_day``. Each share, rate or mean is [then, now]; null where there is
         nothing to take it of. ``warnings``: in words, what is over ``MOST_PSI`` or ``MOST_UNKNOWN``.
 
     Raises:
@@ -149,7 +168,11 @@ def drift(own: "Prepared", given: "Prepared") -> dict[str, Any]:
     """
     then, now = _profile(own), _profile(given)
     of_log = given.features.of_log
-    targets = then["test"], target_counts(given.path("test"), given.tasks, given.training_events(), of_log)
+    regressions = [own.name for own in given.regressions]
+    targets = (
+        then["test"],
+        target_counts(given.path("test"), given.tasks, given.training_events(), of_log, regressions),
+    )
     features = {
         name: _feature_drift(counts, now["features"][name])
         for name, counts in then["features"].items()
@@ -170,6 +193,11 @@ def drift(own: "Prepared", given: "Prepared") -> dict[str, Any]:
             "psi": stability_index(*(t["history_lengths"] for t in targets)),
         },
         "label_rate": {task: [_share(*t["labels"][task]) for t in targets] for task in given.tasks},
+        **(
+            {"value_mean": {name: [_share(*t["values"][name]) for t in targets] for name in regressions}}
+            if regressions
+            else {}
+        ),
         "targets_per_day": [_share(t["targets"], t["days"]) for t in targets],
     }
     return report | {"warnings": _warnings(report)}
@@ -199,6 +227,8 @@ def drift_table(report: Mapping[str, Any]) -> Table:
     table.add_row("events before a target, mean", *map(_number, history["mean"]), f"{history['psi']:.3f}")
     for task, rate in report["label_rate"].items():
         table.add_row(f"{task} rate", *map(_percent, rate), "")
+    for task, mean in report.get("value_mean", {}).items():
+        table.add_row(f"{task}, mean", *map(_number, mean), "")
     table.add_row("targets a day", *map(_number, report["targets_per_day"]), "")
     return table
 
@@ -217,8 +247,7 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
     for name, feature in report["features"].items():
         if (feature["unknown"][1] or 0) > MOST_UNKNOWN:
             lines.append(
-                f"user feature '{name}': {feature['unknown'][1]:.1%} of the users have a value that the ranker does not know, more "
-                f"than {MOST_UNKNOWN:.0%}"
+                f"user feature '{name}': {feature['unknown'][1]:.1%} of the users' values are ones that the ranker does not know, more than {MOST_UNKNOWN:.0%}"
             )
     for name, feature in report["event_features"].items():
         had, has = (share or 0 for share in feature["unknown"])
@@ -250,7 +279,7 @@ def _row_groups(path: Path) -> Iterator[list[Sequence]]:
             yield from_table(file.read_row_group(group))
 
 
-def _share(part: int, of: int) -> float | None:
+def _share(part: float, of: float) -> float | None:
     return part / of if of else None
 
 

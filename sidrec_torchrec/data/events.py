@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from sidrec_torchrec.data.columns import is_categorical, is_index, is_label, is_number, is_time, seconds
+from sidrec_torchrec.data.columns import is_categorical, is_index, is_label, is_list, is_number, is_time, seconds
 from sidrec_torchrec.data.columns import labels as read_labels
 from sidrec_torchrec.data.features import FeatureName, numbers
 from sidrec_torchrec.data.folder import DataFolder, DataSchema, is_data_folder, open_table
 from sidrec_torchrec.data.ids import id_type
 from sidrec_torchrec.data.parquet import ParquetTable
-from sidrec_torchrec.data.tasks import DEFAULT_TASKS, UNKNOWN
+from sidrec_torchrec.data.regression import Moments
+from sidrec_torchrec.data.tasks import DEFAULT_TASKS, UNKNOWN, RegressionName, split_tasks
 from sidrec_torchrec.errors import DataError
 
 EVENT_IDS = ("user_id", "item_id", "timestamp")
@@ -33,6 +34,7 @@ class EventBatch:
             (then every event is a positive).
         features: an Arrow array of length N by column.
         weights: float64 [N], how much each counts; None where all count alike.
+        values: float64 [N, R], of tasks of regression; NaN where missing.
     """
 
     first_row: int
@@ -42,6 +44,7 @@ class EventBatch:
     labels: np.ndarray
     features: dict[str, pa.Array] = field(default_factory=dict)
     weights: np.ndarray | None = None
+    values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -58,6 +61,7 @@ class Events:
         features: its columns of features, those that are known of a target first; see ``data.features``.
         num_known: how many of them are known of a target.
         weight: its column of weights; "" without one.
+        regressions: numbers to be predicted.
     """
 
     table: ParquetTable
@@ -66,6 +70,7 @@ class Events:
     features: tuple[FeatureName, ...] = ()
     num_known: int = 0
     weight: str = ""
+    regressions: tuple[RegressionName, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -88,18 +93,24 @@ class Events:
             to_learn: whether both labels of each task must occur.
 
         Raises:
-            DataError: on a null (but for labels of several tasks, which may be missing), a label other than 0 and 1, or
-                times that cannot be of their unit; names file, column and row. After the last batch, ``to_learn``, if every label of a task was the same:
-                nothing can be learned from those.
+            DataError: on a null (but for labels of several tasks, and values of regressions, which may be missing), a label other
+                than 0 and 1, or times that cannot be of their unit; names file, column and row. After the last batch, ``to_learn``,
+                if every label of a task was the same: nothing can be learned from those.
         """
         counts_K2 = np.zeros((len(self.tasks), 2), np.int64)  # negatives, positives
         features = [named.column for named in self.features]
-        columns = dict.fromkeys([*EVENT_IDS, *self.tasks, *features, *([self.weight] if self.weight else [])])
+        moments = [Moments(named) for named in self.regressions]
+        more = [*(named.column for named in self.regressions), *([self.weight] if self.weight else [])]
+        columns = dict.fromkeys([*EVENT_IDS, *self.tasks, *features, *more])
         for first_row, batch in self.table.batches([*columns], batch_size):
             labels_NK = np.empty((len(batch), len(self.tasks)), np.int8)
             for k, task in enumerate(self.tasks):
                 labels_NK[:, k] = self.labels(batch, task, first_row)
                 counts_K2[k] += [(labels_NK[:, k] == value).sum() for value in (0, 1)]
+            values_NR = np.empty((len(batch), len(self.regressions)))
+            for r, named in enumerate(self.regressions):
+                values_NR[:, r] = self.values(batch, named, first_row)
+                moments[r].add(values_NR[:, r])
             user_ids, item_ids = (self.table.ids(batch, name, first_row) for name in ("user_id", "item_id"))
             yield EventBatch(
                 first_row,
@@ -109,7 +120,10 @@ class Events:
                 labels_NK,
                 {name: batch.column(name) for name in features},
                 self.weights(batch, first_row) if self.weight else None,
+                values_NR,
             )
+        for own in moments if to_learn else ():
+            own.check(self.path, "events")
         for task, counts_2 in zip(self.tasks, counts_K2, strict=True):
             if to_learn and not counts_2.all():
                 rows = f"{counts_2.sum()} rows" + " that have it" * bool(counts_2.sum() < self.num_events)
@@ -132,6 +146,23 @@ class Events:
             where = self.table.at(self.weight, first_row + row)
             raise DataError(f"{where}: {weight_N[row]}; a weight is 0 or more")
         return weight_N
+
+    def values(self, batch: pa.RecordBatch, named: RegressionName, first_row: int) -> np.ndarray:
+        """One regression's values, float64 [N]; NaN where missing.
+
+        Raises:
+            DataError: on what is not finite in float32, or below 0 where its logarithm is learned; names the row.
+        """
+        value_N = numbers(batch.column(named.column))
+        with np.errstate(over="ignore"):
+            bad_N = np.isinf(value_N.astype(np.float32))
+        bad_N |= named.is_log & (value_N < 0)
+        if bad_N.any():
+            row = int(np.argmax(bad_N))
+            rule = "0 or more where its logarithm is learned" if named.is_log else "a finite number, or null"
+            where = self.table.at(named.column, first_row + row)
+            raise DataError(f"{where}: {value_N[row]}; a value to predict is {rule}")
+        return value_N
 
     def labels(self, batch: pa.RecordBatch, task: str, first_row: int) -> np.ndarray:
         """One task's labels, int8 [N] of 0, 1 and UNKNOWN."""
@@ -166,7 +197,7 @@ class Users:
 
     Args:
         table: the Parquet file.
-        categorical: names of its categorical columns (strings, integers, or lists of them); others are left unread.
+        categorical: names of the categorical columns to read: of strings or integers, or, if somebody named them, lists of those.
         are_chosen: whether somebody named them.
         dense: columns to be cut into buckets.
     """
@@ -235,7 +266,7 @@ def open_events(data: str | Path | DataFolder, tasks: tuple[str, ...] = (), sche
 
     Args:
         data: the data folder; or a file, folder of parts or glob of events.
-        tasks: label columns to read; none named means ``label``, if there is one.
+        tasks: label columns to read, and numbers, as ``--tasks`` names them; none named means ``label``, if there is one.
         schema: of their columns, where a data folder does not say.
 
     Raises:
@@ -250,6 +281,12 @@ def events_of(table: ParquetTable, tasks: tuple[str, ...] = (), schema: DataSche
     check_event_ids(table)
     if not tasks and DEFAULT_TASKS[0] in table.schema.names:
         tasks = DEFAULT_TASKS
+    tasks, regressions = split_tasks(tasks)
+    for target in regressions:
+        if not is_number(kind := table.type_of(target.column, what="column to predict")):
+            raise DataError(
+                f"{table.path}: column '{table.own_name(target.column)}' is {kind}; a regression predicts numbers"
+            )
     for task in tasks:
         kind = table.type_of(task, what="label column")
         if not is_label(kind):
@@ -263,10 +300,16 @@ def events_of(table: ParquetTable, tasks: tuple[str, ...] = (), schema: DataSche
                 f"{table.path}: column '{table.own_name(named.column)}' is a label to predict, which histories have anyway; leave "
                 "it out of the features"
             )
+    for named in features[: len(schema.event_features)]:
+        if named.column in [target.column for target in regressions]:
+            raise DataError(
+                f"{table.path}: column '{table.own_name(named.column)}' is a number to predict; what is known only afterwards may be a "
+                "history feature, and no event feature"
+            )
     weight = schema.event_weight
     if weight and not is_number(kind := table.type_of(weight, what="column of weights")):
         raise DataError(f"{table.path}: column '{table.own_name(weight)}' is {kind}; weights are numbers")
-    return Events(table, tasks, schema.time_unit or "s", features, len(schema.event_features), weight)
+    return Events(table, tasks, schema.time_unit or "s", features, len(schema.event_features), weight, regressions)
 
 
 def check_event_ids(table: ParquetTable) -> None:
@@ -303,7 +346,8 @@ def users_of(table: ParquetTable, schema: DataSchema | None = None) -> Users:
     chosen = [FeatureName.parse(text) for text in (schema or DataSchema()).user_columns]
     if not chosen:
         fields = [field for field in table.schema if field.name != "user_id" and not is_index(field.name)]
-        return Users(table, tuple(field.name for field in fields if is_categorical(field.type)))
-    dense = tuple(named for named in chosen if named.is_dense(table, what="user column"))
+        single = tuple(field.name for field in fields if is_categorical(field.type) and not is_list(field.type))
+        return Users(table, single)
+    dense = tuple(named for named in chosen if named.is_dense(table, what="user column", may_be_list=True))
     categorical = tuple(named.column for named in chosen if named not in dense)
     return Users(table, categorical, are_chosen=True, dense=dense)

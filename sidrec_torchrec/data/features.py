@@ -60,18 +60,26 @@ class FeatureName:
             f"dwell:dense:64 for 64 buckets (2 to {MAX_RADIX - 1})"
         )
 
-    def is_dense(self, table: ParquetTable, *, what: str = "feature") -> bool:
+    def is_dense(self, table: ParquetTable, *, what: str = "feature", may_be_list: bool = False) -> bool:
         """Whether it is cut into buckets.
 
         Args:
             table: that has the column.
             what: it is called, if it is missing.
+            may_be_list: whether a category may have several values a row.
 
         Raises:
             DataError: if the column is missing, or cannot be what it is named as; names file and column.
         """
         kind = table.type_of(self.column, what=what)
         may_be_category = is_categorical(kind) and not is_list(kind)
+        if may_be_list and is_list(kind) and self.kind != "dense":
+            if is_categorical(kind) or pa.types.is_null(kind.value_type):
+                return False
+            own = table.own_name(self.column)
+            raise DataError(
+                f"{table.path}: column '{own}' is {kind}; a list feature holds lists of strings, integers or booleans"
+            )
         if self.kind == "dense" or (not self.kind and not may_be_category):
             if is_number(kind):
                 return True
@@ -91,11 +99,13 @@ class Feature:
         name: its column.
         values: of a category, the values whose codes are 1, 2, ...
         bounds: of a dense one, where its buckets begin, but for the first; rising. None of a category.
+        is_list: whether a row has several of the values; of users alone, see ``data.user_lists``.
     """
 
     name: str
     values: tuple[str | int, ...] = ()
     bounds: tuple[float, ...] | None = None
+    is_list: bool = False
 
     @property
     def size(self) -> int:
@@ -128,13 +138,19 @@ class Feature:
         return {"name": self.name, **(kept if isinstance(kept, dict) else {"values": kept})}
 
     def codes_json(self) -> list | dict[str, list]:
-        """A JSON value: its values, or its bounds by the name ``bounds``."""
-        return list(self.values) if self.bounds is None else {"bounds": list(self.bounds)}
+        """A JSON value: its values, or its bounds by the name ``bounds``, or by ``lists_of`` the values of its lists."""
+        if self.bounds is not None:
+            return {"bounds": list(self.bounds)}
+        return {"lists_of": list(self.values)} if self.is_list else list(self.values)
 
     @staticmethod
     def of_codes(name: str, value: list | dict[str, list]) -> "Feature":
         """The feature whose ``codes_json`` this was."""
-        return Feature(name, bounds=tuple(value["bounds"])) if isinstance(value, dict) else Feature(name, tuple(value))
+        if not isinstance(value, dict):
+            return Feature(name, tuple(value))
+        if "bounds" in value:
+            return Feature(name, bounds=tuple(value["bounds"]))
+        return Feature(name, tuple(value["lists_of"]), is_list=True)
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> "Feature":

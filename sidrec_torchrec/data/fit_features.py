@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from sidrec_torchrec.data.buckets import EventBuckets
-from sidrec_torchrec.data.columns import is_multi_label
 from sidrec_torchrec.data.events import Events, Users
 from sidrec_torchrec.data.features import Draft, Feature, FeatureFit, FeatureName, Features, encode, numbers
 from sidrec_torchrec.data.folder import DataFolder
@@ -49,22 +48,22 @@ def fit_features(
 
 
 def fit_users(users: Users | None) -> tuple[Feature, ...]:
-    """Of the user columns that were named, or of all categories of one value, but for those of too many values.
+    """Of the user columns that were named, or of all categories of one value, but for those of too many values. Lists come last.
 
     Raises:
         DataError: if a column that was named has too many values for a category, or none; names file and column.
     """
     if users is None:
         return ()
-    single = [name for name in users.categorical if not is_multi_label(users.table.type_of(name))]
-    vocabularies = scan_vocabularies(users, single, skip_large=not users.are_chosen)
-    features = tuple(Feature(name, vocabulary.values) for name, vocabulary in vocabularies.items())
+    vocabularies = scan_vocabularies(users, users.categorical, skip_large=not users.are_chosen).items()
+    single = tuple(Feature(name, found.values) for name, found in vocabularies if not found.multi_label)
+    lists = tuple(Feature(name, found.values, is_list=True) for name, found in vocabularies if found.multi_label)
     if not users.dense:
-        return features
+        return (*single, *lists)
     fit = FeatureFit([Draft(named, None) for named in users.dense], users.num_users)
     for batch in users.batches(columns=[named.column for named in users.dense]):
         fit.add(np.stack([numbers(column) for column in batch.columns.values()], axis=1))
-    return (*features, *_made(fit, users.path))
+    return (*single, *_made(fit, users.path), *lists)
 
 
 def choose_users(users: Users, features: Sequence[Feature]) -> Users:

@@ -32,8 +32,8 @@ class DataSchema:
         users: likewise in place of ``users.parquet``.
         columns: ``item_id=sku`` where a column has another name than ours.
         time_unit: of timestamps that are plain numbers: ``s``, ``ms``, ``us`` or ``ns``; none named means seconds.
-        user_columns: columns of users to read as features, named like ``event_features``; none named means all categories of one
-            value with at most 10,000.
+        user_columns: columns of users to read as features, named like ``event_features``; one may also hold lists of categories.
+            None named means all categories of one value a user with at most 10,000.
         event_features: columns of events that are known when a target is asked for (device, hour): read of the target, and of
             the events before it. Floats are cut into buckets, all else is a category; ``hour:category``, ``price:dense`` and
             ``price:dense:64`` (buckets) say otherwise.

@@ -13,6 +13,7 @@ from sidrec_torchrec.data.ids import IdIndex, shown
 from sidrec_torchrec.data.items import ItemRows
 from sidrec_torchrec.data.policy import EventCounts, EventPolicy, item_rows, repeats
 from sidrec_torchrec.data.tasks import action_of
+from sidrec_torchrec.data.user_lists import Lists, encode_users
 from sidrec_torchrec.errors import DataError
 
 
@@ -120,15 +121,17 @@ class Histories:
 
 @dataclass(frozen=True)
 class UserCodes:
-    """Features of U users, in memory: 8 bytes a user, and 4 a feature. Made by ``UserCodes.read``.
+    """Features of U users, in memory: 8 bytes a user, 4 a feature, and 8 a list with 2 for each of its values. Made by ``UserCodes.read``.
 
     Args:
         users: whose they are.
-        codes_UF: int32 [U + 1, F]; the last row is that of anybody else.
+        codes_UF: int32 [U + 1, F], of the features that are no lists; the last row is that of anybody else.
+        lists: of each feature that is one, likewise U + 1.
     """
 
     users: IdIndex
     codes_UF: np.ndarray
+    lists: tuple[Lists, ...] = ()
 
     @staticmethod
     def read(users: Users | None, values: Mapping[str, Any]) -> "UserCodes":
@@ -141,18 +144,26 @@ class UserCodes:
         Raises:
             DataError: if a feature's column is missing or of another type; names file and column.
         """
-        if users is None:
-            return UserCodes(IdIndex(), np.zeros((1, len(values)), np.int32))
-        codes_UF = np.zeros((users.num_users + 1, len(values)), np.int32)
         features = [Feature.of_codes(name, value) for name, value in values.items()]
+        num_users = 0 if users is None else users.num_users
+        codes_UF = np.zeros((num_users + 1, sum(not feature.is_list for feature in features)), np.int32)
+        parts: list[list[Lists]] = []
+        if users is None or not num_users:
+            return UserCodes(IdIndex(), codes_UF, tuple(Lists.empty(1) for feature in features if feature.is_list))
         for name in values:
             users.table.type_of(name, what="user feature")
-        for batch in users.batches(columns=tuple(values)) if users.num_users else ():
-            codes_UF[batch.first_row : batch.first_row + len(batch)] = encode(
-                features, batch.columns, len(batch), users.table
-            )
-        return UserCodes(IdIndex(users.ids()) if users.num_users else IdIndex(), codes_UF)
+        for batch in users.batches(columns=tuple(values)):
+            try:
+                codes, lists = encode_users(features, batch.columns)
+            except DataError as error:
+                raise DataError(f"{users.path}: {error}; keep the type it was trained with") from None
+            for f, code_R in enumerate(codes):
+                codes_UF[batch.first_row : batch.first_row + len(batch), f] = code_R
+            parts.append(lists)
+        joined = (Lists.joined([*own, Lists.empty(1)]) for own in zip(*parts, strict=True))
+        return UserCodes(IdIndex(users.ids()), codes_UF, tuple(joined))
 
-    def of(self, user_ids: pa.Array) -> np.ndarray:
-        """Codes of users, int32 [R, F]; 0 where a user or a value is missing or unknown."""
-        return self.codes_UF[self.users.find(user_ids)]  # -1 is the last row
+    def of(self, user_ids: pa.Array) -> tuple[np.ndarray, tuple[Lists, ...]]:
+        """Codes of users, int32 [R, F], 0 where a user or a value is missing or unknown; and their lists, R of each feature."""
+        row_R = self.users.find(user_ids)  # -1 is the last row
+        return self.codes_UF[row_R], tuple(own.take(row_R) for own in self.lists)

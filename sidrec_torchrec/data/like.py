@@ -17,6 +17,8 @@ from sidrec_torchrec.data.format import DataFolder, Users
 from sidrec_torchrec.data.ids import IdIndex
 from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.protocol import NEVER, TIME, Census, PrepareConfig
+from sidrec_torchrec.data.tasks import split_tasks
+from sidrec_torchrec.data.user_lists import encode_users
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.training.runs import run_path
 
@@ -48,10 +50,10 @@ def like_config(config: PrepareConfig, own: "Prepared") -> PrepareConfig:
     Raises:
         SidrecError: if it names other tasks.
     """
-    tasks = () if own.sampled_negatives else own.tasks
-    if config.tasks not in ((), tasks):
+    tasks = own.named_tasks
+    if config.tasks and split_tasks(config.tasks) != split_tasks(tasks):
         raise SidrecError(
-            f"--tasks {','.join(config.tasks)}: {own.folder} is of {', '.join(own.tasks)}; leave --tasks out, or prepare without --like"
+            f"--tasks {','.join(config.tasks)}: {own.folder} is of {', '.join(tasks or own.tasks)}; leave --tasks out, or prepare without --like"
         )
     kept = {name: getattr(own, name) for name in ("max_history", "targets_per_row", "negatives")}
     said = {name: value for name, value in kept.items() if value is not None}
@@ -101,7 +103,7 @@ def like_users(data: DataFolder, users: Users | None, own: "Prepared") -> tuple[
         assert users is not None
         kind = users.table.type_of(feature.name, what="user feature")
         try:
-            feature.encode(pa.array([], kind))
+            encode_users([feature], {feature.name: pa.array([], kind)})
         except DataError as error:
             raise DataError(f"{users.path}: {error}; write it as {own.folder} had it") from None
     return features

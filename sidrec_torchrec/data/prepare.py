@@ -11,19 +11,17 @@ disk by a hash of their user.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
-from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec_torchrec.data.buckets import EventBuckets, UserEvents
+from sidrec_torchrec.data.buckets import EventBuckets
 from sidrec_torchrec.data.drift import feature_counts, target_counts
-from sidrec_torchrec.data.features import Coder, Draft, Features
+from sidrec_torchrec.data.features import Draft, Features
 from sidrec_torchrec.data.fingerprint import data_fingerprint, files_fingerprint
 from sidrec_torchrec.data.fit_features import choose_users, fit_features, fit_users, write_item_codes
 from sidrec_torchrec.data.format import (
@@ -35,39 +33,24 @@ from sidrec_torchrec.data.format import (
 )
 from sidrec_torchrec.data.item_arrays import map_rows, write_rows
 from sidrec_torchrec.data.like import like_census, like_config, like_folder, like_users, own_rows
-from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.data.policy import EventPolicy
-from sidrec_torchrec.data.protocol import Census, PrepareConfig, Splitter
-from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences, sequence_schema, to_record_batch
+from sidrec_torchrec.data.protocol import PrepareConfig, Splitter
+from sidrec_torchrec.data.regression import Regression
+from sidrec_torchrec.data.regression import from_json as regressions_from_json
+from sidrec_torchrec.data.sequences import from_table, open_sequences
+from sidrec_torchrec.data.splits import SPLITS, SplitCounts, write_splits
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS
+from sidrec_torchrec.data.user_lists import list_names
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path, read_json, write_json
 from sidrec_torchrec.processes import on_first_process
 
-SPLITS = ("train", "validation", "test")
 PREPARED_FILE, SEEN_FILE = "prepared.json", "seen.npy"
 TRAINING_FILE, FIRST_EVENT_FILE = "training_events.npy", "first_event.npy"  # not in folders of version 0.2
 COLD_ITEMS_FILE = "cold_items.parquet"  # ids of the items kept out of training
 ITEM_IDS_FILE = "item_ids.parquet"  # ids of all items, in the order of their rows; not in folders of version 0.2
 SEQUENCES = "sequences"  # where the prepare job puts them, in its output folder
-ROW_GROUP = 256  # rows of a sequences file read at once
-
-
-class SplitCounts(TypedDict):
-    """What a split holds.
-
-    Args:
-        rows: of its file.
-        events: in all rows.
-        targets: in all rows.
-        labels: by task, targets that have its label.
-    """
-
-    rows: int
-    events: int
-    targets: int
-    labels: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +61,13 @@ class Prepared:
         folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, ``cold_items.parquet``, ``seen.npy``,
             ``training_events.npy``, ``first_event.npy``, ``item_ids.parquet`` and ``prepared.json``.
         num_items: items in the item file.
-        user_features: number of codes by user feature; code 0 stands for a missing value.
+        user_features: number of codes by user feature; code 0 stands for a missing value. Those that are lists come last.
         sampled_negatives: whether the negatives were sampled (logs of positives only).
         data: fingerprints of the data; see ``data_fingerprint``.
         counts: by split.
-        tasks: names of the labels, in the order of an action's digits; see ``data.tasks``.
+        tasks: names of the labels, in the order of an action's digits; see ``data.tasks``. Those of regression are none of them.
         max_history: most context events of a row; None if it was prepared by a version that did not say.
-        vocabularies: by user feature, the values whose codes are 1, 2, ..., or its ``bounds`` (see ``Feature``); None as above.
+        vocabularies: by user feature, the values whose codes are 1, 2, ..., or ``Feature.codes_json``'s; None as above.
         policy: what became of events that a log should not have; other logs are read alike.
         schema: what the data's files and columns are called.
         met: how many such events there were; see ``EventCounts.to_json``.
@@ -93,6 +76,7 @@ class Prepared:
         negatives: sampled negatives per event, where they are sampled; None as above.
         profile: counts of what users and test targets are like, for ``data.drift``; None as above.
         features: of its events.
+        regressions: numbers to be predicted besides.
     """
 
     folder: Path
@@ -112,6 +96,22 @@ class Prepared:
     negatives: int | None = None
     profile: dict[str, Any] | None = None
     features: Features = field(default_factory=Features)
+    regressions: tuple[Regression, ...] = ()
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """Names of all tasks, in the order of predictions: those of regression come last."""
+        return (*self.tasks, *(own.name for own in self.regressions))
+
+    @property
+    def named_tasks(self) -> tuple[str, ...]:
+        """As ``--tasks`` names them; none where negatives are sampled."""
+        return () if self.sampled_negatives else (*self.tasks, *(str(own.named) for own in self.regressions))
+
+    @property
+    def user_lists(self) -> tuple[str, ...]:
+        """The user features that are lists."""
+        return list_names(self.vocabularies or {})
 
     def item_codes(self) -> np.ndarray | None:
         """Codes of the items' features, int16 [num_items, F], mapped from disk; None without such features.
@@ -229,6 +229,7 @@ def open_prepared(folder: Path) -> Prepared:
         values["policy"] = EventPolicy(**values.get("policy", {}))
         values["schema"] = DataSchema.from_json(values.get("schema", {}), path)
         values["features"] = Features.from_json(values.get("features", {}))
+        values["regressions"] = regressions_from_json(values.get("regressions", []))
         return Prepared(folder=folder, **values | {"tasks": tuple(values["tasks"])})
     except (KeyError, TypeError) as error:  # other fields, or none
         raise DataError(f"{path}: of another version of sidrec_torchrec ({error!r}); prepare again") from error
@@ -274,7 +275,13 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
             features = like.features
         else:
             features = fit_features(data, events, items, buckets, splitter, census, drafts)
-        counts = _write_sequences(folder, buckets, splitter, census, drafts, features, bool(events.weight))
+        vocabularies = {feature.name: feature.codes_json() for feature in user_features}
+        counts, moments = write_splits(
+            folder, buckets, splitter, census, drafts, features, bool(events.weight), list_names(vocabularies)
+        )
+        for own in moments if like is None else ():
+            own.check(events.path, "training targets")
+        regressions = tuple(own.regression() for own in moments) if like is None else like.regressions
         shutil.rmtree(folder / "buckets")
         for name, array_I in (
             (SEEN_FILE, census.seen_I),
@@ -285,114 +292,36 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
         cold = items.ids().filter(pa.array(splitter.cold_items(census)))
         for name, ids in ((COLD_ITEMS_FILE, cold), (ITEM_IDS_FILE, items.ids())):
             pq.write_table(pa.table({"item_id": ids}), folder / name, compression="zstd", write_page_checksum=True)
-        tasks = buckets.tasks or DEFAULT_TASKS
+        tasks = buckets.tasks if buckets.is_labeled else DEFAULT_TASKS
         write_json(
             folder / PREPARED_FILE,
             {
                 "num_items": items.num_items,
                 "user_features": {feature.name: feature.size for feature in user_features},
-                "sampled_negatives": not buckets.tasks,
+                "sampled_negatives": not buckets.is_labeled,
                 "tasks": tasks,
                 "data": fingerprint,
                 "counts": counts,
                 "max_history": config.max_history,
-                "vocabularies": {feature.name: feature.codes_json() for feature in user_features},
+                "vocabularies": vocabularies,
                 "policy": asdict(config.policy),
                 "schema": data.schema.to_json(),
                 "met": buckets.counts.to_json(config.policy),
                 "last_training_event": census.last_training_event,
                 "targets_per_row": config.targets_per_row,
-                "negatives": None if buckets.tasks else config.negatives,
+                "negatives": None if buckets.is_labeled else config.negatives,
                 "profile": {
                     "features": feature_counts(users, user_features),
-                    "test": target_counts(folder / "test.parquet", tasks, census.training_I, features.of_log),
+                    "test": target_counts(
+                        folder / "test.parquet",
+                        tasks,
+                        census.training_I,
+                        features.of_log,
+                        [own.name for own in regressions],
+                    ),
                 },
                 **({"features": features.to_json()} if len(features) else {}),
+                **({"regressions": [asdict(own) for own in regressions]} if regressions else {}),
             },
         )
     return open_prepared(out)
-
-
-def _write_sequences(
-    folder: Path,
-    buckets: EventBuckets,
-    splitter: Splitter,
-    census: Census,
-    drafts: list[Draft],
-    features: Features,
-    is_weighted: bool,
-) -> dict[str, SplitCounts]:
-    """Writes every split; returns the counts by split."""
-    config = splitter.config
-    sampler = None
-    if not buckets.tasks:
-        sampler = NegativeSampler(census, config.negatives, config.seed)
-    tasks = buckets.tasks or DEFAULT_TASKS
-    schema = sequence_schema(buckets.id_type, features.columns, is_weighted=is_weighted)
-    coder = Coder(drafts, features.of_log)
-    with ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(closing(_SequenceWriter(folder / f"{split}.parquet", tasks, schema)))
-            for split in SPLITS
-        }
-        for user in buckets.users():
-            for split, events, first_target in splitter.split(user):
-                sequence = _sequence(user, events, coder)
-                if sampler is not None:
-                    is_test = split == "test"
-                    sequence = sampler.add_negatives(sequence, first_target, is_test=is_test, met_items=user.item)
-                writers[split].write(
-                    sequence.rows(first_target, max_history=config.max_history, targets_per_row=config.targets_per_row)
-                )
-    for split in ("test",) if config.test_only else ("train", "test"):
-        if not writers[split].counts["targets"]:
-            raise DataError(f"{buckets.path}: no {split} targets; the users have too few events for this protocol")
-        for task, labels in writers[split].counts["labels"].items():
-            if not labels:
-                raise DataError(f"{buckets.path}: column '{task}' is null for all {split} targets; leave the task out")
-    return {split: writer.counts for split, writer in writers.items()}
-
-
-def _sequence(user: UserEvents, events: np.ndarray, coder: Coder) -> Sequence:
-    return Sequence(
-        user_id=user.user_id,
-        user_codes=user.codes,
-        item=user.item[events],
-        action=user.action[events],
-        timestamp=user.timestamp[events],
-        order=np.arange(len(events), dtype=np.int32),
-        visible=np.ones(len(events), bool),
-        features=coder(user.features[events]),
-        weight=np.ones(len(events), np.float32) if user.weight is None else user.weight[events].astype(np.float32),
-        num_targets=0,
-    )
-
-
-class _SequenceWriter:
-    """Writes rows to a sequences file, a row group at a time, and counts them."""
-
-    def __init__(self, path: Path, tasks: tuple[str, ...], schema: pa.Schema) -> None:
-        self.counts: SplitCounts = {"rows": 0, "events": 0, "targets": 0, "labels": dict.fromkeys(tasks, 0)}
-        self._schema = schema
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", write_page_checksum=True)
-        self._pending: list[Sequence] = []
-
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
-
-    def write(self, rows: Iterable[Sequence]) -> None:
-        for row in rows:
-            self.counts["rows"] += 1
-            self.counts["events"] += len(row)
-            self.counts["targets"] += row.num_scored()
-            for k, task in enumerate(self.counts["labels"]):
-                self.counts["labels"][task] += row.num_labels(k)
-            self._pending.append(row)
-            if len(self._pending) == ROW_GROUP:
-                self._flush()
-
-    def _flush(self) -> None:
-        if self._pending:
-            self._writer.write_batch(to_record_batch(self._pending, self._schema))
-            self._pending = []

@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
-from sidrec_torchrec.data.columns import is_categorical, is_index, is_list, is_time, likely_unit
+from sidrec_torchrec.data.columns import is_categorical, is_index, is_time, likely_unit
 from sidrec_torchrec.data.folder import DataFolder, DataSchema, TimeUnit
 from sidrec_torchrec.data.ids import id_type
 from sidrec_torchrec.data.parquet import ParquetTable
@@ -103,10 +103,7 @@ def _features(table: ParquetTable) -> tuple[str, ...]:
     able = [
         field.name
         for field in table.schema
-        if field.name != "user_id"
-        and is_categorical(field.type)
-        and not is_list(field.type)
-        and not is_index(field.name)
+        if field.name != "user_id" and is_categorical(field.type) and not is_index(field.name)
     ]
     return tuple(name for name in able if _is_category(table, name))
 

@@ -51,7 +51,8 @@ class PrepareConfig:
         test_only: whether nothing trains or validates: to test a ranker that was trained before; for ``time`` alone, and only
             with sequences that these are like.
         tasks: columns of labels to predict, four at most; none named means ``label``, or, without such a column, whether
-            an event is one or a sampled negative.
+            an event is one or a sampled negative. ``dwell:regression`` is a number to predict, ``dwell:log`` one of many sizes, of
+            which log(1 + y) is learned.
         negatives: sampled negatives per event, for logs without labels.
         max_history: most context events of a row.
         targets_per_row: most targets of a row.

@@ -15,6 +15,7 @@ from sidrec_torchrec.data.histories import Histories, UserCodes
 from sidrec_torchrec.data.items import ItemRows, Items
 from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.data.sequences import Sequence
+from sidrec_torchrec.data.user_lists import Lists
 from sidrec_torchrec.errors import DataError
 
 EVENT_ROW = "event_row"  # of a request that is an event: its row of the event file
@@ -29,21 +30,25 @@ class RequestBatch:
     Args:
         columns: what they are written with.
         user_ids: canonical [R]; see ``data.ids``.
-        codes: int32 [R, F], of the users' features.
+        codes: int32 [R, F], of the users' features that are no lists.
+        lists: those of the users' features that are, R of each.
         items: int32 [R], rows of the item file.
         timestamps: int64 [R].
         features: int16 [R, E], codes of ``Features.event``.
         begins, ends: int64 [R]; the user's events before the request are begin .. end - 1.
+        num_values: tasks of regression, whose values are not known.
     """
 
     columns: pa.RecordBatch
     user_ids: pa.Array
     codes: np.ndarray
+    lists: tuple[Lists, ...]
     items: np.ndarray
     timestamps: np.ndarray
     features: np.ndarray
     begins: np.ndarray
     ends: np.ndarray
+    num_values: int = 0
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -71,6 +76,7 @@ class RequestBatch:
         return Sequence(
             user_id=self.user_ids[int(first)].as_py(),
             user_codes=self.codes[first],
+            user_lists=tuple(own[int(first)] for own in self.lists),
             item=np.concatenate([histories.item_N[events], self.items[places]]),
             action=np.concatenate([histories.action_N[events], np.zeros(count, np.int8)]),
             timestamp=np.concatenate([histories.timestamp_N[events], self.timestamps[places]]),
@@ -78,6 +84,7 @@ class RequestBatch:
             visible=np.arange(length + count) < length,
             features=np.concatenate([histories.features_NF[events], features_NF]),
             weight=np.ones(length + count, np.float32),
+            values=np.full((length + count, self.num_values), np.nan, np.float32),
             num_targets=count,
         )
 
@@ -91,12 +98,14 @@ class Known:
         histories: events by user.
         users: their features.
         features: of events and requests.
+        num_values: tasks of regression.
     """
 
     items: ItemRows
     histories: Histories
     users: UserCodes
     features: Features = field(default_factory=Features)
+    num_values: int = 0
 
 
 class Requests(Protocol):
@@ -179,7 +188,7 @@ class GivenRequests:
                 )
             try:
                 begins_R, ends_R = known.histories.before(user_ids, timestamps_R)
-                codes_RF = known.users.of(user_ids)
+                codes_RF, lists = known.users.of(user_ids)
             except TypeError as error:
                 raise DataError(
                     f"{self.table.at('user_id', first_row)}: {error}: write users alike everywhere"
@@ -190,11 +199,13 @@ class GivenRequests:
                 columns=pa.RecordBatch.from_arrays(arrays, schema=self.schema.remove_metadata()),
                 user_ids=user_ids,
                 codes=codes_RF,
+                lists=lists,
                 items=known.items.find_all(item_ids, self.table, first_row, _REMEDY),
                 timestamps=timestamps_R,
                 features=encode(known.features.event, named, len(columns), self.table),
                 begins=begins_R,
                 ends=ends_R,
+                num_values=known.num_values,
             )
 
 
@@ -233,13 +244,16 @@ class NewestEvents:
             items_R, timestamps_R = log.item_N[places_R], log.timestamp_N[places_R]
             numbers = map(pa.array, (timestamps_R, log.row_N[places_R]))
             columns = [user_ids, item_ids.take(pa.array(items_R)), *numbers]
+            codes_RF, lists = known.users.of(user_ids)
             yield RequestBatch(
                 columns=pa.RecordBatch.from_arrays(columns, schema=self.schema),
                 user_ids=user_ids,
-                codes=known.users.of(user_ids),
+                codes=codes_RF,
+                lists=lists,
                 items=items_R,
                 timestamps=timestamps_R,
                 features=log.features_NF[places_R, : len(known.features.event)],
                 begins=begins_R,
                 ends=places_R,
+                num_values=known.num_values,
             )

@@ -49,7 +49,8 @@ class SeenBy(Prepared):
 def seen_by(own: Prepared, given: Prepared) -> SeenBy:
     """The sequences ``given`` as a ranker sees them that was trained on ``own``."""
     said = {field.name: getattr(given, field.name) for field in fields(Prepared)}
-    return SeenBy(**said | {"last_training_event": own.last_training_event}, own=own)
+    kept = {"last_training_event": own.last_training_event, "regressions": own.regressions}  # the scale is the ranker's
+    return SeenBy(**said | kept, own=own)
 
 
 def check_alike(own: Prepared, given: Prepared, ranker: str) -> None:
@@ -78,9 +79,10 @@ def check_labels(own: Prepared, given: Prepared) -> None:
     Raises:
         SidrecError: names the tasks of both.
     """
-    if own.tasks != given.tasks:
+    tasks, predicts = (p.named_tasks or p.tasks for p in (given, own))
+    if tasks != predicts and (own.tasks != given.tasks or own.regressions or given.regressions):
         raise SidrecError(
-            f"{given.folder}: of the tasks {', '.join(given.tasks)}; the ranker predicts {', '.join(own.tasks)}: "
+            f"{given.folder}: of the tasks {', '.join(tasks)}; the ranker predicts {', '.join(predicts)}: "
             "prepare with the same --protocol.tasks"
         )
     if own.sampled_negatives != given.sampled_negatives:
@@ -114,6 +116,9 @@ def _difference(own: Prepared, given: Prepared) -> str | None:
 
 def _other_codes(own: Feature, given: Feature) -> str | None:
     """The first code that means something else."""
+    if own.is_list != given.is_list:
+        holds, held = ("lists" if feature.is_list else "one value a row" for feature in (given, own))
+        return f"'{own.name}' holds {holds} there and {held} to the ranker"
     kinds = [[*map(repr, f.values)] if f.bounds is None else [f"from {b}" for b in f.bounds] for f in (own, given)]
     first = 1 if own.bounds is None else 2
     for place, (had, has) in enumerate(zip_longest(*kinds, fillvalue="nothing")):

@@ -21,8 +21,8 @@ def unread_items(items: Items, read: Iterable[str] | None = None) -> Unread:
 
 def unread_events(events: Events) -> Unread:
     """Of the events' columns those that are no id, time, label or feature."""
-    features = [*(named.column for named in events.features), events.weight]
-    return _unread(events.table, (*EVENT_IDS, *events.tasks, *features), _event_reason)
+    features, values = ([named.column for named in own] for own in (events.features, events.regressions))
+    return _unread(events.table, (*EVENT_IDS, *events.tasks, *features, *values, events.weight), _event_reason)
 
 
 def unread_users(users: Users, features: Iterable[str]) -> Unread:
@@ -58,5 +58,9 @@ def _event_reason(kind: pa.DataType) -> str:
 
 def _user_reason(kind: pa.DataType) -> str:
     if is_categorical(kind):
-        return "several values a row" if is_list(kind) else "no value at all, or too many for a category"
+        return (
+            "several values a row: read if it is among --user-columns"
+            if is_list(kind)
+            else "no value at all, or too many for a category"
+        )
     return "not a category"

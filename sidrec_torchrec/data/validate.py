@@ -17,6 +17,8 @@ from sidrec_torchrec.data.folder import DataFolder
 from sidrec_torchrec.data.ids import IdIndex, shown
 from sidrec_torchrec.data.items import ItemRows, Items, open_items
 from sidrec_torchrec.data.policy import EventCounts, EventPolicy
+from sidrec_torchrec.data.regression import Moments
+from sidrec_torchrec.data.tasks import RegressionName
 from sidrec_torchrec.data.unread import Unread, unread_events, unread_items, unread_users
 from sidrec_torchrec.data.vocabulary import UnfitColumn, Vocabulary
 from sidrec_torchrec.errors import DataError
@@ -37,7 +39,7 @@ def validate(
     Returns:
         JSON-ready counts: ``items``, ``sources`` (``dim`` and ``missing`` by name), ``missing_categories`` (by name),
         ``unread`` (by file and column: type and reason) and, of events, None without any: ``items_without_events``,
-        ``events``, ``met`` (see ``EventCounts.to_json``), ``labels`` (``rate`` and ``missing`` by name), ``users``,
+        ``events``, ``met`` (see ``EventCounts.to_json``), ``labels`` (``rate``, or ``mean``, ``deviation`` and whether of log(1 + y), and ``missing`` by name), ``users``,
         ``history`` (``p50``, ``p90`` and ``max`` events of a user), ``users_without_row`` (None without users).
 
     Raises:
@@ -140,14 +142,13 @@ def _user_features(users: Users, wrong: Problems) -> dict[str, Vocabulary]:
     """Those that ``prepare`` would read."""
     features = {}
     for name in users.categorical:
-        if not is_multi_label(users.table.type_of(name)):
-            try:
-                features[name] = Vocabulary.scan(users, name)
-            except UnfitColumn as error:
-                if users.are_chosen:
-                    wrong.messages.append(str(error))
-            except DataError as error:
+        try:
+            features[name] = Vocabulary.scan(users, name)
+        except UnfitColumn as error:
+            if users.are_chosen:
                 wrong.messages.append(str(error))
+        except DataError as error:
+            wrong.messages.append(str(error))
     return features
 
 
@@ -191,12 +192,17 @@ def _check_columns(events: Events, wrong: Problems) -> None:
     if events.weight:
         checks[events.weight] = lambda batch, row: events.weights(batch, row)
     checks |= {task: partial(_check_labels, events, task) for task in events.tasks}
+    checks |= {named.column: partial(_check_values, events, named) for named in events.regressions}
     for column, check in checks.items():
         wrong.collect(partial(_check_column, events, column, check))
 
 
 def _check_labels(events: Events, task: str, batch: pa.RecordBatch, first_row: int) -> None:
     events.labels(batch, task, first_row)
+
+
+def _check_values(events: Events, named: RegressionName, batch: pa.RecordBatch, first_row: int) -> None:
+    events.values(batch, named, first_row)
 
 
 def _check_column(events: Events, column: str, check: Callable[[pa.RecordBatch, int], Any]) -> None:
@@ -255,6 +261,7 @@ class _Tally:
         self.counts_U = np.zeros(1024, np.int64)  # of each user, and room for more
         self.last_U = np.full(1024, np.iinfo(np.int64).min)
         self.labels_K3 = np.zeros((len(events.tasks), 3), np.int64)  # how many are 0, 1 and UNKNOWN
+        self.moments = [Moments(named) for named in events.regressions]
         self.is_met_I = np.zeros(0 if rows is None else len(rows), bool)
         self.first_unknown = ""
 
@@ -265,15 +272,27 @@ class _Tally:
             DataError: if a user's time goes backwards, and is not to be sorted.
         """
         self.labels_K3 += (batch.labels[:, :, None] == np.arange(3)).sum(0)
+        for r, own in enumerate(self.moments):
+            own.add(batch.values[:, r])
         if self.rows is not None:
             self._add_items(batch, self.rows)
         self._add_users(batch)
 
     def labels(self) -> dict[str, dict[str, Any]]:
-        """Rate of positives, and how many are missing, by task."""
-        return {
+        """Rate of positives, and how many are missing, by task; of regressions mean and deviation instead of a rate."""
+        rates = {
             task: {"rate": float(positives / (negatives + positives)), "missing": int(missing)}
             for task, (negatives, positives, missing) in zip(self.events.tasks, self.labels_K3, strict=True)
+        }
+        num_events = self.events.num_events
+        return rates | {
+            own.named.column: {
+                "mean": own.mean,
+                "deviation": own.deviation,
+                "is_log": own.named.is_log,
+                "missing": num_events - own.count,
+            }
+            for own in self.moments
         }
 
     def check(self) -> None:

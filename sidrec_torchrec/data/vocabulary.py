@@ -99,6 +99,29 @@ class Vocabulary:
         hot_NC[rows[known], labels[known]] = 1.0
         return hot_NC, np.any(hot_NC, axis=1)
 
+    def encode_lists(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct values of each row's list, without nulls; in memory as many as there are, however many classes.
+
+        Args:
+            column: N lists.
+
+        Returns:
+            The row of each, int64 [V], rising; and its class, int64 [V], rising within a row, -1 if not in the vocabulary.
+
+        Raises:
+            DataError: if the column does not hold what the vocabulary was made of.
+        """
+        self._check(column.type)
+        flat, rows = _flat(column)
+        coded = flat.dictionary_encode()
+        found = pc.index_in(coded.dictionary, value_set=pa.array(self.values, type=flat.type))
+        class_D = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        value_F = pc.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)
+        row_F, value_F = rows[value_F >= 0], value_F[value_F >= 0]
+        row_V, value_V = np.divmod(np.unique(row_F * len(class_D) + value_F), max(len(class_D), 1))
+        order = np.lexsort((class_D[value_V], row_V))
+        return row_V[order], class_D[value_V[order]]
+
     def to_json(self) -> dict[str, Any]:
         """A JSON value ``from_json`` reads back."""
         return {"column": self.column, "values": list(self.values), "multi_label": self.multi_label}
@@ -154,7 +177,8 @@ def _flat(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
     plain = _plain_type(column.type)
     if not is_multi_label(column.type):
         return _cast(column, plain), np.arange(len(column))
-    rows = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
+    lengths_N = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    rows = np.repeat(np.arange(len(column)), lengths_N)  # not those beneath a null, as list_parent_indices has them
     return _cast(pc.list_flatten(column), plain), rows
 
 

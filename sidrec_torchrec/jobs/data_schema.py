@@ -50,6 +50,6 @@ def _print_candidates(data: DataFolder) -> None:
     names = [name for name, why in unread_events(events).items() if not why.endswith("a pandas index")]
     if names:
         print(
-            f"{events.path}: not read: {', '.join(names)}. Labels are named by --tasks; what is known when a ranker is asked (a device, "
+            f"{events.path}: not read: {', '.join(names)}. Labels are named by --tasks (a number to predict as dwell:regression); what is known when a ranker is asked (a device, "
             "an hour) may be one of --event-features, what comes out afterwards (a dwell time) one of --history-features"
         )

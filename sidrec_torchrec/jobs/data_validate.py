@@ -19,7 +19,7 @@ class DataValidateConfig(DataConfig):
     Args:
         data: the data folder.
         schema: what its files and columns are called, said over the folder's own ``schema.json``.
-        tasks: columns of labels; none named means ``label``, if there is one.
+        tasks: columns of labels, and of numbers (``dwell:regression``); none named means ``label``, if there is one.
         policy: what may be wrong with events.
     """
 
@@ -66,7 +66,9 @@ def _add_events(table: Table, summary: dict[str, Any]) -> None:
             table.add_row(f"  {name.replace('_', ' ')}", f"{met['count']:,} ({met['policy']})")
     for name, label in summary["labels"].items():
         missing = f", {label['missing']:,} missing" if label["missing"] else ""
-        table.add_row(f"  label '{name}'", f"rate {label['rate']:.4f}{missing}")
+        said = f"rate {label['rate']:.4f}" if "rate" in label else f"mean {label['mean']:g} ± {label['deviation']:g}"
+        said += " of log(1 + y)" if label.get("is_log") else ""
+        table.add_row(f"  label '{name}'", f"{said}{missing}")
     if not summary["labels"]:
         table.add_row("  labels", "none: every event is a positive")
     table.add_row("users", f"{summary['users']:,}")

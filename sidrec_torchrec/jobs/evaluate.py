@@ -79,7 +79,7 @@ class EvaluateConfig(JobConfig):
 
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
-    """Prints, writes and returns NE, AUC and calibration over all, warm and cold targets; see ``RankingMetrics.compute``.
+    """Prints, writes and returns NE, AUC and calibration, or squared errors, over all, warm and cold targets; see ``RankingMetrics.compute``.
 
     And NE by popularity and age of the item, length of the history and age of the model; see ``Breakdown.compute``. What is warm
     and popular is what this ranker was trained on, item by item, by their ids, whatever the sequences were prepared for. Of other sequences than its

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.data.features import Features
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS
+from sidrec_torchrec.data.user_lists import list_names
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import atomic_path, sha256_of
 from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import FORMAT, METADATA, Scorer
-from sidrec_torchrec.ranker.serving import FEATURE_INPUTS, INPUTS, ServingRanker, WithWords, alone, export, requests_of
+from sidrec_torchrec.ranker.serving import INPUTS, ServingRanker, WithWords, alone, export, more_inputs, requests_of
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
@@ -65,7 +66,9 @@ def main(config: ExportConfig) -> dict[str, Any]:
         model = ServingRanker.of(ranker, parts.arm)
         trained.load(ranker)
         user_values = trained.trained_on.prepared.user_values(trained.recipe.folder)
-        metadata = describe(model.sids, user_values, parts.prepared.tasks, parts.prepared.features)
+        prepared = parts.prepared
+        values = [own.name for own in prepared.regressions]
+        metadata = describe(model.sids, user_values, prepared.tasks, prepared.features, values)
         features = WithWords(parts.arm)
         batch = next(iter(parts.recipe.batches(parts.prepared, features, "test", processes)))
         if processes.is_main:
@@ -89,20 +92,24 @@ def describe(
     user_values: dict[str, Any],
     tasks: tuple[str, ...] = DEFAULT_TASKS,
     features: Features | None = None,
+    regressions: Iterable[str] = (),
 ) -> dict[str, Any]:
     """What a server must know of a package; see ``Scorer``."""
     limits = [limit for spec in sids.values() for limit in spec.word_limits]
     features = features or Features()
-    fixed = {"words": len(limits), "user features": len(user_values)}
+    lists = {name: user_values[name]["lists_of"] for name in list_names(user_values)}
+    fixed = {"words": len(limits), "user features": len(user_values) - len(lists), "user lists": len(lists)}
     fixed |= {"features": len(features), "known features": len(features.known)}
-    inputs = INPUTS | (FEATURE_INPUTS if len(features) else {})
+    inputs = INPUTS | more_inputs(len(features), len(lists))
     return {
         "format": FORMAT,
         "sids": [{"name": name, **spec.to_json(), "words": spec.num_words} for name, spec in sids.items()],
         "last_words": [limit - 1 for limit in limits],
         "inputs": {name: [fixed.get(size, size) for size in shape] for name, shape in inputs.items()},
-        "user_features": user_values,
+        "user_features": {name: kept for name, kept in user_values.items() if name not in lists},
+        **({"user_lists": lists} if lists else {}),
         "tasks": list(tasks),
+        **({"regressions": [*regressions]} if regressions else {}),
         **({"features": features.to_json()} if len(features) else {}),
         "torch": torch.__version__,
     }
@@ -138,8 +145,10 @@ def check_predictions(ranker: Ranker, batch: RankBatch, features: WithWords, sco
     small = alone(batch, _CHECKED)
     _, expected = ranker(small)
     num_known = len(ranker.head.features.known)
-    actual = scorer(**requests_of(small, features.words(small), num_known))
-    difference = float((actual.view_as(expected.prediction) - expected.prediction).abs().max())
+    actual = scorer(**requests_of(small, features.words(small), num_known, ranker.user_lists))
+    # of values, which may be of any size, what they differ by is told as a share of it
+    size_SK = expected.prediction.abs().clamp_min(1)
+    difference = float(((actual.view_as(expected.prediction) - expected.prediction) / size_SK).abs().max())
     if not difference <= _TOLERANCE:
         raise SidrecError(f"the exported ranker's predictions differ by {difference:.1e} from the trained one's")
 

@@ -214,4 +214,6 @@ def _protocol(protocol: PrepareConfig, sequences: dict[str, Any]) -> str:
         )
     if len(sequences["tasks"]) > 1:
         text += f" The tasks are {', '.join(sequences['tasks'])}; the metrics of an arm alone are the means over them."
+    if values := [own["name"] for own in sequences.get("regressions", [])]:
+        text += f" Predicted as numbers: {', '.join(values)}; NMSE is the share of the training mean's squared errors that is left."
     return text

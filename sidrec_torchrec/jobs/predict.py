@@ -66,7 +66,8 @@ class PredictConfig(JobConfig):
 
 
 def main(config: PredictConfig) -> dict[str, Any]:
-    """Writes the requests, in their order, with ``probability``, or ``probability_TASK`` for each of several tasks.
+    """Writes the requests, in their order, with ``probability``, or ``probability_TASK`` for each of several tasks; ``predicted_TASK`` is a
+    number that a regression predicts.
 
     Memory is bounded by the model, a batch and what ``Predictor`` keeps of events, users and items; under torchrun on each
     process, which scores its share of every batch.

@@ -67,7 +67,7 @@ def _train_and_test(config: TrainRankerConfig, processes: Processes) -> dict[str
     return {
         "arm": config.arm,
         "seed": config.seed,
-        "tasks": list(parts.prepared.tasks),
+        "tasks": list(parts.prepared.predicted),
         "test": test,
         **bytes_per_event(parts.arm, parts.prepared),
         "table_bytes": table_bytes(model),

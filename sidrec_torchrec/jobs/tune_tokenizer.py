@@ -106,7 +106,14 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     items = TokenizedItems(tokenizer.model.to(processes.device), content, config.own_weight)
     torch.manual_seed(config.seed)
     dim, features = tokenizer.model.config.latent_dim, prepared.user_features
-    sizes = (features, processes.device, len(prepared.tasks), prepared.features)
+    sizes = (
+        features,
+        processes.device,
+        len(prepared.tasks),
+        prepared.features,
+        prepared.user_lists,
+        prepared.regressions,
+    )
     ranker = TuningRanker(config.model, items, dim, None, *sizes)
     model = shard(ranker, config.optimizer, processes.device)
     training = RankerTraining("tuning", config, model, prepared, ItemRows(), processes)

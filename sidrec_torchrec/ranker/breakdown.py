@@ -11,12 +11,16 @@ from torchrec.metrics.ne import compute_cross_entropy, compute_ne
 
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.regression import Regression
 from sidrec_torchrec.ranker.model import RankerOutput
+from sidrec_torchrec.ranker.scales import on_scale
 from sidrec_torchrec.ranker.targets import Targets
 
 _ETA = 1e-12  # nearest that a probability comes to 0 and 1, as in torchrec's NEMetric
 _DAY = 86_400
-_SUMS = 5  # per bucket and task: cross entropy, targets, positives, negatives, predictions
+_SUMS = 5
+"""Per bucket and task: cross entropy, targets, positives, negatives, predictions. Of a regression squared error, targets, sum of values, squared
+error of the training mean, predictions."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,18 @@ class Breakdown:
     Args:
         past: what targets are sorted by.
         device: where predictions are.
-        tasks: names of the predictions' K columns.
+        tasks: names of the predictions' columns that are probabilities.
+        regressions: of the others, which come last.
     """
 
-    def __init__(self, past: Past, device: torch.device, tasks: tuple[str, ...]) -> None:
+    def __init__(
+        self, past: Past, device: torch.device, tasks: tuple[str, ...], regressions: tuple[Regression, ...] = ()
+    ) -> None:
         self._past = past
-        self._tasks = tasks
+        self._num_labels = len(tasks)
+        self._tasks = tasks = (*tasks, *(own.name for own in regressions))
+        self._is_log_R = torch.tensor([own.is_log for own in regressions], dtype=torch.bool, device=device)
+        self._mean_R = torch.tensor([own.mean for own in regressions], dtype=torch.float64, device=device)
         self._sums = {
             name: torch.zeros(len(table.buckets), len(tasks), _SUMS, dtype=torch.float64, device=device)
             for name, table in TABLES.items()
@@ -141,23 +151,32 @@ class Breakdown:
 
     def update(self, output: RankerOutput, facts: TargetFacts) -> None:
         """Takes one batch's predictions."""
-        weight_SK, label_SK, prediction_SK = (x.double() for x in (output.weight, output.label, output.prediction))
-        loss_SK = compute_cross_entropy(label_SK, prediction_SK.clone(), weight_SK, _ETA)
-        positive_SK = weight_SK * label_SK
-        sums = [loss_SK, weight_SK, positive_SK, weight_SK - positive_SK, weight_SK * prediction_SK]
-        sums_SK5 = torch.stack(sums, dim=2)
+        outputs = [x.double() for x in (output.weight, output.label, output.prediction)]
+        of_labels, of_values = ([x[:, part] for x in outputs] for part in self._parts)
+        sums_SK5 = torch.cat([_label_sums(*of_labels), self._value_sums(*of_values)], dim=1)
         for name, table in TABLES.items():
             value_S = facts.value(name, self._past)
             if value_S is not None:
                 bucket_S = torch.from_numpy(np.searchsorted(table.edges, value_S, side="right"))
                 self._sums[name].index_add_(0, bucket_S.to(sums_SK5.device), sums_SK5)
 
+    @property
+    def _parts(self) -> tuple[slice, slice]:
+        return slice(None, self._num_labels), slice(self._num_labels, None)
+
+    def _value_sums(self, weight_SR: Tensor, label_SR: Tensor, prediction_SR: Tensor) -> Tensor:
+        label_SR, prediction_SR = (on_scale(x_SR, self._is_log_R) for x_SR in (label_SR, prediction_SR))
+        errors = ((label_SR - x).square() for x in (prediction_SR, self._mean_R))
+        error_SR, left_SR = (weight_SR * error_SR for error_SR in errors)
+        return torch.stack([error_SR, weight_SR, weight_SR * label_SR, left_SR, weight_SR * prediction_SR], dim=2)
+
     def compute(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
         """By table and task, a row for each bucket; the same on every process.
 
         A row has ``bucket``, ``targets``, ``positives``, ``ne`` and ``calibration``, and a ``note`` where NE is not defined
         (None): the bucket has no targets, or those of one class. Calibration is the mean prediction over the mean label,
-        None without positives. A table that nothing is known of is left out.
+        None without positives. Of a regression it has ``bucket``, ``targets`` and ``nmse`` (see ``RankingMetrics.compute``), a ``note``
+        where that is None, and ``calibration``. A table that nothing is known of is left out.
         """
         tables = {}
         for name, sums_BK5 in self._sums.items():
@@ -167,12 +186,26 @@ class Breakdown:
             if sums_BK5.any():
                 tables[name] = {
                     task: [
-                        _row(bucket, sums_5)
+                        (_row if k < self._num_labels else _value_row)(bucket, sums_5)
                         for bucket, sums_5 in zip(TABLES[name].buckets, sums_BK5[:, k].cpu(), strict=True)
                     ]
                     for k, task in enumerate(self._tasks)
                 }
         return tables
+
+
+def _label_sums(weight_ST: Tensor, label_ST: Tensor, prediction_ST: Tensor) -> Tensor:
+    loss_ST = compute_cross_entropy(label_ST, prediction_ST.clone(), weight_ST, _ETA)
+    positive_ST = weight_ST * label_ST
+    sums = [loss_ST, weight_ST, positive_ST, weight_ST - positive_ST, weight_ST * prediction_ST]
+    return torch.stack(sums, dim=2)
+
+
+def _value_row(bucket: str, sums_5: Tensor) -> dict[str, Any]:
+    error, targets, values, left, predictions = sums_5.tolist()
+    row: dict[str, Any] = {"bucket": bucket, "targets": round(targets)}
+    row |= {"nmse": error / left if left else None, "calibration": predictions / values if values else None}
+    return row if left else row | {"note": "no targets" if not targets else "the training mean alone"}
 
 
 def _row(bucket: str, sums_5: Tensor) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def evaluate_in_detail(
         progress: advances by targets.
     """
     past = Past.of(data.prepared)
-    breakdown = Breakdown(past, processes.device, data.prepared.tasks)
+    breakdown = Breakdown(past, processes.device, data.prepared.tasks, data.prepared.regressions)
     values = _evaluate(model, data, processes, progress, past, breakdown)
     return {**values, BREAKDOWN: breakdown.compute()}
 
@@ -56,7 +56,10 @@ def _evaluate(
     breakdown: Breakdown | None,
 ) -> Values:
     model.eval()
-    metrics = RankingMetrics(processes.rank, processes.world_size, processes.device, data.prepared.tasks)
+    prepared = data.prepared
+    metrics = RankingMetrics(
+        processes.rank, processes.world_size, processes.device, prepared.tasks, prepared.regressions
+    )
     num_bad = torch.zeros((), dtype=torch.int64, device=processes.device)
     for batch in data:
         facts = TargetFacts.of(batch)
@@ -72,7 +75,9 @@ def _evaluate(
     values = metrics.compute()
     # few validation targets are cold; of them only the sum is worth a look
     shown = ("warm", "cold") if data.split == "test" else ("all",)
-    progress.advance(0, ", ".join(f"NE {part} {_short(values[f'ne_{part}'])}" for part in shown))
+    kinds = ["ne"] * bool(prepared.tasks) + ["nmse"] * bool(prepared.regressions)
+    said = (f"{kind.upper()} {part} {_short(values[f'{kind}_{part}'])}" for kind in kinds for part in shown)
+    progress.advance(0, ", ".join(said))
     return values
 
 
@@ -82,12 +87,15 @@ def check_defined(values: Mapping[str, Any], prepared: Prepared, split: str) -> 
     Raises:
         SidrecError: if none of all targets together is defined, so that the values say nothing of the ranker.
     """
-    tasks = prepared.tasks
+    tasks = prepared.predicted
     names = {part: [part] if len(tasks) == 1 else [f"{part}_{task}" for task in tasks] for part in SLICES}
+    kinds = ["ne"] * len(prepared.tasks) + ["nmse"] * len(prepared.regressions)
     reasons = {}
-    for name in (name for part in SLICES for name in names[part] if values[f"ne_{name}"] is None):
-        count = int(values[f"targets_{name}"] or 0)
-        reasons[name] = f"all {count} have one label" if count else "there are none"
+    for part in SLICES:
+        for kind, name in zip(kinds, names[part], strict=True):
+            if values[f"{kind}_{name}"] is None:
+                count = int(values[f"targets_{name}"] or 0)
+                reasons[name] = f"all {count} have one label" if count else "there are none"
     if reasons.keys() >= set(names["all"]):
         why = "; ".join(f"'{name}': {reasons[name]}" for name in names["all"])
         raise SidrecError(

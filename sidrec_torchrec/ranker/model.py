@@ -8,18 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrec.modules.crossnet import LowRankCrossNet
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.data.features import Features
+from sidrec_torchrec.data.regression import Regression
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of, num_actions
 from sidrec_torchrec.names import escape
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, gap_bucket
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.readers import ApartReader, BlockReader, HistoriesBy, Reader
+from sidrec_torchrec.ranker.scales import Scales
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.side.expansion import SIDEConfig
 
@@ -33,10 +35,10 @@ class RankerOutput:
     """Predictions for S targets, jagged, and K tasks.
 
     Args:
-        prediction: float32 [S, K], probability of a positive.
+        prediction: float32 [S, K], probability of a positive, or the value that a regression predicts; those come last.
         label: float32 [S, K]; 0 where it is missing.
         weight: float32 [S, K], the event's; 0 where the label is missing, and for targets that only fill up a process's share.
-        loss_sum: float32 [K], summed logistic loss of this process's targets.
+        loss_sum: float32 [K], summed loss of this process's targets: logistic; squared, in units of the variance in training.
         global_targets: float32 scalar, targets of the batch over all processes.
     """
 
@@ -59,6 +61,8 @@ class Ranker(nn.Module):
         device: where to build the user tables.
         num_tasks: labels of an event.
         features: of events.
+        user_lists: the user features of which a user has a list of codes.
+        regressions: numbers to be predicted besides.
     """
 
     def __init__(
@@ -71,18 +75,22 @@ class Ranker(nn.Module):
         device: torch.device,
         num_tasks: int = 1,
         features: Features | None = None,
+        user_lists: tuple[str, ...] = (),
+        regressions: tuple[Regression, ...] = (),
     ) -> None:
         super().__init__()
         self.items = items
-        self.users = user_tables(user_features, config.dim, device) if user_features else None
-        self.head = RankerHead(config, items_dim, sid, tuple(user_features), device, num_tasks, features)
+        self.user_lists = user_lists
+        self.users = user_tables(user_features, config.dim, device, user_lists) if user_features else None
+        sizes = (tuple(user_features), device, num_tasks, features, regressions)
+        self.head = RankerHead(config, items_dim, sid, *sizes)
 
     def forward(self, batch: RankBatch) -> tuple[Tensor, RankerOutput]:
         """Loss and predictions.
 
         Returns:
-            The weighted sum over tasks of the (weighted) mean logistic loss over this batch's targets, of all processes, that have
-            the task's label; scaled so that the mean over processes (which is what data parallelism takes of gradients)
+            The weighted sum over tasks of the (weighted) mean loss over this batch's targets, of all processes, that have the task's
+            label: logistic, and squared of a regression, in units of its variance in training; scaled so that the mean over processes (which is what data parallelism takes of gradients)
             is the loss of the whole batch. And the predictions.
         """
         return self.rank(batch, self.items(batch.items))
@@ -93,8 +101,13 @@ class Ranker(nn.Module):
         return self.head(batch, items, users)
 
 
-def user_tables(user_features: dict[str, int], dim: int, device: torch.device) -> EmbeddingBagCollection:
-    """One table per user feature; zero at the start, so that the result does not depend on how it is sharded."""
+def user_tables(
+    user_features: dict[str, int], dim: int, device: torch.device, lists: tuple[str, ...] = ()
+) -> EmbeddingBagCollection:
+    """One table per user feature; zero at the start, so that the result does not depend on how it is sharded.
+
+    A list is read as the mean of its values' rows, not their sum: so a long list does not outweigh what else is known of a user.
+    """
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
@@ -102,6 +115,7 @@ def user_tables(user_features: dict[str, int], dim: int, device: torch.device) -
                 embedding_dim=dim,
                 num_embeddings=size,
                 feature_names=[name],
+                pooling=PoolingType.MEAN if name in lists else PoolingType.SUM,
                 init_fn=nn.init.zeros_,
             )
             for name, size in user_features.items()
@@ -124,12 +138,15 @@ class RankerHead(nn.Module):
         device: torch.device,
         num_tasks: int,
         features: Features | None = None,
+        regressions: tuple[Regression, ...] = (),
     ) -> None:
         super().__init__()
         self.features = features or Features()
         self.user_features = user_features
         self.num_tasks = num_tasks
-        self.register_buffer("weights_K", torch.tensor(config.weights(num_tasks), device=device), persistent=False)
+        self.scales = Scales(num_tasks, regressions, device)
+        weights = config.weights(self.scales.num_outputs)
+        self.register_buffer("weights_K", torch.tensor(weights, device=device), persistent=False)
         actions = num_actions(num_tasks)
         sizes = self.features.sizes
 
@@ -145,7 +162,8 @@ class RankerHead(nn.Module):
             self.reader = make_reader()
         known = [feature.size for feature in self.features.known]
         pools = self.reader.num_pools
-        self.interaction = Interaction(config, pools, len(user_features), num_tasks, known).to(device)
+        sizes_of = (pools, len(user_features), num_tasks, known, self.scales.num_outputs)
+        self.interaction = Interaction(config, *sizes_of).to(device)
 
     def forward(self, batch: RankBatch, items: Tensor | None, users: KeyedTensor | None) -> tuple[Tensor, RankerOutput]:
         """See ``Ranker``; ``items`` is what the arm's module gave."""
@@ -156,18 +174,21 @@ class RankerHead(nn.Module):
         users_SD = [users[name][targets.row_S] for name in self.user_features] if users is not None else []
         # what is not known of a target before its labels must not be read of it
         known_SF = batch.features_NF[targets.event_S, : len(self.features.known)]
-        logit_SK = self.interaction(q_SD, pooled_SPD, context, users_SD, known_SF)
+        output_SK = self.interaction(q_SD, pooled_SPD, context, users_SD, known_SF)
 
-        digit_SK = _labels(batch.action_N[targets.event_S], self.num_tasks)
-        label_SK = (digit_SK == 1).to(logit_SK.dtype)
+        digit_ST = _labels(batch.action_N[targets.event_S], self.num_tasks)
+        value_SR = batch.values_NR[targets.event_S]
+        label_ST = (digit_ST == 1).to(output_SK.dtype)
         weight_S = batch.weight_B[targets.row_S] * batch.weight_N[targets.event_S]
-        weight_SK = weight_S.unsqueeze(1) * (digit_SK != UNKNOWN)
-        loss_SK = F.binary_cross_entropy_with_logits(logit_SK, label_SK, weight=weight_SK, reduction="none")
-        loss_K = loss_SK.sum(0)
+        weight_SK = weight_S.unsqueeze(1) * torch.cat([digit_ST != UNKNOWN, ~value_SR.isnan()], dim=1)
+        logit_ST, weight_ST = output_SK[:, : self.num_tasks], weight_SK[:, : self.num_tasks]
+        loss_ST = F.binary_cross_entropy_with_logits(logit_ST, label_ST, weight=weight_ST, reduction="none")
+        loss_SR = self.scales.errors(output_SK, value_SR) * weight_SK[:, self.num_tasks :]
+        loss_K = torch.cat([loss_ST.sum(0), loss_SR.sum(0)])
         means_K = loss_K / batch.global_labels_K.clamp_min(_LEAST_WEIGHT)  # a batch may have no label of a task
         return (means_K * self.weights_K).sum() * _world_size(), RankerOutput(
-            prediction=logit_SK.detach().sigmoid(),
-            label=label_SK,
+            prediction=self.scales(output_SK.detach()),
+            label=torch.cat([label_ST, value_SR.nan_to_num()], dim=1),
             weight=weight_SK,
             loss_sum=loss_K.detach(),
             global_targets=batch.global_targets,
@@ -253,14 +274,15 @@ def last_time(time_V: Tensor, end_S: Tensor) -> Tensor:
 
 
 class Interaction(nn.Module):
-    """From a target's features to its logits.
+    """From a target's features to its outputs: a logit of each task, and what ``Scales`` makes values of.
 
     Args:
         config: sizes.
         num_pools: P, vectors that are pooled for each target.
         num_user_features: of users.
-        num_tasks: logits.
+        num_tasks: whose log-odds in the history are read.
         features: number of codes of each feature that is known of a target.
+        num_outputs: K; None for ``num_tasks``.
     """
 
     first_F: Tensor
@@ -272,6 +294,7 @@ class Interaction(nn.Module):
         num_user_features: int,
         num_tasks: int,
         features: Sequence[int] = (),
+        num_outputs: int | None = None,
     ) -> None:
         super().__init__()
         self.count = nn.Embedding(_COUNT_BUCKETS, _CONTEXT_DIM)
@@ -284,7 +307,7 @@ class Interaction(nn.Module):
             self.register_buffer("first_F", first, persistent=False)
         self.cross = LowRankCrossNet(width, config.cross_layers, low_rank=config.dim)
         self.mlp = MLP(width, list(config.head_dims), activation="relu")
-        self.logit = nn.Linear(config.head_dims[-1], num_tasks)
+        self.logit = nn.Linear(config.head_dims[-1], num_outputs or num_tasks)
 
     def forward(
         self,
@@ -294,7 +317,7 @@ class Interaction(nn.Module):
         users_SD: list[Tensor],
         known_SF: Tensor | None = None,
     ) -> Tensor:
-        """Logits, float [S, K], of targets with vectors ``q_SD`` that pooled ``pooled_SPD`` and have features ``known_SF``."""
+        """Outputs, float [S, K], of targets with vectors ``q_SD`` that pooled ``pooled_SPD`` and have features ``known_SF``."""
         features = [q_SD, pooled_SPD.flatten(1), (q_SD.unsqueeze(1) * pooled_SPD).flatten(1)]
         features += [self.count(context.count_S), self.gap(context.gap_S), context.log_odds_SK, *users_SD]
         if known_SF is not None and known_SF.shape[1]:
@@ -304,6 +327,8 @@ class Interaction(nn.Module):
 
 def _labels(action_N: Tensor, num_tasks: int) -> Tensor:
     """Each task's label of each event, int64 [N, K]: 0, 1 or UNKNOWN."""
+    if not num_tasks:
+        return action_N.new_zeros(action_N.shape[0], 0)
     return torch.stack([label_of(action_N, task) for task in range(num_tasks)], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""A trained ranker's probabilities of requests: for a batch job, or from a table in a notebook."""
+"""A trained ranker's predictions of requests: for a batch job, or from a table in a notebook."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -112,7 +112,14 @@ class Predictor:
                 Path(prepared) if prepared is not None else None, data=folder, sids=tuple(map(Path, sids))
             )
             # of the sequences prepared anew only the items count: the ranker's users and tasks are its own
-            parts = replace(parts, prepared=replace(parts.prepared, user_features=own.user_features, tasks=own.tasks))
+            met = replace(
+                parts.prepared,
+                user_features=own.user_features,
+                vocabularies=own.vocabularies,
+                tasks=own.tasks,
+                regressions=own.regressions,
+            )
+            parts = replace(parts, prepared=met)
             model = parts.sharded(processes) if shared else parts.whole(processes.device)
             trained.load(model)
         longest = max_history or own.max_history
@@ -136,6 +143,7 @@ class Predictor:
                 Histories.read(log, rows, own.policy, own.features),
                 UserCodes.read(_users(users, values, own.schema), values),
                 own.features,
+                len(own.regressions),
             ),
             items=items,
             values=values,
@@ -146,9 +154,11 @@ class Predictor:
 
     @property
     def names(self) -> list[str]:
-        """What the probabilities are called: ``probability``, or one ``probability_TASK`` for each of several tasks."""
-        tasks = self.prepared.tasks
-        return ["probability"] if len(tasks) == 1 else [f"probability_{task}" for task in tasks]
+        """What predictions are called: ``probability``, or one ``probability_TASK`` for each of several tasks; ``predicted_TASK`` is a value."""
+        tasks, values = self.prepared.tasks, [f"predicted_{own.name}" for own in self.prepared.regressions]
+        return (
+            ["probability"] if len(tasks) == 1 and not values else [*(f"probability_{task}" for task in tasks), *values]
+        )
 
     def newest(self, count: int) -> NewestEvents:
         """Each user's last ``count`` events as requests."""

@@ -96,7 +96,14 @@ class RankerParts:
         reader.check_arm(self.recipe.arm)
         items = reader.items(arm, device)
         prepared = self.prepared
-        sizes = (prepared.user_features, device, len(prepared.tasks), prepared.features)
+        sizes = (
+            prepared.user_features,
+            device,
+            len(prepared.tasks),
+            prepared.features,
+            prepared.user_lists,
+            prepared.regressions,
+        )
         return Ranker(config, items, arm.dim, sid, *sizes)
 
     def batches(self, split: str, processes: Processes) -> SequenceBatches:

@@ -39,8 +39,10 @@ class Scorer:
         metadata: ``sids``, the SIDs whose words, side by side, an item is: ``name``, ``fingerprint``, ``stages`` and number of
             ``words`` of each; ``inputs``, the shape of each, where a name stands
             for a size that may differ from call to call; ``user_features``, by name the values whose codes are 1, 2, ...
-            (0 stands for any other), or the ``bounds`` where codes 2, 3, ... begin, in the order of ``user_BF``'s columns; ``tasks``, names of the labels, in the order of
-            an action's digits and of the predictions' columns; ``features``, if its events have any: those known of a target
+            (0 stands for any other), or the ``bounds`` where codes 2, 3, ... begin, in the order of ``user_BF``'s columns; ``user_lists``,
+            if any feature of users is a list: by name the values whose codes are 1, 2, ..., in the order of ``user_lengths_BL``'s columns; ``tasks``, names of the labels, in the order of
+            an action's digits and of the predictions' columns, which are probabilities; ``regressions``, if there are any: names of the columns after those, whose
+            predictions are values as the log has them; ``features``, if its events have any: those known of a target
             (``event``), then those of the history alone (``history``), in the order of ``feature_NF``'s columns, of each its
             ``name`` and the ``values`` whose codes are 1, 2, ..., or the ``bounds`` where codes 2, 3, ... begin (0 stands for a
             missing or unknown one; ``data.features.Features.from_json`` encodes); ``torch``, the version that wrote it.
@@ -71,12 +73,14 @@ class Scorer:
         features = [feature for kind in self.metadata.get("features", {}).values() for feature in kind]
         last = [len(feature["values"]) if "values" in feature else len(feature["bounds"]) + 1 for feature in features]
         self._last_feature_F = torch.tensor(last, dtype=torch.int64)
+        lists = self.metadata.get("user_lists", {}).values()
+        self._last_value_L = torch.tensor([len(values) for values in lists], dtype=torch.int64)
         users = self.metadata["user_features"].values()
         last = [len(kept) if isinstance(kept, list) else len(kept["bounds"]) + 1 for kept in users]
         self._last_code_F = torch.tensor(last, dtype=torch.int64)
 
     def __call__(self, **inputs: Tensor) -> Tensor:
-        """Probability of a positive for each candidate, float32 [M]; with several tasks [M, K].
+        """Probability of a positive for each candidate, or the value of a regression, float32 [M]; with several tasks [M, K].
 
         Args:
             inputs: those of ``ServingRanker.forward``, by name; int64, on the CPU. Of an event whose item is missing all words
@@ -100,6 +104,7 @@ class Scorer:
             "events": _length(inputs["action_N"]),
             "requests": _length(inputs["request_time_B"]),
             "candidates": _length(inputs["request_M"]),
+            "user values": _length(inputs.get("user_values_V", torch.zeros(0))),
         }
         sizes["requests + 1"] = sizes["requests"] + 1
         for name, shape in shapes.items():
@@ -125,6 +130,20 @@ class Scorer:
         _check_range("user_BF", user_BF, self._last_code_F)
         for name in FEATURE_NAMES & others.keys():
             _check_range(name, others[name], self._last_feature_F[: others[name].shape[1]])
+        if "user_values_V" in others:
+            self._check_lists(others["user_values_V"], others["user_lengths_BL"])
+
+    def _check_lists(self, value_V: Tensor, length_BL: Tensor) -> None:
+        _check_range("user_lengths_BL", length_BL, torch.tensor(len(value_V)))
+        if length_BL.sum() != len(value_V):
+            raise DataError(
+                f"user_lengths_BL add up to {int(length_BL.sum())}, user_values_V has {len(value_V)} values"
+            )
+        list_V = torch.repeat_interleave(length_BL.flatten())
+        _check_range("user_values_V", value_V, self._last_value_L[list_V % length_BL.shape[1]], least=1)
+        value_list_V2 = torch.stack([list_V, value_V], dim=1)
+        if len(value_list_V2.unique(dim=0)) < len(value_V):
+            raise DataError("user_values_V has a value twice in one list; send each once")
 
 
 def _load(path: Path, parallel: int) -> tuple[Callable[..., Tensor], str | None]:
@@ -167,9 +186,9 @@ def _length(values: Tensor) -> int:
     return values.shape[0] if values.ndim else 0
 
 
-def _check_range(name: str, values: Tensor, last: Tensor) -> None:
-    wrong = (values < 0) | (values > last)
+def _check_range(name: str, values: Tensor, last: Tensor, least: int = 0) -> None:
+    wrong = (values < least) | (values > last)
     if wrong.any():
         place = wrong.nonzero()[0]
         most = last.expand_as(values)[tuple(place)]
-        raise DataError(f"{name}{place.tolist()} is {int(values[tuple(place)])}, expected 0 to {int(most)}")
+        raise DataError(f"{name}{place.tolist()} is {int(values[tuple(place)])}, expected {least} to {int(most)}")

@@ -1,7 +1,8 @@
 """A trained ranker as a module that scores requests: plain tensors in, probabilities out, ready to be exported."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.batches import RankBatch, with_features
 from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.names import escape
 from sidrec_torchrec.ops.code_attention import pairs_of
 from sidrec_torchrec.ranker.arms import Arm
 from sidrec_torchrec.ranker.arms.base import words_of
+from sidrec_torchrec.ranker.list_tables import ListTables
 from sidrec_torchrec.ranker.model import Context, Ranker
 from sidrec_torchrec.ranker.readers import Requests
 from sidrec_torchrec.ranker.targets import Targets
@@ -36,8 +39,13 @@ FEATURE_INPUTS: dict[str, tuple[str, ...]] = {
     "known_MF": ("candidates", "known features"),
 }
 """And these, if its events have features."""
+LIST_INPUTS: dict[str, tuple[str, ...]] = {
+    "user_values_V": ("user values",),
+    "user_lengths_BL": ("requests", "user lists"),
+}
+"""And these, if any feature of its users is a list."""
 
-_OF_EVENTS = ("action_N", "weight_N", "features_NF", "timestamp_N", "order_N", "item_N")  # of a RankBatch
+_OF_EVENTS = ("action_N", "weight_N", "values_NR", "features_NF", "timestamp_N", "order_N", "item_N")  # of a RankBatch
 
 
 class ServingRanker(nn.Module):
@@ -65,11 +73,13 @@ class ServingRanker(nn.Module):
         self.items = items or nn.Identity()
         self.interaction = ranker.head.interaction
         self.num_tasks = ranker.head.num_tasks
+        self.scales = ranker.head.scales
         self.features = ranker.head.features
         bags = ranker.users.embedding_bags if ranker.users is not None else {}
-        self.user_tables = nn.ModuleList(
-            nn.Embedding.from_pretrained(bags[f"user_{name}"].weight.detach()) for name in ranker.head.user_features
-        )
+        weights = {name: bags[escape(f"user_{name}")].weight.detach() for name in ranker.head.user_features}
+        lists = ListTables([weights.pop(name) for name in ranker.user_lists])
+        self.user_tables = nn.ModuleList(map(nn.Embedding.from_pretrained, weights.values()))
+        self.list_tables = lists
         self.eval()
 
     @staticmethod
@@ -100,8 +110,10 @@ class ServingRanker(nn.Module):
         user_BF: Tensor,
         feature_NF: Tensor | None = None,
         known_MF: Tensor | None = None,
+        user_values_V: Tensor | None = None,
+        user_lengths_BL: Tensor | None = None,
     ) -> Tensor:
-        """Probability of a positive, for each candidate and task.
+        """Predictions for each candidate and task: probability of a positive, or the value of a regression; those come last.
 
         Args:
             history_NW: packed SIDs of all requests' events, one request after another, oldest first; int64. All words of an
@@ -113,9 +125,11 @@ class ServingRanker(nn.Module):
             request_M: which request each candidate belongs to; int64.
             request_time_B: int64.
             num_events_B: how many events the user had so far, those not sent included; int64.
-            user_BF: code of each user feature, in the order of ``RankerHead.user_features``; int64.
+            user_BF: code of each user feature that is no list, in the order of ``RankerHead.user_features``; int64.
             feature_NF: code of each feature of each event, int64; None without features, as the next.
             known_MF: of each candidate, code of each feature that is known of it: the first of ``feature_NF``'s; int64.
+            user_values_V, user_lengths_BL: codes of the user features that are lists, as ``ListTables`` takes them; None
+                without any.
 
         Returns:
             float [M]; with several tasks [M, K].
@@ -142,19 +156,33 @@ class ServingRanker(nn.Module):
             action_V=action_N,
             num_tasks=self.num_tasks,
         )
-        return self.score(requests, context, user_BF, known_MF)
+        return self.score(requests, context, self.users(user_BF, user_values_V, user_lengths_BL), known_MF)
 
-    def score(self, requests: Requests, context: Context, user_BF: Tensor, known_MF: Tensor | None = None) -> Tensor:
-        """Probability of a positive, as ``forward``, of candidates that have that context."""
+    def users(self, user_BF: Tensor, user_values_V: Tensor | None, user_lengths_BL: Tensor | None) -> list[Tensor]:
+        """A vector of each user feature, float [B, D]; lists come last."""
+        users_BD = [table(user_BF[:, f]) for f, table in enumerate(self.user_tables)]
+        if user_values_V is None or user_lengths_BL is None:
+            return users_BD
+        return users_BD + self.list_tables(user_values_V, user_lengths_BL)
+
+    def score(
+        self, requests: Requests, context: Context, users_BD: list[Tensor], known_MF: Tensor | None = None
+    ) -> Tensor:
+        """Predictions, as ``forward``, of candidates that have that context."""
         q_MD, pooled_MPD = self.reader.serve(requests)
-        users_MD = [table(user_BF[:, f])[requests.request_M] for f, table in enumerate(self.user_tables)]
-        probability_MK = self.interaction(q_MD, pooled_MPD, context, users_MD, known_MF).sigmoid()
-        return probability_MK.squeeze(1) if self.num_tasks == 1 else probability_MK
+        users_MD = [user_BD[requests.request_M] for user_BD in users_BD]
+        prediction_MK = self.scales(self.interaction(q_MD, pooled_MPD, context, users_MD, known_MF))
+        return prediction_MK.squeeze(1) if self.scales.num_outputs == 1 else prediction_MK
 
     @property
     def inputs(self) -> dict[str, tuple[str, ...]]:
         """What it takes, in this order, and the sizes of each."""
-        return INPUTS | (FEATURE_INPUTS if len(self.features) else {})
+        return INPUTS | self.more_inputs
+
+    @property
+    def more_inputs(self) -> dict[str, tuple[str, ...]]:
+        """What it takes besides ``INPUTS``."""
+        return more_inputs(len(self.features), len(self.list_tables.tables))
 
     @property
     def fixed_sizes(self) -> dict[str, int]:
@@ -164,7 +192,13 @@ class ServingRanker(nn.Module):
             "user features": len(self.user_tables),
             "features": len(self.features),
             "known features": len(self.features.known),
+            "user lists": len(self.list_tables.tables),
         }
+
+
+def more_inputs(num_features: int, num_lists: int) -> dict[str, tuple[str, ...]]:
+    """What a ranker takes besides ``INPUTS``, if its events have so many features, and its users so many that are lists."""
+    return (FEATURE_INPUTS if num_features else {}) | (LIST_INPUTS if num_lists else {})
 
 
 def ranges_of(offsets_B1: Tensor, B: int) -> tuple[Tensor, Tensor]:
@@ -194,12 +228,13 @@ def export_any_size(
     """
     requests = Dim("requests", min=0)
     dims = {"requests": requests, "requests + 1": requests + 1}
-    dims |= {name: Dim(name, min=0) for name in ("events", "candidates")}
+    dims |= {name: Dim(name.replace(" ", "_"), min=0) for name in ("events", "candidates", "user values")}
     sizes = {
         "requests": 3,
         "requests + 1": 4,
         "events": 5,
         "candidates": 6,
+        "user values": 7,
     }  # of the example; 0 and 1 would be constants
     sizes |= fixed
     dtypes = dtypes or {}
@@ -208,7 +243,18 @@ def export_any_size(
         for name, shape in inputs.items()
     ]
     dynamic = [{i: dims[size] for i, size in enumerate(shape) if size in dims} for shape in inputs.values()]
-    return torch.export.export(model, tuple(example), dynamic_shapes=tuple(dynamic))
+    return torch.export.export(_Positional(model, tuple(inputs)), tuple(example), dynamic_shapes=(tuple(dynamic),))
+
+
+class _Positional(nn.Module):
+    """A module that takes some of its arguments, by their places."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self._names = model, names
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.model(**dict(zip(self._names, inputs, strict=True)))
 
 
 class WithWords:
@@ -249,7 +295,7 @@ def alone(batch: RankBatch, most: int) -> RankBatch:
     item_keys, user_keys = batch.items.keys(), batch.users.keys()
     columns = [batch.items[key].values().view(len(batch.action_N), -1)[event_P] for key in item_keys]
     flat = [column.flatten() for column in columns]
-    users = [batch.users[name].values()[row_S] for name in user_keys]
+    user_values, user_lengths = users_of(batch.users, user_keys, row_S)
     ones_S = torch.ones_like(row_S)
     return replace(
         batch,
@@ -261,8 +307,8 @@ def alone(batch: RankBatch, most: int) -> RankBatch:
         ),
         users=KeyedJaggedTensor(
             keys=user_keys,
-            values=torch.cat(users) if users else batch.users.values(),
-            lengths=ones_S.repeat(len(users)),
+            values=user_values,
+            lengths=user_lengths.flatten(),
             stride=len(row_S),
         ),
         lengths_B=lengths_S,
@@ -273,13 +319,34 @@ def alone(batch: RankBatch, most: int) -> RankBatch:
     )
 
 
-def requests_of(batch: RankBatch, words_NW: Tensor, num_known: int = 0) -> dict[str, Tensor]:
+def users_of(
+    users: KeyedJaggedTensor, names: Sequence[str], row_S: Tensor, *, by_row: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Codes that F features of users have in S rows, int64 [V], and how many each feature has in each row, int64.
+
+    Args:
+        users: of a batch.
+        names: of the features.
+        row_S: of the batch.
+        by_row: whether all codes of a row stand together, and numbers are [S, F]; else those of a feature do, and they are [F, S].
+    """
+    first_F = torch.tensor([users.keys().index(name) for name in names], dtype=torch.int64) * users.stride()
+    place = row_S.unsqueeze(1) + first_F if by_row else first_F.unsqueeze(1) + row_S
+    begin, end = users.offsets()[place].long(), users.offsets()[place + 1].long()
+    _, value_V = pairs_of(begin.flatten(), end.flatten())
+    return users.values()[value_V].long(), end - begin
+
+
+def requests_of(
+    batch: RankBatch, words_NW: Tensor, num_known: int = 0, user_lists: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """What a server is asked for each target of a batch: a request with the events it may read, and itself as candidate.
 
     Args:
         batch: of sequences.
         words_NW: packed SIDs of its events, int64.
         num_known: how many of its features are known of a target; ``Features.known``.
+        user_lists: features of users that are lists.
 
     Returns:
         ``ServingRanker``'s inputs.
@@ -289,7 +356,10 @@ def requests_of(batch: RankBatch, words_NW: Tensor, num_known: int = 0) -> dict[
     offsets_S1 = nn.functional.pad(lengths_S.cumsum(0), (1, 0))
     _, read_P = pairs_of(targets.begin_S, targets.end_S)  # P: events of all requests
     event_P = targets.visible_V[read_P]
-    user_BF = batch.users.values().view(len(batch.users.keys()), len(batch.lengths_B)).T
+    user_keys = batch.users.keys()
+    single = [name for name in user_keys if name not in user_lists]
+    code_X, ones_SF = users_of(batch.users, single, targets.row_S, by_row=True)
+    lists = users_of(batch.users, user_lists, targets.row_S, by_row=True)
     features = {
         "feature_NF": batch.features_NF[event_P],
         "known_MF": batch.features_NF[targets.event_S, :num_known],
@@ -303,6 +373,7 @@ def requests_of(batch: RankBatch, words_NW: Tensor, num_known: int = 0) -> dict[
         "request_M": torch.arange(len(lengths_S), device=lengths_S.device),
         "request_time_B": batch.timestamp_N[targets.event_S],
         "num_events_B": batch.order_N[targets.event_S],
-        "user_BF": user_BF[targets.row_S],
+        "user_BF": code_X.view(ones_SF.shape),
         **(features if batch.features_NF.shape[1] else {}),
+        **(dict(zip(LIST_INPUTS, lists, strict=True)) if user_lists else {}),
     }

@@ -181,14 +181,17 @@ class StatefulServingRanker(nn.Module):
         user_BF: Tensor,
         feature_NF: Tensor | None = None,
         known_MF: Tensor | None = None,
+        user_values_V: Tensor | None = None,
+        user_lengths_BL: Tensor | None = None,
     ) -> Tensor:
-        """Probability of a positive, for each candidate and task.
+        """Predictions for each candidate and task, as ``ServingRanker``'s.
 
         Args:
             mass_BVKH, lse_BKH, count_B, labels_B2T, last_time_B: as ``UserStates`` has them, of all events of each request's
                 user.
             history_NW, action_N, time_N, offsets_B1: as ``ServingRanker.forward``'s; of the events that candidates read.
-            candidate_MW, request_M, request_time_B, user_BF, feature_NF, known_MF: as ``ServingRanker.forward``'s.
+            candidate_MW, request_M, request_time_B, user_BF, feature_NF, known_MF, user_values_V, user_lengths_BL: as
+                ``ServingRanker.forward``'s.
 
         Returns:
             float [M]; with several tasks [M, K].
@@ -213,7 +216,8 @@ class StatefulServingRanker(nn.Module):
             reads_S=count_B[request_M] > 0,
             labels_S2K=labels_B2T[request_M],
         )
-        return self.model.score(requests, context, user_BF, known_MF)
+        users_BD = self.model.users(user_BF, user_values_V, user_lengths_BL)
+        return self.model.score(requests, context, users_BD, known_MF)
 
 
 def _reader_of(model: ServingRanker) -> CodeReader:
@@ -249,7 +253,7 @@ def export_updater(updater: UserStateUpdater) -> ExportedProgram:
 
 def export_stateful(model: StatefulServingRanker) -> ExportedProgram:
     """As a program for any number of requests, events and candidates, none included; see ``STATEFUL_INPUTS``."""
-    inputs = STATEFUL_INPUTS | (FEATURE_INPUTS if len(model.model.features) else {})
+    inputs = STATEFUL_INPUTS | model.model.more_inputs
     return export_any_size(model, inputs, model.layout.sizes | model.model.fixed_sizes, DTYPES)
 
 

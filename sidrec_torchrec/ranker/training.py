@@ -102,13 +102,14 @@ class RankerTraining(Trainee):
     ) -> None:
         self.name = name
         self.model = model
-        self.losses = prepared.tasks
+        self.losses = prepared.predicted
         self.epoch_size = prepared.counts["train"]["targets"]
         self.validation_size = prepared.counts["validation"]["targets"]
         self.optimizer = RankerOptimizer(model, config.optimizer)
+        self._has_labels = bool(prepared.tasks)
         self._config = config
         self._processes = processes
-        self._weights = config.model.weights(len(prepared.tasks))
+        self._weights = config.model.weights(len(prepared.predicted))
         self._train = config.batches(prepared, features, "train", processes)
         self._validation = config.batches(prepared, features, "validation", processes)
 
@@ -142,7 +143,7 @@ class RankerTraining(Trainee):
         return evaluate(self.model, self._validation, self._processes, progress) if self.validation_size else {}
 
     def score(self, values: Values) -> float | None:
-        return values.get("ne_all")
+        return values.get("ne_all" if self._has_labels else "nmse_all")
 
     def result(self, course: Course) -> dict[str, Any]:
         """How training went, as jobs report it."""

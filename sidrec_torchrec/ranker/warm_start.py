@@ -67,8 +67,9 @@ def _differences(own: RankerRecipe, its: RankerRecipe) -> Iterator[str]:
     here, there = open_prepared(own.prepared), open_prepared(its.prepared)
     if own.model.histories_by != its.model.histories_by:
         yield f"its histories are by '{its.model.histories_by}', not by '{own.model.histories_by}'"
-    if here.tasks != there.tasks:
-        yield f"it predicts {', '.join(there.tasks)}, not {', '.join(here.tasks)}"
+    if here.named_tasks != there.named_tasks or here.tasks != there.tasks:
+        tasks = (", ".join(p.named_tasks or p.tasks) for p in (there, here))
+        yield "it predicts {}, not {}".format(*tasks)
     for name, values in here.user_values(own.folder).items():
         if values != there.user_values(its.folder).get(name):
             yield f"its user feature '{name}' has other values"

@@ -8,6 +8,8 @@ from rich.table import Table
 
 from sidrec_torchrec.ranker.evaluation import BREAKDOWN
 
+_OVER_SEEDS = {"ne", "nmse", "calibration"}
+
 
 def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None) -> dict[str, Any]:
     """One arm over its seeds.
@@ -24,10 +26,10 @@ def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None)
     metrics = [name for name in runs[0]["test"] if not name.startswith("targets_") and name != BREAKDOWN]
     summary: dict[str, Any] = {name: [run["test"][name] for run in runs] for name in metrics}
     for name in metrics:
-        if name.startswith("ne_"):
+        if name.startswith(("ne_", "nmse_")):
             own, its = _mean(summary[name]), _mean([run["test"][name] for run in base or []])
             gain = None if own is None or its is None else (its - own) / its
-            summary[name.replace("ne_", "ne_gain_", 1)] = gain
+            summary[name.replace("_", "_gain_", 1)] = gain
     for name in ("bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes"):
         summary[name] = runs[0][name]
     summary["train_events_per_s"] = _mean([run["train_events_per_s"] for run in runs])
@@ -43,7 +45,7 @@ def _over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         table: {
             task: [
-                row | {kind: [run[table][task][place][kind] for run in runs] for kind in ("ne", "calibration")}
+                row | {kind: [run[table][task][place][kind] for run in runs] for kind in row.keys() & _OVER_SEEDS}
                 for place, row in enumerate(rows)
             ]
             for task, rows in runs[0][table].items()
@@ -69,13 +71,11 @@ def print_report(report: dict[str, Any]) -> None:
             f"{arm['table_bytes']:,}",
             f"{arm['train_events_per_s']:,.0f}",
         )
-        for task, suffix in task_suffixes(report).items():
+        for task, (kind, suffix) in task_metrics(report).items():
             table.add_row(
                 f"{name}{task}",
-                spread(arm[f"ne_warm{suffix}"]),
-                spread(arm[f"ne_cold{suffix}"]),
-                percent(arm[f"ne_gain_warm{suffix}"]),
-                percent(arm[f"ne_gain_cold{suffix}"]),
+                *(spread(arm[f"{kind}_{part}{suffix}"]) for part in ("warm", "cold")),
+                *(percent(arm[f"{kind}_gain_{part}{suffix}"]) for part in ("warm", "cold")),
                 *costs,
             )
     console = Console(width=max(Console().width, 120))
@@ -83,10 +83,17 @@ def print_report(report: dict[str, Any]) -> None:
     console.print(protocol, highlight=False)
 
 
-def task_suffixes(report: dict[str, Any]) -> dict[str, str]:
-    """What a row's name ends in, and its metrics' names: the arm's own row (over several tasks, the means), then each task's."""
-    tasks = report["sequences"]["tasks"]
-    return {"": ""} | {f": {task}": f"_{task}" for task in tasks if len(tasks) > 1}
+def task_metrics(report: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """What a row's name ends in; what its metric is, ``ne`` or ``nmse``, and how the names of metrics end.
+
+    The arm's own row comes first (over several tasks, the means), then each task's.
+    """
+    tasks = dict.fromkeys(report["sequences"]["tasks"], "ne")
+    values = [own["name"] for own in report["sequences"].get("regressions", [])]
+    rows = {"": ("ne", "")} if tasks else {" (NMSE)": ("nmse", "")}
+    if len(tasks) + len(values) == 1:
+        return rows
+    return rows | {f": {t}": ("ne", f"_{t}") for t in tasks} | {f": {t} (NMSE)": ("nmse", f"_{t}") for t in values}
 
 
 def spread(values: list[float | None]) -> str:

@@ -14,7 +14,7 @@ from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.ranker.breakdown import TABLES
 from sidrec_torchrec.ranker.evaluation import BREAKDOWN
-from sidrec_torchrec.study.report import percent, spread, task_suffixes
+from sidrec_torchrec.study.report import percent, spread, task_metrics
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68em; margin: 2em auto; padding: 0 1em; color: #1a1a1a }
@@ -67,13 +67,13 @@ def write_html(report: dict[str, Any], folder: Path) -> None:
 
 
 def _table(report: dict[str, Any]) -> str:
-    columns: dict[str, Callable[[dict[str, Any], str], str]] = {
-        "NE warm": lambda arm, task: spread(arm[f"ne_warm{task}"]),
-        "NE cold": lambda arm, task: spread(arm[f"ne_cold{task}"]),
-        "gain warm": lambda arm, task: percent(arm[f"ne_gain_warm{task}"]),
-        "gain cold": lambda arm, task: percent(arm[f"ne_gain_cold{task}"]),
-        "AUC warm": lambda arm, task: spread(arm[f"auc_warm{task}"]),
-        "AUC cold": lambda arm, task: spread(arm[f"auc_cold{task}"]),
+    columns: dict[str, Callable[[dict[str, Any], tuple[str, str]], str]] = {
+        "NE warm": lambda arm, task: spread(arm[f"{task[0]}_warm{task[1]}"]),
+        "NE cold": lambda arm, task: spread(arm[f"{task[0]}_cold{task[1]}"]),
+        "gain warm": lambda arm, task: percent(arm[f"{task[0]}_gain_warm{task[1]}"]),
+        "gain cold": lambda arm, task: percent(arm[f"{task[0]}_gain_cold{task[1]}"]),
+        "AUC warm": lambda arm, task: spread(arm.get(f"auc_warm{task[1]}", [])),
+        "AUC cold": lambda arm, task: spread(arm.get(f"auc_cold{task[1]}", [])),
         "bytes/event stored": lambda arm, _: f"{arm['bytes_per_event_stored']:,.1f}",
         "bytes/event KJT": lambda arm, _: f"{arm['bytes_per_event_kjt']:,.0f}",
         "table bytes": lambda arm, _: f"{arm['table_bytes']:,}",
@@ -83,8 +83,8 @@ def _table(report: dict[str, Any]) -> str:
     rows = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
         for name, arm in report["arms"].items()
-        for task, suffix in task_suffixes(report).items()
-        for cells in [(f"{name}{task}", *(show(arm, suffix) for show in columns.values()))]
+        for task, metric in task_metrics(report).items()
+        for cells in [(f"{name}{task}", *(show(arm, metric) for show in columns.values()))]
     )
     return f"<table><tr>{head}</tr>{rows}</table>"
 
@@ -95,7 +95,7 @@ def _breakdowns(report: dict[str, Any]) -> str:
     tables = [
         _breakdown(table, task, {arm: tables[table][task] for arm, tables in arms.items() if table in tables})
         for table in TABLES
-        for task in report["sequences"]["tasks"]
+        for task in _predicted(report)
     ]
     if not any(tables):
         return ""
@@ -104,6 +104,11 @@ def _breakdowns(report: dict[str, Any]) -> str:
         "<small>calibration</small>, the mean prediction over the mean label. NE is relative to each bucket's own label rate, so "
         "compare arms within a row. A dash: all labels of the bucket are the same.</p>" + "".join(tables)
     )
+
+
+def _predicted(report: dict[str, Any]) -> list[str]:
+    sequences = report["sequences"]
+    return [*sequences["tasks"], *(own["name"] for own in sequences.get("regressions", []))]
 
 
 def _breakdown(table: str, task: str, rows_of: dict[str, list[dict[str, Any]]]) -> str:
@@ -115,13 +120,18 @@ def _breakdown(table: str, task: str, rows_of: dict[str, list[dict[str, Any]]]) 
     for bucket in zip(*rows_of.values(), strict=True):
         its = bucket[0]  # targets are the same for every arm
         if its["targets"]:
-            cells = [its["bucket"], f"{its['targets']:,}", f"{its['positives'] / its['targets']:.1%}"]
+            positive = f"{its['positives'] / its['targets']:.1%}" if "positives" in its else "-"
+            cells = [its["bucket"], f"{its['targets']:,}", positive]
             body += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
             body += (
-                "".join(f"<td>{spread(row['ne'])}<small>{_mean(row['calibration'])}</small></td>" for row in bucket)
+                "".join(
+                    f"<td>{spread(row.get('ne', row.get('nmse')))}<small>{_mean(row['calibration'])}</small></td>"
+                    for row in bucket
+                )
                 + "</tr>"
             )
     title = TABLES[table].title + ("" if task == DEFAULT_TASKS[0] else f"; {task}")
+    title += " (NMSE)" * all("nmse" in rows[0] for rows in rows_of.values())
     return f"<table><caption>{html.escape(title)}</caption><tr>{head}</tr>{body}</table>"
 
 
@@ -154,7 +164,7 @@ def _plot_ne_by_arm(axes: Axes, report: dict[str, Any]) -> bool:
     values = []
     for shift, (part, color) in zip((-0.18, 0.18), _PARTS.items(), strict=True):
         for place, arm in enumerate(arms):
-            seeds = [v for v in report["arms"][arm][f"ne_{part}"] if v is not None]
+            seeds = [v for v in report["arms"][arm].get(f"ne_{part}", []) if v is not None]
             if not seeds:
                 continue
             mean = sum(seeds) / len(seeds)
@@ -179,7 +189,7 @@ def _plot_gain_by_bytes(axes: Axes, report: dict[str, Any]) -> bool:
         points = [
             (arm["bytes_per_event_stored"], 100 * arm[f"ne_gain_{part}"], name)
             for name, arm in report["arms"].items()
-            if arm[f"ne_gain_{part}"] is not None and arm["bytes_per_event_stored"] > 0
+            if arm.get(f"ne_gain_{part}") is not None and arm["bytes_per_event_stored"] > 0
         ]
         if points:
             drawn = True

@@ -100,7 +100,7 @@ def test_counts_are_those_of_the_data(tmp_path):
     days = new["timestamp"][tested].max() // DAY - new["timestamp"][tested].min() // DAY + 1
     assert report["targets_per_day"] == [72 / 2, tested.sum() / days]
     assert [line.split(":")[0] for line in report["warnings"]] == ["user feature 'country'"] * 2
-    assert "46.2% of the users have a value that the ranker does not know, more than 5%" in report["warnings"][0]
+    assert "46.2% of the users' values are ones that the ranker does not know, more than 5%" in report["warnings"][0]
     assert drift_table(report).row_count == 6
 
 

@@ -279,9 +279,9 @@ def test_users_have_dense_features_beside_categories(tmp_path):
     assert all(row.user_codes.tolist() == codes_of(row.user_id) for row in rows)
     read = UserCodes.read(open_users(DataFolder.of(tmp_path, schema)), values)
     ids = [row.user_id for row in rows]
-    np.testing.assert_array_equal(read.of(pa.array(ids)), [row.user_codes for row in rows])
-    with pytest.raises(DataError, match="column 'tags' is list.*one a row"):
-        prepare_here(tmp_path, DataSchema(user_columns=("tags",)), name="bad")
+    np.testing.assert_array_equal(read.of(pa.array(ids))[0], [row.user_codes for row in rows])
+    with pytest.raises(DataError, match="column 'tags' is list.*a dense feature holds numbers, one a row"):
+        prepare_here(tmp_path, DataSchema(user_columns=("tags:dense",)), name="bad")
 
 
 def test_a_table_made_by_pandas_has_the_codes_of_the_file(tmp_path):

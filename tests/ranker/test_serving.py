@@ -14,6 +14,8 @@ from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.readers import PackedSIDs
 from sidrec_torchrec.ranker.scorer import METADATA, Scorer
 from sidrec_torchrec.ranker.serving import ServingRanker, export
+from sidrec_torchrec.ranker.stateful import StatefulServingRanker, UserStateUpdater, export_stateful
+from sidrec_torchrec.ranker.user_state import STATE_INPUTS
 from sidrec_torchrec.side.code_attention import CodeAttention
 from sidrec_torchrec.side.expansion import SIDEConfig
 
@@ -30,15 +32,20 @@ SIZES = {  # events and candidates of each request
 
 
 def make_model(
-    stages: str = "onehot:40,ternary*50", learned: bool = False, users: dict = USERS, learned_queries: int = 0
+    stages: str = "onehot:40,ternary*50",
+    learned: bool = False,
+    users: dict = USERS,
+    learned_queries: int = 0,
+    lists: dict | None = None,
 ) -> ServingRanker:
     torch.manual_seed(0)
     spec = SIDSpec(parse_stages(stages), "some-codec")
     codec = Codec(spec, torch.randn(9), tuple(torch.randn(radix, 9) for radix in spec.radices))
     events = SIDEConfig(name="item", feature_names=["sid"], codec=codec, mode="decoded", learned=learned)
     config = RankerConfig(dim=16, num_heads=2, head_dims=(16, 8), attention="codes", learned_queries=learned_queries)
-    sizes = {name: len(values) + 1 for name, values in users.items()}
-    ranker = Ranker(config, PackedSIDs(events, CPU), events.embedding_dim, events, sizes, CPU)
+    sizes = {name: len(values) + 1 for name, values in (users | (lists or {})).items()}
+    items = PackedSIDs(events, CPU)
+    ranker = Ranker(config, items, events.embedding_dim, events, sizes, CPU, user_lists=tuple(lists or {}))
     with torch.no_grad():  # tables, biases and terms start at zero
         for parameter in ranker.parameters():
             if not parameter.any():
@@ -195,3 +202,44 @@ def test_other_files_are_refused(tmp_path, model, scorer, monkeypatch):
     torch.export.save(export(model), file, extra_files={METADATA: '{"format": 3}'})
     with pytest.raises(SidrecError, match="of format 3, this version reads 2"):
         Scorer(file)
+
+
+LISTS = {"genres": ("folk", "jazz", "pop"), "spoken.languages": ("de", "en")}
+
+
+@pytest.mark.parametrize("stateful", [False, True], ids=["", "stateful"])
+def test_lists_of_users_are_means_of_their_values(stateful):
+    model = make_model(learned_queries=1, lists=LISTS)
+    asked = StatefulServingRanker(model) if stateful else model
+    program = (export_stateful if stateful else export)(asked).module()
+    tables = [table.weight for table in model.list_tables.tables]
+    for lengths, candidates in SIZES.values():
+        inputs, generator = make_inputs(model, lengths, candidates), torch.Generator().manual_seed(2)
+        B = len(lengths)
+        lists = [
+            [
+                1 + torch.randperm(len(values), generator=generator)[: (b + f) % 3]
+                for f, values in enumerate(LISTS.values())
+            ]
+            for b in range(B)
+        ]
+        flat = [own for of_user in lists for own in of_user]
+        inputs["user_values_V"] = torch.cat([torch.zeros(0, dtype=torch.int64), *flat])
+        inputs["user_lengths_BL"] = torch.tensor([len(own) for own in flat], dtype=torch.int64).view(B, 2)
+        for f, mean_BD in enumerate(model.list_tables(inputs["user_values_V"], inputs["user_lengths_BL"])):
+            expected = [tables[f][own[f]].mean(0) if len(own[f]) else torch.zeros(16) for own in lists]
+            torch.testing.assert_close(mean_BD, torch.stack(expected) if B else torch.zeros(0, 16))
+        expected_M = model(**inputs)
+        if stateful:
+            inputs["num_events_B"] = inputs["offsets_B1"].diff()
+            expected_M = model(**inputs)
+            del inputs["num_events_B"]
+            inputs = states_of(model, inputs) | inputs
+        torch.testing.assert_close(program(*inputs.values()), expected_M, rtol=0, atol=1e-6)
+
+
+def states_of(model, inputs):
+    updater = UserStateUpdater(model)
+    events = {name: inputs[name] for name in ("history_NW", "action_N", "time_N", "offsets_B1")}
+    states = updater.append(updater.new(len(inputs["request_time_B"])), **events)
+    return dict(zip(STATE_INPUTS, states.tensors, strict=True))

@@ -42,6 +42,7 @@ def make_batch(features: Sequence[int] = ()) -> RankBatch:
         weight_B=torch.ones(len(LENGTHS)),
         action_N=torch.randint(2, (N,), generator=generator),
         weight_N=torch.ones(N),
+        values_NR=torch.zeros(N, 0),
         features_NF=make_codes(features, N),
         timestamp_N=torch.cat(time),
         order_N=torch.cat(order),
