@@ -22,7 +22,7 @@ from sidrec_torchrec.environment import check_environment, doctor
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.flags import UsageError, flags_of, is_config, missing, normalize, one_line
 from sidrec_torchrec.jobs import HELP, JOBS
-from sidrec_torchrec.output import Amount, Output, rank, say, say_error, speaking
+from sidrec_torchrec.output import Amount, Output, output, rank, say, say_error, speaking
 from sidrec_torchrec.usage import command_help, commands_help, completion_script, completion_words
 
 _DOCTOR, _COMPLETION = "doctor", "completion"
@@ -106,6 +106,8 @@ def call(name: str, arguments: list[str], *, is_dry: bool = False) -> int:
         return 0
     values = parse_config(declared, arguments, prog=f"sidrec {name}")
     check_environment()
+    from sidrec_torchrec.training.progress import stage  # a tenth of a second
+
     function = registry[entry]
     config = _checked(_config_class(function), values)
     if is_dry:
@@ -114,9 +116,12 @@ def call(name: str, arguments: list[str], *, is_dry: bool = False) -> int:
         print_plan(name, function, config)
         return 0
     start = time.monotonic()
-    result = function(config)
     if registry is CONVERTERS:
+        with stage(name, None, show=True, line=False):
+            result = function(config)
         print(json.dumps(result, indent=2))
+    else:
+        function(config)
     if rank() == 0:
         out = getattr(config, "out", None)
         say(f"{name}: done in {time.monotonic() - start:.0f} s" + (f"; see {out}" if out is not None else ""))
@@ -177,7 +182,7 @@ def _config_class(function: Callable[..., Any]) -> type:
 
 def _own_options(arguments: list[str]) -> tuple[Output, bool, list[str]]:
     """What every command has: how it speaks, whether it only says what it would do; and the other arguments."""
-    rest, amount, is_json, is_dry = [], Amount.NORMAL, False, False
+    rest, amount, is_json, is_dry = [], output().amount, False, False
     words = iter(arguments)
     for word in words:
         if word in ("--quiet", "--verbose"):

@@ -2,92 +2,112 @@
 
 import gzip
 import json
-import time
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sidrec_torchrec.output import Output, speaking
-from sidrec_torchrec.training.group import Processes, current_processes, process_group
+from sidrec_torchrec.training import measures
+from sidrec_torchrec.training.group import current_processes, process_group
 from sidrec_torchrec.training.loop import Loop, LoopConfig
 from sidrec_torchrec.training.measures import EVERY, Measures, Waits
 from sidrec_torchrec.training.profiler import profiled
+from sidrec_torchrec.training.trainee import Step
 from tests.training.test_loop import Counting, Rate
 
-SECONDS = 0.05
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.wall = self.cpu = 0.0
+
+    def perf_counter(self) -> float:
+        return self.wall
+
+    def thread_time(self) -> float:
+        return self.cpu
+
+    def wait(self, seconds: float) -> None:
+        self.wall += seconds
+
+    def work(self, seconds: float) -> None:
+        self.wall += seconds
+        self.cpu += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(measures, "time", clock)
+    return clock
 
 
 class Slow(Counting):
-    """Waits for each of its batches, of which there are as many as are looked at."""
+    """Waits 3 seconds for each of its batches, and works on it for one; there are as many as are looked at, and one more."""
 
-    epoch_size = EVERY
+    epoch_size = EVERY + 1
+
+    def __init__(self, scores, clock):
+        super().__init__(scores)
+        self.clock = clock
 
     def steps(self, epoch, first, before_step):
-        def read():
-            for batch in range(first, EVERY):
-                time.sleep(SECONDS)
-                yield batch
-
-        for _ in self.waits.timed(read()):
+        for _ in self.waits.timed(self.clock.wait(3) for _ in range(first, EVERY + 1)):
             before_step()
-            yield next(super().steps(epoch, 0, lambda: None))
+            self.clock.work(1)
+            yield Step(1, torch.ones(1), torch.ones(1))
 
     def validate(self, progress):
         return {"score": 1.0}
 
 
-def test_waiting_is_told_from_working():
+def test_waiting_is_told_from_working(clock):
     waits = Waits()
-
-    def work():
-        for _ in range(3):
-            end = time.thread_time() + SECONDS
-            while time.thread_time() < end:
-                pass
-            yield
-
-    assert len(list(waits.timed(work()))) == 3
-    assert waits.seconds >= 3 * SECONDS
-    assert waits.idle < waits.seconds / 2  # on a busy machine it waits for its turn, too
-    before = waits.idle
-    list(waits.timed(time.sleep(SECONDS) for _ in range(3)))
-    assert waits.idle - before > 2.9 * SECONDS
+    assert list(waits.timed(clock.work(2) or number for number in range(3))) == [0, 1, 2]
+    assert (waits.seconds, waits.idle) == (6, 0)
+    list(waits.timed(clock.wait(2) for _ in range(3)))
+    assert (waits.seconds, waits.idle) == (12, 6)
 
 
-def test_tensorboard_and_json_have_what_was_seen(tmp_path, capsys):
+def test_tensorboard_and_json_have_what_was_seen(tmp_path, capsys, clock):
     with process_group() as processes, speaking(Output(job="count", is_json=True)):
-        Loop(Slow([1.0, 2.0]), LoopConfig(epochs=2), tmp_path, processes).run()
+        Loop(Slow([1.0, 2.0], clock), LoopConfig(epochs=2), tmp_path, processes).run()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    values = {tag: [scalar.value for scalar in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    values = {tag: [scalar.value for scalar in of_tag] for tag, of_tag in scalars.items()}
     assert values["train/gradient_norm"] == [1.0, 1.0]
     assert values["train/learning_rate"] == [0.5, 0.5]
-    assert all(0.9 < share <= 1 for share in values["train/data_wait"])
+    assert values["train/data_wait"] == [0.75, 0.75]
+    assert [scalar.step for scalar in scalars["train/data_wait"]] == [EVERY, 2 * EVERY + 1]
     assert all(0.05 < gib < 100 for gib in values["memory/rss_gib"])
     assert "train/rank_skew" not in values
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     epochs = [line for line in lines if "epoch 1/2" in line["message"]]
-    assert epochs[0]["step"] == EVERY
-    assert epochs[0]["numbers"]["train/gradient_norm"] == 1.0
-    assert epochs[0]["numbers"]["seconds"] >= EVERY * SECONDS
+    assert epochs[0]["step"] == EVERY + 1
+    assert epochs[0]["numbers"].items() >= {"loss": 1.0, "train/gradient_norm": 1.0, "train/data_wait": 0.75}.items()
 
 
 def skew() -> list[float]:
-    processes: Processes = current_processes()
+    processes = current_processes()
+    measures.time = clock = Clock()
     waits = Waits()
-    measures = Measures(Rate(), waits, processes)
-    measures.begin()
+    looks = Measures(Rate(), waits, processes)
+    looks.begin()
     seen = []
     for _ in range(3 * EVERY):
-        list(waits.timed(time.sleep(0.004 * processes.rank) for _ in range(1)))
-        seen.append(measures.after_step() or {})
+        list(waits.timed(clock.wait(processes.rank) for _ in range(1)))
+        clock.work(1)
+        clock.wait(5 - processes.rank)  # for the other
+        seen.append(looks.after_step() or {})
     return [values["train/rank_skew"] for values in seen if "train/rank_skew" in values]
 
 
 def test_the_skew_is_that_of_the_slowest(run_distributed):
-    for skews in run_distributed(skew, 2):  # one process needs nearly nothing: the slowest by the mean is 2
-        assert len(skews) == 2
-        assert all(1.6 < value <= 2 for value in skews)
+    # a batch takes one process a second, the other two: one for data, one for work
+    assert run_distributed(skew, 2) == [[2 / 1.5] * 2] * 2
 
 
 def test_a_trace_of_some_batches(tmp_path):
