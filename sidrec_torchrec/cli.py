@@ -182,7 +182,7 @@ def _config_class(function: Callable[..., Any]) -> type:
 
 def _own_options(arguments: list[str]) -> tuple[Output, bool, list[str]]:
     """What every command has: how it speaks, whether it only says what it would do; and the other arguments."""
-    rest, amount, is_json, is_dry = [], output().amount, False, False
+    rest, amount, kind, is_dry = [], output().amount, os.environ.get("SIDREC_LOG", "text"), False
     words = iter(arguments)
     for word in words:
         if word in ("--quiet", "--verbose"):
@@ -191,12 +191,11 @@ def _own_options(arguments: list[str]) -> tuple[Output, bool, list[str]]:
             is_dry = True
         elif word.partition("=")[0] == "--log":
             kind = word.partition("=")[2] or next(words, "")
-            if kind not in ("text", "json"):
-                raise UsageError(f"--log is text or json, got '{kind}'")
-            is_json = kind == "json"
         else:
             rest.append(word)
-    return Output(is_json=is_json, amount=amount), is_dry, rest
+    if kind not in ("text", "json"):
+        raise UsageError(f"--log is text or json, got '{kind}'")
+    return Output(is_json=kind == "json", amount=amount), is_dry, rest
 
 
 def _split_name(arguments: list[str]) -> tuple[str, list[str]]:

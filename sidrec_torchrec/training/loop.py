@@ -169,6 +169,7 @@ class Loop:
                     self._after_step(step)
             except NotFiniteError as error:
                 self._fail(error, self._batch)
+            self._measures.end()
             self._follow(self._agreement.last(self._wish()))
         sums = self._sums.clone()
         dist.all_reduce(sums)
@@ -207,6 +208,7 @@ class Loop:
                     raise NotFiniteError(f"its score is {score}")
             except NotFiniteError as error:
                 self._fail(f"validation after it: {error}", self._batch - 1)
+            progress.numbers = {name: value for name, value in values.items() if value is not None}
             return values
 
     def _after_step(self, step: Step) -> None:

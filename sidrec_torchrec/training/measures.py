@@ -67,12 +67,17 @@ class Measures:
         self._processes = processes
         self._batches = 0
         self._began = _clocks(waits)
+        self._ended = self._began
         self._shared: tuple[list[torch.Tensor], dist.Work] | None = None
 
     def begin(self) -> None:
         """Before the batches of an epoch: what was between two epochs is nobody's waiting."""
-        self._began = _clocks(self._waits)
-        self._batches = 0
+        now = _clocks(self._waits)
+        self._began = tuple(n - (e - b) for n, e, b in zip(now, self._ended, self._began, strict=True))
+
+    def end(self) -> None:
+        """After the batches of an epoch."""
+        self._ended = _clocks(self._waits)
 
     def after_step(self) -> dict[str, float] | None:
         """After each batch; every ``EVERY`` batches what was seen, by TensorBoard's tag, else None.
@@ -109,7 +114,7 @@ class Measures:
         return skew
 
 
-def _clocks(waits: Waits) -> tuple[float, float, float]:
+def _clocks(waits: Waits) -> tuple[float, ...]:
     """Seconds that have passed, that were waited for data, and that this process needed itself, on data or computing."""
     return time.perf_counter(), waits.seconds, time.thread_time() + waits.idle
 

@@ -45,21 +45,22 @@ def clock(monkeypatch):
 
 
 class Slow(Counting):
-    """Waits 3 seconds for each of its batches, and works on it for one; there are as many as are looked at, and one more."""
+    """Waits 3 seconds for each of its batches, and works on it for one; two epochs are as many as are looked at."""
 
-    epoch_size = EVERY + 1
+    epoch_size = EVERY // 2
 
     def __init__(self, scores, clock):
         super().__init__(scores)
         self.clock = clock
 
     def steps(self, epoch, first, before_step):
-        for _ in self.waits.timed(self.clock.wait(3) for _ in range(first, EVERY + 1)):
+        for _ in self.waits.timed(self.clock.wait(3) for _ in range(first, EVERY // 2)):
             before_step()
             self.clock.work(1)
             yield Step(1, torch.ones(1), torch.ones(1))
 
     def validate(self, progress):
+        self.clock.work(100)
         return {"score": 1.0}
 
 
@@ -73,7 +74,7 @@ def test_waiting_is_told_from_working(clock):
 
 def test_tensorboard_and_json_have_what_was_seen(tmp_path, capsys, clock):
     with process_group() as processes, speaking(Output(job="count", is_json=True)):
-        Loop(Slow([1.0, 2.0], clock), LoopConfig(epochs=2), tmp_path, processes).run()
+        Loop(Slow([1.0] * 4, clock), LoopConfig(epochs=4), tmp_path, processes).run()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
@@ -81,12 +82,14 @@ def test_tensorboard_and_json_have_what_was_seen(tmp_path, capsys, clock):
     assert values["train/gradient_norm"] == [1.0, 1.0]
     assert values["train/learning_rate"] == [0.5, 0.5]
     assert values["train/data_wait"] == [0.75, 0.75]
-    assert [scalar.step for scalar in scalars["train/data_wait"]] == [EVERY, 2 * EVERY + 1]
+    assert [scalar.step for scalar in scalars["train/data_wait"]] == [EVERY, 2 * EVERY]
     assert all(0.05 < gib < 100 for gib in values["memory/rss_gib"])
     assert "train/rank_skew" not in values
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    epochs = [line for line in lines if "epoch 1/2" in line["message"]]
-    assert epochs[0]["step"] == EVERY + 1
+    validation = next(line for line in lines if "validation 2/4" in line["message"])
+    assert validation["numbers"]["score"] == 1.0
+    epochs = [line for line in lines if "epoch 2/4" in line["message"]]
+    assert epochs[0]["step"] == EVERY // 2
     assert epochs[0]["numbers"].items() >= {"loss": 1.0, "train/gradient_norm": 1.0, "train/data_wait": 0.75}.items()
 
 
