@@ -137,7 +137,7 @@ def parse_config(config_class: type, arguments: list[str], *, prog: str) -> Any:
     flags = flags_of(config_class)
     arguments = normalize(arguments, flags)
     if absent := missing(arguments, flags):
-        raise UsageError(f"{prog} needs {' and '.join(absent)}; {prog} --help lists all flags")
+        raise UsageError(f"{prog} needs {', '.join(absent)}; {prog} --help lists all flags")
     from jsonargparse import ArgumentParser  # half a second, which `--help` need not spend
 
     class Parser(ArgumentParser):

@@ -254,10 +254,21 @@ def _claimed(
 
 def _check_config(folder: Path, there: dict[str, Any], config: dict[str, Any]) -> None:
     there, config = without(without_paths(there), _HOW_OFTEN), without_paths(config)
-    changed = [name for name in sorted(there.keys() | config) if there.get(name) != config.get(name)]
-    if changed:
-        differences = "; ".join(f"{name} was {there.get(name)!r}, is {config.get(name)!r}" for name in changed)
-        raise RunMismatchError(f"{folder}: holds another run ({differences}); give another folder, or remove this one")
+    if differences := _differences(there, config):
+        words = "; ".join(differences)
+        raise RunMismatchError(f"{folder}: holds another run ({words}); give another folder, or remove this one")
+
+
+def _differences(there: dict[str, Any], config: dict[str, Any], prefix: str = "") -> list[str]:
+    """In words, the fields that differ; of configs within, theirs."""
+    found = []
+    for name in sorted(there.keys() | config):
+        was, now = there.get(name), config.get(name)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += _differences(was, now, f"{prefix}{name}.")
+        elif was != now:
+            found.append(f"{prefix}{name} was {was!r}, is {now!r}")
+    return found
 
 
 def run_path(folder: Path, field: str) -> Path | None:
