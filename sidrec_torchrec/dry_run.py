@@ -29,12 +29,15 @@ def print_plan(name: str, function: Callable[[Any], Any], config: Any) -> None:
         for step, state in steps(config).items():
             print(f"# {step}: {state}")
         return
+    inputs = _inputs(config)
+    for file in inputs:
+        if not file.exists():
+            print(f"# {file}: not there; the command says whether it can do without")
     out = getattr(config, "out", None)
     if out is None:
-        print("# writes no folder")
-        return
-    if out.is_dir() or not out.suffix:
-        print(f"# {out}: {look(out, config, _inputs(config))}")
+        print("# nothing is kept in a folder")
+    elif out.is_dir() or not out.suffix:
+        print(f"# {out}: {look(out, config, inputs)}")
     else:
         print(f"# {out}: {'there is one, which would be replaced' if out.exists() else 'new'}")
 

@@ -19,7 +19,11 @@ def test_a_dry_run_says_the_config_and_what_is_there(tmp_path, capsys):
     (tmp_path / "flags.yaml").write_text(first)
     assert main(["prepare", "--config", str(tmp_path / "flags.yaml")]) == 0
     assert dry("--negatives", "2").endswith(f"# {out}: finished\n")
-    assert "refused" in dry() and "'negatives': 2" in dry()
+    assert f"# {data}/users.parquet: not there" not in dry("--negatives", "2")
+    assert f"# {tmp_path}/none/events.parquet: not there" in dry(
+        "--data", str(tmp_path / "none"), "--out", str(tmp_path / "new")
+    )
+    assert f"# {out}: refused: holds another run (protocol.negatives was 2, is 1)" in dry()
     (out / "metrics.json").unlink()
     assert dry("--negatives", "2").endswith(f"# {out}: begun, and would go on\n")
     with (data / "events.parquet").open("ab") as file:

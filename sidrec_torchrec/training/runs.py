@@ -136,7 +136,7 @@ def look(folder: Path, config: Any, inputs: Iterable[Path] = (), *, ignore: tupl
         if known is not None and not is_grown:
             _check_inputs(folder, known, list(inputs), "give another folder, or remove this one")
     except RunMismatchError as error:
-        return f"refused: {error}"
+        return f"refused: {str(error).removeprefix(f'{folder}: ')}"
     if is_grown:
         return "there is one, to be added to"
     return "finished" if (folder / RESULT_FILE).exists() else "begun, and would go on"
