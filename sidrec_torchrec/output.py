@@ -51,7 +51,7 @@ def speaking(how: Output) -> Iterator[None]:
     token = _output.set(how)
     show = warnings.showwarning
     if how.is_json:
-        warnings.showwarning = _warn
+        warnings.showwarning = _show_warning
     try:
         yield
     finally:
@@ -78,9 +78,14 @@ def say(text: str, *, step: float | None = None, numbers: Mapping[str, float | N
         _write(text, "info", step, numbers)
 
 
+def warn(text: str) -> None:
+    """What may make a result other than what is wanted; said even where nothing else is. Call on the main process."""
+    _write(text if output().is_json else f"warning: {text}", "warning")
+
+
 def say_error(text: str) -> None:
     """What ended a command."""
-    _write(f"error: {text}" if not output().is_json else text, "error")
+    _write(text if output().is_json else f"error: {text}", "error")
 
 
 def rank() -> int:
@@ -99,5 +104,5 @@ def _write(text: str, level: str, step: float | None = None, numbers: Mapping[st
     print(text, file=sys.stderr, flush=True)
 
 
-def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     _write(f"{category.__name__}: {message}", "warning")

@@ -14,7 +14,7 @@ _OF_EVERY_COMMAND = {
     "dry-run": "say what would run and what is done already; run nothing",
     "quiet": "say nothing but results, warnings and errors",
     "verbose": "say more: every epoch, and where a log is not a terminal, how far long steps are",
-    "log text|json": "lines for people, or a JSON object per line, of what a command says beside its result",
+    "log text|json": "how it says what is not its result: lines for people, or a JSON object each; under torchrun, SIDREC_LOG=json",
     "help": "this",
 }
 _SHELLS = {
