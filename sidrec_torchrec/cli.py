@@ -22,7 +22,7 @@ from sidrec_torchrec.environment import check_environment, doctor
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.flags import UsageError, flags_of, is_config, missing, normalize, one_line
 from sidrec_torchrec.jobs import HELP, JOBS
-from sidrec_torchrec.output import Amount, Output, output, rank, say, say_error, speaking
+from sidrec_torchrec.output import Amount, Output, output, say, say_error, speaking
 from sidrec_torchrec.usage import command_help, commands_help, completion_script, completion_words
 
 _DOCTOR, _COMPLETION = "doctor", "completion"
@@ -122,9 +122,8 @@ def call(name: str, arguments: list[str], *, is_dry: bool = False) -> int:
         print(json.dumps(result, indent=2))
     else:
         function(config)
-    if rank() == 0:
-        out = getattr(config, "out", None)
-        say(f"{name}: done in {time.monotonic() - start:.0f} s" + (f"; see {out}" if out is not None else ""))
+    out = getattr(config, "out", None)
+    say(f"{name}: done in {time.monotonic() - start:.0f} s" + (f"; see {out}" if out is not None else ""))
     return 0
 
 

@@ -67,20 +67,21 @@ def quiet() -> Iterator[None]:
 
 
 def say(text: str, *, step: float | None = None, numbers: Mapping[str, float | None] | None = None) -> None:
-    """A line on what a job does; call on the main process.
+    """A line on what a job does, from the first process, whoever calls it.
 
     Args:
         text: for people.
         step: how far the job is, for JSON alone; so are
         numbers: by name.
     """
-    if output().amount >= Amount.NORMAL:
+    if output().amount >= Amount.NORMAL and rank() == 0:
         _write(text, "info", step, numbers)
 
 
 def warn(text: str) -> None:
-    """What may make a result other than what is wanted; said even where nothing else is. Call on the main process."""
-    _write(text if output().is_json else f"warning: {text}", "warning")
+    """What may make a result other than what is wanted; said even where nothing else is, by the first process."""
+    if rank() == 0:
+        _write(text if output().is_json else f"warning: {text}", "warning")
 
 
 def say_error(text: str) -> None:

@@ -71,10 +71,10 @@ def library_path() -> Path:
     library = folder / f"operators-{name}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        say("building the C++ operators, once; a minute or two")
         with open(folder / f"operators-{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # other processes wait; a killed one lets go
             if not library.exists():
-                say("building the C++ operators, once; a minute or two")
                 with atomic_path(library) as temporary, TemporaryDirectory(dir=folder) as objects:
                     _compile(compiler, sources, Path(objects), temporary)
     return library

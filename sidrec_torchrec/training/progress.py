@@ -9,7 +9,7 @@ from functools import partial
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sidrec_torchrec.output import Amount, output, quiet, say
+from sidrec_torchrec.output import Amount, output, quiet, rank, say
 
 __all__ = ["Stage", "quiet", "say", "stage"]
 
@@ -55,7 +55,7 @@ def stage(title: str, total: float | None, *, show: bool, line: bool = True) -> 
         line: whether the line stays; of hundreds of epochs, few are worth one.
     """
     start, how = time.monotonic(), output()
-    if not show or how.amount is Amount.QUIET:
+    if not show or how.amount is Amount.QUIET or rank() != 0:
         yield Stage()
         return
     if sys.stderr.isatty() and not how.is_json:

@@ -57,6 +57,14 @@ def test_warnings_are_said_even_if_nothing_else_is(capsys):
     assert json.loads(capsys.readouterr().err)["message"] == "UserWarning: of a library"
 
 
+def test_one_process_speaks_for_all(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    work("epoch 1")
+    say("a line")
+    warn("of something")
+    assert capsys.readouterr().err == ""
+
+
 def test_the_report_leaves_the_plots_of_its_caller_alone():
     code = (
         "import matplotlib; matplotlib.use('svg'); import sidrec_torchrec.jobs.pipeline; "
