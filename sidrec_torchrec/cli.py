@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 import typing
@@ -66,6 +67,9 @@ def main(arguments: list[str]) -> int:
             if name == _DOCTOR:
                 return doctor()
             return call(name, rest, is_dry=is_dry)
+        except BrokenPipeError:  # whoever read what we print has seen enough: `sidrec --help | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         except (SidrecError, OSError) as error:  # OSError: no permission, no space, a file where a folder should be
             if os.environ.get("SIDREC_DEBUG") == "1":
                 raise

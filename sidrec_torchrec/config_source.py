@@ -49,7 +49,7 @@ def _resolve(module: str, name: str) -> Any:
     """What ``name`` means in ``module``.
 
     Raises:
-        LookupError: if that takes more than classes, constants and the standard library.
+        LookupError: if that takes more than classes, constants, functions without arguments and the standard library.
     """
     if module.partition(".")[0] in sys.stdlib_module_names:
         return getattr(importlib.import_module(module), name)
@@ -65,6 +65,11 @@ def _resolve(module: str, name: str) -> Any:
         return _run(module, skeleton)[name]
     if isinstance(node, ast.Assign):
         return _run(module, node)[name]
+    if isinstance(node, ast.FunctionDef) and not node.args.args:  # makes a default
+        factory = ast.FunctionDef(name, node.args, node.body, [])
+        if sys.version_info >= (3, 12):
+            factory.type_params = []
+        return _run(module, factory)[name]
     raise LookupError(f"{module}.{name}")
 
 

@@ -130,7 +130,7 @@ class Workspace:
         return self._step(f"train ranker {variant.name} seed {seed}", train_ranker.main, job)
 
     def plan(self, variants: Sequence[Variant], seeds: int) -> dict[str, str]:
-        """Runs nothing: in which state each step is, by name, in the order in which they would run."""
+        """Runs nothing: in which state each step is, by name."""
         self._states = {}
         try:
             with suppress(DataError):  # the sequences are read where they are made, and they may not be
