@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
                 raise
             return _print_error(error)
         except KeyboardInterrupt:
-            say_error("interrupted")
+            _print_error("interrupted")
             return 130
 
 
