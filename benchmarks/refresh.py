@@ -76,7 +76,7 @@ class Bench:
         arguments = self.arguments
         study = StudyProtocol(
             protocol=PrepareConfig(train_fraction=arguments.train_fraction, cold_fraction=cold, seed=self.seed),
-            tokenizer=TokenizerTrainingConfig(epochs=arguments.tokenizer_epochs, seed=training_seed),
+            tokenizer=TokenizerTrainingConfig(epochs=arguments.tokenizer_epochs, seed=training_seed, least_told=0.0),
             tuning=RankerTrainingConfig(epochs=arguments.epochs, seed=training_seed),
         )
         workspace = Workspace(self.out / name, arguments.data, study)

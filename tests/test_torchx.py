@@ -111,7 +111,7 @@ def test_two_real_processes_train_a_tokenizer(tmp_path):
     assert result.returncode == 0, result.stderr
     written = {path.name for path in (out / "checkpoints" / "last").glob("*.safetensors")}
     assert written == {"process-0.safetensors", "process-1.safetensors"}
-    assert Tokenizer.load(out / "tokenizer").codec.spec.num_digits == 25
+    assert Tokenizer.load(out / "tokenizer").codec.spec.num_digits == 39
 
 
 def test_two_real_processes_fail_in_words(tmp_path):

@@ -81,7 +81,7 @@ class Study:
         )
         shared = StudyProtocol(
             protocol=protocol,
-            tokenizer=TokenizerTrainingConfig(epochs=arguments.tokenizer_epochs),
+            tokenizer=TokenizerTrainingConfig(epochs=arguments.tokenizer_epochs, least_told=0.0),
             tuning=RankerTrainingConfig(epochs=arguments.epochs),
         )
         self.workspace = Workspace(arguments.out, arguments.data, shared, tokenizers=arguments.sids)

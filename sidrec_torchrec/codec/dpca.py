@@ -44,7 +44,7 @@ class DPCAConfig:
     """
 
     dim: int
-    stages: tuple[Alphabet, ...] = (Ternary(),) * 25
+    stages: tuple[Alphabet, ...] = (Ternary(),) * 39
     iterations: int = 20
     commitment: float = 0.25
     beam: int = 1

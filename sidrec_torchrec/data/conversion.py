@@ -1,11 +1,10 @@
 """What every converter needs: events sorted by user on disk, and sources joined to items."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.columns import is_vector, vectors
+from sidrec_torchrec.data.embeddings import Embeddings
+from sidrec_torchrec.data.event_log import EventLog, write_event_log
 from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.data.text_source import HashedTfidf
 from sidrec_torchrec.errors import DataError
@@ -28,34 +29,31 @@ EVENTS_SCHEMA = pa.schema(
     ]
 )
 
-_NUM_BUCKETS = 64
 _TEXT_BATCH = 4096
 
 
 @dataclass
 class EventSink:
-    """Where a converter puts its events; made by ``write_sorted_events``."""
+    """Where a converter of ratings puts its events; made by ``write_sorted_events``."""
 
     min_rating: float
-    writers: list[pa.ipc.RecordBatchFileWriter]
-    num_events: int = 0
+    log: EventLog
     num_positives: int = 0
+
+    @property
+    def num_events(self) -> int:
+        return self.log.num_events
 
     def add(self, user_N: np.ndarray, item_N: np.ndarray, time_N: np.ndarray, rating_N: np.ndarray) -> None:
         """Takes N events; a rating of at least ``min_rating`` makes a positive."""
         label_N = (rating_N >= self.min_rating).astype(np.int8)
-        batch = pa.record_batch([user_N, item_N, time_N, label_N, rating_N.astype(np.float32)], schema=EVENTS_SCHEMA)
-        bucket_N = user_N % _NUM_BUCKETS
-        for bucket in np.unique(bucket_N):
-            self.writers[bucket].write_batch(batch.take(pa.array(np.flatnonzero(bucket_N == bucket))))
-        self.num_events += len(user_N)
+        columns = (user_N, item_N, time_N, label_N, rating_N.astype(np.float32))
+        self.log.add(dict(zip(EVENTS_SCHEMA.names, columns, strict=True)))
         self.num_positives += int(label_N.sum())
 
 
 def write_sorted_events(path: Path, min_rating: float, fill: Callable[[EventSink], None]) -> EventSink:
-    """Writes an event file in which each user's events stand together, ordered by time, ties as they came.
-
-    Memory holds one of 64 buckets of users at a time; the disk beside ``path`` holds all events once more.
+    """Writes an event file of ratings (see ``write_event_log``).
 
     Args:
         path: the file.
@@ -65,27 +63,14 @@ def write_sorted_events(path: Path, min_rating: float, fill: Callable[[EventSink
     Raises:
         DataError: if there are no events.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        buckets = [Path(folder) / f"{bucket}.arrow" for bucket in range(_NUM_BUCKETS)]
-        with ExitStack() as stack:
-            sink = EventSink(
-                min_rating, [stack.enter_context(pa.ipc.new_file(str(bucket), EVENTS_SCHEMA)) for bucket in buckets]
-            )
-            fill(sink)
-        if sink.num_events == 0:
-            raise DataError(f"{path}: not written: no events are left. Is the input empty, or min_events too high?")
-        with (
-            atomic_path(path) as temporary,
-            pq.ParquetWriter(temporary, EVENTS_SCHEMA, compression="zstd", write_page_checksum=True) as writer,
-        ):
-            for bucket in buckets:
-                with pa.memory_map(str(bucket)) as file:
-                    table = pa.ipc.open_file(file).read_all()
-                    order = np.lexsort((table["timestamp"].to_numpy(), table["user_id"].to_numpy()))
-                    if len(order):
-                        writer.write_table(table.take(pa.array(order)))
-    return sink
+    sinks = []
+
+    def fill_log(log: EventLog) -> None:
+        sinks.append(EventSink(min_rating, log))
+        fill(sinks[0])
+
+    write_event_log(path, EVENTS_SCHEMA, fill_log)
+    return sinks[0]
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
@@ -134,12 +119,30 @@ def read_embeddings(path: Path, items: pa.Table) -> dict[str, pa.Array]:
     raise DataError(f"{path}: embeddings come as .npy or .parquet")
 
 
+def linked_embeddings(path: Path | None, out: Path) -> str:
+    """What the schema of ``out`` says to have its sources read from a file that stays where it is: ``DataSchema.embeddings``.
+
+    Args:
+        path: Parquet: ``item_id`` and a column of float lists per source, in any order; None for none.
+        out: the data folder.
+
+    Raises:
+        DataError: if the file has no ``item_id``, or no source.
+    """
+    if path is None:
+        return ""
+    embeddings = Embeddings(ParquetTable.open(Path(path)))
+    if not embeddings.names():
+        raise DataError(f"{path}: no column of float lists; docs/data.md describes sources")
+    return os.path.relpath(Path(path).resolve(), out.resolve())
+
+
 def _text_source(texts: Sequence[str], dim: int) -> pa.Array:
     if not any(re.search(r"\w", text) for text in texts):
         raise DataError("no item has any text; turn the text source off with text_dim 0 and give embeddings")
     embedder = HashedTfidf(dim).fit(texts)
     x_ND = np.concatenate([embedder.transform(texts[i : i + _TEXT_BATCH]) for i in range(0, len(texts), _TEXT_BATCH)])
-    return _fixed_size(x_ND, np.any(x_ND, axis=1))
+    return fixed_size(x_ND, np.any(x_ND, axis=1))
 
 
 def _source_name(path: Path) -> str:
@@ -157,8 +160,8 @@ def _from_npy(path: Path, num_items: int) -> pa.Array:
             f"of shape {list(x_ND.shape)}"
         )
     x_ND = np.asarray(x_ND, np.float32)
-    _check_finite(x_ND, f"{path}: ")
-    return _fixed_size(x_ND, np.any(x_ND, axis=1))
+    check_float16(x_ND, f"{path}: ")
+    return fixed_size(x_ND, np.any(x_ND, axis=1))
 
 
 def _from_parquet(path: Path, items: pa.Table) -> dict[str, pa.Array]:
@@ -186,19 +189,21 @@ def _joined(column: pa.ChunkedArray, place_N: pa.ChunkedArray, where: str) -> pa
     if len(widths) != 1:
         raise DataError(f"{where}vectors of one width needed, found widths {sorted(widths)}")
     x_ND, _, _ = vectors(column, widths[0])
-    _check_finite(x_ND, where)
+    check_float16(x_ND, where)
     known_N = place_N.is_valid().to_numpy()
     aligned_ND = np.where(known_N[:, None], x_ND[pc.fill_null(place_N, 0).to_numpy()], 0.0)
-    return _fixed_size(aligned_ND, np.any(aligned_ND, axis=1))
+    return fixed_size(aligned_ND, np.any(aligned_ND, axis=1))
 
 
-def _check_finite(x_ND: np.ndarray, where: str) -> None:
+def check_float16(x_ND: np.ndarray, where: str) -> None:
+    """Raises DataError if a value is not finite as float16; names the row after ``where``."""
     with np.errstate(over="ignore"):
         finite_N = np.isfinite(x_ND.astype(np.float16)).all(axis=1)
     if not finite_N.all():
         raise DataError(f"{where}row {int(np.argmin(finite_N))}: a value is not finite, or too large for float16")
 
 
-def _fixed_size(x_ND: np.ndarray, present_N: np.ndarray) -> pa.Array:
+def fixed_size(x_ND: np.ndarray, present_N: np.ndarray) -> pa.Array:
+    """Rows as a source of float16; null where none is present."""
     flat = pa.array(x_ND.astype(np.float16).ravel(), pa.float16())
     return pa.FixedSizeListArray.from_arrays(flat, x_ND.shape[1], mask=pa.array(~present_N))

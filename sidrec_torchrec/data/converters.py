@@ -14,5 +14,9 @@ CONVERTERS: Registry[Callable[[Any], dict[str, Any]]] = Registry(
     {
         "movielens": "sidrec_torchrec.data.movielens:convert_movielens",
         "amazon-reviews": "sidrec_torchrec.data.amazon_reviews:convert_amazon_reviews",
+        "kuairand": "sidrec_torchrec.data.kuairand:convert_kuairand",
+        "mind": "sidrec_torchrec.data.mind:convert_mind",
+        "taobao-mm": "sidrec_torchrec.data.taobao_mm:convert_taobao_mm",
+        "yambda": "sidrec_torchrec.data.yambda:convert_yambda",
     },
 )

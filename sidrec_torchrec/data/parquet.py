@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec_torchrec.data.columns import plain_type
+from sidrec_torchrec.data.columns import is_list, is_number, plain_type
 from sidrec_torchrec.data.ids import ID_TYPES, canonical, check_unique, id_type
 from sidrec_torchrec.data.parts import Part, open_parts
 from sidrec_torchrec.errors import DataError, first_line
@@ -111,6 +111,16 @@ class ParquetTable:
             raise DataError(
                 f"{self.path}: column '{own}' is {actual}; ids are {ID_TYPES}: cast it when writing the file"
             )
+
+    def require_numbers(self, *columns: str, lists: bool = False) -> None:
+        """Raises DataError unless the columns are there and hold numbers or booleans, or lists of them."""
+        for column in columns:
+            kind = self.type_of(column)
+            value = kind.value_type if lists and is_list(kind) else kind
+            if is_list(kind) != lists or not (is_number(value) or pa.types.is_boolean(value)):
+                raise DataError(
+                    f"{self.path}: column '{self.own_name(column)}' is {kind}; expected {'lists of ' * lists}numbers"
+                )
 
     def batches(
         self,

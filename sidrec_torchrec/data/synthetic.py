@@ -10,7 +10,8 @@ Items have a latent vector; two sources, a category and tags are views of it. A 
 where s_j = +1 or -1 is how the user took event j, and k_cj = phi_c . phi_j is the likeness of two items by content
 (phi: soft membership in the categories): what he made of like items, against what he made of all. The recent pool is
 the user's last ``recent_events`` events, the distant pool the older half of his history. m_c is what a pool says before
-it holds like items: his present interest (recent), his lasting taste (distant). But for the priors and the user's bias,
+it holds like items: his present interest (recent), his lasting taste (distant). In a corpus with orders, those so far are a third
+pool, as the distant one is. But for the priors and the user's bias,
 the true probability is a function of what a ranker may read; ``synthetic.json`` states the normalized entropy it gives.
 """
 

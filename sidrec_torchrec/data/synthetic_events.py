@@ -14,6 +14,7 @@ SPAN = DAYS * 86_400
 _SEGMENTS = 4
 _REGIONS = 8
 DEVICES = ("phone", "tablet", "tv", "web")
+KINDS = ("click", "order")
 _LABEL_DRAW = 8  # which of an event's draws decides its labels
 _LIKE_LOGIT = -2.0  # what is added for the label ``like``
 
@@ -24,7 +25,8 @@ def events_schema(config: SyntheticConfig) -> pa.Schema:
     names = ["label", "like"] if config.second_label else ["label"]
     ids = ("user_id", "item_id", "timestamp")
     columns = [*((name, pa.int64()) for name in ids), *((name, pa.int8()) for name in names)]
-    return pa.schema([*columns, ("device", pa.string())] if config.context else columns)
+    columns += [("device", pa.string())] if config.context else []
+    return pa.schema(columns + ([("kind", pa.string())] if config.orders else []))
 
 
 def history_lengths(config: SyntheticConfig) -> np.ndarray:
@@ -55,6 +57,7 @@ class Draws:
     span_U2: np.ndarray
     uniform_NK: np.ndarray
     device_N: np.ndarray
+    order_N: np.ndarray
 
 
 def draw(config: SyntheticConfig, users_U: np.ndarray, lengths_U: np.ndarray) -> Draws:
@@ -64,7 +67,7 @@ def draw(config: SyntheticConfig, users_U: np.ndarray, lengths_U: np.ndarray) ->
     context_U4 = np.empty((len(users_U), 4))
     span_U2 = np.empty((len(users_U), 2))
     uniform_NK = np.empty((lengths_U.sum(), 9))
-    device_N = np.zeros(lengths_U.sum(), np.int64)
+    device_N, order_N = np.zeros(lengths_U.sum(), np.int64), np.zeros(lengths_U.sum(), bool)
     for u, (user, start, length) in enumerate(zip(users_U, starts_U, lengths_U, strict=True)):
         rng = np.random.default_rng([config.seed, 3, user])
         taste_UC[u] = rng.normal(size=config.categories)
@@ -72,9 +75,12 @@ def draw(config: SyntheticConfig, users_U: np.ndarray, lengths_U: np.ndarray) ->
         context_U4[u] = rng.random(4)
         span_U2[u] = rng.random(2)
         uniform_NK[start : start + length] = rng.random((length, 9))
-        if config.context:  # drawn last, so that all else is what it is without
+        # drawn last, so that all else is what it is without
+        if config.context:
             device_N[start : start + length] = rng.integers(len(DEVICES), size=length)
-    return Draws(taste_UC, normal_U * config.user_weight, context_U4, span_U2, uniform_NK, device_N)
+        if config.orders:
+            order_N[start : start + length] = rng.random(length) < config.orders
+    return Draws(taste_UC, normal_U * config.user_weight, context_U4, span_U2, uniform_NK, device_N, order_N)
 
 
 def make_events(config: SyntheticConfig, world: World, users_U: np.ndarray, lengths_U: np.ndarray) -> Block:
@@ -91,6 +97,8 @@ def make_events(config: SyntheticConfig, world: World, users_U: np.ndarray, leng
         columns.append((draws.uniform_NK[:, _LABEL_DRAW] < odds_N / (1 + odds_N)).astype(np.int8))
     if config.context:
         columns.append(pa.array(DEVICES).take(pa.array(draws.device_N)))
+    if config.orders:
+        columns.append(pa.array(KINDS).take(pa.array(draws.order_N.astype(np.int64))))
     events = pa.table(columns, schema=events_schema(config))
     return Block(events, _users_table(draws, users_U), starts_U, labels_N, probability_N)
 
@@ -212,6 +220,7 @@ def _label(
     context_N = _context(config, world, draws, item_N)
     recent = _Pool(len(starts_U), config)
     distant = _Pool(len(starts_U), config)
+    orders = _Pool(len(starts_U), config)
 
     for step in range(lengths_U[0]):
         active = int(np.searchsorted(-lengths_U, -step))  # users with more than `step` events are a prefix
@@ -227,9 +236,13 @@ def _label(
             + bias_U[:active]
             + context_N[event_A]
         )
+        if config.orders:
+            logit_A += config.orders_weight * orders.match(phi_AC, taste_A)
         probability_N[event_A] = 1 / (1 + np.exp(-logit_A))
         labels_N[event_A] = draws.uniform_NK[event_A, _LABEL_DRAW] < probability_N[event_A]
 
+        if config.orders:
+            orders.add(phi_AC, labels_N[event_A], weight=draws.order_N[event_A])
         recent.add(phi_AC, labels_N[event_A])
         if step >= config.recent_events:
             old_A = event_A - config.recent_events
@@ -256,10 +269,11 @@ class _Pool:
         self._count_UC = np.zeros((num_users, config.categories))
         self._prior = config.prior
 
-    def add(self, phi_AC: np.ndarray, labels_A: np.ndarray, weight: float = 1.0) -> None:
-        active = len(phi_AC)
-        self._signed_UC[:active] += weight * phi_AC * (2.0 * labels_A - 1.0)[:, None]
-        self._count_UC[:active] += weight * phi_AC
+    def add(self, phi_AC: np.ndarray, labels_A: np.ndarray, weight: float | np.ndarray = 1.0) -> None:
+        """Adds an event of each of the first users, at a weight, or one of each."""
+        active, weight_A1 = len(phi_AC), np.reshape(weight, (-1, 1))
+        self._signed_UC[:active] += weight_A1 * phi_AC * (2.0 * labels_A - 1.0)[:, None]
+        self._count_UC[:active] += weight_A1 * phi_AC
 
     def match(self, phi_AC: np.ndarray, prior_A: np.ndarray) -> np.ndarray:
         active = len(phi_AC)

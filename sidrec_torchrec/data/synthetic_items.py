@@ -45,6 +45,8 @@ class SyntheticConfig:
         second_label: whether events also have a label ``like``: rarer than ``label``, and 0 where that is.
         context: whether events also have a ``device``, on which it depends which categories are liked.
         context_weight: standard deviation, over devices and categories, of what a device adds to the logit.
+        orders: share of events that are orders; the others are clicks, and a column ``kind`` says which. 0 without kinds.
+        orders_weight: what a match with all orders so far adds to the logit, if there are orders.
     """
 
     items: int = 2_000
@@ -71,6 +73,8 @@ class SyntheticConfig:
     second_label: bool = False
     context: bool = False
     context_weight: float = 1.0
+    orders: float = 0.0
+    orders_weight: float = 2.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_events <= self.median_events <= self.max_events:
@@ -82,6 +86,8 @@ class SyntheticConfig:
             raise DataError("users, recent_events, text_dim and image_dim must be at least 1, categories at least 2")
         if not (0 <= self.missing < 1 and 0 <= self.cold <= 0.5):
             raise DataError(f"need 0 <= missing < 1 and 0 <= cold <= 0.5, got {self.missing} and {self.cold}")
+        if not 0 <= self.orders < 1:
+            raise DataError(f"need 0 <= orders < 1, got {self.orders}")
         if self.idle_dims < 0:
             raise DataError(f"idle_dims must be at least 0, got {self.idle_dims}")
         if not 0 <= self.lifetime_days <= DAYS:

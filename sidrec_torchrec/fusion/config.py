@@ -19,7 +19,7 @@ class QuantizerConfig:
 
     Args:
         kind: its name in ``QUANTIZERS``: ``dpca``, ``rq`` for residual VQ, or another package's.
-        stages: digits, e.g. ``ternary*25`` or ``onehot:256*3``; residual VQ takes one-hot digits of one size.
+        stages: digits, e.g. ``ternary*39`` or ``onehot:256*3``; residual VQ takes one-hot digits of one size.
         commitment: weight of the pull of latents towards their decoded digits.
 
     Raises:
@@ -28,7 +28,7 @@ class QuantizerConfig:
     """
 
     kind: str = "dpca"
-    stages: str = "ternary*25"
+    stages: str = "ternary*39"
     commitment: float = 0.25
 
     def __post_init__(self) -> None:

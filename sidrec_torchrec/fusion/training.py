@@ -39,6 +39,8 @@ class TokenizerTrainingConfig:
         batch_size: items in a batch over all processes.
         learning_rate: peak rate of AdamW; it rises over a tenth of the steps and falls to 0 along a cosine.
         weight_decay: of AdamW.
+        least_told: predicted sources of which content tells less than this share, on items it has not met, are left out: what is
+            chance would be learned by heart, at the cost of content. See ``fusion.told``.
         patience: epochs without improvement after which training stops. The first epochs lose some of what the closed form
             had found, so leave it room.
         checkpoint_minutes: minutes between two checkpoints; one is also made after each epoch. 0 makes one after every batch.
@@ -50,6 +52,7 @@ class TokenizerTrainingConfig:
     batch_size: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
+    least_told: float = 0.05
     patience: int = 20
     checkpoint_minutes: float = 10.0
     profile: str = ""

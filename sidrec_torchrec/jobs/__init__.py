@@ -29,6 +29,7 @@ HELP = {
     "codec disambiguate": "add a digit that makes every item's SID its own, or move what is beyond a capacity",
     "codec drift": "say how SIDs moved between two codecs, two corpora or two generations",
     "codec index": "write what finds the SID of an item and the items of a SID",
+    "data fractal": "expand a log: many times its users, items and events, with its structure",
     "data schema": "say what the files and columns of a data folder are called, for all jobs",
     "data synthetic": "make a corpus whose structure is known",
     "data validate": "check a data folder, and say what is in it",

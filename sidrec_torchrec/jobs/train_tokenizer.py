@@ -14,10 +14,11 @@ from sidrec_torchrec.data.unread import in_words, unread_items
 from sidrec_torchrec.errors import DataError, check_once, check_share
 from sidrec_torchrec.fusion.config import Keep, TargetConfig, VQFusionConfig, VQFusionOptions
 from sidrec_torchrec.fusion.item_tensors import ItemStream
-from sidrec_torchrec.fusion.model import VQFusion
+from sidrec_torchrec.fusion.model import ItemTensors, VQFusion
 from sidrec_torchrec.fusion.published import Published
 from sidrec_torchrec.fusion.report import TokenizerReport, kept
 from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer, tokenizer_files
+from sidrec_torchrec.fusion.told import share_told
 from sidrec_torchrec.fusion.training import TokenizerTraining, TokenizerTrainingConfig
 from sidrec_torchrec.fusion.warm_start import take_weights
 from sidrec_torchrec.training.group import Processes, process_group
@@ -85,7 +86,8 @@ def main(config: TrainTokenizerConfig) -> dict[str, Any]:
 
     Returns:
         The content of ``metrics.json``: the course of training, and a report on the validation items (see
-        ``TokenizerReport.result``); with ``keep`` also what became of the published SIDs, ``kept``.
+        ``TokenizerReport.result``); ``told``, how much of each predicted source content tells; with ``keep`` also what became of the
+        published SIDs, ``kept``.
 
     Raises:
         DataError: on bad items; names file, column and row.
@@ -108,20 +110,21 @@ def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]
         raise DataError(f"{items.path}: no column of float lists to fuse{besides}; docs/data.md describes sources")
     if processes.is_main and (unread := unread_items(items, (*sources, *config.predict, *config.target))):
         say(f"{items.path}: {in_words(unread)}")
-    train, validation = (
-        ItemStream.open(
-            config.folder,
-            (*sources, *config.predict),
-            vocabularies,
-            exclude=config.exclude,
-            validation_fraction=config.validation_fraction,
-            part=part,
-            published=published,
-        )
-        for part in ("train", "validation")
+    stream = partial(
+        ItemStream.open,
+        config.folder,
+        vocabularies=vocabularies,
+        exclude=config.exclude,
+        validation_fraction=config.validation_fraction,
+        published=published,
     )
+    told = _told(stream((*sources, *config.predict), part="train"), config)
+    predict = tuple(name for name in config.predict if told[name] >= config.least_told)
+    if processes.is_main:
+        _tell_of_chance(config, told)
+    train, validation = (stream((*sources, *predict), part=part) for part in ("train", "validation"))
     torch.manual_seed(config.seed)
-    model = VQFusion(_model_config(config, train, vocabularies)).to(processes.device)
+    model = VQFusion(_model_config(config, train, vocabularies, predict)).to(processes.device)
     if published is not None:
         model.hold(Keep(weight=config.keep_weight, margin=config.keep_margin))
     take = None if old is None else partial(take_weights, vocabularies=vocabularies, old=old)
@@ -144,18 +147,40 @@ def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]
         **fingerprints,
         "course": course.epochs,
         "validation": report.result(np.concatenate(words)),
+        **({"told": told} if told else {}),
         **refreshed,
     }
 
 
+def _told(train: ItemStream, config: TrainTokenizerConfig) -> dict[str, float]:
+    """How much of each predicted source the others tell."""
+    if not config.predict:
+        return {}
+    sample = train.sample(config.seed)
+    read = {name: x for name, x in sample.sources.items() if name not in config.predict}
+    return {
+        name: share_told(ItemTensors({**read, name: sample.sources[name]}, sample.present), name)
+        for name in config.predict
+    }
+
+
+def _tell_of_chance(config: TrainTokenizerConfig, told: dict[str, float]) -> None:
+    for name, share in told.items():
+        if share < config.least_told:
+            say(
+                f"{config.folder.path}: '{name}' is not predicted: content tells {max(share, 0):.1%} of it, on items held out, less than "
+                f"{config.least_told:.1%}; the rest would be learned by heart (--least-told 0 predicts it all the same)"
+            )
+
+
 def _model_config(
-    config: TrainTokenizerConfig, train: ItemStream, vocabularies: dict[str, Vocabulary]
+    config: TrainTokenizerConfig, train: ItemStream, vocabularies: dict[str, Vocabulary], predict: tuple[str, ...]
 ) -> VQFusionConfig:
     return VQFusionConfig.of(
         config.model,
         num_items=train.items.num_items,
         sources=train.items.source_dims,
-        predicted=config.predict,
+        predicted=predict,
         targets={
             name: TargetConfig(num_classes=len(vocabulary), multi_label=vocabulary.multi_label)
             for name, vocabulary in vocabularies.items()

@@ -29,6 +29,8 @@ class RankerConfig:
         block_events: how many of the events before a row's first target the blocks read, besides those since.
         top_events: how many of the events a target reads, those it gives the highest scores, it also reads one by one, as
             vectors; for a reader of codes.
+        histories_by: a category of events each of whose values, in training, is a history that is read apart from the others, with
+            pools of its own; none given: one history of all events.
         cross_layers: layers of the low-rank cross network (DCN-v2).
         head_dims: hidden widths of the final perceptron.
         dropout: share of an item vector's components dropped in training.
@@ -42,6 +44,7 @@ class RankerConfig:
     blocks: int = 0
     block_events: int = 256
     top_events: int = 0
+    histories_by: str = ""
     cross_layers: int = 1
     head_dims: tuple[int, ...] = (128, 64)
     dropout: float = 0.1

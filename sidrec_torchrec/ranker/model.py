@@ -19,7 +19,7 @@ from sidrec_torchrec.data.tasks import UNKNOWN, label_of, num_actions
 from sidrec_torchrec.names import escape
 from sidrec_torchrec.ops.code_attention import GAP_BUCKETS, gap_bucket
 from sidrec_torchrec.ranker.config import RankerConfig
-from sidrec_torchrec.ranker.readers import BlockReader, Reader
+from sidrec_torchrec.ranker.readers import ApartReader, BlockReader, HistoriesBy, Reader
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.side.expansion import SIDEConfig
 
@@ -132,10 +132,17 @@ class RankerHead(nn.Module):
         self.register_buffer("weights_K", torch.tensor(config.weights(num_tasks), device=device), persistent=False)
         actions = num_actions(num_tasks)
         sizes = self.features.sizes
-        reader = config.reader(sid)(config, items_dim, sid, actions, device, sizes)
-        self.reader: Reader | BlockReader = reader
-        if config.blocks:
-            self.reader = BlockReader(reader, config, actions, sizes).to(device)
+
+        def make_reader() -> Reader | BlockReader:
+            reader = config.reader(sid)(config, items_dim, sid, actions, device, sizes)
+            return BlockReader(reader, config, actions, sizes).to(device) if config.blocks else reader
+
+        self.reader: Reader | BlockReader | ApartReader
+        if config.histories_by:
+            histories = HistoriesBy.feature(config.histories_by, self.features)
+            self.reader = ApartReader([make_reader() for _ in range(histories.count)], histories)
+        else:
+            self.reader = make_reader()
         known = [feature.size for feature in self.features.known]
         pools = self.reader.num_pools
         self.interaction = Interaction(config, pools, len(user_features), num_tasks, known).to(device)

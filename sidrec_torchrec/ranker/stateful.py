@@ -32,7 +32,8 @@ class UserStateUpdater(nn.Module):
     learned later, nor can it be taken out again; for that, make the state again from the events.
 
     Args:
-        model: of a trained ranker that attends to codes, with learned queries and without blocks; shares its parameters.
+        model: of a trained ranker that attends to codes, with learned queries, and neither blocks nor several
+            histories; shares its parameters.
 
     Raises:
         SidrecError: on another ranker.
@@ -219,7 +220,9 @@ def _reader_of(model: ServingRanker) -> CodeReader:
     """Refuses rankers of which nothing can be kept."""
     reader = model.reader
     if not isinstance(reader, CodeReader):
-        raise SidrecError("states are kept for rankers with --model.attention codes, and without --model.blocks")
+        raise SidrecError(
+            "states are kept for rankers with --model.attention codes, and without --model.blocks and --model.histories-by"
+        )
     if reader.queries.seeds_KD is None:
         raise SidrecError("this ranker has no learned queries to keep; train one with --model.learned-queries")
     return reader

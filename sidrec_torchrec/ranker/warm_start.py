@@ -65,11 +65,15 @@ def _differences(own: RankerRecipe, its: RankerRecipe) -> Iterator[str]:
     if own.arm != its.arm:
         yield f"its arm is '{its.arm}', not '{own.arm}'"
     here, there = open_prepared(own.prepared), open_prepared(its.prepared)
+    if own.model.histories_by != its.model.histories_by:
+        yield f"its histories are by '{its.model.histories_by}', not by '{own.model.histories_by}'"
     if here.tasks != there.tasks:
         yield f"it predicts {', '.join(there.tasks)}, not {', '.join(here.tasks)}"
     for name, values in here.user_values(own.folder).items():
         if values != there.user_values(its.folder).get(name):
             yield f"its user feature '{name}' has other values"
+    if here.features != there.features:
+        yield "features of its events have other codes"
     kind = ARMS[own.arm]
     if kind.needs is Needs.SIDS and _fingerprints(own) != _fingerprints(its):
         yield f"its SIDs are of codec {', '.join(_fingerprints(its))}, not {', '.join(_fingerprints(own))}"

@@ -71,9 +71,9 @@ def test_constants_and_repetitions():
 def test_an_interrupted_fit_that_is_over_stays_over(tmp_path):
     x_ND = clusters(15, 0.02)
     whole, errors = fit(x_ND)
-    dpca = DPCA(DPCAConfig(dim=48))
+    dpca = DPCA(DPCAConfig(dim=48, stages=parse_stages("ternary*25")))
     assert dpca.fit(x_ND, checkpoint=tmp_path / "fit.pt") == errors
-    again = DPCA(DPCAConfig(dim=48))
+    again = DPCA(DPCAConfig(dim=48, stages=parse_stages("ternary*25")))
     assert again.fit(x_ND, checkpoint=tmp_path / "fit.pt") == errors
     assert len(errors) < 21
     assert torch.equal(again.basis_RD, whole.basis_RD)

@@ -1,6 +1,7 @@
 """The synthetic corpus: reproducible, and with the structure its docstring promises."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,16 @@ def test_a_context_changes_labels_alone_and_pays_for_who_knows_it(tmp_path: Path
     spread = frame.groupby(["category", "device"])["label"].mean().unstack().std(axis=1).mean()
     chance = frame.assign(device=np.random.default_rng(0).permutation(frame["device"]))
     assert spread > 3 * chance.groupby(["category", "device"])["label"].mean().unstack().std(axis=1).mean()
+
+
+def test_orders_change_labels_alone(tmp_path: Path) -> None:
+    """What they do to labels: see the formula, below."""
+    write_synthetic(SMALL, tmp_path / "one")
+    write_synthetic(SyntheticConfig(**(vars(SMALL) | {"orders": 0.2})), tmp_path / "two")
+    one, two = read(tmp_path / "one", "events"), read(tmp_path / "two", "events")
+    assert two.drop_columns(["kind", "label"]).equals(one.drop_columns(["label"]))
+    kind_N = two["kind"].to_numpy()
+    assert set(kind_N) == {"click", "order"} and 0.18 < (kind_N == "order").mean() < 0.22
 
 
 def test_a_second_label_is_rarer_and_leaves_the_first_as_it_was(tmp_path: Path) -> None:
@@ -192,9 +203,10 @@ def test_user_columns_tell_a_little(corpus: Path) -> None:
 # ---------------------------------------------------------------- labels
 
 
-def test_probabilities_are_those_of_the_formula() -> None:
+@pytest.mark.parametrize("orders", [0.0, 0.3])
+def test_probabilities_are_those_of_the_formula(orders: float) -> None:
     """Against the docstring's sums, written out event by event."""
-    config = SyntheticConfig(items=100, users=3, median_events=90, recent_events=7, categories=5)
+    config = SyntheticConfig(items=100, users=3, median_events=90, recent_events=7, categories=5, orders=orders)
     world = make_items(config)
     users_U, lengths_U = np.arange(3), np.array([40, 90, 61])
     block = synthetic_events.make_events(config, world, users_U, lengths_U)
@@ -210,16 +222,19 @@ def test_probabilities_are_those_of_the_formula() -> None:
         for t in range(lengths_U[u]):
             phi = world.membership_IC[item_N[start + t]]
 
-            def match(pool: range, prior: float, phi=phi, start=start) -> float:
+            def match(pool: Sequence[int], prior: float, phi=phi, start=start) -> float:
                 like = [phi @ world.membership_IC[item_N[start + j]] for j in pool]
                 signs = [signs_N[start + j] for j in pool]
                 kernel = (config.prior * prior + np.dot(like, signs)) / (config.prior + np.sum(like))
                 return kernel - (np.mean(signs) if len(pool) else 0.0)
 
+            taste = phi @ np.tanh(draws.taste_UC[u])
+            ordered = [j for j in range(t) if orders and block.events["kind"][int(start) + j].as_py() == "order"]
             logit = (
                 config.bias
                 + config.recent_weight * match(range(max(t - 7, 0), t), 2 * phi[focus_N[start + t]] - 1)
-                + config.distant_weight * match(range(t // 2), phi @ np.tanh(draws.taste_UC[u]))
+                + config.distant_weight * match(range(t // 2), taste)
+                + config.orders_weight * (match(ordered, taste) if orders else 0.0)
                 + config.quality_weight * world.quality_I[item_N[start + t]]
                 + draws.bias_U[u]
             )

@@ -43,12 +43,13 @@ class VectorReader(Reader):
         return self.vectors(items[event_K], has_item_K)
 
     def forward(self, batch: RankBatch, items: Tensor | None, targets: Targets) -> tuple[Tensor, Tensor]:
-        x_ND = self.item_vectors(
-            items, torch.arange(len(batch.action_N), device=batch.action_N.device), batch.has_item_N
-        )
-        q_SD = x_ND[targets.event_S]
+        is_read_N = batch.visible_N.clone()
+        is_read_N[targets.event_S] = True
+        x_KD = self.item_vectors(items, is_read_N.nonzero().squeeze(1), batch.has_item_N)
+        place_N = is_read_N.cumsum(0) - 1  # of those that are read, among them
+        q_SD = x_KD[place_N[targets.event_S]]
         history = PaddedHistory.of(batch, targets.visible_V)
-        return q_SD, history.pool(self.attention, self.queries(q_SD), targets, x_ND[targets.visible_V])
+        return q_SD, history.pool(self.attention, self.queries(q_SD), targets, x_KD[place_N[targets.visible_V]])
 
     def serve(self, requests: Requests) -> tuple[Tensor, Tensor]:
         x_ND, q_MD = self.vectors(requests.items, requests.has_item_N), self.vectors(requests.candidates)
