@@ -1,29 +1,38 @@
 """``sidrec COMMAND --flag value ...``: parses, and calls what does the work.
 
-A command's flags are the fields of the config dataclass that its function takes; their help is its docstring. Fields of
-the configs it holds are ``--protocol.split``, or ``--split`` where no other of them has that name.
+A command's flags are the fields of the config dataclass that its function takes (``flags.py``). To list and to parse them its
+module is not imported: see ``config_source.py``.
 """
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import os
-import re
+import signal
 import sys
+import time
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from sidrec_torchrec.config_source import config_skeleton, first_line_of
 from sidrec_torchrec.data.converters import CONVERTERS
 from sidrec_torchrec.environment import check_environment, doctor
 from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.flags import UsageError, flags_of, is_config, missing, normalize, one_line
 from sidrec_torchrec.jobs import HELP, JOBS
+from sidrec_torchrec.output import Amount, Output, output, say, say_error, speaking
+from sidrec_torchrec.usage import command_help, commands_help, completion_script, completion_words
 
-_DOCTOR = "doctor"
+_DOCTOR, _COMPLETION = "doctor", "completion"
 _CONVERT = "data "  # a converter's command is this and its name
-_SHORT_NAMES = (
-    "A flag of a config within another, as --{path}, may go by its last name, --{name}, where no other has it."
-)
+_OWN = {
+    _DOCTOR: "say what is installed, whether the versions match, and how to fix it if they do not",
+    _COMPLETION: "print what completes commands and flags in bash, zsh or fish",
+}
+_ASKS = ("-h", "--help")
 
 
 def run() -> None:
@@ -39,155 +48,134 @@ def main(arguments: list[str]) -> int:
 
     Returns:
         Exit code: 0; 1 if ``doctor`` found a mismatch; after an error a user can act on, whose message alone is
-        printed (set ``SIDREC_DEBUG=1`` for the traceback), 2, 3 if training diverged, 4 if another process of the job has ended; 130 when interrupted; 143
-        after SIGTERM, 129 after SIGHUP.
+        printed (set ``SIDREC_DEBUG=1`` for the traceback), 2, 3 if training diverged, 4 if another process of the job has
+        ended; 130 when interrupted; 143 after SIGTERM, 129 after SIGHUP.
     """
-    name, rest = _split_name(arguments)
-    if name == _DOCTOR:
-        return doctor()
-    if name not in commands():
-        return _print_usage(name)
     try:
-        check_environment()
-        return call(name, rest)
-    except (SidrecError, OSError) as error:  # OSError: no permission, no space, a file where a folder should be
-        if os.environ.get("SIDREC_DEBUG") == "1":
-            raise
+        how, is_dry, arguments = _own_options(arguments)
+    except UsageError as error:
         return _print_error(error)
-    except ImportError as error:
-        if os.environ.get("SIDREC_DEBUG") == "1" or (error.name or "").startswith(__package__):
-            raise
-        return _print_error(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    name, rest = _split_name(arguments)
+    with speaking(dataclasses.replace(how, job=name)):
+        try:
+            if (name in ("", *_ASKS, "help") or _is_group(name)) and {*rest} <= {*_ASKS}:
+                return _list_commands(is_asked=bool(name))
+            if name == "--version":
+                return _print_version()
+            if name == _COMPLETION:
+                return _complete(rest)
+            if name == _DOCTOR:
+                return doctor()
+            return call(name, rest, is_dry=is_dry)
+        except BrokenPipeError:  # whoever read what we print has seen enough: `sidrec --help | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        except (SidrecError, OSError) as error:  # OSError: no permission, no space, a file where a folder should be
+            if os.environ.get("SIDREC_DEBUG") == "1":
+                raise
+            return _print_error(error)
+        except ImportError as error:
+            if os.environ.get("SIDREC_DEBUG") == "1" or (error.name or "").startswith(__package__):
+                raise
+            return _print_error(error)
+        except KeyboardInterrupt:
+            _print_error("interrupted")
+            return 130
 
 
 def commands() -> dict[str, str]:
     """What each command does, by name; imports none of them."""
     others = {name: "of another package" for name in JOBS if name not in HELP}
-    return HELP | others | {f"{_CONVERT}{name}": f"convert {name} to our format" for name in CONVERTERS}
+    return HELP | others | {f"{_CONVERT}{name}": f"convert {name} to our format" for name in CONVERTERS} | _OWN
 
 
-def call(name: str, arguments: list[str]) -> int:
+def call(name: str, arguments: list[str], *, is_dry: bool = False) -> int:
     """Parses a command's flags into its config and calls its function.
 
     Args:
         name: of the command.
-        arguments: flags. ``--a-b`` is ``--a_b``; a flag of several values may be repeated, or hold a comma list.
+        arguments: flags. ``--a_b`` is ``--a-b``; a flag of several values may be repeated, or hold a comma list.
+        is_dry: whether to say what would be done instead.
+
+    Raises:
+        UsageError: on a command, flag or value that there is not.
     """
-    converts = name not in JOBS
-    function = CONVERTERS[name.removeprefix(_CONVERT)] if converts else JOBS[name]
-    description = HELP.get(name) or (function.__doc__ or "").partition("\n")[0]
-    result = function(parse_config(_config_class(function), arguments, prog=f"sidrec {name}", description=description))
-    if converts:
+    registry, entry = _where(name)
+    source = registry.source(entry)
+    declared = None if source is None else config_skeleton(source)
+    declared = declared or _config_class(registry[entry])
+    if not {*arguments}.isdisjoint(_ASKS):
+        line = first_line_of(source) if source is not None else (registry[entry].__doc__ or "").partition("\n")[0]
+        print(command_help(name, HELP.get(name, line), flags_of(declared)))
+        return 0
+    values = parse_config(declared, arguments, prog=f"sidrec {name}")
+    check_environment()
+    from sidrec_torchrec.training.progress import stage  # a tenth of a second
+
+    function = registry[entry]
+    config = _checked(_config_class(function), values)
+    if is_dry:
+        from sidrec_torchrec.dry_run import print_plan  # imports torch
+
+        print_plan(name, function, config)
+        return 0
+    start = time.monotonic()
+    if registry is CONVERTERS:
+        with stage(name, None, show=True, line=False):
+            result = function(config)
         print(json.dumps(result, indent=2))
+    else:
+        function(config)
+    out = getattr(config, "out", None)
+    say(f"{name}: done in {time.monotonic() - start:.0f} s" + (f"; see {out}" if out is not None else ""))
     return 0
 
 
-def parse_config(config_class: type, arguments: list[str], *, prog: str, description: str = "") -> Any:
+def parse_config(config_class: type, arguments: list[str], *, prog: str) -> Any:
     """A config dataclass from flags and, under ``--config``, a YAML file; flags take precedence over the file.
 
-    Exits with code 2 and a usage line on a bad flag or value.
+    Raises:
+        UsageError: on a bad flag or value.
     """
-    from jsonargparse import ArgumentParser  # half a second, which `doctor` and `--help` need not spend
-
-    paths = _paths(config_class)
+    flags = flags_of(config_class)
+    arguments = normalize(arguments, flags)
+    if absent := missing(arguments, flags):
+        raise UsageError(f"{prog} needs {', '.join(absent)}; {prog} --help lists all flags")
+    from jsonargparse import ArgumentParser  # half a second, which `--help` need not spend
 
     class Parser(ArgumentParser):
-        def error(self, message: str, *rest: Any) -> typing.NoReturn:
-            super().error(message + _suggestion(message, paths), *rest)
+        def error(self, message: str, *_: Any) -> typing.NoReturn:
+            raise UsageError(one_line(message))
 
-    unique = next((path for path in paths if len(_ends(_last(path), paths)) == 1 and _last(path) not in paths), None)
-    notes = [_SHORT_NAMES.format(path=unique, name=_last(unique))] if unique else []
-    text = ". ".join([*filter(None, [description.removesuffix(".")]), *notes])
-    parser = Parser(prog=prog, description=text, allow_abbrev=False)
-    parser.add_argument(
-        "--config", action="config", help="YAML file of flags; flags on the command line take precedence"
-    )
+    parser = Parser(prog=prog, allow_abbrev=False)
+    parser.add_argument("--config", action="config")
     parser.add_class_arguments(config_class, as_group=False, fail_untyped=True)
     try:
-        namespace = parser.parse_args(_normalize(arguments, paths))
-        values = parser.instantiate(namespace)
+        values = parser.instantiate(parser.parse_args(arguments))
         return config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class)})
     except SidrecError:
         raise
     except ValueError as error:
-        parser.error(str(error))
+        raise UsageError(str(error)) from error
 
 
-def _normalize(arguments: list[str], paths: dict[str, Any]) -> list[str]:
-    """Kebab case to snake case, last names to whole ones, a switch without a value to true; each list flag's values, repeated
-    or in comma lists, to one JSON list.
-
-    Raises:
-        ValueError: on a last name that several fields have; names them.
-    """
-    plain: list[str] = []
-    lists: dict[str, list[str]] = {}
-    rest = iter([*zip(arguments, [*arguments[1:], "--"], strict=False)])
-    for argument, after in rest:
-        flag, equals, value = argument.partition("=")
-        if flag.startswith("--"):
-            flag = "--" + _full(flag[2:].replace("-", "_"), paths)
-        kind = paths.get(flag[2:])
-        if not _is_list(kind):
-            is_bare = kind is bool and not equals and after.startswith("--")
-            plain.append(flag + equals + value + "=true" * is_bare)
-            continue
-        values = value if equals else next(rest, (None, ""))[0]
-        if values is None:
-            plain.append(flag)
-        else:
-            lists.setdefault(flag, []).extend(part for part in values.split(",") if part)
-    return plain + [f"{flag}={json.dumps(values)}" for flag, values in lists.items()]
-
-
-def _paths(config_class: type, prefix: str = "") -> dict[str, Any]:
-    """Every field, those of configs it holds as ``model.hidden``; and its type."""
-    paths = {}
-    for name, kind in typing.get_type_hints(config_class).items():
-        paths[prefix + name] = kind
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            paths |= _paths(kind, f"{prefix}{name}.")
-    return paths
-
-
-def _is_list(kind: Any) -> bool:
-    """Whether it is ``tuple[str, ...]``, say."""
-    return typing.get_origin(kind) is tuple and typing.get_args(kind)[1:] == (...,)
-
-
-def _full(name: str, paths: dict[str, Any]) -> str:
-    """The path that ends in ``name``, if there is but one; ``name`` itself if it is a path, or none ends so.
+def _checked(config_class: type, values: Any) -> Any:
+    """The config itself, from its skeleton, or from what is one already.
 
     Raises:
-        ValueError: if several do; names them.
+        UsageError: on a value it refuses.
     """
-    ends = _ends(name, paths)
-    if name in paths or not ends:
-        return name
-    if len(ends) > 1:
-        raise ValueError(f"--{name} may be {' or '.join(f'--{path}' for path in ends)}; write which")
-    return ends[0]
-
-
-def _ends(name: str, paths: dict[str, Any]) -> list[str]:
-    return [path for path in paths if path.endswith(f".{name}")]
-
-
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]
-
-
-def _suggestion(message: str, paths: dict[str, Any]) -> str:
-    """Flags like those the parser does not know, if there are."""
-    if not message.startswith("unrecognized arguments"):
-        return ""
-    names = {_last(path): path for path in reversed(paths)} | {path: path for path in paths}
-    found = [difflib.get_close_matches(name, names, 1, 0.75) for name in re.findall(r"--([\w.]+)", message)]
-    likely = [f"--{names[match]}" for matches in found for match in matches]
-    return f"; did you mean {', '.join(likely)}?" if likely else ""
+    if isinstance(values, config_class):
+        return values
+    hints = typing.get_type_hints(config_class)
+    fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(config_class)}
+    made = {name: _checked(hints[name], value) if is_config(hints[name]) else value for name, value in fields.items()}
+    try:
+        return config_class(**made)
+    except SidrecError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _config_class(function: Callable[..., Any]) -> type:
@@ -195,30 +183,106 @@ def _config_class(function: Callable[..., Any]) -> type:
     return next(kind for name, kind in hints.items() if name != "return")
 
 
+def _own_options(arguments: list[str]) -> tuple[Output, bool, list[str]]:
+    """What every command has: how it speaks, whether it only says what it would do; and the other arguments."""
+    rest, amount, kind, is_dry = [], output().amount, os.environ.get("SIDREC_LOG", "text"), False
+    words = iter(arguments)
+    for word in words:
+        if word in ("--quiet", "--verbose"):
+            amount = Amount.QUIET if word == "--quiet" else Amount.VERBOSE
+        elif word == "--dry-run":
+            is_dry = True
+        elif word.partition("=")[0] == "--log":
+            kind = word.partition("=")[2] or next(words, "")
+        else:
+            rest.append(word)
+    if kind not in ("text", "json"):
+        raise UsageError(f"--log is text or json, got '{kind}'")
+    return Output(is_json=kind == "json", amount=amount), is_dry, rest
+
+
 def _split_name(arguments: list[str]) -> tuple[str, list[str]]:
-    words = 2 if arguments and arguments[0] in _groups() else 1
-    return " ".join(arguments[:words]), arguments[words:]
+    """The command's name, of one word or two, and the rest."""
+    first = arguments[0] if arguments else ""
+    is_pair = len(arguments) > 1 and not arguments[1].startswith("-") and _is_group(first)
+    return " ".join(arguments[: 1 + is_pair]), arguments[1 + is_pair :]
 
 
-def _groups() -> set[str]:
-    """First words of commands of two."""
-    return {name.split()[0] for name in commands() if " " in name}
+def _is_group(word: str) -> bool:
+    """Whether it begins commands of two words. Other packages' names are read only where ours do not say it: that takes time."""
+    names = (*HELP, _CONVERT) if word in HELP or any(n.startswith(f"{word} ") for n in HELP) else (*HELP, *JOBS)
+    return bool(word) and any(name.startswith(f"{word} ") for name in names)
 
 
-def _print_usage(name: str) -> int:
-    lines = ["usage: sidrec COMMAND [--flag value ...]", "       sidrec COMMAND --help", ""]
-    lines += [f"  {command:<23}{text}" for command, text in commands().items()]
-    lines += [f"  {_DOCTOR:<23}say what is installed, whether the versions match, and how to fix it if they do not"]
-    asked = bool(name) and {*name.split()} <= {*_groups(), "-h", "--help", "help"}
-    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
-    if not asked:
-        return _print_error(f"unknown command '{name}'" if name else "no command")
+def _where(name: str) -> tuple[Any, str]:
+    """The registry that has a command, and its name there.
+
+    Raises:
+        UsageError: if there is none; names one like it.
+    """
+    if name in JOBS:
+        return JOBS, name
+    if name.startswith(_CONVERT) and name.removeprefix(_CONVERT) in CONVERTERS:
+        return CONVERTERS, name.removeprefix(_CONVERT)
+    likely = difflib.get_close_matches(name, commands(), 1, 0.6)
+    hint = f"did you mean '{likely[0]}'?" if likely else "sidrec --help lists all"
+    raise UsageError(f"there is no command '{name}'; {hint}")
+
+
+def _list_commands(*, is_asked: bool) -> int:
+    if not is_asked:
+        return _print_error("no command; sidrec --help lists all")
+    print(commands_help(commands()))
+    return 0
+
+
+def _print_version() -> int:
+    from sidrec_torchrec import __version__
+
+    print(f"sidrec-torchrec {__version__}")
+    return 0
+
+
+def _complete(words: list[str]) -> int:
+    """Prints a shell's script; or, for that script, what may follow the words."""
+    shell, *words = words or [""]
+    if shell == "words":
+        name, rest = _split_name(words)
+        flags = None
+        if name in JOBS or name.removeprefix(_CONVERT) in CONVERTERS:
+            registry, entry = _where(name)
+            source = registry.source(entry)
+            flags = flags_of((source and config_skeleton(source)) or _config_class(registry[entry]))
+        print("\n".join(completion_words(commands(), rest if flags is not None else words, flags)))
+        return 0
+    script = completion_script(shell)
+    if script is None:
+        raise UsageError("name your shell: sidrec completion bash, zsh or fish")
+    print(script)
     return 0
 
 
 def _print_error(error: Exception | str) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    """Says it in a line, where no other process of this machine has; returns the exit code."""
+    text = str(error)
+    if _is_first_to_say(text):
+        say_error(text)
     return error.exit_code if isinstance(error, SidrecError) else SidrecError.exit_code
+
+
+def _is_first_to_say(text: str) -> bool:
+    """Whether none of this machine's processes of the same attempt of torchrun has said it: all may meet the same error."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file:
+        return True
+    said = Path(file).parents[1] / f"said-{hashlib.sha256(text.encode()).hexdigest()[:16]}"  # one folder an attempt
+    try:
+        said.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 if __name__ == "__main__":

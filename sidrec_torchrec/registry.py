@@ -50,13 +50,17 @@ class Registry(Generic[Registered]):
             SidrecError: on an unknown name; lists those there are. On an entry point that cannot be loaded; names it.
         """
         if name not in self._entries:
-            if name not in self._points:
+            if name not in self:
                 raise SidrecError(f"unknown {self.kind} '{name}'; there are {', '.join(self)}")
-            self._load(self._points[name])
+            self._load(self._own.get(name) or self._points[name])
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in self._points
+        return name in self._entries or name in self._late or name in self._points
+
+    def source(self, name: str) -> str | None:
+        """Where an entry of this package will be loaded from, as ``module:object``; None if it is loaded, or another package's."""
+        return None if name in self._entries else self._late.get(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self._entries, *self._points]))
@@ -64,9 +68,16 @@ class Registry(Generic[Registered]):
     @cached_property
     def _points(self) -> dict[str, EntryPoint]:
         """What can be loaded, by name: of this package, and what others offer."""
-        group = f"sidrec_torchrec.{self.kind}s"
-        offered = {point.name: point for point in entry_points(group=group)}
-        return offered | {name: EntryPoint(name, value, group) for name, value in self._late.items()}
+        return {point.name: point for point in entry_points(group=self._group)} | self._own
+
+    @cached_property
+    def _own(self) -> dict[str, EntryPoint]:
+        """What can be loaded of this package; known at once, whereas others' are looked for in all that is installed."""
+        return {name: EntryPoint(name, value, self._group) for name, value in self._late.items()}
+
+    @property
+    def _group(self) -> str:
+        return f"sidrec_torchrec.{self.kind}s"
 
     def _load(self, point: EntryPoint) -> None:
         try:

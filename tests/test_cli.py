@@ -1,6 +1,8 @@
 """The command line: flags from config dataclasses, and errors in words."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -8,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from sidrec_torchrec import cli
+from sidrec_torchrec import __version__, cli
 from sidrec_torchrec.cli import main, parse_config
+from sidrec_torchrec.config_source import config_skeleton
 from sidrec_torchrec.data.converters import CONVERTERS
 from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.flags import flags_of
 from sidrec_torchrec.jobs import JOBS
 
 
@@ -170,35 +174,39 @@ def test_flags_outdo_the_config_file(tmp_path):
     ("arguments", "words"),
     [
         (["--out", "d", "--cold-fraction", "2"], "cold_fraction must lie in [0, 1), got 2.0"),
-        (["--out", "d", "--cold-fraction", "much"], "cold_fraction"),
-        (["--out", "d", "--sauce", "a"], "unrecognized arguments: --sauce"),
-        (["--out", "d", "--suorce", "a"], "unrecognized arguments: --suorce a; did you mean --source?"),
-        (["--out", "d", "--hiden-dims", "8"], "did you mean --model.hidden_dims?"),
+        (["--out", "d", "--cold-fraction", "much"], "--cold-fraction: must be float, got 'much'"),
+        (["--out", "d", "--hidden-dims", "8,wide"], "--model.hidden-dims: must be int, got 'wide'"),
+        (["--out", "d", "--sauce", "a"], "there is no flag --sauce; did you mean --source?"),
+        (["--out", "d", "--zzz", "a"], "there is no flag --zzz"),
+        (["--out", "d", "--hiden-dims", "8"], "did you mean --model.hidden-dims?"),
         (
             ["--out", "d", "--passes", "2"],
             "--passes may be --training.passes or --training.optimizer.passes; write which",
         ),
-        (["--out", "d", "--cold", "0.5"], "unrecognized arguments: --cold"),
-        (["--out", "d", "--source"], "source"),
-        ([], "required"),
+        (["--out", "d", "--cold", "0.5"], "there is no flag --cold"),
+        (["--out", "d", "--source"], "--source needs a value"),
+        (["d"], "'d' belongs to no flag"),
+        (["--log", "xml"], "--log is text or json, got 'xml'"),
+        ([], "sidrec job needs --out; sidrec job --help lists all flags"),
     ],
 )
-def test_bad_flags(arguments, words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["job", *arguments])
-    assert stop.value.code == 2
-    assert words in capsys.readouterr().err
+def test_bad_flags_are_one_line(arguments, words, capsys):
+    assert main(["job", *arguments]) == 2
+    out, error = capsys.readouterr()
+    assert not out
+    assert words in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
 
 
 def test_help_is_the_docstring(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["job", "--help"])
-    assert stop.value.code == 0
+    assert main(["job", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "which sources." in out
-    assert "widths." in out
+    assert out.startswith("usage: sidrec job --out PATH [--flag value ...]")
+    assert "  --source TEXT,...           which sources. [all]" in out
+    assert "  --model.hidden-dims N,...   widths. [64]" in out
     words = " ".join(out.split())
-    assert "as --model.hidden_dims, may go by its last name, --hidden_dims, where no other has it." in words
+    assert "A flag of a config within, such as --model.hidden-dims, also goes by its last name" in words
 
 
 def test_a_job_runs(capsys):
@@ -219,33 +227,137 @@ def test_debugging_shows_the_traceback(monkeypatch):
 
 def test_unknown_commands(capsys):
     assert main(["jib"]) == 2
-    assert capsys.readouterr().err.endswith("error: unknown command 'jib'\n")
+    assert capsys.readouterr().err == "error: there is no command 'jib'; did you mean 'job'?\n"
+    assert main(["train-tokeniser", "--out", "d"]) == 2
+    assert "did you mean 'train-tokenizer'?" in capsys.readouterr().err
     assert main([]) == 2
+    assert capsys.readouterr().err == "error: no command; sidrec --help lists all\n"
     assert main(["codec", "design-it"]) == 2
+    assert "did you mean 'codec design'?" in capsys.readouterr().err
     for asking in (["--help"], ["data"], ["codec"], ["codec", "--help"]):
-        capsys.readouterr()
         assert main(asking) == 0
         assert "data movielens" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", cli.commands())
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sidrec-torchrec {__version__}\n"
+
+
+OURS = [name for name in cli.commands() if name not in ("doctor", "completion")]
+
+
+@pytest.mark.parametrize("name", OURS)
 def test_every_command_has_help(name, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([*name.split(), "--help"])
-    assert stop.value.code == 0
-    assert f"sidrec {name}" in capsys.readouterr().out
+    assert main([*name.split(), "--help"]) == 0
+    assert f"usage: sidrec {name}" in capsys.readouterr().out
 
 
-def test_help_and_a_doctor_who_finds_a_mismatch_do_without_torch():
-    code = """
+def test_no_command_needs_torch_to_list_and_to_refuse_flags():
+    code = f"""
 import sys
 from sidrec_torchrec import cli, environment
 assert cli.main(["--help"]) == 0
-environment.installed_versions = lambda: {"torch": "2.11.0", "torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"}
+for name in {OURS}:
+    assert cli.main([*name.split(), "--help"]) == 0, name
+    assert cli.main([*name.split(), "--no-such-flag", "a"]) == 2, name
+    assert cli.main(["completion", "words", *name.split()]) == 0, name
+assert cli.main(["train-ranker", "--data", "d", "--prepared", "p", "--out", "o", "--model.dim", "wide"]) == 2
+environment.installed_versions = lambda: {{"torch": "2.11.0", "torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"}}
 assert cli.main(["doctor"]) == 1
-assert "torch" not in sys.modules
+for module in ("torch", "pyarrow", "numpy"):
+    assert module not in sys.modules, module
 """
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--model.dim: must be int, got 'wide'" in result.stderr
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_flags_read_from_the_source_are_those_of_the_config(name):
+    registry, entry = cli._where(name)
+    declared = config_skeleton(registry._late[entry])
+    assert declared is not None
+    own, real = flags_of(declared), flags_of(cli._config_class(registry[entry]))
+    assert list(own) == list(real)
+    for path, flag in own.items():
+        assert (flag.help, flag.words, flag.is_list, flag.choices) == (
+            real[path].help,
+            real[path].words,
+            real[path].is_list,
+            real[path].choices,
+        )
+        if not flag.is_config:
+            assert (flag.kind, flag.default) == (real[path].kind, real[path].default)
+        assert flag.help, f"--{flag.name} says nothing"
+
+
+def test_lines_as_json(capsys, tmp_path):
+    flags = ["--out", str(tmp_path / "corpus"), "--users", "20", "--items", "100", "--median-events", "20"]
+    assert main(["data", "synthetic", *flags, "--log", "json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert lines
+    assert {(line["level"], line["rank"], line["job"]) for line in lines} == {("info", 0, "data synthetic")}
+    assert lines[-1]["message"].startswith("data synthetic: done in ")
+    assert main(["data", "validate", "--data", str(tmp_path), "--log=json"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["level"] == "error"
+
+
+def test_a_finished_command_says_so_unless_it_is_quiet(capsys):
+    assert main(["job", "--out", "d"]) == 0
+    assert capsys.readouterr().err == "job: done in 0 s; see d\n"
+    assert main(["--quiet", "job", "--out", "d"]) == 0
+    assert capsys.readouterr() == ('{"out": "d"}\n', "")
+    assert main(["job", "--out", "d", "--source", "bad", "--quiet"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_an_error_of_all_processes_is_said_once(capsys, monkeypatch, tmp_path):
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / str(rank) / "error.json"))
+        assert main(["job", "--out", "d", "--source", "bad"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["job", "--out", "d", "--nothing", "bad"]) == 2
+    assert "no flag --nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell, capsys):
+    assert main(["completion", shell]) == 0
+    assert "sidrec completion words" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "some"),
+    [
+        ([], {"pipeline", "codec", "data", "completion"}),
+        (["codec"], {"design", "drift", "index"}),
+        (["encode-corpus"], {"--tokenizer", "--append", "--dry-run", "--schema.time-unit"}),
+        (["encode-corpus", "--report"], {"short", "full"}),
+        (["encode-corpus", "--append"], {"--tokenizer"}),
+        (["encode-corpus", "--out"], set()),
+    ],
+)
+def test_words_to_complete(words, some, capsys):
+    assert main(["completion", "words", *words]) == 0
+    found = {*capsys.readouterr().out.split()}
+    assert some <= found if some else not found
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes(tmp_path):
+    sidrec = tmp_path / "sidrec"
+    sidrec.write_text(f'#!/bin/sh\nexec {sys.executable} -m sidrec_torchrec.cli "$@"\n')
+    sidrec.chmod(0o755)
+    code = """eval "$(sidrec completion bash)"
+COMP_WORDS=(sidrec codec des) COMP_CWORD=2
+_sidrec
+echo "${COMPREPLY[@]}" """
+    variables = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = subprocess.run(["bash", "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["design"]
 
 
 def test_a_synthetic_corpus_is_made_and_valid(tmp_path, capsys):
@@ -262,9 +374,8 @@ def test_a_converter_of_another_package_is_a_command(monkeypatch, capsys):
 
     monkeypatch.setitem(CONVERTERS._entries, "other-logs", convert)
     assert main(["--help"]) == 0
-    assert "data other-logs        convert other-logs to our format" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["data", "other-logs", "--help"])
+    assert "data other-logs         convert other-logs to our format" in capsys.readouterr().out
+    assert main(["data", "other-logs", "--help"]) == 0
     assert "Converts logs of another kind." in capsys.readouterr().out
     assert main(["data", "other-logs", "--out", "d"]) == 0
     assert json.loads(capsys.readouterr().out) == {"events": 1}

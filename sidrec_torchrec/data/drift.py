@@ -19,7 +19,7 @@ from sidrec_torchrec.data.tasks import UNKNOWN, label_of
 from sidrec_torchrec.data.user_lists import list_classes
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import write_json
-from sidrec_torchrec.training.progress import say
+from sidrec_torchrec.output import Amount, output, warn
 
 if TYPE_CHECKING:
     from sidrec_torchrec.data.prepare import Prepared
@@ -207,9 +207,10 @@ def report_drift(report: dict[str, Any], out: Path | None) -> None:
     """Prints the table and the warnings of what ``drift`` found; with a folder, writes it there as ``drift.json``."""
     if out is not None:
         write_json(out / DRIFT_FILE, report)
-    Console(stderr=True).print(drift_table(report))
+    if output().amount >= Amount.NORMAL and not output().is_json:
+        Console(stderr=True).print(drift_table(report))
     for line in report["warnings"]:
-        say(f"warning: {line}")
+        warn(line)
 
 
 def drift_table(report: Mapping[str, Any]) -> Table:

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import track
 
 from sidrec_torchrec.data.folder import EVENTS_FILE, ITEMS_FILE, USERS_FILE
 from sidrec_torchrec.data.synthetic_events import USERS_SCHEMA, Block, events_schema, history_lengths, make_events
 from sidrec_torchrec.data.synthetic_items import SyntheticConfig, items_table, make_items
 from sidrec_torchrec.files import atomic_path, write_json
+from sidrec_torchrec.training.progress import stage
 
 __all__ = ["SUMMARY_FILE", "SyntheticConfig", "write_synthetic"]
 
@@ -65,12 +65,14 @@ def write_synthetic(config: SyntheticConfig, folder: str | Path, *, progress: bo
             events_path, events_schema(config), compression="zstd", write_page_checksum=True
         ) as events_writer,
         pq.ParquetWriter(users_path, USERS_SCHEMA, compression="zstd", write_page_checksum=True) as users_writer,
+        stage("synthetic events", len(blocks), show=progress, line=False) as shown,
     ):
-        for users in track(blocks, "synthetic events", disable=not progress):
+        for users in blocks:
             block = make_events(config, world, users, lengths_U[users])
             events_writer.write_table(block.events)
             users_writer.write_table(block.users)
             entropy.add(block)
+            shown.advance()
     summary = {"config": asdict(config)} | entropy.summary()
     write_json(folder / SUMMARY_FILE, summary)
     return summary

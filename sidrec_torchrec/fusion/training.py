@@ -19,6 +19,7 @@ from sidrec_torchrec.fusion.model import ItemTensors, Standardize, VQFusion
 from sidrec_torchrec.processes import is_first_process
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.loop import LoopConfig
+from sidrec_torchrec.training.profiler import profiled
 from sidrec_torchrec.training.progress import Stage, say
 from sidrec_torchrec.training.schedule import rate_factor
 from sidrec_torchrec.training.trainee import NotFiniteError, Step, Trainee, Values
@@ -43,6 +44,7 @@ class TokenizerTrainingConfig:
         patience: epochs without improvement after which training stops. The first epochs lose some of what the closed form
             had found, so leave it room.
         checkpoint_minutes: minutes between two checkpoints; one is also made after each epoch. 0 makes one after every batch.
+        profile: first and last batch to trace, such as ``10:20``, counted from 1 where the process begins; none given: none.
         seed: of weights, dropout and shuffling.
     """
 
@@ -53,15 +55,22 @@ class TokenizerTrainingConfig:
     least_told: float = 0.05
     patience: int = 20
     checkpoint_minutes: float = 10.0
+    profile: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "epochs", "learning_rate", "weight_decay", "checkpoint_minutes", "seed")
         check_at_least(self, 1, "batch_size", "patience")
+        profiled(self.profile)
 
     def loop(self) -> LoopConfig:
         """What of it the training loop sees to."""
-        return LoopConfig(epochs=self.epochs, checkpoint_minutes=self.checkpoint_minutes, patience=self.patience)
+        return LoopConfig(
+            epochs=self.epochs,
+            checkpoint_minutes=self.checkpoint_minutes,
+            patience=self.patience,
+            profile=self.profile,
+        )
 
 
 class TokenizerTraining(Trainee):
@@ -125,7 +134,7 @@ class TokenizerTraining(Trainee):
         self._parallel = self._parallel or DistributedDataParallel(self.model)
         rank, world_size = self._processes.rank, self._processes.world_size
         batches = zip_longest(self._batches(epoch), self._only_kept(self._order(epoch)))
-        for batch, kept in islice(batches, first, None):
+        for batch, kept in self.waits.timed(islice(batches, first, None)):
             before_step()
             share = batch.select(slice(rank, None, world_size)).to(self._processes.device)
             kept_share = kept and kept.select(slice(rank, None, world_size)).to(self._processes.device)
@@ -202,6 +211,7 @@ class _Optimizer:
         self._model = model
         self._config = config
         self._steps = steps
+        self._norm = torch.zeros(())
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._adam = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
 
@@ -217,7 +227,11 @@ class _Optimizer:
         norm = clip_grad_norm_(self._model.parameters(), _LARGEST_GRADIENT)
         if not norm.isfinite():
             raise NotFiniteError(f"the norm of the gradients is {float(norm)}")
+        self._norm = norm
         self._adam.step()
+
+    def measures(self) -> dict[str, float]:
+        return {"gradient_norm": float(self._norm), "learning_rate": self._adam.param_groups[0]["lr"]}
 
     def state_dict(self) -> dict[str, Any]:
         return get_optimizer_state_dict(self._model, self._adam)

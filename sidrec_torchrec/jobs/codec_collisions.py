@@ -18,6 +18,7 @@ from sidrec_torchrec.data.sids import SIDs, open_sids
 from sidrec_torchrec.errors import DataError, check_at_least
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.training.config import JobConfig
+from sidrec_torchrec.training.progress import stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,15 @@ def main(config: CodecCollisionsConfig) -> dict[str, Any]:
     Raises:
         DataError: on files that are missing or broken, an unknown column, or items that are not those of the SIDs.
     """
+    report = _report(config)
+    if config.json is not None:
+        write_json(config.json, report)
+    _print(report)
+    return report
+
+
+@stage("collisions", None, show=True, line=False)
+def _report(config: CodecCollisionsConfig) -> dict[str, Any]:
     sids = open_sids(config.sids)
     items = None if config.items is None else open_items(config.items, targets=config.column or None)
     item_ids, words_NW = sids.read()
@@ -72,7 +82,7 @@ def main(config: CodecCollisionsConfig) -> dict[str, Any]:
     largest = list(_largest(sids, words_NW, groups, config.groups))
     shown = [rows[: config.members] for rows, _ in largest]
     columns = _columns(items, item_ids, np.concatenate([np.empty(0, np.int64), *shown])) if items else {}
-    report = {
+    return {
         "path": str(sids.path),
         "items": sids.num_items,
         "bits": sids.spec.bits,
@@ -89,10 +99,6 @@ def main(config: CodecCollisionsConfig) -> dict[str, Any]:
             for rows, digits in largest
         ],
     }
-    if config.json is not None:
-        write_json(config.json, report)
-    _print(report)
-    return report
 
 
 def _largest(

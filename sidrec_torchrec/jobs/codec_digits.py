@@ -17,7 +17,7 @@ from sidrec_torchrec.ranker.training import RankerTrainingConfig
 from sidrec_torchrec.study.plans import TokenizerPlan, Variant
 from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
 from sidrec_torchrec.training.group import process_group
-from sidrec_torchrec.training.runs import open_run
+from sidrec_torchrec.training.runs import look, open_run
 
 _RAW, _NONE = "raw", "none"
 
@@ -86,6 +86,19 @@ def main(config: CodecDigitsConfig) -> dict[str, Any]:
         if processes.is_main:
             _print(config, result)
         return result
+
+
+def plan(config: CodecDigitsConfig) -> dict[str, str]:
+    """Runs nothing: in which state each step is, by name.
+
+    Raises:
+        DataError: on data that are not there.
+    """
+    state = look(config.out, config, config.folder.files())
+    if state not in ("new", "begun, and would go on"):
+        return {f"codec digits {config.out}": state}
+    sources = config.source or tuple(open_items(config.folder).source_dims)
+    return Workspace(config.out, config.folder, config).plan(_variants(config, sources), config.seeds)
 
 
 def _measure(config: CodecDigitsConfig) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from sidrec_torchrec.fusion.tokenizer import Tokenizer, tokenizer_files
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
-from sidrec_torchrec.training.progress import say
+from sidrec_torchrec.training.progress import say, stage
 from sidrec_torchrec.training.runs import open_run
 
 _BLOCK = 1 << 16  # SIDs packed again at once
@@ -149,7 +149,8 @@ class _Work:
         manifest = before
         for number in range(len(done), len(source.generations)):
             path = out / generation_file(number)
-            item_ids, words_NW, report = self._moved(number) if self.config.capacity else self._numbered(number)
+            with stage(f"generation {number}", None, show=True, line=False):
+                item_ids, words_NW, report = self._moved(number) if self.config.capacity else self._numbered(number)
             if manifest is None:
                 codec.save(out / CODEC_FOLDER)
             write_sids(path, codec.spec, _blocks(item_ids, words_NW), self.sids.id_type)

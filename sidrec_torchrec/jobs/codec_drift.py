@@ -19,6 +19,7 @@ from sidrec_torchrec.data.sids import SIDFile, SIDs, open_sids
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.training.config import JobConfig
+from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import RESULT_FILE
 
 
@@ -52,6 +53,15 @@ def main(config: CodecDriftConfig) -> dict[str, Any]:
         DataError: on files that are missing or broken, or have neither items nor their codec in common; or if there is but one
             generation, and nothing to compare it with.
     """
+    report = _compare(config)
+    if config.json is not None:
+        write_json(config.json, report)
+    _print(report)
+    return report
+
+
+@stage("drift", None, show=True, line=False)
+def _compare(config: CodecDriftConfig) -> dict[str, Any]:
     new = open_sids(config.new)
     whole = {"new": new} if config.old is None else {"old": open_sids(config.old), "new": new}
     old, new = _split(new) if config.old is None else (whole["old"], new)
@@ -68,7 +78,7 @@ def main(config: CodecDriftConfig) -> dict[str, Any]:
         )
     prefixes = prefix_drift(old.spec, old_NW[old_rows], new.spec, new_NW[new_rows]) if len(old_rows) else []
     digits = digit_drift(_use(old, old_NW), _use(new, new_NW)) if one_codec else None
-    report = {
+    return {
         "old": _describe(old),
         "new": _describe(new),
         "common_items": len(old_rows),
@@ -77,10 +87,6 @@ def main(config: CodecDriftConfig) -> dict[str, Any]:
         "reconstruction": _reconstructions(old, new),
         "quality": {name: _quality(sids) for name, sids in whole.items()},
     }
-    if config.json is not None:
-        write_json(config.json, report)
-    _print(report)
-    return report
 
 
 def _split(sids: SIDs) -> tuple[SIDs, SIDs]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sidrec_torchrec.data.sid_index import SIDLookup, write_index
 from sidrec_torchrec.training.config import JobConfig
+from sidrec_torchrec.training.progress import stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ def main(config: CodecIndexConfig) -> None:
     Raises:
         DataError: if the SIDs are missing or broken.
     """
-    path = write_index(config.sids)
+    with stage("index", None, show=True, line=False):
+        path = write_index(config.sids)
     lookup = SIDLookup.open(config.sids, verify=True)
     print(f"{path}: {len(lookup):,} items, {path.stat().st_size / max(len(lookup), 1):.0f} bytes each")

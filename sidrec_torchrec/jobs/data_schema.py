@@ -9,6 +9,7 @@ from sidrec_torchrec.data.format import DataConfig, DataFolder, open_events
 from sidrec_torchrec.data.propose import propose
 from sidrec_torchrec.data.unread import unread_events
 from sidrec_torchrec.files import write_json
+from sidrec_torchrec.training.progress import stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,8 @@ def main(config: DataSchemaConfig) -> dict[str, Any]:
     Raises:
         DataError: if a file is missing or broken, or a column that is needed is not found; lists those there are.
     """
-    schema = propose(config.folder)
+    with stage("look at the data", None, show=True, line=False):
+        schema = propose(config.folder)
     path = config.out
     if path is None:
         path = DataFolder(config.data, schema).write_schema()

@@ -10,6 +10,7 @@ from sidrec_torchrec.data.format import DataConfig
 from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.tasks import check_tasks
 from sidrec_torchrec.data.validate import validate
+from sidrec_torchrec.training.progress import stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,8 @@ def main(config: DataValidateConfig) -> dict[str, Any]:
     Raises:
         DataError: as ``validate`` does.
     """
-    summary = validate(config.folder, config.tasks, config.policy)
+    with stage("check data", None, show=True, line=False):
+        summary = validate(config.folder, config.tasks, config.policy)
     table = Table(title=f"{config.data}: valid", show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")

@@ -13,6 +13,7 @@ from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.fusion.tokenizer import Decoded, Tokenizer
 from sidrec_torchrec.training.config import JobConfig
+from sidrec_torchrec.training.progress import stage
 
 _BLOCK = 8192  # SIDs decoded at once
 
@@ -47,7 +48,7 @@ def main(config: DecodeSIDsConfig) -> None:
     if not 0 <= config.num_digits <= available:
         raise SidrecError(f"num_digits must be 0 to {available}, the digits of these SIDs; got {config.num_digits}")
     item_ids, words_NW = read_sids(config.sids, tokenizer.codec)
-    with atomic_path(config.out) as path:
+    with atomic_path(config.out) as path, stage("decode", len(item_ids), show=True, line=False) as progress:
         writer: pq.ParquetWriter | None = None
         for first in range(0, len(item_ids), _BLOCK):
             words = torch.from_numpy(words_NW[first : first + _BLOCK])
@@ -55,6 +56,7 @@ def main(config: DecodeSIDsConfig) -> None:
             table = pa.table({"item_id": item_ids[first : first + _BLOCK]} | dict(_columns(decoded)))
             writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True)
             writer.write_table(table)
+            progress.advance(len(table))
         if writer is not None:
             writer.close()
     print(f"{config.out}: {len(item_ids):,} items")

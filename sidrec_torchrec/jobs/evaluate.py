@@ -15,6 +15,7 @@ from sidrec_torchrec.data.seen_by import check_labels
 from sidrec_torchrec.data.sids import sid_files
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import write_json
+from sidrec_torchrec.output import warn
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.evaluation import check_defined, evaluate_in_detail
 from sidrec_torchrec.ranker.recipe import RankerParts, TrainedRanker
@@ -22,7 +23,7 @@ from sidrec_torchrec.training.checkpoints import BEST
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import CHECKPOINTS
-from sidrec_torchrec.training.progress import say, stage
+from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
 
 
@@ -166,8 +167,8 @@ def _prepare(config: EvaluateConfig, out: Path, own: Prepared) -> None:
     protocol = backtest_config(own, config.test_from, config.policy)
     begin = protocol.period[1]
     if own.last_training_event is not None and begin <= own.last_training_event:
-        say(
-            f"warning: the test begins before the end of the ranker's training ({own.last_training_event}): it has been trained on "
+        warn(
+            f"the test begins before the end of the ranker's training ({own.last_training_event}): it has been trained on "
             "events that it is tested on"
         )
     if (out / SEQUENCES).exists():

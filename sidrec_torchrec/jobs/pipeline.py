@@ -28,10 +28,11 @@ from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
-from sidrec_torchrec.training.runs import open_run
+from sidrec_torchrec.training.runs import look, open_run
 
 DATA_FILE = "data.json"  # what validation found
-SYNTHETIC_TARGETS = ("category", "tags")
+SYNTHETIC_SOURCES, SYNTHETIC_TARGETS = ("text_emb", "image_emb"), ("category", "tags")
+_MAY_GROW = ("out", "arms", "seeds")  # fields that may differ from those of an earlier call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,16 +101,10 @@ def main(config: PipelineConfig) -> dict[str, Any]:
         DataError: on bad data; names file, column and row.
         RunMismatchError: if ``out`` holds another run, or one of data that have changed.
     """
-    inputs = () if config.data is None else DataFolder.of(config.data, config.schema).files()
-    ignore = ("out", "arms", "seeds")  # more of these may join
-    with process_group() as processes, open_run(config.out, config, inputs=inputs, ignore=ignore):
+    with process_group() as processes, open_run(config.out, config, inputs=_inputs(config), ignore=_MAY_GROW):
         data = _make_data(config)
-        sources = config.source or tuple(open_items(data).source_dims)
-        targets = config.target or (() if config.data else SYNTHETIC_TARGETS)
-        open_items(data, sources=sources, targets=targets)  # refuses unknown columns
-        tuning = replace(config.ranker, model=replace(config.ranker.model, attention=RankerConfig.attention))
-        study = StudyProtocol(protocol=config.protocol, tokenizer=config.tokenizer, tuning=tuning)
-        workspace = Workspace(config.out, data, study)
+        sources, targets = _columns(config, data)
+        workspace = _workspace(config, data)
         report = _compare(config, workspace, _variants(config, sources, targets))
         report |= {
             "data": {"folder": str(data.path), "sources": sources, "targets": targets}
@@ -126,6 +121,49 @@ def main(config: PipelineConfig) -> dict[str, Any]:
             print(f"report: {config.out / 'report.html'}")
         dist.barrier()
         return report
+
+
+def plan(config: PipelineConfig) -> dict[str, str]:
+    """Runs nothing: in which state each step is, by name.
+
+    Raises:
+        DataError: on unknown columns, or data that are not there.
+    """
+    state = look(config.out, config, _inputs(config), ignore=_MAY_GROW)
+    if state not in ("new", "begun, and would go on"):
+        return {f"pipeline {config.out}": state}
+    data = DataFolder.of(config.data or config.out / "data", config.schema)
+    if config.data is None and not data.has("items"):
+        sources, targets = config.source or SYNTHETIC_SOURCES, config.target or SYNTHETIC_TARGETS
+    else:
+        sources, targets = _columns(config, data)
+    steps = {"data": "made and checked" if (config.out / DATA_FILE).exists() else "to be made or checked"}
+    steps |= _workspace(config, data).plan(_variants(config, sources, targets), config.seeds)
+    report = config.out / "report.html"
+    return steps | {"report": f"{'there is one, to be written again' if report.exists() else 'new'} ({report})"}
+
+
+def _inputs(config: PipelineConfig) -> list[Path]:
+    """The files that everything is made of."""
+    return [] if config.data is None else list(DataFolder.of(config.data, config.schema).files())
+
+
+def _columns(config: PipelineConfig, data: DataFolder) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Sources and targets.
+
+    Raises:
+        DataError: on one that there is not.
+    """
+    sources = config.source or tuple(open_items(data).source_dims)
+    targets = config.target or (() if config.data else SYNTHETIC_TARGETS)
+    open_items(data, sources=sources, targets=targets)
+    return sources, targets
+
+
+def _workspace(config: PipelineConfig, data: DataFolder) -> Workspace:
+    tuning = replace(config.ranker, model=replace(config.ranker.model, attention=RankerConfig.attention))
+    study = StudyProtocol(protocol=config.protocol, tokenizer=config.tokenizer, tuning=tuning)
+    return Workspace(config.out, data, study)
 
 
 def _variants(config: PipelineConfig, sources: tuple[str, ...], targets: tuple[str, ...]) -> list[Variant]:

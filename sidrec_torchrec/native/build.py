@@ -10,7 +10,6 @@ import hashlib
 import os
 import platform
 import subprocess
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -21,6 +20,7 @@ import torch
 from torch.utils import cpp_extension
 
 from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.output import say
 
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-fopenmp", "-fPIC", "-Wno-psabi")
 _SOURCES = Path(__file__).parent / "csrc"
@@ -71,10 +71,10 @@ def library_path() -> Path:
     library = folder / f"operators-{name}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        say("building the C++ operators, once; a minute or two")
         with open(folder / f"operators-{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # other processes wait; a killed one lets go
             if not library.exists():
-                print("sidrec: building the C++ operators, once; a minute or two", file=sys.stderr, flush=True)
                 with atomic_path(library) as temporary, TemporaryDirectory(dir=folder) as objects:
                     _compile(compiler, sources, Path(objects), temporary)
     return library

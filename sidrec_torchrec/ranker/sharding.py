@@ -86,6 +86,7 @@ class RankerOptimizer:
         self._dense_parameters = list(dense.values())
         self._tables = model.fused_optimizer
         self._combined = CombinedOptimizer([self._tables, self._dense])
+        self._norm = torch.zeros(())
 
     def set_progress(self, progress: float) -> None:
         """Sets both rates for ``progress`` in [0, 1] of training."""
@@ -121,4 +122,12 @@ class RankerOptimizer:
         norm = nn.utils.clip_grad_norm_(self._dense_parameters, self.config.max_gradient_norm)
         if not norm.isfinite():
             raise NotFiniteError(f"the norm of the gradients is {float(norm)}")
+        self._norm = norm
         self._combined.step()
+
+    def measures(self) -> dict[str, float]:
+        """Of the last step: the norm of all gradients but the tables', before it is clipped, and both rates."""
+        rates = {"learning_rate": self._dense, "table_learning_rate": self._tables}
+        return {"gradient_norm": float(self._norm)} | {
+            name: optimizer.param_groups[0]["lr"] for name, optimizer in rates.items() if optimizer.param_groups
+        }

@@ -225,10 +225,10 @@ def _reader_of(model: ServingRanker) -> CodeReader:
     reader = model.reader
     if not isinstance(reader, CodeReader):
         raise SidrecError(
-            "states are kept for rankers with --model.attention codes, and without --model.blocks and --model.histories_by"
+            "states are kept for rankers with --model.attention codes, and without --model.blocks and --model.histories-by"
         )
     if reader.queries.seeds_KD is None:
-        raise SidrecError("this ranker has no learned queries to keep; train one with --model.learned_queries")
+        raise SidrecError("this ranker has no learned queries to keep; train one with --model.learned-queries")
     return reader
 
 

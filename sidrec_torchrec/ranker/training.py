@@ -20,6 +20,7 @@ from sidrec_torchrec.ranker.model import RankerOutput
 from sidrec_torchrec.ranker.sharding import OptimizerConfig, RankerOptimizer
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.loop import Course, LoopConfig
+from sidrec_torchrec.training.profiler import profiled
 from sidrec_torchrec.training.progress import Stage
 from sidrec_torchrec.training.trainee import Step, Trainee, Values
 
@@ -34,6 +35,7 @@ class RankerTrainingConfig:
             but 512 at least and 8,192 at most.
         checkpoint_batches: batches between two checkpoints; one is also made after each epoch.
         checkpoint_minutes: minutes between two, besides; 0 makes one after every batch.
+        profile: first and last batch to trace, such as ``10:20``, counted from 1 where the process begins; none given: none.
         seed: of weights, dropout and shuffling.
         model: sizes of the ranker.
         optimizer: rates and schedule.
@@ -43,6 +45,7 @@ class RankerTrainingConfig:
     batch_events: int = 0
     checkpoint_batches: int = 1000
     checkpoint_minutes: float = 10.0
+    profile: str = ""
     seed: int = 0
     model: RankerConfig = field(default_factory=RankerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -50,6 +53,7 @@ class RankerTrainingConfig:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "epochs", "checkpoint_batches")
         check_at_least(self, 0, "batch_events", "checkpoint_minutes", "seed")
+        profiled(self.profile)
 
     def events_at_once(self, trained_on: Prepared) -> int:
         """Events in a batch over all processes, padding included."""
@@ -61,6 +65,7 @@ class RankerTrainingConfig:
             epochs=self.epochs,
             checkpoint_batches=self.checkpoint_batches,
             checkpoint_minutes=self.checkpoint_minutes,
+            profile=self.profile,
         )
 
     def batches(self, prepared: Prepared, features: ItemFeatures, split: str, processes: Processes) -> SequenceBatches:
@@ -122,7 +127,7 @@ class RankerTraining(Trainee):
         """See ``Trainee``."""
         pipeline = _pipeline(self.model, self.optimizer, self._processes.device)
         self._train.start_at(epoch, first)
-        loader = iter(_loader(self._train, self._processes.device))
+        loader = self.waits.timed(_loader(self._train, self._processes.device))
         while True:
             before_step()
             try:

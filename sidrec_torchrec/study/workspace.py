@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch.distributed as dist
 
 from sidrec_torchrec.data.folder import DataFolder
 from sidrec_torchrec.data.prepare import COLD_ITEMS_FILE, SEQUENCES, PrepareConfig, Prepared, open_prepared
+from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.fusion.config import VQFusionOptions
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
@@ -24,6 +26,7 @@ from sidrec_torchrec.jobs import (
 )
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
 from sidrec_torchrec.study.plans import TokenizerPlan, Variant
+from sidrec_torchrec.training.runs import look
 
 COLLABORATIVE = "collaborative"  # the column of what users do with items
 
@@ -62,11 +65,12 @@ class Workspace:
         self.data = DataFolder.of(data)
         self.study = study
         self._made = Path(tokenizers or out)
+        self._states: dict[str, str] | None = None  # of steps that are planned, not run
 
     def prepare(self) -> Prepared:
         """The sequences."""
         job = prepare.PrepareJobConfig(**self._data, out=self.out / "prepared", protocol=self.study.protocol)
-        self._timed("prepare", lambda: prepare.main(job))
+        self._step("prepare", prepare.main, job)
         return open_prepared(job.out)
 
     def train_tokenizer(self, plan: TokenizerPlan) -> dict[str, Any]:
@@ -81,7 +85,7 @@ class Workspace:
             model=VQFusionOptions(quantizer=plan.quantizer),
             **_fields(self.study.tokenizer),
         )
-        metrics = self._timed(f"train tokenizer {plan.name}", lambda: train_tokenizer.main(train))
+        metrics = self._step(f"train tokenizer {plan.name}", train_tokenizer.main, train)
         if plan.tuned:
             job = tune_tokenizer.TuneTokenizerConfig(
                 **self._data,
@@ -91,7 +95,7 @@ class Workspace:
                 content=train.data,
                 **_fields(self.study.tuning),
             )
-            self._timed(f"tune tokenizer {plan.name}", lambda: tune_tokenizer.main(job))
+            self._step(f"tune tokenizer {plan.name}", tune_tokenizer.main, job)
         return metrics
 
     def encode(self, plan: TokenizerPlan) -> dict[str, Any]:
@@ -99,7 +103,7 @@ class Workspace:
         job = encode_corpus.EncodeCorpusConfig(
             **self._data, tokenizer=self._tokenizer(plan), out=self.sids(plan), report="full"
         )
-        return self._timed(f"encode {plan.name}", lambda: encode_corpus.main(job))
+        return self._step(f"encode {plan.name}", encode_corpus.main, job)
 
     def sids(self, plan: TokenizerPlan) -> Path:
         """Where the plan's SIDs are."""
@@ -123,7 +127,23 @@ class Workspace:
             arm_options=variant.arm_options,
             **_fields(variant.training) | {"seed": seed},
         )
-        return self._timed(f"train ranker {variant.name} seed {seed}", lambda: train_ranker.main(job))
+        return self._step(f"train ranker {variant.name} seed {seed}", train_ranker.main, job)
+
+    def plan(self, variants: Sequence[Variant], seeds: int) -> dict[str, str]:
+        """Runs nothing: in which state each step is, by name."""
+        self._states = {}
+        try:
+            with suppress(DataError):  # the sequences are read where they are made, and they may not be
+                self.prepare()
+            for plan in {plan.name: plan for variant in variants for plan in variant.tokenizers}.values():
+                self.train_tokenizer(plan)
+                self.encode(plan)
+            for variant in variants:
+                for seed in range(seeds):
+                    self.rank(variant, seed)
+            return self._states
+        finally:
+            self._states = None
 
     def seconds(self) -> dict[str, float]:
         """Of each finished step, over all the runs that worked on this folder."""
@@ -153,19 +173,31 @@ class Workspace:
         job = collaborative_vectors.CollaborativeVectorsConfig(
             **self._data, prepared=self._sequences, out=self._made / "collaborative", column=COLLABORATIVE
         )
-        self._timed("collaborative vectors", lambda: collaborative_vectors.main(job))
+        self._step("collaborative vectors", collaborative_vectors.main, job)
         return job.out
 
-    def _timed(self, name: str, job: Callable[[], Any]) -> Any:
-        """Runs a step; notes its seconds if it was not finished before."""
+    def _step(self, name: str, main: Callable[[Any], Any], job: Any) -> Any:
+        """Runs a step; notes its seconds if it was not finished before. While steps are planned, says how it stands instead."""
+        if self._states is not None:
+            self._states[name] = _state(job)
+            return {}
         start = time.monotonic()
-        result = job()
+        result = main(job)
         if dist.get_rank() == 0:
             steps = self.seconds()
             if name not in steps:
                 write_json(self.out / "steps.json", steps | {name: time.monotonic() - start})
         dist.barrier()
         return result
+
+
+def _state(job: Any) -> str:
+    """In which state a step's folder is."""
+    try:
+        inputs = job.files()
+    except SidrecError:  # of a step that is not done yet
+        inputs = []
+    return f"{look(job.out, job, inputs)} ({job.out})"
 
 
 _TUNED = "-tuned"  # a plan's name may say that it is

@@ -88,11 +88,11 @@ def _start_group() -> None:
 
 
 def _quiet_libraries() -> None:
-    """Keeps a job's output readable: known remarks of torch and torchrec on their own internals are not shown."""
+    """Keeps a job's output readable: known remarks of torch, torchrec and torchmetrics on their own internals are not shown."""
     for name in ("torchrec", "torch.fx", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for category in (FutureWarning, DeprecationWarning, UserWarning):
-        for module in ("torch", "torchrec", "fbgemm_gpu"):
+        for module in ("torch", "torchrec", "torchmetrics", "fbgemm_gpu"):
             warnings.filterwarnings("ignore", category=category, module=rf"{module}(\.|$)")
     # blamed on whoever asks a ShardedTensor for its size, which is us
     warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")

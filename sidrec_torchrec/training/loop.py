@@ -19,6 +19,8 @@ from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.training.agreement import Agreement, Signals, Wish, catch_signals
 from sidrec_torchrec.training.checkpoints import BEST, LAST, Checkpoints
 from sidrec_torchrec.training.group import Processes
+from sidrec_torchrec.training.measures import Measures
+from sidrec_torchrec.training.profiler import Profiler
 from sidrec_torchrec.training.progress import Stage, say, stage
 from sidrec_torchrec.training.random_state import random_state, set_random_state
 from sidrec_torchrec.training.trainee import NotFiniteError, Step, Trainee, Values
@@ -36,12 +38,14 @@ class LoopConfig:
         checkpoint_batches: batches between two checkpoints within an epoch; None for none. One is made after each epoch.
         checkpoint_minutes: minutes between two, besides.
         patience: epochs without improvement after which training stops; None to go on to the end.
+        profile: first and last batch to trace, such as ``10:20``, counted from 1 where the process begins; empty for none.
     """
 
     epochs: int
     checkpoint_batches: int | None = None
     checkpoint_minutes: float = math.inf
     patience: int | None = None
+    profile: str = ""
 
 
 @dataclass
@@ -95,6 +99,9 @@ class Loop:
         self._done = 0.0  # of the epoch's size
         self._sums = self._zeros()  # this process's sums and counts of this epoch
         self._agreement = Agreement(processes.world_size)
+        self._measures = Measures(trainee.optimizer, trainee.waits, processes)
+        self._seen: dict[str, float] = {}  # what the last look at training saw
+        self._profiler = Profiler(config.profile, folder, processes)
         self._signals = Signals()
         self._saved_at = time.monotonic()
 
@@ -116,6 +123,7 @@ class Loop:
                 self._end_epoch(self._validate())
             while not self._is_over():
                 self._end_epoch(self._train_epoch() | self._validate())
+        self._profiler.stop()
         if self._processes.is_main:
             say(f"{self._trainee.name}: {self._which_epoch()}")
         state = {"model": self._trainee.model.state_dict()}
@@ -149,16 +157,19 @@ class Loop:
         show = {"show": self._processes.is_main, "line": self._is_told(epoch + 1)}
         with stage(title, trainee.epoch_size, **show) as progress:
             progress.advance(self._done)
+            self._measures.begin()
             try:
                 for step in trainee.steps(epoch, self._batch, self._before_step):
                     self._batch += 1
                     self._done += step.amount
                     self._sums += torch.stack([step.loss_sums, step.counts]).to(self._sums)
                     course.seconds = seconds_before + time.monotonic() - started
-                    self._show(progress, step)
+                    self._profiler.after_step()
+                    self._show(progress, step, self._measures.after_step())
                     self._after_step(step)
             except NotFiniteError as error:
                 self._fail(error, self._batch)
+            self._measures.end()
             self._follow(self._agreement.last(self._wish()))
         sums = self._sums.clone()
         dist.all_reduce(sums)
@@ -168,13 +179,19 @@ class Loop:
         self._trainee.seed(self._epoch, self._batch)
         progress = (self._epoch + self._done / self._trainee.epoch_size) / self._config.epochs
         self._trainee.optimizer.set_progress(progress)
+        self._profiler.before_step()
 
-    def _show(self, progress: Stage, step: Step) -> None:
+    def _show(self, progress: Stage, step: Step, seen: dict[str, float] | None) -> None:
         if self._curves is None:  # not the main process
             return
-        progress.advance(step.amount, f"loss {self._trainee.total(self._means(self._sums)):.4f}")
+        self._seen = seen or self._seen
+        loss = self._trainee.total(self._means(self._sums))
+        progress.advance(step.amount, f"loss {loss:.4f}", {"loss": loss, **self._seen})
+        at = int(self._epoch * self._trainee.epoch_size + self._done)
         own = self._trainee.total(self._means(torch.stack([step.loss_sums, step.counts])))
-        self._curves.add_scalar("train/loss", own, int(self._epoch * self._trainee.epoch_size + self._done))
+        self._curves.add_scalar("train/loss", own, at)
+        for tag, value in (seen or {}).items():
+            self._curves.add_scalar(tag, value, at)
 
     @torch.no_grad()
     def _validate(self) -> Values:
@@ -191,6 +208,7 @@ class Loop:
                     raise NotFiniteError(f"its score is {score}")
             except NotFiniteError as error:
                 self._fail(f"validation after it: {error}", self._batch - 1)
+            progress.numbers = {name: value for name, value in values.items() if value is not None}
             return values
 
     def _after_step(self, step: Step) -> None:

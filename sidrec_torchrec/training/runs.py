@@ -28,7 +28,7 @@ CONFIG_FILE = "run.json"
 RESULT_FILE = "metrics.json"
 LOCK_FILE = "run.lock"
 INPUTS = "inputs"  # in CONFIG_FILE, beside the config's fields: what each input file was
-_HOW_OFTEN = ("checkpoint_batches", "checkpoint_minutes")  # fields of any config that change no result
+_HOW_OFTEN = ("checkpoint_batches", "checkpoint_minutes", "profile")  # fields of any config that change no result
 
 _held: set[TextIO] = set()  # lock files of this process
 _is_within: ContextVar[bool] = ContextVar("is_within", default=False)  # another run, whose step this one is
@@ -109,6 +109,49 @@ def open_run(
             yield Run(folder, result, described)
         finally:
             _is_within.reset(token)
+
+
+def look(folder: Path, config: Any, inputs: Iterable[Path] = (), *, ignore: tuple[str, ...] = ("out", "append")) -> str:
+    """What ``open_run`` would find, in words; nothing is changed.
+
+    Args:
+        folder: of the run.
+        config: as ``open_run`` has it, and so are
+        inputs: and
+        ignore: fields.
+    """
+    if not folder.is_dir() or not _files(folder):
+        return "new"
+    if _is_locked(folder / LOCK_FILE):
+        return "another process is working in it"
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        return "refused: it holds files of something else"
+    there = {k: v for k, v in read_json(path).items() if k not in ignore}
+    known = there.pop(INPUTS, None)
+    fields = without({k: v for k, v in config_json(config, folder).items() if k not in ignore}, _HOW_OFTEN)
+    is_grown = getattr(config, "append", False)
+    try:
+        _check_config(folder, there, fields)
+        if known is not None and not is_grown:
+            _check_inputs(folder, known, list(inputs), "give another folder, or remove this one")
+    except RunMismatchError as error:
+        return f"refused: {str(error).removeprefix(f'{folder}: ')}"
+    if is_grown:
+        return "there is one, to be added to"
+    return "finished" if (folder / RESULT_FILE).exists() else "begun, and would go on"
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether another process holds the lock."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager
@@ -211,10 +254,21 @@ def _claimed(
 
 def _check_config(folder: Path, there: dict[str, Any], config: dict[str, Any]) -> None:
     there, config = without(without_paths(there), _HOW_OFTEN), without_paths(config)
-    changed = [name for name in sorted(there.keys() | config) if there.get(name) != config.get(name)]
-    if changed:
-        differences = "; ".join(f"{name} was {there.get(name)!r}, is {config.get(name)!r}" for name in changed)
-        raise RunMismatchError(f"{folder}: holds another run ({differences}); give another folder, or remove this one")
+    if differences := _differences(there, config):
+        words = "; ".join(differences)
+        raise RunMismatchError(f"{folder}: holds another run ({words}); give another folder, or remove this one")
+
+
+def _differences(there: dict[str, Any], config: dict[str, Any], prefix: str = "") -> list[str]:
+    """In words, the fields that differ; of configs within, theirs."""
+    found = []
+    for name in sorted(there.keys() | config):
+        was, now = there.get(name), config.get(name)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += _differences(was, now, f"{prefix}{name}.")
+        elif was != now:
+            found.append(f"{prefix}{name} was {was!r}, is {now!r}")
+    return found
 
 
 def run_path(folder: Path, field: str) -> Path | None:

@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from sidrec_torchrec.errors import DivergedError
+from sidrec_torchrec.training.measures import Waits
 from sidrec_torchrec.training.progress import Stage
 
 Values = dict[str, float | None]
@@ -32,6 +34,9 @@ class Optimizer(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what a checkpoint kept."""
+
+    def measures(self) -> dict[str, float]:
+        """The norm of the gradients of the last step, and the rates, by name."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ class Trainee(ABC):
     epoch_size: float
     validation_size: float | None = None
     starts_trained = False
+
+    @cached_property
+    def waits(self) -> Waits:
+        """How long training waits for data; ``steps`` takes batches through its ``timed``."""
+        return Waits()
 
     @abstractmethod
     def steps(self, epoch: int, first: int, before_step: Callable[[], None]) -> Iterator[Step]:

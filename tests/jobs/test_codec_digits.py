@@ -30,7 +30,10 @@ def config(corpus, tmp_path_factory):
 
 
 def test_the_fewest_bits_within_the_tolerance_are_chosen(config, capsys):
+    steps = codec_digits.plan(config)
+    assert len(steps) == 9 and all(state.startswith("new (") for state in steps.values()), steps
     result = codec_digits.main(config)
+    assert list(codec_digits.plan(config).values()) == ["finished"]
     found = result["found"]
     assert list(found) == ["none", "raw", "ternary*12", "ternary*2"]
     assert found["ternary*2"]["bits"] == pytest.approx(3.17, abs=0.01) and found["raw"]["bits"] == 0

@@ -66,7 +66,7 @@ def test_weights_that_overflow_in_an_epochs_last_step_are_no_epoch_to_keep(confi
 
 def test_its_exit_code_tells_that_running_again_is_no_use(config, capsys):
     flags = ["--data", config.data, "--prepared", config.prepared, "--out", config.out, "--arm", "none"]
-    flags += ["--optimizer.learning_rate", "1e30", "--epochs", "1"]
+    flags += ["--optimizer.learning-rate", "1e30", "--epochs", "1"]
     assert cli(["train-ranker", *map(str, flags)]) == 3
     assert "error: none: training diverged in epoch 1, batch 2" in capsys.readouterr().err
 

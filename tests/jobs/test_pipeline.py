@@ -70,6 +70,18 @@ def test_report_holds_what_it_promises(finished):
     assert "http://" not in page and "https://" not in page
 
 
+def test_a_dry_run_finds_what_is_finished(finished, corpus):
+    out, _ = finished
+    steps = pipeline.plan(make_config(corpus, out, arms=("none", "prefix-ngram", "side", "id")))
+    assert steps.pop("train ranker id seed 0").startswith("new (")
+    assert steps.pop("data") == "made and checked"
+    assert steps.pop("report").startswith("there is one, to be written again")
+    assert len(steps) == 12, steps
+    assert {state.partition(" (")[0] for state in steps.values()} == {"finished"}
+    (state,) = pipeline.plan(make_config(corpus, out, collaborative=False, fused=QuantizerConfig())).values()
+    assert "(collaborative was True, is False; fused.stages was 'ternary*10', is 'ternary*25')" in state
+
+
 def test_second_run_trains_nothing(finished, corpus, monkeypatch, capsys):
     out, report = finished
 
@@ -84,7 +96,7 @@ def test_second_run_trains_nothing(finished, corpus, monkeypatch, capsys):
 
 def test_refusals(finished, corpus, tmp_path):
     out, _ = finished
-    with pytest.raises(RunMismatchError, match="another run .*'epochs': 1.*'epochs': 2"):
+    with pytest.raises(RunMismatchError, match="another run .ranker.epochs was 1, is 2"):
         pipeline.main(make_config(corpus, out, ranker=dataclasses.replace(RANKER, epochs=2)))
     with pytest.raises(DataError, match="no target 'genres'; available: .*'category'"):
         pipeline.main(make_config(corpus, tmp_path / "a", target=("genres",)))

@@ -178,5 +178,5 @@ def test_what_tells_no_histories_apart_is_refused():
 
 def test_states_are_not_kept_of_them():
     ranker, _ = make_ranker(attention="codes", learned_queries=1)
-    with pytest.raises(SidrecError, match="without --model.blocks and --model.histories_by"):
+    with pytest.raises(SidrecError, match="without --model.blocks and --model.histories-by"):
         UserStateUpdater(ServingRanker(ranker, {"item": make_events().codec.spec}))
