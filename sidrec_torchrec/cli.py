@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from sidrec_torchrec.data.converters import CONVERTERS
-from sidrec_torchrec.environment import check_environment, doctor
+from sidrec_torchrec.environment import check_environment, check_if_installed, doctor
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.jobs import HELP, JOBS
+from sidrec_torchrec.jobs import HELP, JOBS, WITHOUT_TORCHREC
 
 _DOCTOR = "doctor"
 _CONVERT = "data "  # a converter's command is this and its name
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     if name not in commands():
         return _print_usage(name)
     try:
-        check_environment()
+        (check_if_installed if name in WITHOUT_TORCHREC else check_environment)()
         return call(name, rest)
     except (SidrecError, OSError) as error:  # OSError: no permission, no space, a file where a folder should be
         if os.environ.get("SIDREC_DEBUG") == "1":
