@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import signal
 import socket
 from collections.abc import Iterator
@@ -42,19 +43,24 @@ def run(service: Service, listener: socket.socket, limits: Limits) -> None:
     Raises:
         SidrecError: if something in hand was not answered in ``limits.stop_seconds``.
     """
+    asyncio.run(_serve(make_server(service, limits), listener))
+    if service.given_up:
+        raise SidrecError(
+            f"{service.given_up} requests were not answered in {limits.stop_seconds:g} seconds, and given up"
+        )
+
+
+def make_server(service: Service, limits: Limits) -> uvicorn.Server:
+    """What runs the application; it ends once its ``should_exit`` is set."""
     config = uvicorn.Config(
         make_app(service),
         log_level="warning",
         access_log=False,
         ws="none",
         server_header=False,
-        timeout_graceful_shutdown=int(limits.stop_seconds) or 1,
+        timeout_graceful_shutdown=math.ceil(limits.stop_seconds),
     )
-    asyncio.run(_serve(_Server(config), listener))
-    if service.given_up:
-        raise SidrecError(
-            f"{service.given_up} requests were not answered in {limits.stop_seconds:g} seconds, and given up"
-        )
+    return _Server(config)
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
