@@ -1,6 +1,7 @@
 """Requests in JSON: what they become, and what is said of those that are wrong."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from sidrec_torchrec.data.sid_index import SIDLookup, write_index
 from sidrec_torchrec.errors import CodecMismatchError, DataError
 from sidrec_torchrec.server.limits import Limits, Refused
 from sidrec_torchrec.server.reading import RequestReader, open_lookups, together
+from tests.conftest import ROOT
 from tests.data.test_sid_index import publish, words_of
 
 METADATA = {
@@ -65,6 +67,14 @@ def test_a_request_becomes_the_scorer_s_arrays():
     assert asked.known_MF.tolist() == [[1], [0]]
     assert asked.user_F.tolist() == [0, 2]
     assert (int(asked.num_events), int(asked.request_time)) == (9, 50)
+
+
+def test_the_documentation_s_request_is_one():
+    page = (ROOT / "docs" / "serving.md").read_text()
+    (body,) = re.findall(r"/score -d '(.*?)'", page, re.DOTALL)
+    metadata = {"sids": METADATA["sids"], "last_words": [99], "tasks": ["label"], "user_features": {}}
+    asked = RequestReader(metadata, [], LIMITS)(body.encode())
+    assert asked.history_NW.tolist() == [[17], [4], [-1]] and asked.candidate_MW.tolist() == [[5], [6]]
 
 
 def test_requests_become_one_call():
