@@ -175,7 +175,7 @@ PATHS += ["history/time", "history/time/1", "history/features", "history/feature
 
 
 @given(path=st.sampled_from(PATHS), value=ANYTHING)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_whatever_comes_is_read_or_refused_in_a_sentence(path, value):
     try:
         asked = read(changed(path, value))
