@@ -90,13 +90,21 @@ class Job:
         if self.start().wait() != 0:
             raise SystemExit(self.log.read_text())
 
+    def workers(self, job: subprocess.Popen) -> list[int]:
+        """Its processes; torchrun takes a while to start them."""
+        if self.processes == 1:
+            return [job.pid]
+        while not (found := children(job.pid)) and job.poll() is None:
+            time.sleep(0.1)
+        return found
+
     def kill_once(self, rng: random.Random, first: float, last: float) -> bool:
         """Whether it was hit before it had ended, at a moment between so many seconds after its start."""
         job = self.start()
         try:
             job.wait(rng.uniform(first, last))
         except subprocess.TimeoutExpired:
-            workers = children(job.pid) if self.processes > 1 else [job.pid]
+            workers = self.workers(job)
             number = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
             victims = workers if number == signal.SIGTERM or rng.random() < 0.5 else workers[:1]
             for worker in victims:
@@ -108,7 +116,11 @@ class Job:
 
 
 def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    """Processes that it has started; none, if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except FileNotFoundError:
+        return []
     return [int(child) for child in text.split()]
 
 

@@ -1,8 +1,8 @@
 """``sidrec serve`` on loopback: answers per second and their times against what is asked, and what happens past saturation.
 
-    python benchmarks/serve_load.py [--seconds 20] [--events 500] [--candidates 50] [--json FILE]
+    python benchmarks/serve_load.py [--compiled] [--seconds 20] [--events 500] [--candidates 50] [--json FILE]
 
-The server runs a compiled ranker (SIDs of 25 trits, D = 64, H = 4) on one thread, and takes 64 requests in hand. Its capacity,
+The server runs a ranker (SIDs of 25 trits, D = 64, H = 4) on one thread, and takes 64 requests in hand. Its capacity,
 measured before each load, is what it answers to 32 clients, each of which asks again as soon as it is answered. Then requests
 arrive at random (Poisson), at a share of that capacity, whether or not earlier ones have been answered; times are from when a
 request was due. The clients have a process of their own, which takes processor time too.
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each load")
     parser.add_argument("--events", type=int, default=500, help="of each request's history")
     parser.add_argument("--candidates", type=int, default=50, help="of each request")
+    parser.add_argument("--compiled", action="store_true", help="compile the exported ranker with AOTInductor")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     random.seed(0)
@@ -127,7 +128,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ranker.pt2"
         model = make()
-        write(export(model), describe(model.sids, USERS), file, compiled=True)
+        write(export(model), describe(model.sids, USERS), file, compiled=arguments.compiled)
         rows = under_load(file, arguments)
     print(
         f"{'offered':>8}{'capacity/s':>12}{'asked/s':>9}{'answered/s':>12}{'of capacity':>13}{'shed':>7}{'p50 ms':>9}{'p99 ms':>9}"
