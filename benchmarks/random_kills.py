@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,68 +39,101 @@ def main() -> None:
         write_synthetic(SyntheticConfig(items=500, users=200, median_events=60), folder / "data")
         prepare(folder / "data", folder / "prepared", PrepareConfig(validation_fraction=0.2, cold_fraction=0.1))
         start = time.monotonic()
-        run(folder, "whole", arguments)
+        training(folder, "whole", arguments).run()
         seconds = time.monotonic() - start
         counts = {"kills": 0, "runs": 0, "equal": 0}
         while counts["kills"] < arguments.kills:
             out = f"killed-{counts['runs']}"
+            job = training(folder, out, arguments)
             counts["runs"] += 1
-            while counts["kills"] < arguments.kills and kill_once(folder, out, arguments, rng, seconds):
+            while counts["kills"] < arguments.kills and job.kill_once(rng, 0.1 * seconds, seconds):
                 counts["kills"] += 1
-            run(folder, out, arguments)
+            job.run()
             counts["equal"] += outcome(folder / out) == outcome(folder / "whole")
             print(
                 f"{counts['kills']} kills, {counts['runs']} runs, {counts['equal']} equal", file=sys.stderr, flush=True
             )
-        counts["leftovers"] = sum(1 for path in folder.rglob("*") if path.suffix in (".tmp", ".lock", ".new", ".old"))
+        counts["leftovers"] = len(leftovers(folder))
     print(json.dumps(counts | {"whole_seconds": round(seconds, 1)}, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(counts, indent=2))
     sys.exit(counts["equal"] != counts["runs"])
 
 
-def kill_once(folder: Path, out: str, arguments: argparse.Namespace, rng: random.Random, seconds: float) -> bool:
-    """Whether the job was killed before it had ended."""
-    job = start_job(folder, out, arguments)
-    try:
-        job.wait(rng.uniform(0.1, 1.0) * seconds)
-    except subprocess.TimeoutExpired:
-        workers = children(job.pid)
-        number = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
-        victims = workers if number == signal.SIGTERM or rng.random() < 0.5 else workers[:1]
-        for worker in victims:
-            try:
-                os.kill(worker, number)
-            except ProcessLookupError:
-                continue
-        job.wait(120)
-        return not (folder / out / "metrics.json").exists()
-    return False
+@dataclass(frozen=True)
+class Job:
+    """A command that may be killed and run again.
+
+    Args:
+        command: of ``sidrec``, and its flags.
+        log: file that what it says is added to.
+        processes: under torchrun, if there are several.
+    """
+
+    command: tuple[str, ...]
+    log: Path
+    processes: int = 1
+
+    def start(self) -> subprocess.Popen:
+        """The command at work."""
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.processes)]
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                [sys.executable, *launch[: 5 * (self.processes > 1)], "-m", "sidrec_torchrec.cli", *self.command],
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            )
+
+    def run(self) -> None:
+        """Runs it to its end."""
+        if self.start().wait() != 0:
+            raise SystemExit(self.log.read_text())
+
+    def workers(self, job: subprocess.Popen) -> list[int]:
+        """Its processes; torchrun takes a while to start them."""
+        if self.processes == 1:
+            return [job.pid]
+        while not (found := children(job.pid)) and job.poll() is None:
+            time.sleep(0.1)
+        return found
+
+    def kill_once(self, rng: random.Random, first: float, last: float) -> bool:
+        """Whether it was hit before it had ended, at a moment between so many seconds after its start."""
+        job = self.start()
+        try:
+            job.wait(rng.uniform(first, last))
+        except subprocess.TimeoutExpired:
+            workers = self.workers(job)
+            number = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
+            victims = workers if number == signal.SIGTERM or rng.random() < 0.5 else workers[:1]
+            for worker in victims:
+                try:
+                    os.kill(worker, number)
+                except ProcessLookupError:
+                    continue
+        return job.wait(120) != 0
 
 
 def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    """Processes that it has started; none, if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except FileNotFoundError:
+        return []
     return [int(child) for child in text.split()]
 
 
-def run(folder: Path, out: str, arguments: argparse.Namespace) -> None:
-    job = start_job(folder, out, arguments)
-    if job.wait() != 0:
-        raise SystemExit((folder / f"{out}.log").read_text())
-
-
-def start_job(folder: Path, out: str, arguments: argparse.Namespace) -> subprocess.Popen:
+def training(folder: Path, out: str, arguments: argparse.Namespace) -> Job:
     """``train-ranker`` under torchrun, with checkpoints every few batches."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(arguments.processes)]
     flags = ["--data", folder / "data", "--prepared", folder / "prepared", "--arm", "id", "--out", folder / out]
     flags += ["--epochs", arguments.epochs, "--batch-events", 512, "--checkpoint-minutes", 0.02, "--model.dropout", 0.2]
-    with (folder / f"{out}.log").open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, *launch, "-m", "sidrec_torchrec.cli", "train-ranker", *map(str, flags)],
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        )
+    return Job(("train-ranker", *map(str, flags)), folder / f"{out}.log", arguments.processes)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Files that only a job at work should have."""
+    return [path for path in folder.rglob("*") if path.suffix in (".tmp", ".lock", ".new", ".old")]
 
 
 def outcome(out: Path) -> tuple[dict[str, Any], list[str]]:

@@ -19,10 +19,10 @@ from typing import Any
 
 from sidrec_torchrec.config_source import config_skeleton, first_line_of
 from sidrec_torchrec.data.converters import CONVERTERS
-from sidrec_torchrec.environment import check_environment, doctor
+from sidrec_torchrec.environment import check_environment, check_if_installed, doctor
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.flags import UsageError, flags_of, is_config, missing, normalize, one_line
-from sidrec_torchrec.jobs import HELP, JOBS
+from sidrec_torchrec.jobs import HELP, JOBS, WITHOUT_TORCHREC
 from sidrec_torchrec.output import Amount, Output, output, say, say_error, speaking
 from sidrec_torchrec.usage import command_help, commands_help, completion_script, completion_words
 
@@ -109,7 +109,7 @@ def call(name: str, arguments: list[str], *, is_dry: bool = False) -> int:
         print(command_help(name, HELP.get(name, line), flags_of(declared)))
         return 0
     values = parse_config(declared, arguments, prog=f"sidrec {name}")
-    check_environment()
+    (check_if_installed if name in WITHOUT_TORCHREC else check_environment)()
     from sidrec_torchrec.training.progress import stage  # a tenth of a second
 
     function = registry[entry]

@@ -17,6 +17,7 @@ FLOORS = (
     ("data",),
     ("fusion",),
     ("ranker",),
+    ("server",),
     ("jobs",),
     ("study",),
     ("jobs.pipeline", "jobs.codec_digits"),  # over a study

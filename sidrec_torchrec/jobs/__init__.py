@@ -23,6 +23,7 @@ HELP = {
     "evaluate": "test a trained ranker on warm and on cold items",
     "predict": "write a trained ranker's probabilities of requests, or of each user's newest events",
     "export": "write a trained ranker as one file that a server loads",
+    "serve": "answer requests over HTTP, by an exported ranker",
     "codec collisions": "say which items share a SID",
     "codec design": "weigh lists of DPCA stages on a source, and name one",
     "codec digits": "say how many digits a corpus needs, by small rankers that read them",
@@ -35,6 +36,10 @@ HELP = {
     "data validate": "check a data folder, and say what is in it",
 }
 """What each job does, for ``sidrec --help``, which imports none of them."""
+
+
+WITHOUT_TORCHREC = frozenset({"serve"})
+"""Jobs for machines that need no TorchRec."""
 
 
 def _module(command: str) -> str:
