@@ -167,8 +167,8 @@ def gap_bucket(gap: Tensor) -> Tensor:
     Args:
         gap: integers of any dtype, of any shape.
     """
-    exponent = torch.frexp(gap.long().clamp(0, (1 << GAP_BUCKETS) - 1).add_(1).double()).exponent
-    return exponent.sub_(1).clamp_max_(GAP_BUCKETS - 1)
+    first_K = (1 << torch.arange(1, GAP_BUCKETS, device=gap.device)) - 1  # the smallest gap of each bucket but the first
+    return torch.bucketize(gap.long(), first_K, right=True, out_int32=True)
 
 
 @dataclass(frozen=True)
