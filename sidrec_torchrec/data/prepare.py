@@ -42,7 +42,7 @@ from sidrec_torchrec.data.protocol import Census, PrepareConfig, Splitter
 from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences, sequence_schema, to_record_batch
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import atomic_path, read_json, write_json
+from sidrec_torchrec.files import atomic_path, list_files, read_object, write_json
 from sidrec_torchrec.processes import on_first_process
 
 SPLITS = ("train", "validation", "test")
@@ -224,7 +224,7 @@ def open_prepared(folder: Path) -> Prepared:
     path = folder / PREPARED_FILE
     if not path.exists():
         raise DataError(f"{path}: not found; run `sidrec prepare` first, and name its --out")
-    values = read_json(path)
+    values = read_object(path)
     try:
         values["policy"] = EventPolicy(**values.get("policy", {}))
         values["schema"] = DataSchema.from_json(values.get("schema", {}), path)
@@ -309,7 +309,9 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
                 },
                 **({"features": features.to_json()} if len(features) else {}),
             },
+            sealed=True,
         )
+        list_files(folder)
     return open_prepared(out)
 
 
