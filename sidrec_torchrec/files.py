@@ -45,7 +45,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def replace_path(new: Path, path: Path) -> None:
-    """Renames ``new``, a file or a folder that is on the disk, to ``path``, whose file or folder is gone then."""
+    """Renames ``new``, a file or a folder that is on the disk, to ``path``, whose file or folder is gone then.
+
+    Raises:
+        DataError: if ``new`` is a file and ``path`` a folder, which may hold anything.
+    """
+    if path.is_dir() and not new.is_dir():
+        raise DataError(f"{path}: is a folder, where a file is to be written; name a file")
     if path.is_dir():
         shutil.rmtree(path)
     os.replace(new, path)
@@ -79,12 +85,19 @@ def remove_temporaries(folder: Path) -> None:
             _remove(path)
 
 
+def check_is_file(path: Path) -> None:
+    """Raises DataError if there is something else than a file; a pipe would be waited for."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: not a file, but a folder, a pipe or a device; remove it, or name another")
+
+
 def read_json(path: Path) -> Any:
     """What ``write_json`` wrote; without its seal, if it has one. Files of earlier versions have none.
 
     Raises:
         DataError: if it is not JSON (any more), or was sealed and is not what was written.
     """
+    check_is_file(path)
     try:
         value = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
@@ -160,9 +173,11 @@ def check_listed(path: Path) -> None:
         DataError: if it is not what was written.
     """
     list_file = path.parent / LIST_FILE
-    if os.environ.get("SIDREC_VERIFY") == "off" or not path.is_file() or not list_file.is_file():
+    if os.environ.get("SIDREC_VERIFY") == "off" or not list_file.is_file():
         return
     known = read_object(list_file).get(path.name)
+    if known is not None and not path.is_file():
+        raise DataError(f"{path}: is not there any more; restore it, or remove its folder and run again")
     if known is not None and known != {"bytes": path.stat().st_size, "sha256": sha256_of(path)}:
         raise DataError(f"{path}: not what was written; restore it, or remove its folder and run again")
 

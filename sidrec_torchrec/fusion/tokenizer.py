@@ -11,7 +11,7 @@ from torch import Tensor
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec, fingerprint_of
 from sidrec_torchrec.data.format import Vocabulary
 from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
-from sidrec_torchrec.files import atomic_path, read_object, sha256_of, write_json
+from sidrec_torchrec.files import atomic_path, check_is_file, read_object, sha256_of, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig, TargetConfig, VQFusionConfig
 from sidrec_torchrec.fusion.encoder import Encoder
 from sidrec_torchrec.fusion.model import ItemTensors, Standardize, VQFusion
@@ -161,6 +161,7 @@ class Tokenizer:
         folder = tokenizer_folder(Path(folder))
         try:
             value = read_object(folder / _JSON_FILE)
+            check_is_file(folder / _WEIGHTS_FILE)
             model = VQFusion(_config(value["model"]))
             model.load_state_dict(torch.load(folder / _WEIGHTS_FILE, weights_only=True, map_location="cpu"))
             vocabularies = {name: Vocabulary.from_json(v) for name, v in value["vocabularies"].items()}

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import torch.distributed as dist
 
 from sidrec_torchrec.errors import FolderBusyError, RunMismatchError
-from sidrec_torchrec.files import glance, read_object, remove_temporaries, sha256_of, write_json
+from sidrec_torchrec.files import check_listed, glance, read_object, remove_temporaries, sha256_of, write_json
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.config import config_json, located, without, without_paths
 from sidrec_torchrec.training.progress import say
@@ -129,7 +129,8 @@ def _locked(folder: Path) -> Iterator[bool]:
         if file is not None and not file.closed:
             path.unlink(missing_ok=True)  # while it is held: whoever has opened it by now sees that it is gone
             _held.discard(file)
-            file.close()
+            with suppress(OSError):  # a full disk, again
+                file.close()
         with suppress(OSError):  # something is in it, as it should be
             for parent in made:
                 parent.rmdir()
@@ -270,7 +271,12 @@ def _described(inputs: list[Path]) -> dict[str, Any]:
 
 
 def _describe(file: Path) -> dict[str, Any] | None:
-    """What the file is, by its whole content; None if there is none."""
+    """What the file is, by its whole content; None if there is none.
+
+    Raises:
+        DataError: if it is not what its folder's list says.
+    """
+    check_listed(file)
     if not file.is_file():
         return None
     now = glance(file)
