@@ -6,8 +6,8 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.bad_input.cases_data import Spoil, cut, written
 from tests.bad_input.kinds import Folder, Kind
+from tests.bad_input.spoils import Spoil, cut, written
 
 EVALUATE = "evaluate --ranker {}/ranker"
 ON_PREPARED = EVALUATE + " --prepared {}/prepared"

@@ -5,8 +5,8 @@ from functools import lru_cache
 import torch
 
 from sidrec_torchrec.ranker.scorer import Scorer
-from tests.bad_input.cases_data import Spoil, cut, written
 from tests.bad_input.kinds import Folder, Kind
+from tests.bad_input.spoils import Spoil, cut, written
 
 PACKAGE = "package/ranker.pt2"
 LOAD, CALL = "Scorer(path)", "scorer(...)"

@@ -9,13 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bad_input import cases_data, cases_flags, cases_folders, cases_machine, cases_scorer
+from tests.bad_input import cases_columns, cases_data, cases_flags, cases_folders, cases_machine, cases_scorer
 from tests.bad_input.kinds import Kind, Whole, try_out
 
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "errors.md"
 BEGIN, END = "<!-- the table: python -m tests.bad_input.table -->", "<!-- end of the table -->"
 CASES = {
-    "Data folders": cases_data.CASES,
+    "Files of a data folder": cases_data.CASES,
+    "Its columns": cases_columns.CASES,
     "Commands and flags": cases_flags.CASES,
     "Folders that jobs wrote, and requests": cases_folders.CASES,
     "What a server gives to a Scorer": cases_scorer.CASES,

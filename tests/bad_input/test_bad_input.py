@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from tests.bad_input.cases_data import column, parts
 from tests.bad_input.kinds import Folder, Kind, Whole, outcome, try_out
+from tests.bad_input.spoils import column, parts
 from tests.bad_input.table import DOCUMENT, KINDS, written
 
 
