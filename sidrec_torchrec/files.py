@@ -158,8 +158,11 @@ def _finite(value: Any) -> Any:
 
 
 def list_files(folder: Path) -> None:
-    """Writes ``files.json``: size and digest of each file of a whole folder, by name. ``check_listed`` compares with it."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    """Writes ``files.json``: size and digest of each file of a whole folder, by name. ``check_listed`` compares with it.
+
+    JSON is left out: it is sealed, each file by itself.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".json"]
     listed = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
     write_json(folder / LIST_FILE, listed, sealed=True)
 
