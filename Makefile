@@ -9,7 +9,7 @@ endif
 READY := $(VENV)/.ready-$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs clean
+.PHONY: help setup demo test lint audit docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -22,10 +22,13 @@ demo: $(READY) ## set up, then run the main job on a synthetic corpus; the repor
 test: $(READY) ## set up, then run all tests
 	$(VENV)/bin/python -m pytest -n logical --dist loadfile
 
-lint: $(READY) ## set up, then check style and types
+lint: $(READY) ## set up, then check style, security and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+audit: $(READY) ## look up known vulnerabilities of what is installed; says so where no advisories can be reached
+	$(VENV)/bin/python scripts/audit.py
 
 docs: $(READY) ## set up, then build the documentation's site in build/site, warnings being errors
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet

@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sidrec_torchrec.data.sequences import from_table, open_sequences
 from sidrec_torchrec.data.sids import open_sids
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.files import read_object
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
 from sidrec_torchrec.jobs import encode_corpus, train_ranker, train_tokenizer
 from sidrec_torchrec.ranker.recipe import TrainedRanker
@@ -114,6 +116,16 @@ def write_kinds(folder: Path) -> dict[str, Kind]:
         "checkpoint, best: index": Kind(checkpoints / "best" / "checkpoint.json", best),
         "checkpoint, last: index": Kind(checkpoints / "last" / "checkpoint.json", last),
     }
+    jsons = {
+        "prepared.json": sequences / "prepared.json",
+        "files.json": sequences / "files.json",
+        "run.json": ranker.out / "run.json",
+        "metrics.json": ranker.out / "metrics.json",
+        "manifest.json": folder / "sids" / "manifest.json",
+        "arm.json": ranker.out / "trained_on" / "arm.json",
+    }
+    kinds |= {name: Kind(path, partial(read_object, path)) for name, path in jsons.items()}
+    kinds["item_ids.parquet"] = Kind(sequences / "item_ids.parquet", lambda: open_prepared(sequences).item_ids())
     for name in ("tokenizer.pt", "tokenizer.json"):
         file = tokenizer.out / "tokenizer" / name
         kinds[name] = Kind(file, lambda: _tokenizer(tokenizer.out))

@@ -155,6 +155,8 @@ def parse_config(config_class: type, arguments: list[str], *, prog: str) -> Any:
         return config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class)})
     except SidrecError:
         raise
+    except UnicodeDecodeError as error:
+        parser.error(f"the file of --config is not text in UTF-8: {error}")
     except ValueError as error:
         raise UsageError(str(error)) from error
 

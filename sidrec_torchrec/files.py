@@ -18,6 +18,9 @@ from sidrec_torchrec.errors import DataError
 
 # as ``atomic_path`` names them; earlier versions did by process id alone
 _TEMPORARY = re.compile(r"\..+\.(\d+|.*-\d+-[0-9a-f]{16})\.tmp")
+LIST_FILE = "files.json"
+_DIGEST = "sha256"  # the last key of a sealed JSON object: of all the others
+_HEX = re.compile("[0-9a-f]{64}")
 
 
 @contextmanager
@@ -42,7 +45,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def replace_path(new: Path, path: Path) -> None:
-    """Renames ``new``, a file or a folder that is on the disk, to ``path``, whose file or folder is gone then."""
+    """Renames ``new``, a file or a folder that is on the disk, to ``path``, whose file or folder is gone then.
+
+    Raises:
+        DataError: if ``new`` is a file and ``path`` a folder, which may hold anything.
+    """
+    if path.is_dir() and not new.is_dir():
+        raise DataError(f"{path}: is a folder, where a file is to be written; name a file")
     if path.is_dir():
         shutil.rmtree(path)
     os.replace(new, path)
@@ -76,22 +85,68 @@ def remove_temporaries(folder: Path) -> None:
             _remove(path)
 
 
+def check_is_file(path: Path) -> None:
+    """Raises DataError if there is something else than a file; a pipe would be waited for."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: not a file, but a folder, a pipe or a device; remove it, or name another")
+
+
 def read_json(path: Path) -> Any:
-    """What ``write_json`` wrote.
+    """What ``write_json`` wrote; without its seal, if it has one. Files of earlier versions have none.
 
     Raises:
-        DataError: if it is not JSON (any more).
+        DataError: if it is not JSON (any more), or was sealed and is not what was written.
     """
+    check_is_file(path)
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        value = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON, or cut short ({error}); remove it, or its folder, and run again") from error
+    if not isinstance(value, dict) or not value:
+        return value
+    key, digest = next(reversed(value.items()))
+    if key != _DIGEST and not (isinstance(digest, str) and _HEX.fullmatch(digest)):  # a flipped bit may be in the key
+        return value
+    del value[key]
+    if (key, digest) != (_DIGEST, _digest(value)):
+        raise DataError(
+            f"{path}: not what was written: an error of the disk, or edited; restore it, or remove its folder and run again"
+        )
+    return value
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON, atomically; NaN and infinities, which JSON has not, as null."""
+def read_object(path: Path) -> dict[str, Any]:
+    """What ``write_json`` wrote of a dict.
+
+    Raises:
+        DataError: if it is not JSON (any more), is something else, or was sealed and is not what was written.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{path}: holds no JSON object, but {json.dumps(value)[:40]}; remove it, or its folder, and run again"
+        )
+    return value
+
+
+def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
+    """Writes ``value`` as indented JSON, atomically; NaN and infinities, which JSON has not, as null.
+
+    Args:
+        path: the file.
+        value: what JSON can say.
+        sealed: whether a dict's last key is its digest, by which ``read_json`` sees that a bit has changed: for what jobs read.
+    """
+    value = _finite(value)
+    if sealed:
+        value = value | {_DIGEST: _digest(value)}
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _digest(value: dict[str, Any]) -> str:
+    """Of what JSON says: keys in any order, numbers as text."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
 def _finite(value: Any) -> Any:
@@ -100,6 +155,34 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def list_files(folder: Path) -> None:
+    """Writes ``files.json``: size and digest of each file of a whole folder, by name. ``check_listed`` compares with it.
+
+    JSON is left out: it is sealed, each file by itself.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".json"]
+    listed = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    write_json(folder / LIST_FILE, listed, sealed=True)
+
+
+def check_listed(path: Path) -> None:
+    """Compares a file with the list of its folder, if there is one and it names the file.
+
+    Its content is read once, and again where the file looks otherwise; never if the environment has ``SIDREC_VERIFY=off``.
+
+    Raises:
+        DataError: if it is not what was written.
+    """
+    list_file = path.parent / LIST_FILE
+    if os.environ.get("SIDREC_VERIFY") == "off" or not list_file.is_file():
+        return
+    known = read_object(list_file).get(path.name)
+    if known is not None and not path.is_file():
+        raise DataError(f"{path}: is not there any more; restore it, or remove its folder and run again")
+    if known is not None and known != {"bytes": path.stat().st_size, "sha256": sha256_of(path)}:
+        raise DataError(f"{path}: not what was written; restore it, or remove its folder and run again")
 
 
 def sha256_of(path: Path) -> str:

@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from sidrec_torchrec.files import atomic_path, read_json, remove_temporaries, write_json
+from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.files import atomic_path, check_listed, list_files, read_json, remove_temporaries, write_json
 
 
 def test_two_containers_with_one_process_id_write_a_file_each(tmp_path, monkeypatch):
@@ -69,3 +70,30 @@ def test_only_temporaries_are_removed(tmp_path):
 def test_json_holds_no_nan(tmp_path):
     write_json(tmp_path / "a.json", {"x": [1.5, float("nan"), (float("inf"),)], "y": 1})
     assert read_json(tmp_path / "a.json") == {"x": [1.5, None, [None]], "y": 1}
+
+
+def test_any_bit_flipped_in_a_sealed_file_is_noticed(tmp_path):
+    path, value = tmp_path / "a.json", {"a": [1, 0.25, -0.0, "e\u0301"], "b": {"c": None}}
+    write_json(path, value, sealed=True)
+    assert read_json(path) == value
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(DataError, match=r"a\.json: not (what was written|JSON)"):
+            read_json(path)
+
+
+def test_files_are_compared_with_the_list_of_their_folder(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"1234")
+    list_files(tmp_path)
+    check_listed(tmp_path / "a")
+    check_listed(tmp_path / "not there")
+    (tmp_path / "b").write_bytes(b"of somebody else")
+    check_listed(tmp_path / "b")
+    (tmp_path / "a").write_bytes(b"1235")
+    with pytest.raises(DataError, match="a: not what was written"):
+        check_listed(tmp_path / "a")
+    monkeypatch.setenv("SIDREC_VERIFY", "off")
+    check_listed(tmp_path / "a")

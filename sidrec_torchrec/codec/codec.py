@@ -14,7 +14,7 @@ from sidrec_torchrec.codec.alphabet import OneHot
 from sidrec_torchrec.codec.packing import SIDSpec, is_missing
 from sidrec_torchrec.codec.quantizer import Quantizer, add_tables
 from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
-from sidrec_torchrec.files import atomic_path, write_json
+from sidrec_torchrec.files import atomic_path, check_is_file, write_json
 
 CODEC_FILES = _JSON_FILE, _TENSOR_FILE = "codec.json", "codec.pt"
 CODEC_FOLDER = "codec"  # beside SIDs, so that a folder of them decodes by itself
@@ -151,6 +151,8 @@ class Codec:
         if not (folder / _JSON_FILE).exists() and (folder / CODEC_FOLDER).is_dir():
             folder = folder / CODEC_FOLDER
         try:
+            for name in (_JSON_FILE, _TENSOR_FILE):
+                check_is_file(folder / name)
             described = json.loads((folder / _JSON_FILE).read_text())
             _check_format(described["format"], folder)
             checksum = described.pop("checksum")

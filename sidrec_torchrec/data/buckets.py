@@ -13,7 +13,7 @@ from sidrec_torchrec.data.features import Draft, Feature
 from sidrec_torchrec.data.format import Events, Items, Users
 from sidrec_torchrec.data.ids import IdIndex, canonical, keys
 from sidrec_torchrec.data.items import ItemRows
-from sidrec_torchrec.data.policy import EventCounts, EventPolicy, item_rows, repeats
+from sidrec_torchrec.data.policy import EventCounts, EventPolicy, goes_back, item_rows, repeats
 from sidrec_torchrec.data.tasks import RegressionName, action_of
 from sidrec_torchrec.data.user_lists import Lists, encode_users
 from sidrec_torchrec.errors import DataError
@@ -215,10 +215,8 @@ class EventBuckets:
             back = np.flatnonzero(step_N < 0)
             if not self.policy.sort:
                 before, after = user.timestamp[back[0]], user.timestamp[back[0] + 1]
-                raise DataError(
-                    f"{self.path}: column 'timestamp' goes backwards for user_id {user.user_id!r}: {after} after {before}, at the "
-                    f"user's event {back[0] + 1}; sort each user's events by time, or let it be done: --sort"
-                )
+                where = f"{self.path}: column 'timestamp', event {back[0] + 1} of the user"
+                raise goes_back(where, repr(user.user_id), before, after)
             self.counts.unsorted += len(back)
             user = user.take(np.argsort(user.timestamp, kind="stable"))
         if least <= 0:  # there may be ties

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sidrec_torchrec.data.features import FeatureName
 from sidrec_torchrec.data.parquet import ParquetTable
@@ -103,6 +103,8 @@ class DataSchema:
             DataError: if it is something else; names ``path`` and the field.
         """
         try:
+            for field in dataclasses.fields(DataSchema):
+                _check_type(field.name, value.get(field.name, field.default), field.default)
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
             return DataSchema(**fields)
         except (TypeError, ValueError, AttributeError) as error:
@@ -153,7 +155,8 @@ class DataFolder:
 
     def has(self, kind: str) -> bool:
         """Whether there are items, events or users; what the schema names counts as being there."""
-        return bool(getattr(self.schema, kind)) or self.where(kind).exists()
+        where = self.where(kind)
+        return bool(getattr(self.schema, kind)) or where.exists() or where.is_symlink()  # one to nothing is a mistake
 
     def table(self, kind: str) -> ParquetTable:
         """Its items, events or users.
@@ -170,8 +173,7 @@ class DataFolder:
 
     def _columns(self, kind: str) -> list[str]:
         """Of a file that may not be there."""
-        is_there = bool(getattr(self.schema, kind)) or self.where(kind).exists()
-        return list(ParquetTable.open(self.where(kind), may_be_empty=True).schema.names) if is_there else []
+        return list(ParquetTable.open(self.where(kind), may_be_empty=True).schema.names) if self.has(kind) else []
 
     def files(self, *kinds: str) -> list[Path]:
         """Every file it is read from: of these kinds, or of all; what a run that was made of it depends on."""
@@ -191,6 +193,16 @@ class DataFolder:
             yield from find_files(path) if path.exists() or getattr(self.schema, kind) else [path]
         if (self.path / SCHEMA_FILE).exists():
             yield self.path / SCHEMA_FILE
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """Raises ValueError unless a value of JSON can be that of a field: a text, or a list of texts, as its default is."""
+    if name == "time_unit" and value not in get_args(TimeUnit):
+        raise ValueError(f"'{name}' is {value!r}, and may be {', '.join(filter(None, get_args(TimeUnit)))}")
+    is_list = isinstance(default, tuple)
+    texts = value if is_list and isinstance(value, list | tuple) else [None if is_list else value]
+    if isinstance(default, tuple | str) and not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"'{name}' must be {'a list of texts' if is_list else 'a text'}, is {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from sidrec_torchrec.data.format import DataFolder, open_items
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.files import atomic_path, check_is_file
 
 _DIGEST_MARK = b"\nsha256\n"  # behind the array, where readers of .npy do not look; then the digest of all before it
 _BLOCK_BYTES = 1 << 20
@@ -65,6 +65,7 @@ def map_rows(path: Path) -> np.ndarray:
     Raises:
         DataError: if it is missing, broken or cut short.
     """
+    check_is_file(path)
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # which takes neither archives nor pickles
         size = array.offset + array.nbytes

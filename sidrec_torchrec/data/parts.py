@@ -10,6 +10,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.errors import DataError, first_line
+from sidrec_torchrec.files import check_listed
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def _is_data(path: Path) -> bool:
 
 
 def _open_part(path: Path) -> Part:
+    check_listed(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             groups = tuple(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from sidrec_torchrec.data.items import ItemRows
 from sidrec_torchrec.data.parquet import ParquetTable
-from sidrec_torchrec.errors import check_at_least
+from sidrec_torchrec.errors import DataError, check_at_least
 
 NO_ITEM = -1
 """The row of an event whose item the item file does not have: it stays in the history, and is never a target."""
@@ -56,6 +56,28 @@ class EventCounts:
         done = {"unknown_items": policy.unknown_items, "unsorted": "sort" if policy.sort else "refuse"}
         done |= {"duplicates": "drop" if policy.drop_duplicates else "keep", "short_users": "drop"}
         return {name: {"count": count, "policy": done[name]} for name, count in vars(self).items()}
+
+    def why_so_few(self, policy: EventPolicy) -> str:
+        """Why a log may leave nothing to train or test on, and how many events and users were left out of it."""
+        left = {"events of unknown items": self.unknown_items if policy.unknown_items == "drop" else 0}
+        left |= {"repeated events": self.duplicates if policy.drop_duplicates else 0}
+        left |= {f"users of fewer than {policy.min_events} events": self.short_users}
+        said = ", ".join(f"{count} {what}" for what, count in left.items() if count)
+        return "the users have too few events for this protocol" + f" ({said} are left out)" * bool(said)
+
+
+def goes_back(where: str, user: str, before: int, after: int) -> DataError:
+    """A log that is not in order.
+
+    Args:
+        where: file and column, and the row if it is known.
+        user: the user's id.
+        before: a time of theirs.
+        after: the next one's.
+    """
+    return DataError(
+        f"{where}: time of user_id {user} goes back from {before} to {after}; sort the events of each user, or let it be done: --sort"
+    )
 
 
 REMEDY = "add the item, or say what to do with such events: --unknown-items drop, or keep"

@@ -43,7 +43,7 @@ from sidrec_torchrec.data.splits import SPLITS, SplitCounts, write_splits
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.data.user_lists import list_names
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import atomic_path, read_json, write_json
+from sidrec_torchrec.files import atomic_path, list_files, read_object, write_json
 from sidrec_torchrec.processes import on_first_process
 
 PREPARED_FILE, SEEN_FILE = "prepared.json", "seen.npy"
@@ -224,7 +224,7 @@ def open_prepared(folder: Path) -> Prepared:
     path = folder / PREPARED_FILE
     if not path.exists():
         raise DataError(f"{path}: not found; run `sidrec prepare` first, and name its --out")
-    values = read_json(path)
+    values = read_object(path)
     try:
         values["policy"] = EventPolicy(**values.get("policy", {}))
         values["schema"] = DataSchema.from_json(values.get("schema", {}), path)
@@ -323,5 +323,7 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
                 **({"features": features.to_json()} if len(features) else {}),
                 **({"regressions": [asdict(own) for own in regressions]} if regressions else {}),
             },
+            sealed=True,
         )
+        list_files(folder)
     return open_prepared(out)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
 from sidrec_torchrec.errors import DataError, first_line
+from sidrec_torchrec.files import check_listed
 
 SEQUENCE_COLUMNS = {
     "item": pa.int32(),
@@ -162,9 +163,10 @@ def open_sequences(path: Path) -> Iterator[pq.ParquetFile]:
         DataError: if it is missing, broken or cut short; also where that comes out while it is read.
     """
     try:
+        check_listed(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, DataError) as error:
         raise DataError(f"{path}: not a sequences file, or cut short: {first_line(error)}; prepare again") from error
 
 

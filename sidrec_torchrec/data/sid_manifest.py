@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import read_json, sha256_of, write_json
+from sidrec_torchrec.files import read_object, sha256_of, write_json
 
 MANIFEST_FILE = "manifest.json"
 SIDS_FILE = "sids.parquet"  # of generation 0
@@ -81,7 +81,7 @@ class Manifest:
         path = Path(folder) / MANIFEST_FILE
         if not path.is_file():
             return None
-        value = read_json(path)
+        value = read_object(path)
         try:
             number = value["format"]
             if number > _FORMAT:
@@ -105,7 +105,9 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Publishes the generations, all at once: readers see those before, or these."""
         value = {"format": _FORMAT, **self.spec.to_json(), "capacity": self.capacity}
-        write_json(Path(folder) / MANIFEST_FILE, value | {"generations": [asdict(g) for g in self.generations]})
+        write_json(
+            Path(folder) / MANIFEST_FILE, value | {"generations": [asdict(g) for g in self.generations]}, sealed=True
+        )
 
     def followed_by(self, generation: Generation) -> "Manifest":
         """With one generation more."""

@@ -94,7 +94,7 @@ def write_splits(
                 )
     for split in ("test",) if config.test_only else ("train", "test"):
         if not writers[split].counts["targets"]:
-            raise DataError(f"{buckets.path}: no {split} targets; the users have too few events for this protocol")
+            raise DataError(f"{buckets.path}: no {split} targets; {buckets.counts.why_so_few(config.policy)}")
         for task, labels in writers[split].counts["labels"].items():
             if not labels:
                 raise DataError(f"{buckets.path}: column '{task}' is null for all {split} targets; leave the task out")

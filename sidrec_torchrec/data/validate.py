@@ -16,7 +16,7 @@ from sidrec_torchrec.data.features import Draft, FeatureName
 from sidrec_torchrec.data.folder import DataFolder
 from sidrec_torchrec.data.ids import IdIndex, shown
 from sidrec_torchrec.data.items import ItemRows, Items, open_items
-from sidrec_torchrec.data.policy import EventCounts, EventPolicy
+from sidrec_torchrec.data.policy import EventCounts, EventPolicy, goes_back
 from sidrec_torchrec.data.regression import Moments
 from sidrec_torchrec.data.tasks import RegressionName
 from sidrec_torchrec.data.unread import Unread, unread_events, unread_items, unread_users
@@ -328,10 +328,8 @@ class _Tally:
         if backwards.size and not self.policy.sort:
             row = int(backwards.min())
             before = int(before_N[np.flatnonzero(order == row)[0]])
-            raise DataError(
-                f"{self.events.table.at('timestamp', batch.first_row + row)}: time of user_id {shown(batch.user_ids, row)} goes "
-                f"back from {before} to {batch.timestamps[row]}; sort the events of each user, or let it be done: --sort"
-            )
+            where = self.events.table.at("timestamp", batch.first_row + row)
+            raise goes_back(where, shown(batch.user_ids, row), before, int(batch.timestamps[row]))
         self.met.unsorted += backwards.size
         ends = np.r_[starts[1:], len(user_N)]
         self.counts_U[user_N[starts]] += ends - starts

@@ -1,6 +1,5 @@
 """The tokenizer: a trained VQ Fusion with its codec; encodes items into packed SIDs and decodes them."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec, fingerprint_of
 from sidrec_torchrec.data.format import Vocabulary
 from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
-from sidrec_torchrec.files import atomic_path, sha256_of, write_json
+from sidrec_torchrec.files import atomic_path, check_is_file, read_object, sha256_of, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig, TargetConfig, VQFusionConfig
 from sidrec_torchrec.fusion.encoder import Encoder
 from sidrec_torchrec.fusion.model import ItemTensors, Standardize, VQFusion
@@ -146,8 +145,7 @@ class Tokenizer:
                 "weights_sha256": sha256_of(temporary / _WEIGHTS_FILE),
                 "encoding": self.encoding,
             }
-            value["sha256"] = _digest(value)
-            write_json(temporary / _JSON_FILE, value)
+            write_json(temporary / _JSON_FILE, value, sealed=True)
 
     @staticmethod
     def load(folder: str | Path) -> "Tokenizer":
@@ -162,7 +160,8 @@ class Tokenizer:
         """
         folder = tokenizer_folder(Path(folder))
         try:
-            value = json.loads((folder / _JSON_FILE).read_text())
+            value = read_object(folder / _JSON_FILE)
+            check_is_file(folder / _WEIGHTS_FILE)
             model = VQFusion(_config(value["model"]))
             model.load_state_dict(torch.load(folder / _WEIGHTS_FILE, weights_only=True, map_location="cpu"))
             vocabularies = {name: Vocabulary.from_json(v) for name, v in value["vocabularies"].items()}
@@ -182,7 +181,9 @@ class Tokenizer:
                 f"{folder}: weights of codec {there[0]}, encoding {there[1]}, beside the description of {fingerprint}, "
                 f"{encoding}; restore the folder, or train again"
             )
-        _check_digests(folder, value)
+        kept = value.get("weights_sha256")  # absent as above
+        if kept is not None and kept != sha256_of(folder / _WEIGHTS_FILE):
+            raise DataError(f"{folder / _WEIGHTS_FILE}: not what was written; restore the folder, or train again")
         return tokenizer
 
 
@@ -195,23 +196,6 @@ def tokenizer_folder(folder: Path) -> Path:
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files that say what the tokenizer does; the folder as ``tokenizer_folder`` takes it."""
     return [tokenizer_folder(folder) / name for name in (_JSON_FILE, _WEIGHTS_FILE)]
-
-
-def _check_digests(folder: Path, value: dict) -> None:
-    """Of the description and of the weights; folders of earlier versions have none."""
-    if "sha256" not in value:
-        return
-    for name, kept, now in (
-        (_JSON_FILE, value["sha256"], _digest(value)),
-        (_WEIGHTS_FILE, value.get("weights_sha256"), sha256_of(folder / _WEIGHTS_FILE)),
-    ):
-        if kept != now:
-            raise DataError(f"{folder / name}: not what was written; restore the folder, or train again")
-
-
-def _digest(value: dict) -> str:
-    rest = {k: v for k, v in value.items() if k != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(model: VQFusion) -> str:

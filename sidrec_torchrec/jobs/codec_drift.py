@@ -17,7 +17,7 @@ from sidrec_torchrec.data.ids import IdIndex
 from sidrec_torchrec.data.sid_manifest import SIDS_FILE
 from sidrec_torchrec.data.sids import SIDFile, SIDs, open_sids
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import read_json, write_json
+from sidrec_torchrec.files import read_object, write_json
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import RESULT_FILE
@@ -153,7 +153,7 @@ def _report(file: SIDFile) -> dict[str, Any]:
     if file.generation is not None and file.generation.report:
         return file.generation.report
     path = file.path.parent / RESULT_FILE  # as earlier versions wrote it
-    result = read_json(path) if path.exists() and file.path.name == SIDS_FILE else {}
+    result = read_object(path) if path.exists() and file.path.name == SIDS_FILE else {}
     return result if result.get("fingerprint") == file.spec.fingerprint and "generation" not in result else {}
 
 

@@ -14,7 +14,7 @@ from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.environment import is_command_line, versions_and_hardware
 from sidrec_torchrec.errors import SidrecError, check_at_least, check_once
-from sidrec_torchrec.files import read_json, write_json
+from sidrec_torchrec.files import read_object, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
 from sidrec_torchrec.processes import on_first_process
@@ -108,7 +108,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
         report = _compare(config, workspace, _variants(config, sources, targets))
         report |= {
             "data": {"folder": str(data.path), "sources": sources, "targets": targets}
-            | read_json(config.out / DATA_FILE),
+            | read_object(config.out / DATA_FILE),
             "processes": processes.world_size,
         }
         if processes.is_main:
@@ -202,7 +202,7 @@ def _compare(config: PipelineConfig, workspace: Workspace, variants: list[Varian
     runs = {v.name: [workspace.rank(v, seed) for seed in range(config.seeds)] for v in variants}
     base = next((runs[v.name] for v in variants if ARMS[v.arm].is_base), None)
     steps = workspace.seconds()
-    sequences = read_json(prepared.folder / "prepared.json")
+    sequences = read_object(prepared.folder / "prepared.json")
     return {
         "arms": {arm: summarize_arm(results, base) for arm, results in runs.items()},
         "tokenizer": tokenizers,
@@ -229,7 +229,7 @@ def _make_data(config: PipelineConfig) -> DataFolder:
             summary = validate(DataFolder.of(data, config.schema), config.protocol.tasks)
             counts = (f"{summary[kind]:,} {kind}" for kind in ("events", "users", "items"))
             progress.advance(0, ", ".join(counts))
-        write_json(config.out / DATA_FILE, {"summary": summary})
+        write_json(config.out / DATA_FILE, {"summary": summary}, sealed=True)
 
     on_first_process(make)
     return DataFolder.of(data, config.schema)

@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.utils import cpp_extension
 
-from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.files import atomic_path, read_object, sha256_of, write_json
 from sidrec_torchrec.output import say
 
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-fopenmp", "-fPIC", "-Wno-psabi")
@@ -69,15 +70,32 @@ def library_path() -> Path:
     name = hashlib.sha256(repr((text, FLAGS, version, torch.__version__, _processor())).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("SIDREC_CACHE", Path.home() / ".cache" / "sidrec_torchrec"))
     library = folder / f"operators-{name}.so"
-    if not library.exists():
+    if not _is_whole(library):
         folder.mkdir(parents=True, exist_ok=True)
         say("building the C++ operators, once; a minute or two")
         with open(folder / f"operators-{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # other processes wait; a killed one lets go
-            if not library.exists():
+            if not _is_whole(library):
                 with atomic_path(library) as temporary, TemporaryDirectory(dir=folder) as objects:
                     _compile(compiler, sources, Path(objects), temporary)
+                    write_json(_digest_file(library), {"library": sha256_of(temporary)}, sealed=True)
     return library
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether it is as it was built: a library that was cut short ends the process when it is loaded, with no error to catch."""
+    if not library.is_file():
+        return False
+    if not _digest_file(library).exists():
+        return True  # built by an earlier version, which kept none
+    try:
+        return read_object(_digest_file(library)).get("library") == sha256_of(library)
+    except DataError:
+        return False
+
+
+def _digest_file(library: Path) -> Path:
+    return library.with_suffix(".json")
 
 
 def _compile(compiler: str, sources: list[Path], objects: Path, library: Path) -> None:

@@ -167,7 +167,9 @@ def gap_bucket(gap: Tensor) -> Tensor:
     Args:
         gap: integers of any dtype, of any shape.
     """
-    first_K = (1 << torch.arange(1, GAP_BUCKETS, device=gap.device)) - 1  # the smallest gap of each bucket but the first
+    first_K = (
+        1 << torch.arange(1, GAP_BUCKETS, device=gap.device)
+    ) - 1  # the smallest gap of each bucket but the first
     return torch.bucketize(gap.long(), first_K, right=True, out_int32=True)
 
 

@@ -17,7 +17,7 @@ from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.data.seen_by import check_alike, seen_by
 from sidrec_torchrec.data.sids import sid_files
 from sidrec_torchrec.errors import CodecMismatchError, SidrecError
-from sidrec_torchrec.files import read_json
+from sidrec_torchrec.files import read_object
 from sidrec_torchrec.ranker.arms import ARMS, Arm, ArmConfig, ArmInputs, Needs
 from sidrec_torchrec.ranker.arms.open import arm_inputs, named
 from sidrec_torchrec.ranker.model import Ranker
@@ -138,7 +138,7 @@ class TrainedRanker:
             raise SidrecError(f"{path}: not found; name a folder train-ranker wrote")
         if not Checkpoints(folder / CHECKPOINTS).has(BEST):
             raise SidrecError(f"{folder}: no trained epoch yet; run train-ranker to its end")
-        value = {k: v for k, v in read_json(path).items() if k not in (INPUTS, "out", "init")}
+        value = {k: v for k, v in read_object(path).items() if k not in (INPUTS, "out", "init")}
         try:
             trained = TrainedRanker(folder, config_from_json(RankerRecipe, _renamed(value), folder))
         except (KeyError, TypeError, ValueError) as error:

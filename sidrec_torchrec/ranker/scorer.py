@@ -58,6 +58,8 @@ class Scorer:
     """
 
     def __init__(self, path: str | Path, *, parallel: int = 1, sha256: str | None = None) -> None:
+        if parallel < 1:
+            raise DataError(f"parallel must be at least 1, got {parallel}")
         if sha256 is not None and (actual := sha256_of(Path(path))) != sha256.lower():
             raise DataError(f"{path}: not the package that was asked for: its sha256 is {actual}, expected {sha256}")
         self._program, metadata = _load(Path(path), parallel)
@@ -100,6 +102,9 @@ class Scorer:
         if inputs.keys() != shapes.keys():
             wrong = sorted(inputs.keys() ^ shapes.keys())
             raise DataError(f"missing or unknown inputs: {', '.join(wrong)}; the inputs are {', '.join(shapes)}")
+        for name, value in inputs.items():
+            if not isinstance(value, Tensor):
+                raise DataError(f"{name} is {type(value).__name__}, expected a tensor of int64")
         sizes = {
             "events": _length(inputs["action_N"]),
             "requests": _length(inputs["request_time_B"]),

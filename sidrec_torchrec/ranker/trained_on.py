@@ -17,8 +17,8 @@ from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec
 from sidrec_torchrec.data.like import TRAINED_ON
 from sidrec_torchrec.data.prepare import SPLITS, Prepared, open_prepared
 from sidrec_torchrec.data.seen_by import SeenBy
-from sidrec_torchrec.errors import CodecMismatchError, SidrecError
-from sidrec_torchrec.files import atomic_path, read_json, write_json
+from sidrec_torchrec.errors import CodecMismatchError, DataError, SidrecError
+from sidrec_torchrec.files import atomic_path, read_object, write_json
 from sidrec_torchrec.names import escape
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms import ARMS, ArmInputs, Needs, SIDArray
@@ -52,8 +52,13 @@ class TrainedOn:
         folder = ranker / TRAINED_ON
         if not folder.is_dir():
             return TrainedOn(open_prepared(prepared))
-        arm = read_json(folder / _ARM_FILE)
-        return TrainedOn(open_prepared(folder), arm["fingerprints"], tuple(arm["sources"]))
+        arm = read_object(folder / _ARM_FILE)
+        try:
+            return TrainedOn(open_prepared(folder), arm["fingerprints"], tuple(arm["sources"]))
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{folder / _ARM_FILE}: of another version of sidrec_torchrec ({error!r}); train again"
+            ) from error
 
     def named(self, sids: Sequence[Path]) -> dict[str, Path]:
         """Folders of SIDs by the names that the ranker's own have, whatever the folders are called.
@@ -149,7 +154,7 @@ def _keep(ranker: Path, prepared: Prepared, inputs: ArmInputs, arm: str) -> None
         folder.mkdir()
         _link((path for path in prepared.files() if path not in sequences), folder)
         fingerprints = {name: sid.codec.spec.fingerprint for name, sid in inputs.sids.items()}
-        write_json(folder / _ARM_FILE, {"fingerprints": fingerprints, "sources": list(inputs.vectors)})
+        write_json(folder / _ARM_FILE, {"fingerprints": fingerprints, "sources": list(inputs.vectors)}, sealed=True)
         if ARMS[arm].counts_events:
             (folder / _ARRAYS).mkdir()
             for name, path in inputs.vectors.items():

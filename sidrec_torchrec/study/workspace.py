@@ -13,7 +13,7 @@ import torch.distributed as dist
 from sidrec_torchrec.data.folder import DataFolder
 from sidrec_torchrec.data.prepare import COLD_ITEMS_FILE, SEQUENCES, PrepareConfig, Prepared, open_prepared
 from sidrec_torchrec.errors import DataError, SidrecError
-from sidrec_torchrec.files import read_json, write_json
+from sidrec_torchrec.files import read_object, write_json
 from sidrec_torchrec.fusion.config import VQFusionOptions
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
 from sidrec_torchrec.jobs import (
@@ -148,7 +148,7 @@ class Workspace:
     def seconds(self) -> dict[str, float]:
         """Of each finished step, over all the runs that worked on this folder."""
         path = self.out / "steps.json"
-        return read_json(path) if path.exists() else {}
+        return read_object(path) if path.exists() else {}
 
     @property
     def _data(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Workspace:
         if dist.get_rank() == 0:
             steps = self.seconds()
             if name not in steps:
-                write_json(self.out / "steps.json", steps | {name: time.monotonic() - start})
+                write_json(self.out / "steps.json", steps | {name: time.monotonic() - start}, sealed=True)
         dist.barrier()
         return result
 

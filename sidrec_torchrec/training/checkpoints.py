@@ -54,7 +54,11 @@ class Checkpoints:
             if dist.get_rank() == 0:
                 shutil.rmtree(new, ignore_errors=True)  # of a job that was killed, with other processes perhaps
             dist.barrier()
-            dcp.save(state, storage_writer=TensorFileWriter(new), planner=JSONSavePlanner())
+            try:
+                dcp.save(state, storage_writer=TensorFileWriter(new), planner=JSONSavePlanner())
+            except CheckpointException:  # all processes have it
+                shutil.rmtree(new, ignore_errors=True)
+                raise
         if dist.get_rank() == 0:
             sync_to_disk(new)
             shutil.rmtree(old, ignore_errors=True)

@@ -13,9 +13,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from sidrec_torchrec.errors import LostPeerError
+from sidrec_torchrec.errors import LostPeerError, SidrecError, first_line
 
-_TIMEOUT = timedelta(minutes=float(os.environ.get("SIDREC_TIMEOUT_MINUTES", "30")))  # of every collective
 _LOST = re.compile(  # what gloo, NCCL and torch's store say of it
     r"closed by peer|reset by peer|refused|broken pipe|timed out|timeout|remote process exited|communicator was aborted",
     re.IGNORECASE,
@@ -50,6 +49,7 @@ def process_group() -> Iterator[Processes]:
         LostPeerError: when another process of the group has ended, or does not answer.
     """
     joined = not dist.is_initialized()
+    _minutes()  # a mistake in it shows at once, and not on many nodes first
     if joined:
         _quiet_libraries()
         _start_group()
@@ -60,7 +60,7 @@ def process_group() -> Iterator[Processes]:
             raise
         raise LostPeerError(
             f"process {dist.get_rank()} of {dist.get_world_size()}: another process has ended, and said why, or has not "
-            f"answered for {_TIMEOUT.total_seconds() / 60:g} minutes (set SIDREC_TIMEOUT_MINUTES if its work takes longer)"
+            f"answered for {_minutes():g} minutes (set SIDREC_TIMEOUT_MINUTES if its work takes longer)"
         ) from error
     finally:
         if joined:
@@ -74,12 +74,34 @@ def current_processes() -> Processes:
     return Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
 
 
+def _minutes() -> float:
+    """How long a collective may take.
+
+    Raises:
+        SidrecError: if the environment's ``SIDREC_TIMEOUT_MINUTES`` is no such number.
+    """
+    text = os.environ.get("SIDREC_TIMEOUT_MINUTES", "30")
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < 1e6:
+        raise SidrecError(f"SIDREC_TIMEOUT_MINUTES is '{text}'; give a number of minutes above 0")
+    return minutes
+
+
 def _start_group() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        try:
+            dist.init_process_group(backend, timeout=timedelta(minutes=_minutes()))
+        except dist.DistNetworkError as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise SidrecError(
+                f"the processes cannot meet at {where} ({first_line(error)}); name a free port and a host that all can reach"
+            ) from error
         return
     # A group of one needs neither a port, which another process may take, nor variables, which children would inherit.
     hook = sys.excepthook

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import torch.distributed as dist
 
 from sidrec_torchrec.errors import FolderBusyError, RunMismatchError
-from sidrec_torchrec.files import glance, read_json, remove_temporaries, sha256_of, write_json
+from sidrec_torchrec.files import check_listed, glance, read_object, remove_temporaries, sha256_of, write_json
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.config import config_json, located, without, without_paths
 from sidrec_torchrec.training.progress import say
@@ -52,11 +52,11 @@ class Run:
         """Marks the run as finished, and gives the result as it will be read back; on every process, the main one writes."""
         if dist.get_rank() == 0:
             if self.inputs is not None:
-                there = read_json(self.folder / CONFIG_FILE)
-                write_json(self.folder / CONFIG_FILE, there | {INPUTS: self.inputs})
-            write_json(self.folder / RESULT_FILE, result)
+                there = read_object(self.folder / CONFIG_FILE)
+                write_json(self.folder / CONFIG_FILE, there | {INPUTS: self.inputs}, sealed=True)
+            write_json(self.folder / RESULT_FILE, result, sealed=True)
         dist.barrier()
-        return read_json(self.folder / RESULT_FILE)
+        return read_object(self.folder / RESULT_FILE)
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def open_run(
 
         described = on_first_process(claim)
         result_file = folder / RESULT_FILE
-        result = read_json(result_file) if result_file.exists() else None
+        result = read_object(result_file) if result_file.exists() else None
         if result is not None and not grows and dist.get_rank() == 0 and not _is_within.get():
             say(f"{folder}: finished before; its result is read back. To run again, remove it or give another folder")
         token = _is_within.set(True)
@@ -127,7 +127,7 @@ def look(folder: Path, config: Any, inputs: Iterable[Path] = (), *, ignore: tupl
     path = folder / CONFIG_FILE
     if not path.exists():
         return "refused: it holds files of something else"
-    there = {k: v for k, v in read_json(path).items() if k not in ignore}
+    there = {k: v for k, v in read_object(path).items() if k not in ignore}
     known = there.pop(INPUTS, None)
     fields = without({k: v for k, v in config_json(config, folder).items() if k not in ignore}, _HOW_OFTEN)
     is_grown = getattr(config, "append", False)
@@ -172,7 +172,8 @@ def _locked(folder: Path) -> Iterator[bool]:
         if file is not None and not file.closed:
             path.unlink(missing_ok=True)  # while it is held: whoever has opened it by now sees that it is gone
             _held.discard(file)
-            file.close()
+            with suppress(OSError):  # a full disk, again
+                file.close()
         with suppress(OSError):  # something is in it, as it should be
             for parent in made:
                 parent.rmdir()
@@ -235,7 +236,7 @@ def _claimed(
     """
     path = folder / CONFIG_FILE
     if path.exists():
-        there = read_json(path)
+        there = read_object(path)
         known = there.pop(INPUTS, None)
         _check_config(folder, *({k: v for k, v in fields.items() if k not in free} for fields in (there, config)))
         if known is not None and not grows:  # a run of an earlier version did not say
@@ -243,7 +244,7 @@ def _claimed(
     elif _files(folder):
         raise RunMismatchError(f"{folder}: holds files of something else; give an empty or new folder")
     else:
-        write_json(path, config | {INPUTS: _described(inputs)})
+        write_json(path, config | {INPUTS: _described(inputs)}, sealed=True)
     try:
         yield
     except Exception:
@@ -274,7 +275,7 @@ def _differences(there: dict[str, Any], config: dict[str, Any], prefix: str = ""
 def run_path(folder: Path, field: str) -> Path | None:
     """A path that the run in ``folder`` was given; None if there is no run, or it has no such field."""
     path = folder / CONFIG_FILE
-    value = read_json(path).get(field) if path.exists() else None
+    value = read_object(path).get(field) if path.exists() else None
     return None if value is None else located(value, folder)
 
 
@@ -285,7 +286,7 @@ def changed_inputs(folder: Path, inputs: list[Path]) -> dict[Path, str]:
         folder: the run's.
         inputs: as ``open_run`` was given them, wherever they are now.
     """
-    known = read_json(folder / CONFIG_FILE).get(INPUTS, {})
+    known = read_object(folder / CONFIG_FILE).get(INPUTS, {})
     labels = {_label(file, inputs): file for file in inputs}
     changes = {labels[label]: _change(labels[label], known[label]) for label in labels.keys() & known}
     return {file: change for file, change in changes.items() if change is not None}
@@ -324,7 +325,12 @@ def _described(inputs: list[Path]) -> dict[str, Any]:
 
 
 def _describe(file: Path) -> dict[str, Any] | None:
-    """What the file is, by its whole content; None if there is none."""
+    """What the file is, by its whole content; None if there is none.
+
+    Raises:
+        DataError: if it is not what its folder's list says.
+    """
+    check_listed(file)
     if not file.is_file():
         return None
     now = glance(file)

@@ -43,7 +43,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import sync_to_disk, write_json
+from sidrec_torchrec.files import read_object, sync_to_disk, write_json
 
 INDEX_FILE = "checkpoint.json"
 _FORMAT = 1
@@ -131,7 +131,7 @@ class TensorFileWriter(StorageWriter):
             described = {"dtype": _DTYPES[kept.properties.dtype], "shape": list(kept.size), "chunks": []}
             entries.setdefault(result.index.fqn, described)["chunks"].append(result.storage_data)
         index = {"format": _FORMAT, "entries": dict(sorted(entries.items()))}
-        write_json(self._folder / INDEX_FILE, index | {"sha256": _digest(index)})
+        write_json(self._folder / INDEX_FILE, index, sealed=True)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike) -> bool:
@@ -160,12 +160,9 @@ class TensorFileReader(StorageReader):
         """
         path = self._folder / INDEX_FILE
         try:
-            index = json.loads(path.read_text())
-            digest = index.pop("sha256")
+            index = read_object(path)
             if index["format"] != _FORMAT:
                 raise DataError(f"{path}: of format {index['format']}, which this version cannot read")
-            if digest != _digest(index):
-                raise DataError(f"{path}: not what was written")
             kept, stored = {}, {}
             for name, entry in index["entries"].items():
                 kept[name] = _metadata(entry)
@@ -275,7 +272,3 @@ def _metadata(entry: dict[str, Any]) -> TensorStorageMetadata | BytesStorageMeta
         return BytesStorageMetadata()
     chunks = [ChunkStorageMetadata(torch.Size(c["offsets"]), torch.Size(c["shape"])) for c in entry["chunks"]]
     return TensorStorageMetadata(TensorProperties(_TORCH_DTYPES[entry["dtype"]]), torch.Size(entry["shape"]), chunks)
-
-
-def _digest(index: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()

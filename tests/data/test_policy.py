@@ -136,7 +136,7 @@ def test_sorting_is_as_if_the_log_were_sorted(tmp_path):
     events = log(np.random.default_rng(0))
     shuffled = np.random.default_rng(2).permutation(USERS * LENGTH)
     mixed = {name: column[shuffled] for name, column in events.items()}
-    with pytest.raises(DataError, match="goes backwards for user_id .*--sort"):
+    with pytest.raises(DataError, match="time of user_id .* goes back from .*--sort"):
         prepared(write(tmp_path / "a", mixed))
     done = prepared(write(tmp_path / "b", mixed), sort=True)
     user, time = mixed["user_id"], mixed["timestamp"]

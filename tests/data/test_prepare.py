@@ -187,7 +187,7 @@ def test_errors_name_the_place(tmp_path):
         prepare(tmp_path / "data", tmp_path / "out", PrepareConfig())
     assert not (tmp_path / "out").exists()
     pq.write_table(events.set_column(2, "timestamp", pa.array(-events["timestamp"].to_numpy())), path)
-    with pytest.raises(DataError, match="'timestamp' goes backwards for user_id"):
+    with pytest.raises(DataError, match="'timestamp', event .* of the user: time of user_id"):
         prepare(tmp_path / "data", tmp_path / "out", PrepareConfig())
     pq.write_table(events.slice(0, 3), path)
     with pytest.raises(DataError, match="no (train|test) targets|is . in all 3 rows"):

@@ -17,6 +17,7 @@ from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.data.sid_manifest import Manifest
 from sidrec_torchrec.data.sids import open_sids, read_sids, sid_files
 from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError
+from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.jobs import codec_drift, encode_corpus, predict, train_ranker
 from sidrec_torchrec.jobs.encode_corpus import EncodeCorpusConfig
 from sidrec_torchrec.ranker.predictor import Predictor
@@ -82,7 +83,7 @@ def test_only_new_items_are_encoded_and_published_sids_stay(config, more, corpus
     shared = {"items": int(counts[counts > 1].sum()), "largest": int(counts.max())}
     assert (result["generation"], result["items"], result["gone"]) == (1, 40, 10)
     assert result["total"] == {"items": 120, "collisions": shared}
-    assert result == json.loads((config.out / "metrics.json").read_text())
+    assert result == read_json(config.out / "metrics.json")
     assert "generation 1: 40 items" in capsys.readouterr().err
     manifest = json.loads((config.out / "manifest.json").read_text())
     assert manifest["format"] == 1 and manifest["fingerprint"] == result["fingerprint"]
@@ -205,14 +206,14 @@ def test_a_changed_byte_is_refused(config, more):
 def test_a_manifest_that_cannot_be_right_is_refused(config):
     encode_corpus.main(config)
     path = config.out / "manifest.json"
-    value = json.loads(path.read_text())
+    value = read_json(path)
     for change, message in (
         ({"format": 2}, "of format 2, but this version of sidrec_torchrec reads formats up to 1; install a newer"),
         ({"generations": []}, "not a manifest of SIDs, or a broken one"),
         ({"generations": value["generations"] * 2}, "generations are missing, or in another order"),
         ({"generations": [{"file": "sids.parquet"}]}, "not a manifest of SIDs, or a broken one"),
     ):
-        path.write_text(json.dumps(value | change))
+        write_json(path, value | change, sealed=True)
         with pytest.raises(DataError, match=f"manifest.json: .*{message}"):
             open_sids(config.out)
     path.write_text("{")

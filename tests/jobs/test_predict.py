@@ -16,6 +16,7 @@ import sidrec_torchrec
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.errors import DataError, SidrecError
+from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.jobs import encode_corpus, predict, train_ranker
 from sidrec_torchrec.jobs.predict import PredictConfig
 from sidrec_torchrec.ranker.predictor import Predictor
@@ -297,10 +298,10 @@ def test_other_events(ranker, corpus):
 def test_sequences_of_an_earlier_version(corpus, sids, tmp_path):
     sequences = prepare(corpus, tmp_path / "sequences", PrepareConfig(max_history=48)).folder
     path = sequences / "prepared.json"
-    values = json.loads(path.read_text())
+    values = read_json(path)
     assert values.pop("max_history") == 48 and values.pop("vocabularies").keys() == values["user_features"].keys()
     now = path.read_text()
-    path.write_text(json.dumps(values))
+    write_json(path, values)
     out = train("none", corpus, sequences, sids, tmp_path / "run")
     shutil.rmtree(out / "trained_on")
     config = PredictConfig(ranker=out, newest=2, out=tmp_path / "old.parquet")

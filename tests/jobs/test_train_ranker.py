@@ -13,6 +13,7 @@ import torch
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.data.sequences import from_table
 from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError, SidrecError
+from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.jobs import evaluate, train_ranker
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, Tokenizers
@@ -316,8 +317,8 @@ def test_other_items_than_a_ranker_of_an_earlier_version_knows_are_refused(corpu
     shutil.rmtree(config.out / "trained_on")
     assert without_drift(evaluate.main(evaluate.EvaluateConfig(ranker=config.out, prepared=other))) == result["test"]
     # the ranker's own sequences are of an item file that is not there any more
-    written = json.loads((own / "prepared.json").read_text())
-    (own / "prepared.json").write_text(json.dumps(written | {"data": written["data"] | {"items": "0" * 16}}))
+    written = read_json(own / "prepared.json")
+    write_json(own / "prepared.json", written | {"data": written["data"] | {"items": "0" * 16}})
     with pytest.raises(DataError, match="own: prepared by an earlier version, which did not keep item ids"):
         evaluate.main(evaluate.EvaluateConfig(ranker=config.out, prepared=other))
 

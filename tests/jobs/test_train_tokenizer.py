@@ -1,7 +1,6 @@
 """The tokenizer's training: better than its start, the same on two processes, and plain words on bad input."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from sidrec_torchrec.data.synthetic_items import SyntheticConfig, items_table, make_items
 from sidrec_torchrec.errors import DataError, DivergedError, RunMismatchError, SidrecError
+from sidrec_torchrec.files import read_json
 from sidrec_torchrec.fusion.config import QuantizerConfig, VQFusionOptions
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
 from sidrec_torchrec.jobs import train_tokenizer
@@ -153,7 +153,7 @@ def test_two_processes_equal_one(items, tmp_path, run_distributed):
 def test_finished_run_is_read_back(items, tmp_path, monkeypatch):
     config = make_config(items, tmp_path / "run", epochs=1)
     result = train_tokenizer.main(config)
-    assert result == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert result == read_json(tmp_path / "run" / "metrics.json")
 
     def fail(*args):
         raise AssertionError("trained again")

@@ -57,6 +57,29 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing_half_built(tmp_path)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
+def test_a_library_that_was_cut_short_or_changed_is_built_again(tmp_path, monkeypatch):
+    built = []
+
+    def compile_(compiler, sources, objects, library):
+        built.append(library)
+        library.write_bytes(b"a library")
+
+    monkeypatch.setattr(build, "_compile", compile_)
+    monkeypatch.setenv("SIDREC_CACHE", str(tmp_path))
+    path = build.library_path()
+    for broken in (b"", b"a lib", b"b library", None):
+        assert build.library_path() == path and len(built) == 1
+        path.unlink() if broken is None else path.write_bytes(broken)
+        assert build.library_path().read_bytes() == b"a library" and len(built) == 2
+        built.pop()
+    path.with_suffix(".json").write_text("{}")
+    build.library_path()
+    assert len(built) == 2
+    path.with_suffix(".json").unlink()  # as of an earlier version
+    build.library_path()
+    assert len(built) == 2
+
+
 def test_a_compiler_that_takes_too_long_is_a_warning_too(tmp_path, monkeypatch):
     compiler = tmp_path / "c++"
     compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && echo 1 || { echo "warning: slow" >&2; exec sleep 60; }\n')

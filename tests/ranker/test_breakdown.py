@@ -14,6 +14,7 @@ from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, open_prepared, prepare
 from sidrec_torchrec.data.seen_by import seen_by
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
+from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.ranker.breakdown import TABLES, Breakdown, Past, TargetFacts
 from sidrec_torchrec.ranker.evaluation import evaluate_in_detail
 from sidrec_torchrec.ranker.model import RankerOutput
@@ -225,9 +226,9 @@ def test_shares_of_users_say_that_training_has_later_events(log, tmp_path):
 def test_what_is_not_known_is_left_out(log, tmp_path):
     prepared = prepare_from(log, tmp_path / "out", 35)
     (prepared.folder / "first_event.npy").unlink()
-    written = json.loads((prepared.folder / "prepared.json").read_text())
+    written = read_json(prepared.folder / "prepared.json")
     del written["last_training_event"]
-    (prepared.folder / "prepared.json").write_text(json.dumps(written))  # as version 0.2 did
+    write_json(prepared.folder / "prepared.json", written)  # as version 0.2 did
     tables = measure(prepared.folder, prepared.folder)["breakdown"]
     assert list(tables) == ["item_training_events", "history_length"]
 

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.training.checkpoints import LAST, Checkpoints
 from sidrec_torchrec.training.group import process_group
 
@@ -176,12 +177,9 @@ def test_a_foreign_index_names_no_file_elsewhere(tmp_path):
         checkpoints.save(LAST, state(10))
         path = tmp_path / "checkpoints" / LAST / "checkpoint.json"
         (tmp_path / "secret").write_bytes(bytes(1000))
-        index = json.loads(path.read_text())
+        index = read_json(path)
         index["entries"]["model.weight"]["chunks"][0]["file"] = "../../secret"
-        from sidrec_torchrec.training.storage import _digest
-
-        index["sha256"] = _digest({k: v for k, v in index.items() if k != "sha256"})
-        path.write_text(json.dumps(index))
+        write_json(path, index, sealed=True)
         with pytest.raises(SidrecError, match="'../../secret' is no file of tensors"):
             checkpoints.load(LAST, state(10))
 
