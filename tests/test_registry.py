@@ -17,7 +17,8 @@ from sidrec_torchrec.registry import Registry
 
 PACKAGE = Path(sidrec_torchrec.__file__).parent
 OTHER_WORDS = {"none"}  # a reduction of torch's, and nothing at all
-ALLOWED = {  # the fused tokenizer has the name of the arm
+ALLOWED = {  # the fused tokenizer has the name of the arm; digits are read by it, and compared with embeddings
+    "jobs/codec_digits.py": {"raw", "side"},
     "jobs/pipeline.py": {"side"},
     "study/report_html.py": {"side"},
 }

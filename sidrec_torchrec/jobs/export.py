@@ -123,7 +123,6 @@ def write(program: ExportedProgram, metadata: dict[str, Any], file: Path, *, com
         return
     options = {
         "aot_inductor.metadata": {METADATA: text},
-        "aot_inductor.use_runtime_constant_folding": True,  # what depends on weights alone is computed once, on loading
         "cpp.dynamic_threads": True,  # as many as the server has, not as many as there are here
     }
     torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)

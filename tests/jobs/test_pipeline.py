@@ -79,7 +79,7 @@ def test_a_dry_run_finds_what_is_finished(finished, corpus):
     assert len(steps) == 12, steps
     assert {state.partition(" (")[0] for state in steps.values()} == {"finished"}
     (state,) = pipeline.plan(make_config(corpus, out, collaborative=False, fused=QuantizerConfig())).values()
-    assert "(collaborative was True, is False; fused.stages was 'ternary*10', is 'ternary*25')" in state
+    assert "(collaborative was True, is False; fused.stages was 'ternary*10', is 'ternary*39')" in state
 
 
 def test_second_run_trains_nothing(finished, corpus, monkeypatch, capsys):

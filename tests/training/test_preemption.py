@@ -71,6 +71,15 @@ class Drawing(Trainee):
         return losses["loss"]
 
 
+@pytest.fixture(autouse=True)
+def signals_as_they_come():
+    """Under nohup SIGHUP is ignored, as jobs respect."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def train(trainee: Drawing, folder: Path, **changes) -> tuple[Course, float]:
     with process_group() as processes:
         course = Loop(trainee, LoopConfig(epochs=EPOCHS, **changes), folder, processes).run()
