@@ -135,7 +135,7 @@ CASES = [
         "looks like a date written as a number",
         column(EVENTS, "timestamp", 20_240_131),
     ),
-    Kind("an unknown unit of time", VALIDATE + " --time-unit h", "time_unit"),
+    Kind("an unknown unit of time", VALIDATE + " --time-unit h", "--schema.time-unit: must be one of"),
     Kind("times that go backwards", VALIDATE, "goes back from", lambda f: f.table(EVENTS, events_backwards)),
     Kind("times that go backwards, in prepare", PREPARE, "goes back from", lambda f: f.table(EVENTS, events_backwards)),
     Kind(
