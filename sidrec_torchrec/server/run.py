@@ -32,9 +32,12 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise SidrecError(f"cannot listen on {host}:{port}: {error}; name another with --host or --port") from None
+    # An answer is written in two parts; the second must not wait 40 ms for the client's word that it has the first.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def run(service: Service, listener: socket.socket, limits: Limits) -> None:

@@ -270,6 +270,13 @@ def test_the_command_answers_what_it_has_taken_when_it_is_asked_to_stop(model, s
         assert job.wait(30) == 0
 
 
+def test_answers_do_not_wait_for_the_client_s_acknowledgement():
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_what_cannot_be_served_is_said(package, tmp_path, monkeypatch):
     with listen("127.0.0.1", 0) as taken, pytest.raises(SidrecError, match=r"cannot listen on 127.0.0.1:\d+: .*in use"):
         serve.main(serve.ServeConfig(package=package, port=taken.getsockname()[1]))
