@@ -10,7 +10,7 @@ _RIDGE = 0.1  # of the mean variance of a component
 
 
 def share_told(items: ItemTensors, predicted: str) -> float:
-    """The share of a source's variance that the other sources tell of items they have not met; below 0 if none.
+    """The share of a source's variance that the other sources tell of items they have not met; at least 0.
 
     By ridge regression on their first 64 principal components, in five folds: a floor, for a tokenizer is not linear. What users do
     with items, say, is mostly chance where items have few events: SIDs that are to predict it learn it by heart, and lose content.
@@ -44,7 +44,7 @@ def share_told(items: ItemTensors, predicted: str) -> float:
         rest_ND = y_ND[held_N] - mean_D
         error += float((rest_ND - (x_NK[held_N] - mean_K) @ map_KD).square().sum())
         total += float(rest_ND.square().sum())
-    return 1 - error / total if total else 0.0
+    return max(0.0, 1 - error / total) if total else 0.0
 
 
 def _standardized(x_ND: Tensor, has_N: Tensor) -> Tensor:

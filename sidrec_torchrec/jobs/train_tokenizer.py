@@ -168,7 +168,7 @@ def _tell_of_chance(config: TrainTokenizerConfig, told: dict[str, float]) -> Non
     for name, share in told.items():
         if share < config.least_told:
             say(
-                f"{config.folder.path}: '{name}' is not predicted: content tells {max(share, 0):.1%} of it, on items held out, less than "
+                f"{config.folder.path}: '{name}' is not predicted: content tells {share:.1%} of it, on items held out, less than "
                 f"{config.least_told:.1%}; the rest would be learned by heart (--least-told 0 predicts it all the same)"
             )
 

@@ -31,7 +31,7 @@ def test_it_is_the_share_of_the_variance_that_is_no_noise(noise, present):
 def test_chance_is_not_told():
     items = make_items(0.0)
     items.sources["tastes"] = torch.randn(1500, 8, generator=torch.Generator().manual_seed(2))
-    assert share_told(items, "tastes") < 0.01
+    assert 0 <= share_told(items, "tastes") < 0.01  # never below: --least-told 0 leaves nothing out
 
 
 @pytest.mark.parametrize("change", [lambda x: x[:3], lambda x: x * 0])
