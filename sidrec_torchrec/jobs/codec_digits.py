@@ -97,16 +97,14 @@ def plan(config: CodecDigitsConfig) -> dict[str, str]:
     state = look(config.out, config, config.folder.files())
     if state not in ("new", "begun, and would go on"):
         return {f"codec digits {config.out}": state}
-    sources = config.source or tuple(open_items(config.folder).source_dims)
-    return Workspace(config.out, config.folder, config).plan(_variants(config, sources), config.seeds)
+    return Workspace(config.out, config.folder, config).plan(_variants(config), config.seeds)
 
 
 def _measure(config: CodecDigitsConfig) -> dict[str, Any]:
-    sources = config.source or tuple(open_items(config.folder).source_dims)
     workspace = Workspace(config.out, config.folder, config)
     workspace.prepare()
     found = {}
-    for variant in _variants(config, sources):
+    for variant in _variants(config):
         for plan in variant.tokenizers:
             workspace.train_tokenizer(plan)
             workspace.encode(plan)
@@ -119,7 +117,8 @@ def _measure(config: CodecDigitsConfig) -> dict[str, Any]:
     return {"chosen": _choose(config, found), "found": found}
 
 
-def _variants(config: CodecDigitsConfig, sources: tuple[str, ...]) -> list[Variant]:
+def _variants(config: CodecDigitsConfig) -> list[Variant]:
+    sources = config.source or tuple(open_items(config.folder).source_dims)
     plans = [
         TokenizerPlan(
             name=stages.replace(":", "-").replace(",", "-").replace("*", "x"),
