@@ -19,7 +19,7 @@ from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.serving import WithWords, alone, requests_of
 from sidrec_torchrec.training.group import process_group
 from tests.jobs.test_predict import TESTED, evaluated, untied
-from tests.jobs.test_train_ranker import SMALL, make_config, train_here
+from tests.jobs.test_train_ranker import SMALL, assert_two_processes_equal, make_config
 
 SCHEMA = DataSchema(
     event_features=("device", "hour:dense:6"),
@@ -89,11 +89,7 @@ def test_two_processes_equal_one(trained, tmp_path, run_distributed):
     config, one = trained
     if config.arm != "side":  # rows are dropped by each process
         return
-    first, second = run_distributed(train_here, 2, dataclasses.replace(config, out=tmp_path / "two"))
-    assert first == second
-    assert first["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
-    for name in ("ne_all", "ne_warm", "ne_cold", "targets_all"):
-        assert first["test"][name] == pytest.approx(one["test"][name], rel=1e-3)
+    assert_two_processes_equal(config, one, tmp_path / "two", run_distributed)
     assert (
         one["test"]["targets_all"] < 0.6 * open_prepared(config.prepared).counts["test"]["targets"]
     )  # sums of weights

@@ -15,7 +15,7 @@ from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.jobs import evaluate, export, predict, train_ranker
 from tests.jobs.test_predict import TESTED, evaluated, untied
-from tests.jobs.test_train_ranker import SMALL, make_config, train_here
+from tests.jobs.test_train_ranker import SMALL, assert_two_processes_equal, make_config
 
 SCHEMA = DataSchema(event_features=("kind",), event_weight="weight")
 APART = dataclasses.replace(SMALL, histories_by="kind", learned_queries=1)
@@ -96,11 +96,7 @@ def test_two_processes_equal_one(trained, tmp_path, run_distributed):
     config, one = trained
     if config.arm != "side":  # nothing here depends on the arm
         return
-    first, second = run_distributed(train_here, 2, dataclasses.replace(config, out=tmp_path / "two"))
-    assert first == second
-    assert first["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
-    for name in ("ne_all", "ne_warm", "ne_cold", "targets_all"):
-        assert first["test"][name] == pytest.approx(one["test"][name], rel=1e-3)
+    assert_two_processes_equal(config, one, tmp_path / "two", run_distributed)
 
 
 def test_prediction_is_what_evaluation_says(trained, log, sequences, tmp_path):

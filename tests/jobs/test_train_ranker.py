@@ -118,6 +118,15 @@ def train_here(config: TrainRankerConfig) -> dict:
     return train_ranker.main(config)
 
 
+def assert_two_processes_equal(config: TrainRankerConfig, one: dict, out: Path, run_distributed) -> None:
+    """Two processes, writing to ``out``, say the same, and what one process said of the same config."""
+    first, second = run_distributed(train_here, 2, dataclasses.replace(config, out=out))
+    assert first == second
+    assert first["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
+    for name in ("ne_all", "ne_warm", "ne_cold", "targets_all"):
+        assert first["test"][name] == pytest.approx(one["test"][name], rel=1e-3)
+
+
 @pytest.mark.parametrize("arm", ["side", "hybrid", "pieces", "hashed-id"])
 def test_two_processes_equal_one(arm, corpus, prepared, sids, tmp_path, run_distributed):
     """Same global batches, so the same training up to rounding and, off here, dropout; NE within 1e-4."""
