@@ -1,6 +1,6 @@
 """How good a ranker is on a split."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,13 +10,17 @@ from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.processes import is_first_process, sum_over_processes
+from sidrec_torchrec.ranker.bootstrap import UserBootstrap
 from sidrec_torchrec.ranker.breakdown import Breakdown, Past, TargetFacts
 from sidrec_torchrec.ranker.metrics import SLICES, RankingMetrics
+from sidrec_torchrec.ranker.model import RankerOutput
+from sidrec_torchrec.ranker.target_sums import TargetSums
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.progress import Stage, say
 from sidrec_torchrec.training.trainee import NotFiniteError, Values
 
 BREAKDOWN = "breakdown"  # the tables, among the metrics
+BOOTSTRAP = "bootstrap"  # intervals over users, there too
 
 
 def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage) -> Values:
@@ -25,13 +29,15 @@ def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, prog
     Raises:
         NotFiniteError: on every process, if predictions are not finite.
     """
-    return _evaluate(model, data, processes, progress, Past.of(data.prepared), None)
+    return _evaluate(model, data, processes, progress, Past.of(data.prepared))
 
 
 def evaluate_in_detail(
     model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage
 ) -> dict[str, Any]:
-    """As ``evaluate``, and NE by bucket as ``breakdown``; see ``Breakdown.compute``.
+    """As ``evaluate``; also NE by bucket as ``breakdown``, and what other users might have made of it as ``bootstrap``.
+
+    See ``Breakdown.compute`` and ``UserBootstrap.compute``.
 
     Args:
         model: the ranker.
@@ -41,9 +47,16 @@ def evaluate_in_detail(
         progress: advances by targets.
     """
     past = Past.of(data.prepared)
-    breakdown = Breakdown(past, processes.device, data.prepared.tasks, data.prepared.regressions)
-    values = _evaluate(model, data, processes, progress, past, breakdown)
-    return {**values, BREAKDOWN: breakdown.compute()}
+    targets = TargetSums(processes.device, data.prepared.tasks, data.prepared.regressions)
+    breakdown = Breakdown(past, targets, processes.device)
+    bootstrap = UserBootstrap(targets, processes.device)
+
+    def also(output: RankerOutput, facts: TargetFacts) -> None:
+        breakdown.update(output, facts)
+        bootstrap.update(output, facts.user_S, past.seen_I[facts.item_S])
+
+    values = _evaluate(model, data, processes, progress, past, also)
+    return {**values, BREAKDOWN: breakdown.compute(), BOOTSTRAP: bootstrap.compute()}
 
 
 @torch.no_grad()
@@ -53,7 +66,7 @@ def _evaluate(
     processes: Processes,
     progress: Stage,
     past: Past,
-    breakdown: Breakdown | None,
+    also: Callable[[RankerOutput, TargetFacts], None] | None = None,
 ) -> Values:
     model.eval()
     prepared = data.prepared
@@ -65,8 +78,8 @@ def _evaluate(
         facts = TargetFacts.of(batch)
         _, output = model(batch.to(processes.device))
         metrics.update(output, torch.from_numpy(past.seen_I[facts.item_S]).to(processes.device))
-        if breakdown is not None:
-            breakdown.update(output, facts)
+        if also is not None:
+            also(output, facts)
         num_bad += (~output.prediction.isfinite()).sum()
         progress.advance(int(batch.global_targets))
     sum_over_processes(num_bad)
