@@ -36,7 +36,13 @@ def output_of(p_SK, label_SK) -> RankerOutput:
 
 
 def bootstrap(
-    targets: dict[str, np.ndarray], *, p: str = "p", batch: int = 97, first: int = 0, step: int = 1, resamplings: int = 500
+    targets: dict[str, np.ndarray],
+    *,
+    p: str = "p",
+    batch: int = 97,
+    first: int = 0,
+    step: int = 1,
+    resamplings: int = 500,
 ) -> dict:
     """Of every ``step``-th batch, from the ``first`` on."""
     own = UserBootstrap(TargetSums(CPU, ("label",)), CPU, resamplings)
