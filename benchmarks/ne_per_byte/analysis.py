@@ -1,5 +1,6 @@
 """From runs to gains with confidence intervals, a table and plots."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,66 +11,57 @@ from rich.table import Table
 from scipy.stats import t as student
 from study import BASE, TRADITIONAL
 
+from sidrec_torchrec.ranker.bootstrap import interval
+from sidrec_torchrec.study.intervals import gain, kept
+
 PARTS = ("warm", "cold")
+WHOLE = "raw"
+_COSTS = ("family", "setting", "bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes")
 
 
 def summarize(results: dict[str, Any]) -> dict[str, Any]:
-    """By variant, with 95% intervals (Student's, over seeds): NE; the gain over ``none``; how far below the best traditional.
+    """By variant, for warm and cold items: NE, the gain over ``none``, and the share of raw's gain that is kept.
 
-    Differences are paired: seed by seed, (NE_none - NE) / NE_none, and NE_traditional - NE. Also the gain as a multiple of
-    the best traditional's.
+    NE is a mean over seeds and half of its 95% interval (Student's, over seeds). Gain and kept are made of means over seeds; their
+    intervals are over users, paired (``study.intervals``). Also the gain as a multiple of the best traditional SID's.
     """
-    summary: dict[str, Any] = {}
-    for name, result in results.items():
-        row = {
-            key: result[key]
-            for key in ("family", "setting", "bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes")
-        }
-        for part in PARTS:
-            row[f"ne_{part}"] = _interval(np.array(result[f"ne_{part}"]))
-            if BASE in results:
-                base, own = _paired(results[BASE], result, part)
-                row[f"gain_{part}"] = _interval((base - own) / base)
-        summary[name] = row
+    summary = {name: {key: result[key] for key in _COSTS} for name, result in results.items()}
     for part in PARTS:
-        gains = {
-            name: row[f"gain_{part}"][0]
-            for name, row in summary.items()
-            if row["family"] == TRADITIONAL and f"gain_{part}" in row
-        }
-        if not gains:
-            continue
-        best = max(gains, key=gains.get)
         for name, row in summary.items():
-            traditional, own = _paired(results[best], results[name], part)
-            row[f"below_{part}"] = _interval(traditional - own)
-            if gains[best] > 0:
-                row[f"multiple_{part}"] = row[f"gain_{part}"][0] / gains[best]
+            row[f"ne_{part}"] = _interval(np.array(results[name][f"ne_{part}"]))
+            row[f"gain_{part}"] = _share(gain, part, results, BASE, name)
+            row[f"kept_{part}"] = _share(kept, part, results, BASE, WHOLE, name)
+        gains = {name: row[f"gain_{part}"][0] for name, row in summary.items() if row["family"] == TRADITIONAL}
+        best = max(gains.values(), default=0.0)
+        for row in summary.values():
+            row[f"multiple_{part}"] = row[f"gain_{part}"][0] / best if best > 0 else None
     return summary
 
 
-def _paired(one: dict[str, Any], other: dict[str, Any], part: str) -> tuple[np.ndarray, np.ndarray]:
-    """NE of two variants by seed, for the seeds that both have."""
-    values = one[f"ne_{part}"], other[f"ne_{part}"]
-    seeds = min(map(len, values))
-    return np.array(values[0][:seeds]), np.array(values[1][:seeds])
+def _share(make: Callable[..., Any], part: str, results: dict[str, Any], *names: str) -> list[float | None]:
+    """What ``make`` makes of the means of some variants, and the ends of its interval over users; of an undefined one None."""
+    if not results.keys() >= set(names):
+        return [None, None, None]
+    value = make(*(np.mean(results[name][f"ne_{part}"]) for name in names))
+    ends = interval(make(*(np.array(results[name][f"replicates_{part}"], np.float64) for name in names)))
+    return [float(value), *(ends or [None, None])] if np.isfinite(value) else [None, None, None]
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean, and half the width of its 95% interval; not a number for one value."""
+def _interval(values: np.ndarray) -> tuple[float, float | None]:
+    """Mean, and half the width of its 95% interval; None of one value."""
     n = len(values)
-    half = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
+    half = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else None
     return float(values.mean()), half
 
 
-_OF_PART = ("NE", "gain", "x", "below traditional")
+_OF_PART = ("NE", "gain, %", "kept, %", "x")
 _COLUMNS = (*(f"{part} {name}" for part in PARTS for name in _OF_PART), "B/event stored", "KJT", "table bytes")
 
 
 def print_table(summary: dict[str, Any]) -> None:
     """The table of variants."""
     table = Table(
-        title="mean and 95% interval over seeds: NE, gain over none, NE below the best traditional SID's; x: multiple of its gain"
+        title="NE: mean and 95% interval over seeds; gain over none, kept of raw's: 95% intervals over users; x: of the best traditional gain"
     )
     table.add_column("variant")
     for name in _COLUMNS:
@@ -89,18 +81,26 @@ def markdown(summary: dict[str, Any]) -> str:
 def _cells(row: dict[str, Any]) -> list[str]:
     cells = []
     for part in PARTS:
-        gain, below = row.get(f"gain_{part}"), row.get(f"below_{part}")
-        cells.append(f"{row[f'ne_{part}'][0]:.4f} ±{row[f'ne_{part}'][1]:.4f}")
-        cells.append("-" if gain is None else f"{100 * gain[0]:+.2f}% ±{100 * gain[1]:.2f}")
-        cells.append(f"{row[f'multiple_{part}']:.2f}" if f"multiple_{part}" in row else "-")
-        cells.append("-" if below is None else f"{below[0]:+.4f} ±{below[1]:.4f}")
+        mean, half = row[f"ne_{part}"]
+        cells.append(f"{mean:.4f}" + ("" if half is None else f" ±{half:.4f}"))
+        cells += [_percent(row[f"{share}_{part}"]) for share in ("gain", "kept")]
+        multiple = row[f"multiple_{part}"]
+        cells.append("-" if multiple is None else f"{multiple:.2f}")
     size = (f"{row['bytes_per_event_stored']:.1f}", f"{row['bytes_per_event_kjt']:.0f}", f"{row['table_bytes']:,}")
     return [*cells, *size]
 
 
+def _percent(share: list[float | None]) -> str:
+    """A share in percent, and its interval."""
+    value, low, high = (None if end is None else 100 * end for end in share)
+    if value is None:
+        return "-"
+    return f"{value:.1f}" + ("" if low is None else f" [{low:.1f}, {high:.1f}]")
+
+
 def plot_gains(summary: dict[str, Any], path: Path) -> None:
     """A bar per variant, warm and cold side by side, the bytes of an event beside its name."""
-    rows = {n: r for n, r in summary.items() if "gain_warm" in r and r["family"] != BASE}
+    rows = {n: r for n, r in summary.items() if r["gain_warm"][0] is not None and r["family"] != BASE}
     families = list(dict.fromkeys(row["family"] for row in rows.values()))
     figure = Figure(figsize=(12, 1.5 + 0.33 * len(rows)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -113,40 +113,15 @@ def plot_gains(summary: dict[str, Any], path: Path) -> None:
                 if row["family"] == family
             ]
             y, gains = zip(*own, strict=True)
-            mean, half = 100 * np.array(gains).T
-            axes.barh(y, mean, xerr=np.nan_to_num(half), color=f"C{families.index(family)}", label=family, capsize=2)
+            mean, low, high = 100 * np.array(gains, np.float64).T
+            error = np.nan_to_num([mean - low, high - mean])
+            axes.barh(y, mean, xerr=error, color=f"C{families.index(family)}", label=family, capsize=2)
         axes.axvline(0, color="#999", linewidth=0.8)
         axes.set(title=f"{part} items", xlabel="NE gain over none, %")
     panels[0].set_yticks(places, [f"{n}  ({r['bytes_per_event_kjt']:.0f} B)" for n, r in rows.items()], fontsize=8)
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(families), frameon=False
     )
-    figure.savefig(path, dpi=120)
-
-
-def plot_per_byte(summary: dict[str, Any], path: Path) -> None:
-    """Gain against the bytes that a log holds of an event; a point per variant that travels at all."""
-    rows = {n: r for n, r in summary.items() if "gain_warm" in r and r["bytes_per_event_stored"] > 0}
-    families = list(dict.fromkeys(row["family"] for row in rows.values()))
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    for axes, part in zip(figure.subplots(1, 2), PARTS, strict=True):
-        for family in families:
-            own = [row for row in rows.values() if row["family"] == family]
-            size = [row["bytes_per_event_stored"] for row in own]
-            mean, half = 100 * np.array([row[f"gain_{part}"] for row in own]).T
-            axes.errorbar(
-                size,
-                mean,
-                yerr=np.nan_to_num(half),
-                fmt="o",
-                color=f"C{families.index(family)}",
-                label=family,
-                capsize=2,
-            )
-        axes.axhline(0, color="#999", linewidth=0.8)
-        axes.set(title=f"{part} items", xlabel="bytes of an event in a compressed log", xscale="log")
-        axes.set_ylabel("NE gain over none, %")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(families), frameon=False)
     figure.savefig(path, dpi=120)
 
 

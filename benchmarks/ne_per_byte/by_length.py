@@ -8,7 +8,6 @@ least, and plots them. Each OUT is a folder that run.py wrote.
 
 import argparse
 import json
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def _cell(row: dict[str, Any] | None) -> str:
     cells = []
     for part in PARTS:
         mean, half = row[f"ne_{part}"]
-        cells.append(f"{mean:.4f}" if math.isnan(half) else f"{mean:.4f} ±{half:.4f}")
+        cells.append(f"{mean:.4f}" if half is None else f"{mean:.4f} ±{half:.4f}")
     return " / ".join(cells)
 
 

@@ -6,30 +6,40 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sidrec_torchrec.ranker.evaluation import BREAKDOWN
+from sidrec_torchrec.ranker.evaluation import BOOTSTRAP, BREAKDOWN
+from sidrec_torchrec.study.intervals import gain, interval_of, kept
 
 _OVER_SEEDS = {"ne", "nmse", "calibration"}
 
 
-def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None) -> dict[str, Any]:
+def summarize_arm(
+    runs: list[dict[str, Any]], base: list[dict[str, Any]] | None, whole: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """One arm over its seeds.
 
     Args:
         runs: ``metrics.json`` of each seed.
         base: the same of the arm that gains are relative to; None if it was not run, then there are no gains.
+        whole: the same of the arm that has all content; None if it was not run, then nothing is said to be kept of its gain.
 
     Returns:
         Values per seed (of several tasks, those of each and their means), NE gains of the means,
-        (NE_base - NE_arm) / NE_base, what the arm costs, and, as ``breakdown``, NE and calibration per seed by bucket of each
-        table and task; nothing where a run of an earlier version has none.
+        (NE_base - NE_arm) / NE_base, and which share of the whole content's gain that is, ``ne_kept_``; of each its 95% interval over
+        users, ``_interval`` (None where it is not defined); what the arm costs, and, as ``breakdown``, NE and calibration per seed by
+        bucket of each table and task; nothing where a run of an earlier version has none.
     """
-    metrics = [name for name in runs[0]["test"] if not name.startswith("targets_") and name != BREAKDOWN]
+    metrics = [n for n in runs[0]["test"] if not n.startswith("targets_") and n not in (BREAKDOWN, BOOTSTRAP)]
     summary: dict[str, Any] = {name: [run["test"][name] for run in runs] for name in metrics}
     for name in metrics:
         if name.startswith(("ne_", "nmse_")):
-            own, its = _mean(summary[name]), _mean([run["test"][name] for run in base or []])
-            gain = None if own is None or its is None else (its - own) / its
-            summary[name.replace("_", "_gain_", 1)] = gain
+            own, its, all_its = (_mean([run["test"][name] for run in of or []]) for of in (runs, base, whole))
+            summary[f"{name}_interval"] = interval_of(lambda own_B: own_B, name, runs)
+            gain_name, kept_name = (name.replace("_", f"_{what}_", 1) for what in ("gain", "kept"))
+            summary[gain_name] = None if own is None or its is None else gain(its, own)
+            summary[f"{gain_name}_interval"] = interval_of(gain, name, base, runs)
+            can_keep = own is not None and its is not None and all_its is not None and all_its < its
+            summary[kept_name] = kept(its, all_its, own) if can_keep else None
+            summary[f"{kept_name}_interval"] = interval_of(kept, name, base, whole, runs) if can_keep else None
     for name in ("bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes"):
         summary[name] = runs[0][name]
     summary["train_events_per_s"] = _mean([run["train_events_per_s"] for run in runs])
@@ -60,10 +70,14 @@ def print_report(report: dict[str, Any]) -> None:
     protocol = report["protocol"]
     title = f"NE by arm, {seeds} seed{'s' * (seeds > 1)}: lower is better; cold = items unseen in training"
     table = Table(title=title, title_justify="left")
-    for column in ("arm", "NE warm", "NE cold", "gain warm", "gain cold", "B/event stored", "B/event KJT"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
-    table.add_column("table bytes", justify="right")
-    table.add_column("train events/s", justify="right")
+    has_kept = any(
+        arm.get(f"{kind}_kept_all") is not None for arm in report["arms"].values() for kind in ("ne", "nmse")
+    )
+    shares = ("gain", "kept") if has_kept else ("gain",)
+    columns = ["NE warm", "NE cold", *(f"{share} {part}" for share in shares for part in ("warm", "cold"))]
+    table.add_column("arm")
+    for column in (*columns, "B/event stored", "B/event KJT", "table bytes", "train events/s"):
+        table.add_column(column, justify="right")
     for name, arm in report["arms"].items():
         costs = (
             f"{arm['bytes_per_event_stored']:,.1f}",
@@ -75,11 +89,20 @@ def print_report(report: dict[str, Any]) -> None:
             table.add_row(
                 f"{name}{task}",
                 *(spread(arm[f"{kind}_{part}{suffix}"]) for part in ("warm", "cold")),
-                *(percent(arm[f"{kind}_gain_{part}{suffix}"]) for part in ("warm", "cold")),
+                *(
+                    with_interval(arm, f"{kind}_{share}_{part}{suffix}")
+                    for share in shares
+                    for part in ("warm", "cold")
+                ),
                 *costs,
             )
-    console = Console(width=max(Console().width, 120))
+    console = Console(width=max(Console().width, 140))
     console.print(table)
+    console.print(
+        "NE: mean ± standard deviation over seeds. Gain over the arm without content, kept: the share of raw's gain; in brackets 95% "
+        "intervals over users, paired.",
+        highlight=False,
+    )
     console.print(protocol, highlight=False)
 
 
@@ -118,3 +141,11 @@ def _known(values: list[float | None]) -> list[float]:
 def percent(value: float | None) -> str:
     """A share in signed percent; a dash where it is not defined."""
     return "-" if value is None else f"{100 * value:+.2f}%"
+
+
+def with_interval(arm: dict[str, Any], name: str) -> str:
+    """A share in signed percent and, below it, its interval over users; dashes where they are not defined."""
+    found = arm.get(f"{name}_interval")
+    return percent(arm.get(name)) + (
+        "" if found is None else "\n[{:+.2f}, {:+.2f}]".format(*(100 * end for end in found))
+    )

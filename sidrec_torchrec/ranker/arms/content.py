@@ -31,6 +31,7 @@ class RawArm(Arm):
     """Every source's vector travels with the event: the upper bound on content, and on bytes."""
 
     needs = Needs.VECTORS
+    is_whole = True
 
     def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
         self.keys = tuple(inputs.vectors)
