@@ -132,10 +132,9 @@ class Study:
 
     @property
     def said(self) -> dict[str, Any]:
-        """Arguments, versions and hardware."""
-        arguments = {
-            name: str(value) if isinstance(value, Path) else value for name, value in vars(self.arguments).items()
-        }
+        """Arguments, of which folders by their names alone, versions and hardware."""
+        given = {name: value for name, value in vars(self.arguments).items() if name not in ("out", "only")}
+        arguments = {name: value.name if isinstance(value, Path) else value for name, value in given.items()}
         return {"arguments": arguments, **versions_and_hardware()}
 
     def write(self) -> None:

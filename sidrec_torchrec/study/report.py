@@ -75,9 +75,9 @@ def print_report(report: dict[str, Any]) -> None:
     )
     shares = ("gain", "kept") if has_kept else ("gain",)
     columns = ["NE warm", "NE cold", *(f"{share} {part}" for share in shares for part in ("warm", "cold"))]
-    table.add_column("arm")
+    table.add_column("arm", no_wrap=True)
     for column in (*columns, "B/event stored", "B/event KJT", "table bytes", "train events/s"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=column.startswith(shares))
     for name, arm in report["arms"].items():
         costs = (
             f"{arm['bytes_per_event_stored']:,.1f}",
@@ -96,10 +96,10 @@ def print_report(report: dict[str, Any]) -> None:
                 ),
                 *costs,
             )
-    console = Console(width=max(Console().width, 140))
+    console = Console(width=max(Console().width, 150))
     console.print(table)
     console.print(
-        "NE: mean ± standard deviation over seeds. Gain over the arm without content, kept: the share of raw's gain; in brackets 95% "
+        "NE: mean ± standard deviation over seeds. Gain over the arm without content, kept: the share of raw's gain; below them 95% "
         "intervals over users, paired.",
         highlight=False,
     )
@@ -144,8 +144,14 @@ def percent(value: float | None) -> str:
 
 
 def with_interval(arm: dict[str, Any], name: str) -> str:
-    """A share in signed percent and, below it, its interval over users; dashes where they are not defined."""
-    found = arm.get(f"{name}_interval")
-    return percent(arm.get(name)) + (
-        "" if found is None else "\n[{:+.2f}, {:+.2f}]".format(*(100 * end for end in found))
+    """A share in percent and, below it, its interval over users, if it has one that is not trivial."""
+    value, ends = arm.get(name), arm.get(f"{name}_interval")
+    digits = 0 if "_kept_" in name else 1
+    if value is None:
+        return "-"
+    text = f"{100 * value:.{digits}f}%"
+    return (
+        text
+        if ends is None or ends[0] == ends[1]
+        else text + "\n{:.{d}f} to {:.{d}f}".format(*(100 * end for end in ends), d=digits)
     )
