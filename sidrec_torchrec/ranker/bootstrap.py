@@ -21,6 +21,7 @@ from sidrec_torchrec.ranker.target_sums import NUM_SUMS, TargetSums
 
 RESAMPLINGS = 500
 _LEVEL = 0.95
+_BLOCK_USERS = 1_024  # whose draws are held at a time
 _DIGITS = 7  # of a replicate that is kept
 # the chance of at most 0, 1, 2, ... draws; of more than 17 it is below 10^-16
 _AT_MOST = np.array(list(accumulate(math.exp(-1) / math.factorial(k) for k in range(18))))
@@ -56,10 +57,13 @@ class UserBootstrap:
         """
         sums_SK5 = self._targets.of(output)
         user_U, place_S = np.unique(user_S, return_inverse=True)
-        sums_U2K5 = sums_SK5.new_zeros(2 * len(user_U), *sums_SK5.shape[1:])
-        sums_U2K5.index_add_(0, torch.from_numpy(2 * place_S + ~seen_S).to(sums_SK5.device), sums_SK5)
-        times_UB = torch.from_numpy(times_drawn(user_U, len(self._sums_B2K5))).to(sums_SK5)
-        self._sums_B2K5 += (times_UB.T @ sums_U2K5.view(len(user_U), -1)).view_as(self._sums_B2K5)
+        slice_S = torch.from_numpy(2 * place_S + ~seen_S).to(sums_SK5.device)
+        sums_U2K5 = sums_SK5.new_zeros(2 * len(user_U), *sums_SK5.shape[1:]).index_add_(0, slice_S, sums_SK5)
+        sums_U2K5 = sums_U2K5.unflatten(0, (-1, 2))
+        for first in range(0, len(user_U), _BLOCK_USERS):
+            block = slice(first, first + _BLOCK_USERS)
+            times_UB = torch.from_numpy(times_drawn(user_U[block], len(self._sums_B2K5))).to(sums_SK5)
+            self._sums_B2K5 += torch.einsum("ub,u...->b...", times_UB, sums_U2K5[block])
 
     def compute(self) -> dict[str, dict[str, Any]]:
         """By metric, ``ne_warm``, say, or ``nmse_all_dwell``, its ``interval`` and ``replicates``; the same on every process.
