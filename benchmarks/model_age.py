@@ -45,7 +45,7 @@ from sidrec_torchrec.study.plans import TokenizerPlan, Variant
 from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
 from sidrec_torchrec.training.group import process_group
 
-ARMS_COMPARED = ("none", "raw", "prefix-ngram", "side", "id", "hashed-id")
+ARMS_COMPARED = ("none", "raw", "prefix-ngram", "side", "id")
 PARTS = ("all", "warm", "cold")
 OLD, NEW = "old", "new"
 _OWN_TEST = timedelta(days=7)  # of a day's workspace, which must have a test; models are tested on all events

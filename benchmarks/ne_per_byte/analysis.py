@@ -95,7 +95,7 @@ def _percent(share: list[float | None]) -> str:
     value, low, high = (None if end is None else 100 * end for end in share)
     if value is None:
         return "-"
-    return f"{value:.1f}" + ("" if low is None else f" [{low:.1f}, {high:.1f}]")
+    return f"{value:.1f}" + ("" if low is None or low == high else f" [{low:.1f}, {high:.1f}]")
 
 
 def plot_gains(summary: dict[str, Any], path: Path) -> None:
