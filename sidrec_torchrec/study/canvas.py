@@ -16,7 +16,7 @@ from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.study.looks import LOOKS, Look
 
 # Colours that are no arm's. Each is a variable of the page's style, too.
-INK, MUTED, GRID = "#1b1b1e", "#6a6a72", "#dededf"
+INK, MUTED, GRID, GROUND = "#1b1b1e", "#6a6a72", "#dededf", "#fffffe"
 SMALL = 9.3
 _STYLE: Any = {
     "font.size": 10.3,
@@ -39,11 +39,8 @@ Draw = Callable[[Axes], None]
 
 def page_variables(*, is_dark: bool) -> dict[str, str]:
     """The page's colours that pictures use, by name."""
-    own = (
-        {"ink": "#ececef", "muted": "#a2a2aa", "grid": "#3a3a40"}
-        if is_dark
-        else {"ink": INK, "muted": MUTED, "grid": GRID}
-    )
+    dark = {"ink": "#ececef", "muted": "#a2a2aa", "grid": "#3a3a40", "ground": "#17171a"}
+    own = dark if is_dark else {"ink": INK, "muted": MUTED, "grid": GRID, "ground": GROUND}
     return own | {f"look-{place}": look.dark if is_dark else look.light for place, look in enumerate(LOOKS)}
 
 
@@ -70,8 +67,15 @@ def swatch(look: Look) -> str:
         axes.set_axis_off()
         axes.set(xlim=(-1, 1), ylim=(-1, 1))
         axes.plot([-0.95, 0.95], [0, 0], color=look.light, linestyle=look.dash)
-        axes.plot([0], [0], color=look.light, marker=look.marker)
+        axes.plot([0], [0], **marked(look))
         return _inlined(figure, "")
+
+
+def marked(look: Look) -> dict[str, Any]:
+    """How a look is drawn, by matplotlib's names; without the line. The empty part of a marker is the ground's colour, so that no line is seen through it."""
+    empty = {"markerfacecoloralt": GROUND} | ({"markerfacecolor": GROUND} if look.fill == "none" else {})
+    fill = "full" if look.fill == "none" else look.fill
+    return {"color": look.light, "marker": look.marker, "fillstyle": fill, **empty}
 
 
 def save_png(

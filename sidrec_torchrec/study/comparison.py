@@ -13,6 +13,7 @@ from sidrec_torchrec.ranker.arms import ARMS
 from sidrec_torchrec.ranker.evaluation import BREAKDOWN, RELIABILITY
 from sidrec_torchrec.ranker.trained_on import ARM_FILE
 from sidrec_torchrec.study.intervals import Interval, differences
+from sidrec_torchrec.study.looks import Look
 from sidrec_torchrec.study.report import REPORT_FILE, summarize_arm
 from sidrec_torchrec.study.results import PARTS, Results, by_seed, paired
 from sidrec_torchrec.training.config import without, without_paths
@@ -61,14 +62,14 @@ class Difference:
     Args:
         name: of the arm.
         beside: of the other.
-        kind: the arm's name in ``ARMS``.
+        look: of the arm.
         seeds: that both have.
         values: NE of the arm less that of the other, by part of the test targets.
     """
 
     name: str
     beside: str
-    kind: str
+    look: Look
     seeds: int
     values: dict[str, Interval]
 
@@ -222,8 +223,15 @@ def _joined(runs: list[ComparedRun], *, is_alike: bool) -> dict[str, Any]:
     if is_alike:  # of the same data, so a run without the base may have another's
         base = next((summary["base"] for summary in arms.values() if summary["base"]), None)
         arms = {name: summary | {"base": summary["base"] or base} for name, summary in arms.items()}
+    for place, (name, summary) in enumerate(arms.items()):
+        earlier = [*arms.values()][:place]
+        arms[name] = summary | {"run": sum(other["arm"] == summary["arm"] for other in earlier)}
+    first_of = [summary["arm"] for summary in arms.values()]
     return {
-        "arms": arms,
+        "arms": dict(
+            sorted(arms.items(), key=lambda one: first_of.index(one[1]["arm"]))
+        ),  # the same arm of all runs together
+        "is_of_one_data": is_alike,
         "sequences": runs[0].sequences,
         "data": first.get("data", {}) if is_alike else {},
         "protocol": " ".join(dict.fromkeys(run.report["protocol"] for run in runs if "protocol" in run.report)),
@@ -245,7 +253,7 @@ def _differences(results: Results) -> Iterator[Difference]:
         pairs = {part: paired(beside.summary, arm.summary, f"{kind}_{part}{end}") for part in PARTS}
         values = {part: found for part, pair in pairs.items() if (found := Interval.of(differences(*pair)))}
         if values:
-            yield Difference(arm.name, beside.name, arm.kind, len(pairs["warm"][0]), values)
+            yield Difference(arm.name, beside.name, arm.look, len(pairs["warm"][0]), values)
 
 
 def _settings(runs: list[ComparedRun]) -> dict[str, list[Any]]:

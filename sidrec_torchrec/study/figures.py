@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from sidrec_torchrec.study.canvas import GRID, INK, MUTED, SMALL
+from sidrec_torchrec.study.canvas import GRID, INK, MUTED, SMALL, marked
 from sidrec_torchrec.study.intervals import Interval
 from sidrec_torchrec.study.looks import Look
 
@@ -57,9 +58,7 @@ def draw_dots(axes: Axes, dots: Sequence[Dot], format_spec: str, lines: Sequence
     """
     for y, dot in enumerate(dots):
         half = dot.value.half
-        axes.errorbar(
-            dot.value.mean, y, xerr=half, fmt=dot.look.marker, color=dot.look.light, capsize=0 if half is None else 3
-        )
+        axes.errorbar(dot.value.mean, y, xerr=half, **marked(dot.look), linestyle="", capsize=0 if half is None else 3)
         axes.annotate(
             dot.value.text(format_spec), (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL
         )
@@ -81,7 +80,7 @@ def draw_by_bytes(axes: Axes, dots: Sequence[Dot]) -> None:
     for dot in dots:
         half = dot.value.half
         axes.errorbar(
-            dot.x, dot.value.mean, yerr=half, fmt=dot.look.marker, color=dot.look.light,
+            dot.x, dot.value.mean, yerr=half, **marked(dot.look), linestyle="",
             capsize=0 if half is None else 3,
         )  # fmt: skip
     axes.set_xscale("log")
@@ -170,19 +169,20 @@ def short(bucket: str) -> str:
 
 def _line(axes: Axes, curve: Curve) -> None:
     look = curve.look
-    axes.plot(curve.x, curve.y, color=look.light, marker=look.marker, linestyle=look.dash)
+    axes.plot(curve.x, curve.y, **marked(look), linestyle=look.dash)
 
 
-# Where a name may stand, in points from its dot: to the right first, then wherever there is room.
+# Where a name may stand, in points from its dot: right beside it, above or below, then farther off, with a line to the dot.
 _PLACES = [
-    (dx, dy)
-    for reach in (7, 16, 27, 40)
-    for dx, dy in ((reach, 0), (-reach, 0), (reach, reach), (reach, -reach), (-reach, reach), (-reach, -reach))
-] + [(0, dy) for dy in (12, -12, 24, -24, 36, -36)]
+    *((7, 0), (-7, 0), (7, 11), (7, -11), (-7, 11), (-7, -11), (0, 13), (0, -13)),
+    *((dx, dy) for dy in (20, -20, 32, -32, 46, -46) for dx in (12, -12, 26, -26)),
+]
+_LEADER = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+_BESIDE = 8  # points; names farther off have a line
 
 
 def _name(axes: Axes, dots: Sequence[Dot]) -> None:
-    """Writes each dot's name where it covers no other name, no dot and no interval, and stays inside."""
+    """Writes each dot's name where it covers no other name, no dot and no interval, and stays inside; nowhere without room."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()  # only then is it known where things are
@@ -190,20 +190,24 @@ def _name(axes: Axes, dots: Sequence[Dot]) -> None:
     taken = [_around(axes, dot, point) for dot in dots]
     for dot in sorted(dots, key=lambda dot: -dot.x):
         for dx, dy in _PLACES:
+            is_far = max(abs(dx), abs(dy)) > _BESIDE
             text = axes.annotate(
-                dot.name, (dot.x, dot.value.mean), xytext=(dx, dy), textcoords="offset points", fontsize=SMALL,
-                ha="left" if dx > 0 else "right" if dx < 0 else "center", va="center",
-                arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
-                if abs(dy) > 7 else None,
-            )  # fmt: skip
-            box = Bbox.from_bounds(*text.get_window_extent().bounds).padded(point)
+                dot.name,
+                (dot.x, dot.value.mean),
+                xytext=(dx, dy),
+                textcoords="offset points",
+                fontsize=SMALL,
+                ha="left" if dx > 0 else "right" if dx < 0 else "center",
+                va="center",
+                arrowprops=_LEADER if is_far else None,
+            )
+            text.get_window_extent()  # puts it in its place; what it gives would have the line in it
+            box = Text.get_window_extent(text).padded(point)
             covers = any(box.overlaps(other) for other in taken)
             if not covers and inside.contains(*box.p0) and inside.contains(*box.p1):
                 taken.append(box)
                 break
-            text.remove()
-        else:  # no room at all: the key beside the picture tells them apart
-            continue
+            text.remove()  # if there is room nowhere, the key beside the picture names it
 
 
 def _around(axes: Axes, dot: Dot, point: float) -> Bbox:

@@ -1,10 +1,12 @@
 """What an arm looks like: one colour, marker and dash in every plot, on the page and in the docs. This is the one place that says it."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from sidrec_torchrec.ranker.arms import ARMS
 
+Fill = Literal["full", "none", "left", "right", "bottom", "top"]
 Dash = str | tuple[int, tuple[float, ...]]
 
 
@@ -17,12 +19,14 @@ class Look:
         dark: on a dark one.
         marker: matplotlib's name of it.
         dash: matplotlib's line style.
+        fill: how much of the marker is; tells runs apart that have the same arm.
     """
 
     light: str
     dark: str
     marker: str
     dash: Dash = "-"
+    fill: Fill = "full"
 
 
 _DASHED, _DOTTED, _DASHDOT = (0, (4.0, 1.6)), (0, (1.2, 1.4)), (0, (5.0, 1.4, 1.2, 1.4))
@@ -47,13 +51,16 @@ LOOKS = (
 )
 
 
-def look_of(arm: str) -> Look:
-    """An arm's look: that of its place in ``ARMS``, so that a new one, of whatever package, gets the next that is free."""
-    return LOOKS[place_of(arm)]
+_FILLS: tuple[Fill, ...] = ("full", "none", "left", "right", "bottom", "top")
 
 
-def place_of(arm: str) -> int:
-    """Which of ``LOOKS``; of an arm that is not installed here, one by its name."""
+def look_of(arm: str, run: int = 0) -> Look:
+    """An arm's look: that of its place in ``ARMS``, so that a new one, of whatever package, gets the next that is free.
+
+    Args:
+        arm: its name; of one that is not installed here, the name alone decides.
+        run: which of several runs it is of, from 0.
+    """
     names = [*ARMS]
     place = names.index(arm) if arm in names else len(names) + zlib.crc32(arm.encode())
-    return place % len(LOOKS)
+    return replace(LOOKS[place % len(LOOKS)], fill=_FILLS[run % len(_FILLS)])

@@ -22,7 +22,6 @@ from sidrec_torchrec.study.figures import (
     draw_reconstruction,
     draw_reliability,
 )
-from sidrec_torchrec.study.looks import look_of
 from sidrec_torchrec.study.results import FEW, PARTS, Results
 
 _BUCKETS = {  # what each table answers, and its axis
@@ -50,7 +49,8 @@ class Picture:
 
 def picture(title: str, caption: str, draw: Draw, *, height: float = 3.1, **labels: str) -> Picture:
     """Draws one."""
-    return Picture(title, caption, Markup(inline_svg(draw, f"{title}: {caption}", labels=labels, height=height)))  # noqa: S704 - escaped
+    svg = inline_svg(draw, f"{title}: {caption}".replace("`", ""), labels=labels, height=height)
+    return Picture(title, caption, Markup(svg))  # noqa: S704 - what is text in it is escaped
 
 
 def gain_pictures(results: Results) -> Iterator[Picture]:
@@ -60,7 +60,8 @@ def gain_pictures(results: Results) -> Iterator[Picture]:
         name = f"{kind}_{part}{end}"
         gains = {arm.name: arm.gain(name) for arm in results.gaining}
         dots = [Dot(arm.name, arm.look, gain) for arm in results.gaining if (gain := gains[arm.name]) is not None]
-        lines = [(bound.name, own.mean) for bound in [results.bound] if bound and (own := gains.get(bound.name))]
+        bounds = results.bounds if len(results.bounds) == 1 else []
+        lines = [(bound.name, own.mean) for bound in bounds if (own := gains.get(bound.name))]
         base = next((own for arm in results.arms if arm.is_base and (own := arm.metric(name))), None)
         if results.oracle is not None and base is not None:
             lines.append(("true probabilities", 100 * (1 - results.oracle / base.mean)))
@@ -167,7 +168,7 @@ def digit_pictures(tokenizers: dict[str, Any]) -> Iterator[Picture]:
 def difference_pictures(differences: Sequence[Difference], metric: str) -> Iterator[Picture]:
     """Warm and cold: differences between runs."""
     for part, words in PARTS.items():
-        dots = [Dot(one.name, look_of(one.kind), one.values[part]) for one in differences if part in one.values]
+        dots = [Dot(one.name, one.look, one.values[part]) for one in differences if part in one.values]
         if dots:
             draw = partial(draw_dots, dots=dots, format_spec="+.4f", lines=[("equal", 0.0)])
             caption = f"difference of {metric}, paired by seed; below 0 is better"

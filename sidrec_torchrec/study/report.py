@@ -85,11 +85,11 @@ def print_report(report: dict[str, Any]) -> None:
         for task, (kind, suffix) in task_metrics(report).items():
             table.add_row(
                 f"{name}{task}",
-                *(spread(arm[f"{kind}_{part}{suffix}"]) for part in ("warm", "cold")),
-                *(percent(arm[f"{kind}_gain_{part}{suffix}"]) for part in ("warm", "cold")),
+                *(spread(arm.get(f"{kind}_{part}{suffix}", [])) for part in ("warm", "cold")),
+                *(percent(arm.get(f"{kind}_gain_{part}{suffix}")) for part in ("warm", "cold")),
                 *costs,
             )
-    console = Console(width=max(Console().width, 120))
+    console = Console(width=max(Console().width, 140))
     console.print(table)
     console.print(protocol, highlight=False)
 

@@ -1,12 +1,13 @@
 """report.html: a comparison of arms as one page that needs no network."""
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.study.canvas import page_variables, swatch
@@ -21,7 +22,7 @@ from sidrec_torchrec.study.pictures import (
     gain_pictures,
     reliability_pictures,
 )
-from sidrec_torchrec.study.results import FEW, PARTS, Arm, Results, kept, named
+from sidrec_torchrec.study.results import FEW, PARTS, Arm, Results, named
 from sidrec_torchrec.study.tables import (
     bucket_tables,
     calibration_table,
@@ -82,12 +83,13 @@ def _write(path: Path, parts: dict[str, Any]) -> None:
     sections = {
         "what": "What is compared", "data": "Data", "differences": parts["comparison"] and "Differences",
         "results": "Results", "where": parts["buckets"] and "Where the gain comes from",
-        "training": parts["curves"] and "Training", "calibration": parts["calibration"] and "Calibration",
+        "training": parts["curves"] and "Training", "calibration": parts["calibration"] and "Calibration and order",
         "digits": parts["digits"] and "Digits", "sids": parts["explorer"] and "SIDs, digit by digit",
         "made": "How it was made",
     }  # fmt: skip
     contents = [(anchor, name) for anchor, name in sections.items() if name]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["prose"] = _prose
     page = environment.from_string(_asset("report.html")).render(**parts, contents=contents)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -134,6 +136,11 @@ def _parts(results: Results) -> dict[str, Any]:
     }
 
 
+def _prose(text: str) -> Markup:
+    """Text of the page, whose names stand in backticks."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped
+
+
 def _asset(name: str) -> str:
     return (_ASSETS / name).read_text(encoding="utf-8")
 
@@ -152,10 +159,10 @@ def _highlights(results: Results) -> list[str]:
         if not able:
             continue
         _, gain, best = max(able, key=lambda one: one[0])
-        line = f"On {words} {best.name} gains most: its {kind.upper()} is {gain.text('.1f')}% below that of {results.base_names}"
-        share, bound = kept(best, results.bound, name), results.bound
+        line = f"On {words} `{best.name}` gains most: its {kind.upper()} is {gain.text('.1f')}% below that of {results.base_names}"
+        share, bound = results.kept(best, name), results.bound_of(best)
         if share is not None and bound is not None:
-            line += f", {share:.0%} of what {bound.name} gains, in {_bytes(best)} of a log per event where {bound.name} takes {_bytes(bound)}"
+            line += f", {share:.0%} of what `{bound.name}` gains, in {_bytes(best)} of a log per event where `{bound.name}` takes {_bytes(bound)}"
         lines.append(line + ".")
     return lines
 
@@ -190,7 +197,9 @@ def _explained(results: Results) -> list[str]:
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
-    report = results.report
+    report, seeds = results.report, (f"{results.seeds}", "seed" if results.seeds == 1 else "seeds of each ranker")
+    if not results.is_of_one_data:
+        return [seeds]
     summary, counts = report.get("data", {}).get("summary", {}), report["sequences"].get("counts", {})
     facts = [(f"{summary[name]:,}", name) for name in ("users", "items", "events") if summary.get(name) is not None]
     if not summary and "num_items" in report["sequences"]:
@@ -207,7 +216,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     facts += [
         (f"{source['dim']}", f"values of the embedding {name}") for name, source in summary.get("sources", {}).items()
     ]
-    return [*facts, (f"{results.seeds}", "seed" if results.seeds == 1 else "seeds of each ranker")]
+    return [*facts, seeds]
 
 
 def _gains_words(results: Results) -> str:
@@ -217,18 +226,18 @@ def _gains_words(results: Results) -> str:
             f"Means over {results.seeds} seeds of the ranker; bars and ± are 95% intervals (Student's). Gains are taken seed by seed, so what a seed does to "
             "all arms alike is no part of them; tokenizers have one seed."
         )
-    if results.bound is not None:
-        words += f" The line {results.bound.name} is what the embeddings themselves gain as they come."
+    if len(results.bounds) == 1:
+        words += f" The line `{results.bounds[0].name}` is what the embeddings themselves gain as they come."
     if results.oracle is not None:
         words += (
-            f" The line true probabilities is the best that can be had at all: this corpus is synthetic, and its own probabilities have NE {results.oracle:.3f} "
+            f" The line `true probabilities` is the best that can be had at all: this corpus is synthetic, and its own probabilities have NE {results.oracle:.3f} "
             "(over all events; the test events may differ a little)."
         )
     return words
 
 
 def _by_bytes_words(results: Results) -> str:
-    absent = [arm.name for arm in results.arms if arm.summary["bytes_per_event_stored"] == 0]
+    absent = [*dict.fromkeys(f"`{arm.kind}`" for arm in results.arms if not arm.summary["bytes_per_event_stored"])]
     words = "What an event's item costs in a Parquet log (zstd), on an axis in which each step is as many times more."
     return words + (f" Not shown: {named(absent)}, which stores nothing." if absent else "")
 
@@ -248,7 +257,8 @@ def _buckets_words(results: Results) -> str:
 
 def _curves_words(results: Results) -> str:
     best = [
-        f"{arm.name} {named([str(epoch) for epoch in sorted(set(arm.summary['best_epoch']))])}" for arm in results.arms
+        f"`{arm.name}` {named([str(epoch) for epoch in sorted(set(arm.summary['best_epoch']))])}"
+        for arm in results.arms
     ]
     return f"After each epoch a ranker is tested on users left out of training, and the best epoch is kept: {'; '.join(best)}."
 
@@ -283,7 +293,7 @@ def _explored(explorer: Explorer) -> dict[str, Any]:
         if count == explorer.items
         else f"{count:,} of the {explorer.items:,} items, drawn at random"
     )
-    columns = f", with what {named(explorer.columns)} say of them" if explorer.columns else ""
+    columns = f", with what {named([f'`{name}`' for name in explorer.columns])} say of them" if explorer.columns else ""
     # "</script>" in a text would end the element
     text = json.dumps(explorer.to_json(), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return {

@@ -10,7 +10,7 @@ from sidrec_torchrec.study.intervals import Interval, gains
 from sidrec_torchrec.study.looks import Look, look_of
 from sidrec_torchrec.study.report import task_metrics
 
-PARTS = {"warm": "items that training has (warm)", "cold": "items new to the ranker (cold)"}
+PARTS = {"warm": "items seen in training (warm)", "cold": "items new to the ranker (cold)"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Arm:
 
     @property
     def look(self) -> Look:
-        return look_of(self.kind)
+        return look_of(self.kind, self.summary.get("run", 0))
 
     @property
     def words(self) -> str:
@@ -39,7 +39,7 @@ class Arm:
         text = (
             (ARMS[self.kind].__doc__ or "") if self.kind in ARMS else "an arm of a package that is not installed here"
         )
-        return text.strip().partition("\n")[0].replace("``", "")
+        return text.strip().partition("\n")[0].replace("``", "`")
 
     @property
     def is_base(self) -> bool:
@@ -86,11 +86,27 @@ class Results:
 
     @property
     def base_names(self) -> str:
-        return " or ".join(arm.name for arm in self.arms if arm.is_base)
+        """As text of the page has them, names in backticks."""
+        return " or ".join(dict.fromkeys(f"`{arm.kind}`" for arm in self.arms if arm.is_base))
 
     @property
-    def bound(self) -> Arm | None:
-        return next((arm for arm in self.arms if arm.is_bound), None)
+    def bounds(self) -> list[Arm]:
+        return [arm for arm in self.arms if arm.is_bound]
+
+    def kept(self, arm: Arm, name: str) -> float | None:
+        """The share of what all of the content gains that an arm has; None where that is nothing, or was not run with it."""
+        bound = self.bound_of(arm)
+        own, most = arm.gain(name), bound and bound.gain(name)
+        return None if own is None or not most or most.mean <= 0 else own.mean / most.mean
+
+    def bound_of(self, arm: Arm) -> Arm | None:
+        """The arm of all of the content whose gains are relative to the same."""
+        return next((bound for bound in self.bounds if bound.base is arm.base), None)
+
+    @property
+    def is_of_one_data(self) -> bool:
+        """Whether all arms are of the same data and protocol, as those of a pipeline are."""
+        return self.report.get("is_of_one_data", True)
 
     @property
     def tasks(self) -> list[str]:
@@ -115,7 +131,9 @@ class Results:
 
     @property
     def positives(self) -> float | None:
-        """Share of the test targets of the first task that are positive; None if an earlier version did not count them."""
+        """Share of the test targets of the first task that are positive; None if that is not known, or not the same for all arms."""
+        if not self.is_of_one_data:
+            return None
         for arm in self.arms:
             for tables in arm.summary[BREAKDOWN].values():
                 rows = tables.get(self.report["sequences"]["tasks"][0]) if self.report["sequences"]["tasks"] else None
@@ -178,12 +196,6 @@ def paired(one: dict[str, Any], other: dict[str, Any], name: str) -> tuple[list[
 
 
 FEW = 50  # targets, below which a bucket says too little to be drawn
-
-
-def kept(arm: Arm, bound: Arm | None, name: str) -> float | None:
-    """The share of the bound's gain that an arm has; None where there is no such gain."""
-    own, most = arm.gain(name), bound and bound.gain(name)
-    return None if own is None or not most or most.mean <= 0 else own.mean / most.mean
 
 
 def named(values: Sequence[str]) -> str:

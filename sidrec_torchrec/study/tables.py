@@ -12,7 +12,7 @@ from sidrec_torchrec.study.comparison import Difference
 from sidrec_torchrec.study.intervals import Interval
 from sidrec_torchrec.study.pictures import bucket_title
 from sidrec_torchrec.study.report import spread
-from sidrec_torchrec.study.results import PARTS, Results, kept
+from sidrec_torchrec.study.results import PARTS, Results
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Table:
 
 def result_table(results: Results) -> Table:
     """Each arm, and below it each of its tasks: how good it is."""
-    bound, metric = results.bound, results.kind.upper()
-    of_bound = [] if bound is None else [("kept of", f"{bound.name}'s gain")]
+    metric = results.kind.upper()
+    of_bound = [("kept of", f"{results.bounds[0].kind}'s gain")] if results.bounds else []
     heads = [("arm", "")]
     for part in PARTS:
         heads += [(f"{metric}, {part}", ""), ("gain", "%"), *of_bound]
@@ -43,7 +43,7 @@ def result_table(results: Results) -> Table:
             row = [f"{arm.name}{of_task}"]
             for name in (f"{kind}_{part}{end}" for part in PARTS):
                 row += [spread(arm.summary.get(name, [])), _text(arm.gain(name), "+.2f")]
-                row += [_share(kept(arm, bound, name))] * len(of_bound)
+                row += [_share(results.kept(arm, name))] * len(of_bound)
             table.rows.append(row)
     return table
 
