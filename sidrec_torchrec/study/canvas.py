@@ -3,14 +3,16 @@
 import html
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.study.looks import LOOKS, Look
@@ -79,7 +81,13 @@ def marked(look: Look) -> dict[str, Any]:
 
 
 def save_png(
-    path: Path, draws: list[Draw], labels: list[dict[str, str]], *, width: float = 10.0, height: float = 4.2
+    path: Path,
+    draws: list[Draw],
+    labels: list[dict[str, str]],
+    *,
+    key: Mapping[str, Look] = MappingProxyType({}),
+    width: float = 10.0,
+    height: float = 4.2,
 ) -> None:
     """Pictures side by side as a PNG of a white ground.
 
@@ -87,11 +95,20 @@ def save_png(
         path: the file.
         draws: draw on the axes of each.
         labels: of each, as ``inline_svg`` has them.
+        key: looks by name, said below.
         width: of all, in inches.
         height: likewise.
     """
     with rc_context(_STYLE):
         figure = _figure(draws, labels, (width, height))
+        lines = [Line2D([], [], **marked(look), linestyle=look.dash, label=name) for name, look in key.items()]
+        if lines:
+            figure.legend(
+                handles=lines,
+                loc="outside lower center",
+                ncols=min(len(lines), 6 if max(map(len, key)) < 16 else 3),
+                frameon=False,
+            )
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=130, format="png", metadata={"Software": None})
 

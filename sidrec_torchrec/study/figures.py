@@ -85,8 +85,8 @@ def draw_by_bytes(axes: Axes, dots: Sequence[Dot]) -> None:
         )  # fmt: skip
     axes.set_xscale("log")
     low, high = min(dot.x for dot in dots), max(dot.x for dot in dots)
-    axes.set_xlim(low / 1.8, high * 1.8)
-    decades = math.log10(high / low * 1.8**2)
+    axes.set_xlim(low / 2, high * 2)
+    decades = math.log10(high / low * 4)
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2.5 else (1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: size(x)))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -175,7 +175,7 @@ def _line(axes: Axes, curve: Curve) -> None:
 # Where a name may stand, in points from its dot: right beside it, above or below, then farther off, with a line to the dot.
 _PLACES = [
     *((7, 0), (-7, 0), (7, 11), (7, -11), (-7, 11), (-7, -11), (0, 13), (0, -13)),
-    *((dx, dy) for dy in (20, -20, 32, -32, 46, -46) for dx in (12, -12, 26, -26)),
+    *((dx, dy) for dy in (20, -20, 32, -32, 46, -46, 64, -64) for dx in (12, -12, 26, -26, 0)),
 ]
 _LEADER = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
 _BESIDE = 8  # points; names farther off have a line

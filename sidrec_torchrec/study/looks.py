@@ -1,13 +1,14 @@
 """What an arm looks like: one colour, marker and dash in every plot, on the page and in the docs. This is the one place that says it."""
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from sidrec_torchrec.ranker.arms import ARMS
 
 Fill = Literal["full", "none", "left", "right", "bottom", "top"]
-Dash = str | tuple[int, tuple[float, ...]]
+Dash = Literal["-"] | tuple[float, Sequence[float]]
 
 
 @dataclass(frozen=True)
