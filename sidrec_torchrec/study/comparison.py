@@ -160,7 +160,8 @@ def _rankers(folders: dict[str, Path]) -> Iterator[ComparedRun]:
                 "another folder"
             )
         made_of = folder / TRAINED_ON / ARM_FILE
-        key = repr((_config(folder), read_object(made_of) if made_of.exists() else None))
+        made = read_object(made_of) if made_of.exists() else None
+        key = repr((_config(folder), made, _comparable(_sequences(folder))))
         while any(metrics["seed"] == other["seed"] for _, _, other in groups.get(key, [])):
             key += " again"
         groups.setdefault(key, []).append((label, folder, metrics))
@@ -193,11 +194,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _unlike(one: ComparedRun, other: ComparedRun) -> list[str]:
     """In words, what makes metrics of the two incomparable."""
-    values = [_flat(without(run.sequences, _NAMES_ALONE)) for run in (one, other)]
-    values = [
-        own | {"test history lengths": run.sequences.get("profile", {}).get("test", {}).get("history_lengths")}
-        for own, run in zip(values, (one, other), strict=True)
-    ]
+    values = [_comparable(run.sequences) for run in (one, other)]
     shared = values[0].keys() & values[1].keys()
     found = [
         f"{'the ' + name.removeprefix('data.') + ' files' if name.startswith('data.') else name} "
@@ -207,6 +204,12 @@ def _unlike(one: ComparedRun, other: ComparedRun) -> list[str]:
     ]
     protocols = [run.report.get("protocol") for run in (one, other)]
     return found + ["the protocol differs"] * (None not in protocols and protocols[0] != protocols[1] and not found)
+
+
+def _comparable(sequences: dict[str, Any]) -> dict[str, Any]:
+    """By dotted path, what says which events are trained and tested on."""
+    lengths = sequences.get("profile", {}).get("test", {}).get("history_lengths")
+    return _flat(without(sequences, _NAMES_ALONE)) | {"test history lengths": lengths}
 
 
 def _joined(runs: list[ComparedRun], *, is_alike: bool) -> dict[str, Any]:

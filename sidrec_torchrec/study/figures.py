@@ -87,7 +87,7 @@ def draw_by_bytes(axes: Axes, dots: Sequence[Dot]) -> None:
     low, high = min(dot.x for dot in dots), max(dot.x for dot in dots)
     axes.set_xlim(low / 2, high * 2)
     decades = math.log10(high / low * 4)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2.5 else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2.5 else (1.0, 2.0, 5.0), numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: size(x)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color=GRID, linewidth=0.7)

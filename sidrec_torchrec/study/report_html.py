@@ -82,7 +82,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 def _write(path: Path, parts: dict[str, Any]) -> None:
     sections = {
         "what": "What is compared", "data": "Data", "differences": parts["comparison"] and "Differences",
-        "results": "Results", "where": parts["buckets"] and "Where the gain comes from",
+        "results": "Results", "where": parts["bucket_tables"] and "Where the gain comes from",
         "training": parts["curves"] and "Training", "calibration": parts["calibration"] and "Calibration and order",
         "digits": parts["digits"] and "Digits", "sids": parts["explorer"] and "SIDs, digit by digit",
         "made": "How it was made",
