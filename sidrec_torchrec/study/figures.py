@@ -72,7 +72,7 @@ def draw_dots(axes: Axes, dots: Sequence[Dot], format_spec: str, lines: Sequence
     axes.set_ylim(len(dots) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=GRID, linewidth=0.7)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def draw_by_bytes(axes: Axes, dots: Sequence[Dot]) -> None:

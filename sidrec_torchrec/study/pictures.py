@@ -24,6 +24,7 @@ from sidrec_torchrec.study.figures import (
 )
 from sidrec_torchrec.study.results import FEW, PARTS, Results
 
+_MOST_LETTERS = 18  # of a name in a picture
 _BUCKETS = {  # what each table answers, and its axis
     "item_training_events": ("By popularity of the item", "training events on the item"),
     "item_age": ("By age of the item", "time since the item's first event"),
@@ -59,16 +60,18 @@ def gain_pictures(results: Results) -> Iterator[Picture]:
     for part, words in PARTS.items():
         name = f"{kind}_{part}{end}"
         gains = {arm.name: arm.gain(name) for arm in results.gaining}
-        dots = [Dot(arm.name, arm.look, gain) for arm in results.gaining if (gain := gains[arm.name]) is not None]
+        dots = [
+            Dot(_fitted(arm.name), arm.look, gain) for arm in results.gaining if (gain := gains[arm.name]) is not None
+        ]
         bounds = results.bounds if len(results.bounds) == 1 else []
-        lines = [(bound.name, own.mean) for bound in bounds if (own := gains.get(bound.name))]
+        lines = [(_fitted(bound.name), own.mean) for bound in bounds if (own := gains.get(bound.name))]
         base = next((own for arm in results.arms if arm.is_base and (own := arm.metric(name))), None)
         if results.oracle is not None and base is not None:
             lines.append(("true probabilities", 100 * (1 - results.oracle / base.mean)))
         if dots:
             caption = f"{kind.upper()} gain over {results.base_names}, %; higher is better"
             draw = partial(draw_dots, dots=dots, format_spec="+.1f", lines=lines)
-            yield picture(_capital(words), caption, draw, height=1.1 + 0.3 * len(dots))
+            yield picture(_capital(words), caption, draw, height=_height(dots))
 
 
 def byte_pictures(results: Results) -> Iterator[Picture]:
@@ -76,7 +79,7 @@ def byte_pictures(results: Results) -> Iterator[Picture]:
     kind, end = next(iter(results.metrics.values()))
     for part, words in PARTS.items():
         dots = [
-            Dot(arm.name, arm.look, gain, arm.summary["bytes_per_event_stored"])
+            Dot(_fitted(arm.name), arm.look, gain, arm.summary["bytes_per_event_stored"])
             for arm in results.gaining
             if (gain := arm.gain(f"{kind}_{part}{end}")) is not None and arm.summary["bytes_per_event_stored"] > 0
         ]
@@ -168,11 +171,25 @@ def digit_pictures(tokenizers: dict[str, Any]) -> Iterator[Picture]:
 def difference_pictures(differences: Sequence[Difference], metric: str) -> Iterator[Picture]:
     """Warm and cold: differences between runs."""
     for part, words in PARTS.items():
-        dots = [Dot(one.name, one.look, one.values[part]) for one in differences if part in one.values]
+        dots = [Dot(_fitted(one.name), one.look, one.values[part]) for one in differences if part in one.values]
         if dots:
             draw = partial(draw_dots, dots=dots, format_spec="+.4f", lines=[("equal", 0.0)])
             caption = f"difference of {metric}, paired by seed; below 0 is better"
-            yield picture(_capital(words), caption, draw, height=1.1 + 0.3 * len(dots))
+            yield picture(_capital(words), caption, draw, height=_height(dots))
+
+
+def _height(dots: Sequence[Dot]) -> float:
+    """Inches of a picture of a row per dot."""
+    return 1.1 + (0.42 if any("\n" in dot.name for dot in dots) else 0.3) * len(dots)
+
+
+def _fitted(name: str) -> str:
+    """A name beside a picture: a long one in two lines, the arm's and the run's, each cut in its middle."""
+    if len(name) <= _MOST_LETTERS:
+        return name
+    lines = name.split(", ", 1)
+    half = _MOST_LETTERS // 2
+    return "\n".join(line if len(line) <= _MOST_LETTERS else f"{line[:half]}…{line[-half:]}" for line in lines)
 
 
 def bucket_title(table: str, task: str) -> str:

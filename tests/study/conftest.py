@@ -66,7 +66,7 @@ def sequences(**changes: Any) -> dict[str, Any]:
     return {"tasks": ["label"], "num_items": 2_000, "counts": counts, "data": data, "max_history": 512} | changes
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_report():
     """``report.json`` of arms and a number of seeds."""
 
