@@ -28,7 +28,12 @@ CONFIG_FILE = "run.json"
 RESULT_FILE = "metrics.json"
 LOCK_FILE = "run.lock"
 INPUTS = "inputs"  # in CONFIG_FILE, beside the config's fields: what each input file was
-_HOW_OFTEN = ("checkpoint_batches", "checkpoint_minutes", "profile")  # fields of any config that change no result
+_HOW_OFTEN = (
+    "checkpoint_batches",
+    "checkpoint_minutes",
+    "profile",
+    "tracker",
+)  # fields of any config that change no result
 
 _held: set[TextIO] = set()  # lock files of this process
 _is_within: ContextVar[bool] = ContextVar("is_within", default=False)  # another run, whose step this one is
@@ -272,10 +277,15 @@ def _differences(there: dict[str, Any], config: dict[str, Any], prefix: str = ""
     return found
 
 
+def run_config(folder: Path) -> dict[str, Any]:
+    """What the run in ``folder`` was given, as JSON; nothing if there is no run."""
+    path = folder / CONFIG_FILE
+    return {k: v for k, v in read_object(path).items() if k != INPUTS} if path.exists() else {}
+
+
 def run_path(folder: Path, field: str) -> Path | None:
     """A path that the run in ``folder`` was given; None if there is no run, or it has no such field."""
-    path = folder / CONFIG_FILE
-    value = read_object(path).get(field) if path.exists() else None
+    value = run_config(folder).get(field)
     return None if value is None else located(value, folder)
 
 
