@@ -25,7 +25,7 @@ class Tracker(ABC):
     """One place that numbers go to. Whatever its methods raise is said once, and nothing more is sent there.
 
     Args:
-        folder: of the run; its name is the run's.
+        folder: of the run; ``run_name`` makes its name.
         config: the job's, flat: ``model.dim`` by its value.
         id: what ``id`` was when the run began, if this goes on with an interrupted one.
 
@@ -126,6 +126,11 @@ class Trackers:
             except Exception as error:  # noqa: BLE001 - whatever a client raises when its server is away
                 _warn(name, error)
                 del self._opened[name]
+
+
+def run_name(folder: Path) -> str:
+    """What people see a run called: ``side/seed-0``, say, of a pipeline's."""
+    return "/".join(folder.resolve().parts[-2:])
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import wandb
 
 from sidrec_torchrec.output import say
-from sidrec_torchrec.training.trackers import Tracker
+from sidrec_torchrec.training.trackers import Tracker, run_name
 
 _STEP = "step"
 
@@ -19,13 +19,13 @@ class WeightsAndBiases(Tracker):
     def __init__(self, folder: Path, config: Mapping[str, Any], id: str | None) -> None:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "sidrec"),
-            name=folder.resolve().name,
+            name=run_name(folder),
             id=id,
             resume="allow",
             config=dict(config),
             dir=str(folder),
             reinit="create_new",  # one process trains several rankers, one after the other
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
         )
         self.id = self._run.id
         # a step of our own: an interrupted run goes back to its last checkpoint, and wandb's cannot

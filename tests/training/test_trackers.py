@@ -183,7 +183,7 @@ def test_mlflow(data, tmp_path, monkeypatch):
     client = MlflowClient()
     experiment = client.get_experiment_by_name("sidrec")
     (run,) = client.search_runs([experiment.experiment_id])
-    assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
+    assert (run.info.run_name, run.info.status) == (f"{tmp_path.name}/run", "FINISHED")
     assert run.data.params["epochs"] == "1" and run.data.params["model.quantizer.kind"] == "dpca"
     total = [metric.value for metric in client.get_metric_history(run.info.run_id, "validation/total")]
     assert total == [epoch["total"] for epoch in result["course"]]
