@@ -230,8 +230,10 @@ def test_blocks_run(page, shelf, here, capsys):
                 run_command(block.where, command, here)
         elif block.language == "python" and not re.match(r"# (\w+\.py)\n", block.text):
             run_python(block, names)
-        elif block.language == "toml":
-            pytest.importorskip("tomllib", reason="of Python 3.11").loads(block.text)
+        elif block.language == "toml" and sys.version_info >= (3, 11):
+            import tomllib
+
+            tomllib.loads(block.text)
 
 
 def run_command(where: str, line: str, here: Path) -> None:
@@ -333,3 +335,23 @@ def test_a_wrong_line_is_noticed(shelf, here):
             run_command("page:1", line, here)
     with pytest.raises(AssertionError, match="page:1"):
         run_python(Block("page:1", "python", "print(1 + 1)  # 3\n"), {})
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_links_lead_somewhere(page):
+    """Those of pages that the site does not have; mkdocs looks at the site's."""
+    lost = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = ROOT / (file or page)
+        if not target.exists() or (anchor and anchor not in anchors_of(target)):
+            lost.append(link)
+    assert lost == []
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Of its headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}

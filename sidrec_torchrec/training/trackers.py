@@ -109,7 +109,11 @@ class Trackers:
             numbers = {f"{_TEST}/{n}": v for n, v in tested.items() if isinstance(v, float)}
             self._each(lambda tracker: tracker.log(numbers, self._step))
         for file in files:
-            self._each(lambda tracker, file=file: tracker.artifact(file))  # type: ignore[misc]
+            self.artifact(file)
+
+    def artifact(self, path: Path) -> None:
+        """See ``Tracker``."""
+        self._each(lambda tracker: tracker.artifact(path))
 
     def flush(self) -> None:
         """See ``Tracker``."""
