@@ -11,6 +11,7 @@ import re
 import runpy
 import shlex
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
