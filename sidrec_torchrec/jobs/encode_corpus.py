@@ -17,9 +17,8 @@ from sidrec_torchrec.data.format import DataConfig, DataFolder, open_items
 from sidrec_torchrec.data.ids import IdIndex, mixed_types
 from sidrec_torchrec.data.sid_manifest import Generation, Manifest, generation_file, remove_unpublished
 from sidrec_torchrec.data.sids import SIDs, open_sids, published, write_sids
-from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import read_object, remove, replace_path, sha256_of, write_json
-from sidrec_torchrec.fusion.item_tensors import ItemStream
+from sidrec_torchrec.fusion.item_tensors import ItemStream, check_widths
 from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import Tokenizer, tokenizer_files
 from sidrec_torchrec.processes import on_first_process
@@ -266,9 +265,5 @@ def _open_items(data: DataFolder, tokenizer: Tokenizer, is_full: bool) -> ItemSt
     sources = (*config.read_sources, *(name for name in config.predicted if name in columns))
     known = {name: vocabulary for name, vocabulary in tokenizer.vocabularies.items() if name in columns}
     stream = ItemStream.open(data, sources, known)
-    for name, dim in stream.items.source_dims.items():
-        if dim != config.sources[name]:
-            raise DataError(
-                f"{stream.items.path}: source '{name}' is {dim} wide, the tokenizer was trained on {config.sources[name]}"
-            )
+    check_widths(stream.items, config.sources)
     return stream

@@ -27,6 +27,7 @@ from sidrec_torchrec.jobs.predict import PredictConfig
 from sidrec_torchrec.ranker.predictor import Predictor
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.training.group import process_group
+from tests.data.test_frames import each_library, of
 from tests.jobs.test_train_ranker import SMALL, make_config
 
 CODES = dataclasses.replace(SMALL, attention="codes")
@@ -289,6 +290,24 @@ def test_frames(ranker, corpus):
     )  # what is not read may have any name
 
 
+@each_library
+def test_frames_of_any_library(library, ranker, corpus):
+    table = pq.read_table(corpus / "events.parquet")
+    requests, frame_of = requests_of(table, [8, 3, 5, 900]), of(library)
+    predictor = Predictor.open(ranker)
+    expected = predictor.predict(requests)
+    predicted = predictor.predict_table(frame_of(requests), events=frame_of(table))
+    assert predicted.schema.names == [*requests.schema.names, "probability"]
+    np.testing.assert_array_equal(predicted["probability"].to_numpy(), expected)
+    assert predicted["request_id"].to_pylist() == requests["request_id"].to_pylist()
+    with pytest.raises(DataError, match="requests: has a column 'probability' already"):
+        predictor.predict_table(predicted)
+    place = requests.schema.get_field_index("item_id")
+    bad = requests.set_column(place, "item_id", pa.array([1, 2, None, 4]))
+    with pytest.raises(DataError, match="requests: column 'item_id'"):
+        predictor.predict_table(frame_of(bad))
+
+
 def test_other_events(ranker, corpus):
     """Events of this call alone: no more than the request's history matters, and none is no error."""
     table = pq.read_table(corpus / "events.parquet")
@@ -305,7 +324,7 @@ def test_other_events(ranker, corpus):
     np.testing.assert_array_equal(predictor.predict(requests), usual)
     short = Predictor.open(ranker, max_history=2).predict(requests)
     assert not np.allclose(short, usual, atol=1e-4)
-    with pytest.raises(SidrecError, match="requests: must be a pandas DataFrame or a pyarrow Table, is list"):
+    with pytest.raises(SidrecError, match="requests: must be a frame .*, is list"):
         predictor.predict([1])
 
 
