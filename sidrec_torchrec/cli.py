@@ -20,8 +20,8 @@ from typing import Any
 from sidrec_torchrec.config_source import config_skeleton, first_line_of
 from sidrec_torchrec.data.converters import CONVERTERS
 from sidrec_torchrec.environment import check_environment, check_if_installed, doctor
-from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.flags import UsageError, flags_of, is_config, missing, normalize, one_line
+from sidrec_torchrec.errors import SidrecError, out_of_memory
+from sidrec_torchrec.flags import UsageError, check_numbers, flags_of, is_config, missing, normalize, one_line
 from sidrec_torchrec.jobs import HELP, JOBS, WITHOUT_TORCHREC
 from sidrec_torchrec.output import Amount, Output, output, say, say_error, speaking
 from sidrec_torchrec.usage import command_help, commands_help, completion_script, completion_words
@@ -78,6 +78,10 @@ def main(arguments: list[str]) -> int:
             if os.environ.get("SIDREC_DEBUG") == "1" or (error.name or "").startswith(__package__):
                 raise
             return _print_error(error)
+        except (MemoryError, RuntimeError) as error:
+            if os.environ.get("SIDREC_DEBUG") == "1" or (known := out_of_memory(error)) is None:
+                raise
+            return _print_error(known)
         except KeyboardInterrupt:
             _print_error("interrupted")
             return 130
@@ -152,7 +156,9 @@ def parse_config(config_class: type, arguments: list[str], *, prog: str) -> Any:
     parser.add_class_arguments(config_class, as_group=False, fail_untyped=True)
     try:
         values = parser.instantiate(parser.parse_args(arguments))
-        return config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class)})
+        config = config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class)})
+        check_numbers(config, flags)
+        return config
     except SidrecError:
         raise
     except UnicodeDecodeError as error:
