@@ -191,9 +191,10 @@ def sha256_of(path: Path) -> str:
 
 
 def glance(path: Path) -> list[int]:
-    """Size, time and place of a file: while they stay, its content does, or somebody took pains."""
+    """Size, times and place of a file: while they stay, its content does. Anybody can set the time of its last change, but not
+    that at which it was set."""
     stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 @lru_cache(maxsize=1024)

@@ -112,7 +112,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
             "processes": processes.world_size,
         }
         if processes.is_main:
-            write_json(config.out / "report.json", report)
+            write_json(config.out / "report.json", report, sealed=True)
             write_html(report, config.out)
             print_report(report)
             print(
