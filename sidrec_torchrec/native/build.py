@@ -51,7 +51,9 @@ def problem() -> str | None:
         output = output if isinstance(output, str) and output else str(error)  # after a timeout it is bytes
         reason = next((line for line in output.splitlines() if "error" in line), output.partition("\n")[0])
         remedy = "Install a C++20 compiler (g++ or clang++, or name one in CXX)"
-        if isinstance(error, _NoCacheError) or "No space left" in reason:  # the compiler's word, if it was the disk of objects
+        if (
+            isinstance(error, _NoCacheError) or "No space left" in reason
+        ):  # the compiler's word, if it was the disk of objects
             remedy = "Name a folder that can be written to, and has room, in SIDREC_CACHE"
         warnings.warn(
             f"the C++ operators could not be built ({reason}); the plain PyTorch ones run instead, many times slower. {remedy}",

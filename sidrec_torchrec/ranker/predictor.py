@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sidrec_torchrec.data.batches import Collator, cut_by_length
+from sidrec_torchrec.data.batch_plan import cut_by_length
+from sidrec_torchrec.data.batches import Collator
 from sidrec_torchrec.data.events import (
     EVENT_IDS,
     Events,

@@ -15,7 +15,7 @@ import numpy as np
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec
 from sidrec_torchrec.data.like import TRAINED_ON
-from sidrec_torchrec.data.prepare import SPLITS, Prepared, open_prepared
+from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.data.seen_by import SeenBy
 from sidrec_torchrec.errors import CodecMismatchError, DataError, SidrecError
 from sidrec_torchrec.files import atomic_path, list_files, read_object, write_json
@@ -149,10 +149,9 @@ def keep_trained_on(ranker: Path, prepared: Prepared, inputs: ArmInputs, arm: st
 
 
 def _keep(ranker: Path, prepared: Prepared, inputs: ArmInputs, arm: str) -> None:
-    sequences = {prepared.path(split) for split in SPLITS}
     with atomic_path(ranker / TRAINED_ON) as folder:
         folder.mkdir()
-        _link((path for path in prepared.files() if path not in sequences), folder)
+        _link(prepared.files_beside_sequences(), folder)
         fingerprints = {name: sid.codec.spec.fingerprint for name, sid in inputs.sids.items()}
         write_json(folder / _ARM_FILE, {"fingerprints": fingerprints, "sources": list(inputs.vectors)}, sealed=True)
         if ARMS[arm].counts_events:
