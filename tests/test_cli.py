@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from sidrec_torchrec import __version__, cli
 from sidrec_torchrec.cli import main, parse_config
@@ -352,7 +353,11 @@ def test_an_error_of_all_processes_is_said_once(capsys, monkeypatch, tmp_path):
         (tmp_path / str(rank)).mkdir()
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / str(rank) / "error.json"))
         assert main(["job", "--out", "d", "--source", "bad"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for rank in range(2):  # for torchrun's own report
+        failure = ProcessFailure(rank, 7, 2, str(tmp_path / str(rank) / "error.json"))
+        assert f"traceback : {said.removeprefix('error: ')}" in str(ChildFailedError("sidrec", {rank: failure}))
     assert main(["job", "--out", "d", "--nothing", "bad"]) == 2
     assert "no flag --nothing" in capsys.readouterr().err
 

@@ -106,7 +106,9 @@ def test_without_a_home_a_cache_is_asked_for(monkeypatch):
 
     monkeypatch.delenv("SIDREC_CACHE", raising=False)
     monkeypatch.setattr(Path, "home", home)
-    with pytest.warns(UserWarning, match=r"determine home directory.*Name a folder that can be written to.* SIDREC_CACHE"):
+    with pytest.warns(
+        UserWarning, match=r"determine home directory.*Name a folder that can be written to.* SIDREC_CACHE"
+    ):
         assert build.problem.__wrapped__()
 
 
