@@ -118,7 +118,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
             "processes": processes.world_size,
         }
         if processes.is_main:
-            write_json(config.out / REPORT_FILE, report)
+            write_json(config.out / REPORT_FILE, report, sealed=True)
             write_html(report, config.out / REPORT_PAGE, explore(data, _sids(workspace, variants)))
             print_report(report)
             print(f"report: {config.out / REPORT_PAGE}")
