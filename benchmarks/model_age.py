@@ -40,8 +40,8 @@ from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
 from sidrec_torchrec.jobs import encode_corpus, evaluate, train_ranker, tune_tokenizer
 from sidrec_torchrec.ranker.arms import ARMS, Needs, Tokenizers
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
-from sidrec_torchrec.study.intervals import gain, interval_of
 from sidrec_torchrec.study.plans import TokenizerPlan, Variant
+from sidrec_torchrec.study.resampled import gain, interval_of
 from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
 from sidrec_torchrec.training.group import process_group
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,14 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from sidrec_torchrec import __version__, cli
 from sidrec_torchrec.cli import main, parse_config
 from sidrec_torchrec.config_source import config_skeleton
 from sidrec_torchrec.data.converters import CONVERTERS
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.flags import flags_of
+from sidrec_torchrec.flags import UsageError, flags_of
 from sidrec_torchrec.jobs import JOBS
+from sidrec_torchrec.training.config import POSITIONAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +132,38 @@ def test_list_flags_repeat_or_hold_commas(arguments):
     assert parse("--out", "d", *arguments).source == ("plot_emb", "cast-emb")
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--rate", "nan", "--training.optimizer.rate: must be a finite number, got nan"),
+        ("--rate", ".inf", "--training.optimizer.rate: must be a finite number, got inf"),
+        ("--rate", "1e999", "--training.optimizer.rate: must be a finite number, got inf"),
+        ("--training.passes", f"{2**63}", "--training.passes: must lie below 2^63"),
+        ("--hidden-dims", f"1,{-(2**63)}", "--model.hidden-dims: must lie below 2^63"),
+    ],
+)
+def test_numbers_that_no_flag_can_have(flag, value, says):
+    with pytest.raises(UsageError, match=re.escape(says)):
+        parse("--out", "d", flag, value)
+
+
+def test_memory_that_runs_out_is_said_in_a_line(monkeypatch, capsys):
+    def without_room(config: Outer) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setitem(JOBS._entries, "job", without_room)
+    assert main(["job", "--out", "d"]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
+    assert line.startswith("error: not enough memory (") and "smaller sizes or batches" in line
+
+    def with_another_error(config: Outer) -> None:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setitem(JOBS._entries, "job", with_another_error)
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        main(["job", "--out", "d"])
+
+
 def test_nested_lists_and_commas_in_plain_flags():
     config = parse("--out", "d", "--model.hidden-dims", "128,64", "--stages", "onehot:256,ternary*20")
     assert config.model == Inner(hidden_dims=(128, 64))
@@ -197,6 +233,35 @@ def test_bad_flags_are_one_line(arguments, words, capsys):
     assert words in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Runs.
+
+    Args:
+        run: what to compare.
+        out: where to.
+    """
+
+    run: tuple[Path, ...] = field(metadata=POSITIONAL)
+    out: Path
+
+
+def test_values_may_stand_by_themselves_where_a_config_says_so(monkeypatch, capsys):
+    def compared(config: Compared) -> None:
+        print([str(path) for path in config.run])
+
+    monkeypatch.setitem(JOBS._entries, "compared", compared)
+    for arguments in (["a,b", "c", "--out", "d"], ["--out=d", "a,b", "c"], ["a,b", "--out", "d", "c"]):
+        assert main(["compared", *arguments]) == 0
+        assert capsys.readouterr().out == "['a,b', 'c']\n"
+    assert main(["compared", "--run", "a,c", "--out", "d"]) == 0  # a flag's list has commas, as everywhere
+    assert capsys.readouterr().out == "['a', 'c']\n"
+    assert main(["compared", "--out", "d"]) == 2
+    assert "sidrec compared needs RUN ...;" in capsys.readouterr().err
+    assert main(["compared", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: sidrec compared RUN ... --out PATH")
 
 
 def test_help_is_the_docstring(capsys):
@@ -318,7 +383,11 @@ def test_an_error_of_all_processes_is_said_once(capsys, monkeypatch, tmp_path):
         (tmp_path / str(rank)).mkdir()
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / str(rank) / "error.json"))
         assert main(["job", "--out", "d", "--source", "bad"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for rank in range(2):  # for torchrun's own report
+        failure = ProcessFailure(rank, 7, 2, str(tmp_path / str(rank) / "error.json"))
+        assert f"traceback : {said.removeprefix('error: ')}" in str(ChildFailedError("sidrec", {rank: failure}))
     assert main(["job", "--out", "d", "--nothing", "bad"]) == 2
     assert "no flag --nothing" in capsys.readouterr().err
 

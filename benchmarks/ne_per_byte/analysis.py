@@ -1,41 +1,66 @@
 """From runs to gains with confidence intervals, a table and plots."""
 
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import t as student
-from study import BASE, TRADITIONAL
+from study import BASE, TRADITIONAL, arm_of
 
 from sidrec_torchrec.ranker.bootstrap import interval
-from sidrec_torchrec.study.intervals import gain, kept
+from sidrec_torchrec.study.canvas import save_png
+from sidrec_torchrec.study.figures import Curve, Dot, draw_by_bytes, draw_curves, draw_dots
+from sidrec_torchrec.study.intervals import Interval, gains
+from sidrec_torchrec.study.looks import look_of
+from sidrec_torchrec.study.resampled import gain, kept
 
 PARTS = ("warm", "cold")
 WHOLE = "raw"
-_COSTS = ("family", "setting", "bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes")
+_GAIN = "NE gain over none, %"
 
 
 def summarize(results: dict[str, Any]) -> dict[str, Any]:
-    """By variant, for warm and cold items: NE, the gain over ``none``, and the share of raw's gain that is kept.
+    """By variant, for warm and cold items: NE and the gain over ``none``, with 95% intervals over seeds (Student's).
 
-    NE is a mean over seeds and half of its 95% interval (Student's, over seeds). Gain and kept are made of means over seeds; their
-    intervals are over users, paired (``study.intervals``). Also the gain as a multiple of the best traditional SID's.
+    And made of means over seeds, as value and ends of a 95% interval over users, paired (``study.resampled``), the gain
+    (``gain_of_users``) and the share of raw's that is kept; and the gain as a multiple of the best traditional SID's.
     """
-    summary = {name: {key: result[key] for key in _COSTS} for name, result in results.items()}
-    for part in PARTS:
-        for name, row in summary.items():
-            row[f"ne_{part}"] = _interval(np.array(results[name][f"ne_{part}"]))
-            row[f"gain_{part}"] = _share(gain, part, results, BASE, name)
+    summary: dict[str, Any] = {}
+    for name, result in results.items():
+        row = {
+            key: result[key]
+            for key in ("family", "setting", "bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes")
+        }
+        for part in PARTS:
+            row[f"ne_{part}"] = Interval.of(result[f"ne_{part}"])
+            if BASE in results:
+                row[f"gain_{part}"] = Interval.of(gains(results[BASE][f"ne_{part}"], result[f"ne_{part}"]))
+            row[f"gain_of_users_{part}"] = _share(gain, part, results, BASE, name)
             row[f"kept_{part}"] = _share(kept, part, results, BASE, WHOLE, name)
-        gains = {name: row[f"gain_{part}"][0] for name, row in summary.items() if row["family"] == TRADITIONAL}
-        best = max(gains.values(), default=0.0)
+        summary[name] = row
+    for part in PARTS:
+        found = {
+            name: row[f"gain_{part}"].mean
+            for name, row in summary.items()
+            if row["family"] == TRADITIONAL and f"gain_{part}" in row
+        }
+        best = max(found.values(), default=0.0)
         for row in summary.values():
-            row[f"multiple_{part}"] = row[f"gain_{part}"][0] / best if best > 0 else None
+            if best > 0:
+                row[f"multiple_{part}"] = row[f"gain_{part}"].mean / best
     return summary
+
+
+def as_json(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary as JSON has it: an interval over seeds is a mean and half of its width."""
+    return {
+        name: {key: [value.mean, value.half] if isinstance(value, Interval) else value for key, value in row.items()}
+        for name, row in summary.items()
+    }
 
 
 def _share(make: Callable[..., Any], part: str, results: dict[str, Any], *names: str) -> list[float | None]:
@@ -45,13 +70,6 @@ def _share(make: Callable[..., Any], part: str, results: dict[str, Any], *names:
     value = make(*(np.mean(results[name][f"ne_{part}"]) for name in names))
     ends = interval(make(*(np.array(results[name][f"replicates_{part}"], np.float64) for name in names)))
     return [float(value), *(ends or [None, None])] if np.isfinite(value) else [None, None, None]
-
-
-def _interval(values: np.ndarray) -> tuple[float, float | None]:
-    """Mean, and half the width of its 95% interval; None of one value."""
-    n = len(values)
-    half = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else None
-    return float(values.mean()), half
 
 
 _OF_PART = ("NE", "gain, %", "kept, %", "x")
@@ -81,17 +99,15 @@ def markdown(summary: dict[str, Any]) -> str:
 def _cells(row: dict[str, Any]) -> list[str]:
     cells = []
     for part in PARTS:
-        mean, half = row[f"ne_{part}"]
-        cells.append(f"{mean:.4f}" + ("" if half is None else f" ±{half:.4f}"))
-        cells += [_percent(row[f"{share}_{part}"]) for share in ("gain", "kept")]
-        multiple = row[f"multiple_{part}"]
-        cells.append("-" if multiple is None else f"{multiple:.2f}")
+        cells.append(row[f"ne_{part}"].text(".4f"))
+        cells += [_percent(row[f"{share}_{part}"]) for share in ("gain_of_users", "kept")]
+        cells.append(f"{row[f'multiple_{part}']:.2f}" if f"multiple_{part}" in row else "-")
     size = (f"{row['bytes_per_event_stored']:.1f}", f"{row['bytes_per_event_kjt']:.0f}", f"{row['table_bytes']:,}")
     return [*cells, *size]
 
 
 def _percent(share: list[float | None]) -> str:
-    """A share in percent, and its interval."""
+    """A share in percent, and its interval if that is not trivial."""
     value, low, high = (None if end is None else 100 * end for end in share)
     if value is None:
         return "-"
@@ -99,43 +115,64 @@ def _percent(share: list[float | None]) -> str:
 
 
 def plot_gains(summary: dict[str, Any], path: Path) -> None:
-    """A bar per variant, warm and cold side by side, the bytes of an event beside its name."""
-    rows = {n: r for n, r in summary.items() if r["gain_warm"][0] is not None and r["family"] != BASE}
-    families = list(dict.fromkeys(row["family"] for row in rows.values()))
-    figure = Figure(figsize=(12, 1.5 + 0.33 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    places = np.arange(len(rows))[::-1]
-    for axes, part in zip(panels, PARTS, strict=True):
-        for family in families:
-            own = [
-                (y, row[f"gain_{part}"])
-                for y, row in zip(places, rows.values(), strict=True)
-                if row["family"] == family
-            ]
-            y, gains = zip(*own, strict=True)
-            mean, low, high = 100 * np.array(gains, np.float64).T
-            error = np.nan_to_num([mean - low, high - mean])
-            axes.barh(y, mean, xerr=error, color=f"C{families.index(family)}", label=family, capsize=2)
-        axes.axvline(0, color="#999", linewidth=0.8)
-        axes.set(title=f"{part} items", xlabel="NE gain over none, %")
-    panels[0].set_yticks(places, [f"{n}  ({r['bytes_per_event_kjt']:.0f} B)" for n, r in rows.items()], fontsize=8)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(families), frameon=False
-    )
-    figure.savefig(path, dpi=120)
+    """A row per variant, warm and cold items side by side, the bytes of an event in the batch beside its name."""
+    rows = {n: r for n, r in summary.items() if r.get("gain_warm") and r["family"] != BASE}
+    draws = []
+    for part in PARTS:
+        dots = [
+            Dot(
+                f"{name}  ({row['bytes_per_event_kjt']:,.0f} B)" if part == PARTS[0] else "",
+                look_of(arm_of(name)),
+                row[f"gain_{part}"] * 100,
+            )
+            for name, row in rows.items()
+        ]
+        draws.append(partial(draw_dots, dots=dots, format_spec="+.1f"))
+    labels = [{"title": f"{part} items", "xlabel": _GAIN} for part in PARTS]
+    save_png(path, draws, labels, width=12.5, height=1.3 + 0.27 * len(rows))
+
+
+def plot_per_byte(summary: dict[str, Any], path: Path) -> None:
+    """Gain against the bytes that a log holds of an event.
+
+    Of variants of one arm that store as many bytes, the one of most gain on warm items: the table has the others.
+    """
+    best: dict[tuple[str, float], tuple[str, dict[str, Any]]] = {}
+    for name, row in summary.items():
+        if row.get("gain_warm") and row["bytes_per_event_stored"] > 0:
+            place = arm_of(name), round(row["bytes_per_event_stored"], 1)
+            if place not in best or row["gain_warm"].mean > best[place][1]["gain_warm"].mean:
+                best[place] = name, row
+    draws = []
+    for part in PARTS:
+        dots = [
+            Dot(_digits(name), look_of(arm_of(name)), row[f"gain_{part}"] * 100, row["bytes_per_event_stored"])
+            for name, row in best.values()
+        ]
+        draws.append(partial(draw_by_bytes, dots=dots))
+    labels = [
+        {"title": f"{part} items", "xlabel": "bytes of an event's item in a compressed log", "ylabel": _GAIN}
+        for part in PARTS
+    ]
+    key = {arm: look_of(arm) for arm, _ in best}
+    save_png(path, draws, labels, key=key, width=12.5, height=5.6)
+
+
+def _digits(name: str) -> str:
+    """What tells a variant from others of its arm, which its colour says: its digits; its name where there are none."""
+    found = re.search(r"\d+ trits( per source)?|RQ \d+x\d+( per source| fused)?", name)
+    return found[0] if found else name
 
 
 def plot_curves(results: dict[str, Any], path: Path) -> None:
-    """Validation NE by epoch, the mean over seeds; a line per variant."""
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    axes = figure.subplots()
-    families = list(dict.fromkeys(result["family"] for result in results.values()))
-    styles = ["-", "--", ":", "-."]
-    for i, (name, result) in enumerate(results.items()):
-        curve = np.mean(result["validation"], axis=0)
-        color = f"C{families.index(result['family'])}"
-        axes.plot(range(1, len(curve) + 1), curve, color=color, linestyle=styles[i % 4], marker=".", label=name)
-    axes.set(xlabel="epoch", ylabel="validation NE, warm items")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=120)
+    """NE of the validation users by epoch, the mean over seeds; of each arm the variant that comes lowest."""
+    lowest: dict[str, tuple[str, list[float]]] = {}
+    for name, result in results.items():
+        curve = [sum(values) / len(values) for values in zip(*result["validation"], strict=True)]
+        arm = arm_of(name)
+        if arm not in lowest or min(curve) < min(lowest[arm][1]):
+            lowest[arm] = name, curve
+    curves = [Curve(look_of(arm), range(1, len(y) + 1), y) for arm, (_, y) in lowest.items()]
+    key = {name: look_of(arm) for arm, (name, _) in lowest.items()}
+    labels = {"xlabel": "epoch", "ylabel": "NE of validation users; lower is better"}
+    save_png(path, [partial(draw_curves, curves=curves)], [labels], key=key, width=8.5, height=4.6)

@@ -16,19 +16,11 @@ from analysis import PARTS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from study import arm_of
+
+from sidrec_torchrec.study.looks import look_of
 
 MARKERS = "osD^vP*X"
-# by how a variant's name begins: what it is called, and its colour; of several the first
-COLORS = {
-    "raw as 32 int8": ("embeddings as 32 int8", "#8c8c8c"),
-    "raw as PQ": ("embeddings, product-quantized", "#c49a00"),
-    "raw": ("embeddings", "#333333"),
-    "id": ("ids, hashed", "#9467bd"),
-    "prefix n-grams": ("traditional SIDs: n-grams", "#d62728"),
-    "pieces": ("traditional SIDs: pieces", "#ff9896"),
-    "SIDE +": ("SIDE + pieces", "#2ca02c"),
-    "SIDE": ("SIDE", "#1f77b4"),
-}
 
 
 def main() -> None:
@@ -51,44 +43,30 @@ def main() -> None:
     figure.savefig(arguments.out, dpi=130)
 
 
-def look(name: str) -> tuple[str, str] | None:
-    """What a variant is called, and its colour; None if it is not drawn."""
-    return next((shown for start, shown in COLORS.items() if name.startswith(start)), None)
-
-
 def draw(axes: Axes, variants: dict[str, Any], part: str, marker: str) -> None:
     """A corpus' variants."""
     for name, row in variants.items():
-        shown, (value, low, high) = look(name), row[f"kept_{part}"]
-        if shown is None or value is None:
+        value, low, high = row[f"kept_{part}"]
+        if value is None or not row["bytes_per_event_stored"]:
             continue
-        ends = (value, value) if low is None else (low, high)
-        error = 100 * np.abs(np.array(ends) - value)[:, None]
+        error = 100 * np.abs(np.array([value, value] if low is None else [low, high]) - value)[:, None]
+        color = look_of(arm_of(name)).light
+        bytes_stored = row["bytes_per_event_stored"]
         axes.errorbar(
-            row["bytes_per_event_stored"],
-            100 * value,
-            error,
-            fmt=marker,
-            color=shown[1],
-            markersize=6,
-            capsize=2,
-            elinewidth=0.8,
+            bytes_stored, 100 * value, error, fmt=marker, color=color, markersize=6, capsize=2, elinewidth=0.8
         )
 
 
 def legend(corpora: dict[str, Any]) -> list[Line2D]:
     """A colour for each arm that is there, a marker for each corpus."""
-    there = {look(name) for variants in corpora.values() for name in variants} - {None}
-    arms = [
-        Line2D([], [], color=color, marker="o", linestyle="", label=name)
-        for name, color in COLORS.values()
-        if (name, color) in there
-    ]
+    drawn = [name for variants in corpora.values() for name, row in variants.items() if row["bytes_per_event_stored"]]
+    arms = dict.fromkeys(map(arm_of, drawn))
+    colors = [Line2D([], [], color=look_of(arm).light, marker="o", linestyle="", label=arm) for arm in arms]
     marks = [
         Line2D([], [], color="#555555", marker=marker, linestyle="", fillstyle="none", label=name)
         for marker, name in zip(MARKERS, corpora, strict=False)
     ]
-    return arms + marks
+    return colors + marks
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from analysis import PARTS, markdown, plot_curves, plot_gains, print_table, summarize
+from analysis import PARTS, as_json, markdown, plot_curves, plot_gains, plot_per_byte, print_table, summarize
 from study import SETTINGS, Entries, Entry, tuned
 
 from sidrec_torchrec.data.prepare import PrepareConfig
@@ -27,7 +27,7 @@ from sidrec_torchrec.environment import versions_and_hardware
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
-from sidrec_torchrec.study.intervals import mean_replicates
+from sidrec_torchrec.study.resampled import mean_replicates
 from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
 from sidrec_torchrec.training.group import process_group
 
@@ -65,9 +65,10 @@ def main() -> None:
                 study.write()
     summary = summarize(study.results)
     print_table(summary)
-    write_json(arguments.out / "summary.json", study.said | {"variants": summary})
+    write_json(arguments.out / "summary.json", study.said | {"variants": as_json(summary)})
     (arguments.out / "table.md").write_text(markdown(summary))
     plot_gains(summary, arguments.out / "gains.png")
+    plot_per_byte(summary, arguments.out / "per_byte.png")
     plot_curves(study.results, arguments.out / "curves.png")
 
 
@@ -107,6 +108,7 @@ class Study:
         runs = [self._rank(entry, seed, setting) for seed in range(self.arguments.seeds)]
         self.results[entry.variant.name] = {
             "family": entry.family,
+            "arm": entry.variant.arm,
             "setting": setting,
             "tuning": scores,
             **{f"ne_{part}": [run["test"][f"ne_{part}"] for run in runs] for part in PARTS},

@@ -86,7 +86,12 @@ def with_sources(items: pa.Table, *, text_dim: int, embeddings: Path | None) -> 
         items: at least ``item_id`` and ``text``.
         text_dim: width of the source ``text_emb`` made of ``text`` (see ``HashedTfidf``); 0 for none.
         embeddings: more sources, computed elsewhere (see ``read_embeddings``).
+
+    Raises:
+        DataError: on a width below 0; see also ``read_embeddings``.
     """
+    if text_dim < 0:
+        raise DataError(f"text_dim must be at least 0, got {text_dim}")
     columns = {}
     if text_dim:
         columns["text_emb"] = _text_source(items["text"].to_pylist(), text_dim)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.errors import DataError, check_at_least
 
 FIRST_ITEM_ID = 1_000
 
@@ -13,6 +13,7 @@ DAYS = 365  # the corpus's time
 _LATENT_DIM = 16
 _PRIVATE = 4  # latent values only one of the two sources sees
 _NUM_TAGS = 24
+_MOST_LOGITS = 100  # that one thing adds to what a user chooses; beyond, probabilities are 0 or 1 to the last bit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,18 @@ class SyntheticConfig:
             raise DataError(f"need at least 4 items a category: {4 * self.categories}, got {self.items}")
         if self.prior <= 0:
             raise DataError(f"prior must be positive, got {self.prior}")
+        check_at_least(self, 0, "noise", "seed")
+        for name in (
+            "recent_weight",
+            "distant_weight",
+            "quality_weight",
+            "user_weight",
+            "bias",
+            "context_weight",
+            "orders_weight",
+        ):
+            if not abs(getattr(self, name)) <= _MOST_LOGITS:
+                raise DataError(f"{name} must lie in [-{_MOST_LOGITS}, {_MOST_LOGITS}], got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sidrec_torchrec.data.collaborative import CollaborativeConfig, Collaborativ
 from sidrec_torchrec.data.format import ITEMS_FILE, DataConfig, Items, open_items
 from sidrec_torchrec.data.prepare import open_prepared
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.files import atomic_path, list_files
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
@@ -69,6 +69,7 @@ def main(config: CollaborativeVectorsConfig) -> dict[str, Any]:
             result = {"items": prepared.num_items, "with_vector": int(vectors.present_N.sum())}
             if processes.is_main:
                 _write(config, items, vectors)
+                list_files(config.out)
             progress.advance(0, f"{result['with_vector']:,} of {result['items']:,} items have one")
         dist.barrier()
         return run.finish(result)

@@ -74,10 +74,11 @@ class EvaluateConfig(JobConfig):
         return self.data is not None and self.prepared is None
 
     def files(self) -> list[Path]:
-        """What a backtest depends on: the ranker, and the data."""
+        """What a backtest depends on: the ranker, the SIDs it reads, and the data."""
         weights = sorted(path for path in (self.ranker / CHECKPOINTS / BEST).rglob("*") if path.is_file())
+        sids = self.sids or TrainedRanker.open(self.ranker).recipe.sids
         assert self.data is not None
-        return [*weights, *DataFolder.of(self.data, self.schema).files(), *sid_files(self.sids)]
+        return [*weights, *DataFolder.of(self.data, self.schema).files(), *sid_files(sids)]
 
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             if config.prepared is not None:
                 values |= _drift(trained, parts, None)
             if processes.is_main and config.out is not None:
-                write_json(config.out, values)
+                write_json(config.out, values, sealed=True)
         else:
             assert config.out is not None
             with open_run(config.out, config, inputs=config.files()) as run:

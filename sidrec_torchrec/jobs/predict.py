@@ -16,7 +16,7 @@ from sidrec_torchrec import __version__
 from sidrec_torchrec.data.requests import GivenRequests, RequestBatch, Requests
 from sidrec_torchrec.data.sids import open_sids
 from sidrec_torchrec.errors import SidrecError, check_at_least
-from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.files import atomic_path, sha256_of
 from sidrec_torchrec.ranker.arms import ARMS, Needs
 from sidrec_torchrec.ranker.predictor import Predictor
 from sidrec_torchrec.ranker.recipe import TrainedRanker
@@ -113,6 +113,8 @@ def main(config: PredictConfig) -> dict[str, Any]:
                 progress.advance(len(batch))
             progress.advance(0, f"{counts['requests']:,} requests, {counts['without_history']:,} without history")
         dist.barrier()  # the file is there when any process goes on
+        if processes.is_main:
+            print(f"{config.out}: sha256 {sha256_of(config.out)}")
         return counts
 
 

@@ -14,13 +14,15 @@ from sidrec_torchrec.ranker.bootstrap import UserBootstrap
 from sidrec_torchrec.ranker.breakdown import Breakdown, Past, TargetFacts
 from sidrec_torchrec.ranker.metrics import SLICES, RankingMetrics
 from sidrec_torchrec.ranker.model import RankerOutput
+from sidrec_torchrec.ranker.reliability import Reliability
 from sidrec_torchrec.ranker.target_sums import TargetSums
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.progress import Stage, say
 from sidrec_torchrec.training.trainee import NotFiniteError, Values
 
 BREAKDOWN = "breakdown"  # the tables, among the metrics
-BOOTSTRAP = "bootstrap"  # intervals over users, there too
+RELIABILITY = "reliability"  # the calibration curves' counts
+BOOTSTRAP = "bootstrap"  # intervals over users
 
 
 def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage) -> Values:
@@ -35,9 +37,10 @@ def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, prog
 def evaluate_in_detail(
     model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage
 ) -> dict[str, Any]:
-    """As ``evaluate``; also NE by bucket as ``breakdown``, and what other users might have made of it as ``bootstrap``.
+    """As ``evaluate``, NE by bucket as ``breakdown``, by what is predicted how often it came true as ``reliability``, and what
+    other users would have made of NE as ``bootstrap``.
 
-    See ``Breakdown.compute`` and ``UserBootstrap.compute``.
+    See ``Breakdown.compute``, ``Reliability.compute`` and ``UserBootstrap.compute``.
 
     Args:
         model: the ranker.
@@ -49,14 +52,17 @@ def evaluate_in_detail(
     past = Past.of(data.prepared)
     targets = TargetSums(processes.device, data.prepared.tasks, data.prepared.regressions)
     breakdown = Breakdown(past, targets, processes.device)
+    reliability = Reliability(processes.device, data.prepared.tasks)
     bootstrap = UserBootstrap(targets, processes.device)
 
-    def also(output: RankerOutput, facts: TargetFacts) -> None:
+    def take(output: RankerOutput, facts: TargetFacts) -> None:
         breakdown.update(output, facts)
+        reliability.update(output)
         bootstrap.update(output, facts.user_S, past.seen_I[facts.item_S])
 
-    values = _evaluate(model, data, processes, progress, past, also)
-    return {**values, BREAKDOWN: breakdown.compute(), BOOTSTRAP: bootstrap.compute()}
+    values = _evaluate(model, data, processes, progress, past, take)
+    tables = {BREAKDOWN: breakdown.compute(), RELIABILITY: reliability.compute(), BOOTSTRAP: bootstrap.compute()}
+    return {**values, **tables}
 
 
 @torch.no_grad()
@@ -66,7 +72,7 @@ def _evaluate(
     processes: Processes,
     progress: Stage,
     past: Past,
-    also: Callable[[RankerOutput, TargetFacts], None] | None = None,
+    take: Callable[[RankerOutput, TargetFacts], None] | None = None,
 ) -> Values:
     model.eval()
     prepared = data.prepared
@@ -78,8 +84,8 @@ def _evaluate(
         facts = TargetFacts.of(batch)
         _, output = model(batch.to(processes.device))
         metrics.update(output, torch.from_numpy(past.seen_I[facts.item_S]).to(processes.device))
-        if also is not None:
-            also(output, facts)
+        if take is not None:
+            take(output, facts)
         num_bad += (~output.prediction.isfinite()).sum()
         progress.advance(int(batch.global_targets))
     sum_over_processes(num_bad)

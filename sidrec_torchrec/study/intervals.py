@@ -1,49 +1,57 @@
-"""How far a comparison of arms would move had other users been tested: intervals of what is made of several arms' NE.
+"""Means over seeds with their 95% intervals, and what arms are compared by: differences paired by seed."""
 
-Every run was tested under the same resamplings of users (``ranker.bootstrap``), so a gain is computed under each of them, and
-differences are paired. Rankers and tokenizers stay what they are: what their seeds do is the spread over seeds.
-"""
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
 
-from collections.abc import Callable
-from typing import Any
+# 0.975 quantiles of Student's t at 1, 2, ... degrees of freedom; beyond them the last one, which is 0.09 above the normal's at most.
+_STUDENT = (
+    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
+    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
+    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
+)
 
-import numpy as np
-
-from sidrec_torchrec.ranker.bootstrap import interval
-from sidrec_torchrec.ranker.evaluation import BOOTSTRAP
-
-Runs = list[dict[str, Any]]
-
-
-def gain(base: Any, own: Any) -> Any:
-    """The share by which NE, or NMSE, is below that of the base."""
-    return (base - own) / base
+Values = Sequence[float | None]
 
 
-def kept(base: Any, whole: Any, own: Any) -> Any:
-    """The gain over the base as a share of the gain that all content has."""
-    return (base - own) / (base - whole)
-
-
-def interval_of(make: Callable[..., np.ndarray], metric: str, *arms: Runs | None) -> list[float] | None:
-    """The interval of what ``make`` makes of a metric of several arms.
+@dataclass(frozen=True)
+class Interval:
+    """A mean and how sure it is.
 
     Args:
-        make: values of the arms, float [B] each, the means over their seeds -> float [B].
-        metric: its name, ``ne_warm``, say.
-        arms: ``metrics.json`` of each seed, of each; None of one that was not run.
-
-    Returns:
-        Its ends; None where an arm was not run, the metric is not defined in every resampling, or an earlier version made a run, which
-        has none.
+        mean: of the values.
+        half: half of the width of its 95% interval (Student's); None for a single value, which says nothing of it.
     """
-    means = [None if runs is None else mean_replicates(runs, metric) for runs in arms]
-    return None if any(value_B is None for value_B in means) else interval(make(*means))
+
+    mean: float
+    half: float | None = None
+
+    @staticmethod
+    def of(values: Values) -> "Interval | None":
+        """Of one value per seed; None where there are none, or one of them is not defined."""
+        known = [value for value in values if value is not None]
+        if not known or len(known) < len(values):
+            return None
+        if len(known) == 1:
+            return Interval(known[0])
+        quantile = _STUDENT[min(len(known) - 1, len(_STUDENT)) - 1]
+        return Interval(fmean(known), quantile * stdev(known) / math.sqrt(len(known)))
+
+    def __mul__(self, factor: float) -> "Interval":
+        return Interval(factor * self.mean, None if self.half is None else abs(factor) * self.half)
+
+    def text(self, format_spec: str) -> str:
+        """``+1.20 ±0.31`` for ``+.2f``."""
+        half = "" if self.half is None else f" ±{self.half:{format_spec.lstrip('+')}}"
+        return f"{self.mean:{format_spec}}{half}"
 
 
-def mean_replicates(runs: Runs, metric: str) -> np.ndarray | None:
-    """A metric under each resampling, the mean over seeds, float64 [B], NaN where not defined; None if a run has none."""
-    found = [run["test"].get(BOOTSTRAP, {}) for run in runs]
-    if not all(metric in own for own in found):
-        return None
-    return np.mean([np.array(own[metric]["replicates"], np.float64) for own in found], axis=0)
+def gains(base: Values, own: Values) -> list[float | None]:
+    """(base - own) / base, seed by seed, for the seeds that both have; None where one of them is not defined."""
+    return [None if b is None or o is None or not b else (b - o) / b for b, o in zip(base, own, strict=False)]
+
+
+def differences(one: Values, other: Values) -> list[float | None]:
+    """other - one, seed by seed, as ``gains``."""
+    return [None if a is None or b is None else b - a for a, b in zip(one, other, strict=False)]

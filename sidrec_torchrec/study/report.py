@@ -1,52 +1,69 @@
 """What a comparison of arms came to: report.json and the table on the terminal."""
 
-from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from sidrec_torchrec.ranker.evaluation import BOOTSTRAP, BREAKDOWN
-from sidrec_torchrec.study.intervals import gain, interval_of, kept
+from sidrec_torchrec.ranker.evaluation import BREAKDOWN, RELIABILITY
+from sidrec_torchrec.study.intervals import Interval
+from sidrec_torchrec.study.resampled import Runs, gain, interval_of, kept
 
 _OVER_SEEDS = {"ne", "nmse", "calibration"}
+_TARGETS = "targets_"
+REPORT_FILE = "report.json"  # in a pipeline's folder
 
 
 def summarize_arm(
-    runs: list[dict[str, Any]], base: list[dict[str, Any]] | None, whole: list[dict[str, Any]] | None = None
+    runs: list[dict[str, Any]], base: list[dict[str, Any]] | None, bound: list[dict[str, Any]] | None = None
 ) -> dict[str, Any]:
     """One arm over its seeds.
 
     Args:
         runs: ``metrics.json`` of each seed.
         base: the same of the arm that gains are relative to; None if it was not run, then there are no gains.
-        whole: the same of the arm that has all content; None if it was not run, then nothing is said to be kept of its gain.
+        bound: the same of the arm that has all of the content; None if it was not run, then nothing is said to be kept of its gain.
 
     Returns:
         Values per seed (of several tasks, those of each and their means), NE gains of the means,
-        (NE_base - NE_arm) / NE_base, and which share of the whole content's gain that is, ``ne_kept_``; of each its 95% interval over
-        users, ``_interval`` (None where it is not defined); what the arm costs, and, as ``breakdown``, NE and calibration per seed by
-        bucket of each table and task; nothing where a run of an earlier version has none.
+        (NE_base - NE_arm) / NE_base, and the share ``ne_kept_`` that this is of the bound's, each with its 95% interval over users as
+        ``_interval`` (None where it is not defined); what the arm costs, numbers of test ``targets`` by slice, validation metrics by seed and
+        epoch, and, as ``breakdown``, NE and calibration per seed by bucket of each table and task, as ``reliability`` the counts
+        of a calibration curve per task and seed; nothing where a run of an earlier version has none.
     """
-    metrics = [n for n in runs[0]["test"] if not n.startswith("targets_") and n not in (BREAKDOWN, BOOTSTRAP)]
-    summary: dict[str, Any] = {name: [run["test"][name] for run in runs] for name in metrics}
+    test = runs[0]["test"]
+    numbers = [name for name, value in test.items() if value is None or isinstance(value, int | float)]
+    metrics = [name for name in numbers if not name.startswith(_TARGETS)]
+    summary: dict[str, Any] = {"arm": runs[0].get("arm"), "seed": [run.get("seed", i) for i, run in enumerate(runs)]}
+    summary |= {name: [run["test"][name] for run in runs] for name in metrics}
     for name in metrics:
         if name.startswith(("ne_", "nmse_")):
-            own, its, all_its = (_mean([run["test"][name] for run in of or []]) for of in (runs, base, whole))
-            summary[f"{name}_interval"] = interval_of(lambda own_B: own_B, name, runs)
-            gain_name, kept_name = (name.replace("_", f"_{what}_", 1) for what in ("gain", "kept"))
-            summary[gain_name] = None if own is None or its is None else gain(its, own)
-            summary[f"{gain_name}_interval"] = interval_of(gain, name, base, runs)
-            can_keep = own is not None and its is not None and all_its is not None and all_its < its
-            summary[kept_name] = kept(its, all_its, own) if can_keep else None
-            summary[f"{kept_name}_interval"] = interval_of(kept, name, base, whole, runs) if can_keep else None
+            summary |= _shares(name, runs, base, bound)
     for name in ("bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes"):
         summary[name] = runs[0][name]
     summary["train_events_per_s"] = _mean([run["train_events_per_s"] for run in runs])
     summary["best_epoch"] = [run["best_epoch"] + 1 for run in runs]
     summary["train_seconds"] = [run["train_seconds"] for run in runs]
+    summary["targets"] = {name.removeprefix(_TARGETS): test[name] for name in numbers if name.startswith(_TARGETS)}
+    summary["validation"] = [run.get("validation", []) for run in runs]
     summary[BREAKDOWN] = _over_seeds([run["test"].get(BREAKDOWN, {}) for run in runs])
+    curves = [run["test"].get(RELIABILITY, {}) for run in runs]
+    summary[RELIABILITY] = {task: [curve[task] for curve in curves] for task in curves[0] if all(curves)}
     return summary
+
+
+def _shares(name: str, runs: Runs, base: Runs | None, bound: Runs | None) -> dict[str, Any]:
+    """What of NE or NMSE is gained and kept, with intervals over users."""
+    own, its, all_its = (_mean([run["test"][name] for run in of or []]) for of in (runs, base, bound))
+    can_keep = own is not None and its is not None and all_its is not None and all_its < its
+    gained, keeps = (name.replace("_", f"_{what}_", 1) for what in ("gain", "kept"))
+    return {
+        f"{name}_interval": interval_of(lambda own_B: own_B, name, runs),
+        gained: None if own is None or its is None else gain(its, own),
+        f"{gained}_interval": interval_of(gain, name, base, runs),
+        keeps: kept(its, all_its, own) if can_keep else None,
+        f"{keeps}_interval": interval_of(kept, name, base, bound, runs) if can_keep else None,
+    }
 
 
 def _over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -68,7 +85,8 @@ def print_report(report: dict[str, Any]) -> None:
     """The table of arms, as a user reads it."""
     seeds = report["seeds"]
     protocol = report["protocol"]
-    title = f"NE by arm, {seeds} seed{'s' * (seeds > 1)}: lower is better; cold = items unseen in training"
+    over = f"mean of {seeds} seeds with its 95% interval" if seeds > 1 else "one seed"
+    title = f"NE by arm, {over}: lower is better; cold = items unseen in training"
     table = Table(title=title, title_justify="left")
     has_kept = any(
         arm.get(f"{kind}_kept_all") is not None for arm in report["arms"].values() for kind in ("ne", "nmse")
@@ -86,21 +104,17 @@ def print_report(report: dict[str, Any]) -> None:
             f"{arm['train_events_per_s']:,.0f}",
         )
         for task, (kind, suffix) in task_metrics(report).items():
+            names = [f"{kind}_{share}_{part}{suffix}" for share in shares for part in ("warm", "cold")]
             table.add_row(
                 f"{name}{task}",
-                *(spread(arm[f"{kind}_{part}{suffix}"]) for part in ("warm", "cold")),
-                *(
-                    with_interval(arm, f"{kind}_{share}_{part}{suffix}")
-                    for share in shares
-                    for part in ("warm", "cold")
-                ),
+                *(spread(arm.get(f"{kind}_{part}{suffix}", [])) for part in ("warm", "cold")),
+                *(with_interval(arm, name) for name in names),
                 *costs,
             )
     console = Console(width=max(Console().width, 150))
     console.print(table)
     console.print(
-        "NE: mean ± standard deviation over seeds. Gain over the arm without content, kept: the share of raw's gain; below them 95% "
-        "intervals over users, paired.",
+        "gain: over the arm without content; kept: the share of raw's; below them 95% intervals over users, paired",
         highlight=False,
     )
     console.print(protocol, highlight=False)
@@ -120,22 +134,14 @@ def task_metrics(report: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def spread(values: list[float | None]) -> str:
-    """Mean and, over several seeds, standard deviation; a dash where a value is not defined."""
-    known = _known(values)
-    if not known:
-        return "-"
-    return f"{fmean(known):.4f}" + (f" ±{stdev(known):.4f}" if len(known) > 1 else "")
+    """Mean and, over several seeds, half of its 95% interval; a dash where a value is not defined."""
+    interval = Interval.of(values)
+    return "-" if interval is None else interval.text(".4f")
 
 
 def _mean(values: list[float | None]) -> float | None:
-    known = _known(values)
-    return fmean(known) if known else None
-
-
-def _known(values: list[float | None]) -> list[float]:
-    """The values; none at all where one of them is not defined."""
-    known = [value for value in values if value is not None]
-    return known if len(known) == len(values) else []
+    interval = Interval.of(values)
+    return None if interval is None else interval.mean
 
 
 def percent(value: float | None) -> str:

@@ -30,10 +30,10 @@ _BLOCK_ITEMS = 16_384
 
 @ARMS.register("pieces")
 class PiecesArm(Arm):
-    """Pieces of each SID, looked up in a table of the SID's own.
+    """Residual codes cut into pieces that training meets often, as text is into subwords; a learned row for each piece.
 
-    They are learned from training events when the arm is opened; the same events give the same pieces. Each item's SID is then cut
-    once, and its pieces held: 4 bytes a digit.
+    Pieces are learned from training events when the arm is opened; the same events give the same pieces. Each item's SID is then cut
+    once, and its pieces held: 4 bytes a digit. Each SID has a table of its own.
     """
 
     needs = Needs.SIDS
