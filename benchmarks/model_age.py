@@ -270,15 +270,14 @@ def by_age(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def against_old(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """A row for each arm and model: NE, and what is gained over the arm's old model."""
+    """A row for each arm and model: NE, and what is gained over the arm's old model, over all: what is warm differs between models."""
     rows = []
     for (arm, name), own in runs.items():
         row: dict[str, Any] = {"arm": arm, "model": name}
-        for part in PARTS:
-            old = runs[arm, OLD]
-            its, was = (_mean([run["test"][f"ne_{part}"] for run in of]) for of in (own, old))
-            row |= {f"ne_{part}": its, f"gain_{part}": None if its is None or was is None else gain(was, its)}
-            row[f"gain_{part}_interval"] = interval_of(gain, f"ne_{part}", old, own)
+        row |= {f"ne_{part}": _mean([run["test"][f"ne_{part}"] for run in own]) for part in PARTS}
+        was = _mean([run["test"]["ne_all"] for run in runs[arm, OLD]])
+        row["gain"] = None if row["ne_all"] is None or was is None else gain(was, row["ne_all"])
+        row["gain_interval"] = interval_of(gain, "ne_all", runs[arm, OLD], own)
         rows.append(row)
     return rows
 
@@ -288,11 +287,11 @@ def markdown(ages: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"| age | targets | {' | '.join(ARMS_COMPARED)} |", "|---" * (len(ARMS_COMPARED) + 2) + "|"]
     for age, row in ages.items():
         lines.append(f"| {age} | {row['targets']:,} | {' | '.join(f'{row[arm]:.4f}' for arm in ARMS_COMPARED)} |")
-    lines += ["", "| arm | model | NE all / warm / cold | gain, all | warm | cold |", "|---|---|---|---|---|---|"]
+    lines += ["", "| arm | model | NE all / warm / cold | gain, % |", "|---|---|---|---|"]
     for row in rows:
         ne = " / ".join("-" if row[f"ne_{part}"] is None else f"{row[f'ne_{part}']:.4f}" for part in PARTS)
-        gains = " | ".join(_percent(row[f"gain_{part}"], row[f"gain_{part}_interval"]) for part in PARTS)
-        lines.append(f"| {row['arm']} | {row['model']} | {ne} | {gains} |")
+        gained = "" if row["model"] == OLD else _percent(row["gain"], row["gain_interval"])
+        lines.append(f"| {row['arm']} | {row['model']} | {ne} | {gained} |")
     return "\n".join(lines)
 
 

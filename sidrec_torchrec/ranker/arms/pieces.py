@@ -1,4 +1,4 @@
-"""Subword pieces of SIDs (Singh et al., arXiv 2306.08121): a table of the runs that training meets often, alone or beside SIDE."""
+"""Subword pieces of SIDs (Singh et al., arXiv 2306.08121): a table of the runs that training meets often."""
 
 from collections.abc import Mapping
 
@@ -21,8 +21,7 @@ from sidrec_torchrec.ranker.arms.base import (
     sid_columns,
     vectors_of,
 )
-from sidrec_torchrec.ranker.arms.modules import BothOf, OfSIDs, RowDropout, SumOfRows
-from sidrec_torchrec.ranker.arms.side import SideArm
+from sidrec_torchrec.ranker.arms.modules import OfSIDs, RowDropout, SumOfRows
 from sidrec_torchrec.side.pieces import NOTHING, Pieces, PieceVectors
 
 _BLOCK_ITEMS = 16_384
@@ -90,34 +89,3 @@ def _cut(pieces: Pieces, words_IW: np.ndarray) -> np.ndarray:
         block = slice(first, first + _BLOCK_ITEMS)
         pieces_IL[block] = pieces.of(torch.from_numpy(np.array(words_IW[block])))
     return pieces_IL
-
-
-@ARMS.register("side-pieces")
-class SidePiecesArm(Arm):
-    """One SID read twice: expanded by SIDE, and by a learned row for each of its pieces, side by side."""
-
-    needs = Needs.SIDS
-    counts_events = True
-    takes_new_items = True
-
-    def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
-        self._side, self._pieces = SideArm(inputs, config), PiecesArm(inputs, config)
-        self.words = self._side.words
-        self.keys = (*self._side.keys, *self._pieces.keys)
-        self.dim = self._side.dim + self._pieces.dim
-
-    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        return {**self._side.values(item_N), **self._pieces.values(item_N)}
-
-    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
-        return self._side.stored(item_N)
-
-    def module(self, device: torch.device) -> nn.Module:
-        return BothOf(self._side.module(device), self._pieces.module(device))
-
-    def served_sids(self) -> dict[str, SIDSpec]:
-        return self._side.served_sids()
-
-    def served_module(self, module: nn.Module) -> nn.Module:
-        assert isinstance(module, BothOf)
-        return BothOf(self._side.served_module(module.one), self._pieces.served_module(module.other))

@@ -7,7 +7,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, ArmInputs
-from sidrec_torchrec.ranker.arms.product_quantized import ProductQuantizer
+from sidrec_torchrec.ranker.arms.vector_quantized import ProductQuantizer
 
 ITEMS, PARTS = 3000, 8
 CPU = torch.device("cpu")
