@@ -87,7 +87,8 @@ class TensorBoard(Tracker):
         self._writer.flush()
 
     def close(self, *, finished: bool) -> None:
-        self._writer.close()
+        if "_writer" in vars(self):
+            self._writer.close()
 
 
 class Trackers:

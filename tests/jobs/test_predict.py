@@ -465,7 +465,8 @@ def test_a_killed_run_goes_on_behind_its_last_part(ranker, corpus, tested, tmp_p
     config = PredictConfig(ranker=ranker, out=tmp_path / "whole.parquet", requests=tmp_path / "requests.parquet")
     counts = predict.main(config)
     whole = pq.read_table(config.out)
-    monkeypatch.setattr(requests_module, "_BATCH", 100)
+    size = len(requests) // 9
+    monkeypatch.setattr(requests_module, "_BATCH", size)
     monkeypatch.setattr(predict, "_PART_BATCHES", 2)
     config = dataclasses.replace(config, out=tmp_path / "parts.parquet")
     scored: list[int] = []
@@ -484,7 +485,7 @@ def test_a_killed_run_goes_on_behind_its_last_part(ranker, corpus, tested, tmp_p
     scored.clear()
     scored += [0] * 5
     assert predict.main(config) == counts
-    assert len(scored) - 5 == -(-len(requests) // 100) - 4  # two parts of two batches were whole
+    assert len(scored) - 5 == -(-len(requests) // size) - 4  # two parts of two batches were whole
     assert config.out.is_dir() and pq.read_table(config.out) == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.parquet", "requests.parquet", "whole.parquet"]
     assert predict.main(config) == counts  # into what it wrote itself
