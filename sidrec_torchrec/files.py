@@ -41,7 +41,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         sync_to_disk(temporary)
         replace_path(temporary, path)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def replace_path(new: Path, path: Path) -> None:
@@ -82,7 +82,7 @@ def remove_temporaries(folder: Path) -> None:
     """Removes what killed processes were writing into ``folder``; only for one that no other process writes into."""
     for path in folder.iterdir():
         if _TEMPORARY.fullmatch(path.name):
-            _remove(path)
+            remove(path)
 
 
 def check_is_file(path: Path) -> None:
@@ -199,7 +199,12 @@ def _listed(path: Path, *glance: int) -> dict[str, Any]:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content, in hex; read again only where the file looks otherwise than the last time."""
+    """Of a file's content, in hex, or of the names and contents of a folder's files; read again only where a file looks otherwise
+    than the last time.
+    """
+    if path.is_dir():
+        told = [[file.name, sha256_of(file)] for file in sorted(path.iterdir())]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
     return _sha256(path.resolve(), *glance(path))
 
 
@@ -219,7 +224,8 @@ def _sha256(path: Path, *glance: int) -> str:
     return digest.hexdigest()
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it; nothing if there is none."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -261,11 +262,13 @@ def timestamps(table: ParquetTable, batch: pa.RecordBatch, first_row: int, unit:
         raise DataError(f"{table.at('timestamp', first_row)} and after: {error}") from None
 
 
-def open_events(data: str | Path | DataFolder, tasks: tuple[str, ...] = (), schema: DataSchema | None = None) -> Events:
+def open_events(
+    data: str | Path | DataFolder | Any, tasks: tuple[str, ...] = (), schema: DataSchema | None = None
+) -> Events:
     """Opens the events of a data folder and checks their columns (the values are checked as they are read).
 
     Args:
-        data: the data folder; or a file, folder of parts or glob of events.
+        data: the data folder; or a file, folder of parts, glob or frame of events.
         tasks: label columns to read, and numbers, as ``--tasks`` names them; none named means ``label``, if there is one.
         schema: of their columns, where a data folder does not say.
 
@@ -324,8 +327,8 @@ def check_event_ids(table: ParquetTable) -> None:
         )
 
 
-def open_users(data: str | Path | DataFolder, schema: DataSchema | None = None) -> Users | None:
-    """Opens the users of a data folder, or of a file, folder of parts or glob; None if a data folder has none.
+def open_users(data: str | Path | DataFolder | Any, schema: DataSchema | None = None) -> Users | None:
+    """Opens the users of a data folder, or of a file, folder of parts, glob or frame; None if a data folder has none.
 
     Args:
         data: where they are.

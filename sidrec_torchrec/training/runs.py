@@ -33,6 +33,7 @@ _NO_RESULT = (
     "checkpoint_minutes",
     "profile",
     "engine",
+    "tracker",
 )  # fields of any config that change no result
 
 _held: set[TextIO] = set()  # lock files of this process
@@ -277,10 +278,15 @@ def _differences(there: dict[str, Any], config: dict[str, Any], prefix: str = ""
     return found
 
 
+def run_config(folder: Path) -> dict[str, Any]:
+    """What the run in ``folder`` was given, as JSON; nothing if there is no run."""
+    path = folder / CONFIG_FILE
+    return {k: v for k, v in read_object(path).items() if k != INPUTS} if path.exists() else {}
+
+
 def run_path(folder: Path, field: str) -> Path | None:
     """A path that the run in ``folder`` was given; None if there is no run, or it has no such field."""
-    path = folder / CONFIG_FILE
-    value = read_object(path).get(field) if path.exists() else None
+    value = run_config(folder).get(field)
     return None if value is None else located(value, folder)
 
 
