@@ -44,8 +44,8 @@ class TokenizerReport:
 
     def merge(self, other: dict[str, Any]) -> None:
         """Adds what ``to_json`` gave of other items, of the same tokenizer and depths."""
-        self._errors = {name: own + np.array(other["errors"][name]) for name, own in self._errors.items()}
-        self._hits = {name: own + np.array(other["hits"][name]) for name, own in self._hits.items()}
+        self._errors = {name: own + np.reshape(other["errors"][name], own.shape) for name, own in self._errors.items()}
+        self._hits = {name: own + np.reshape(other["hits"][name], own.shape) for name, own in self._hits.items()}
         self._counts = {name: own + other["counts"][name] for name, own in self._counts.items()}
         for own, its in zip(self._use.counts, other["use"], strict=True):
             own += np.array(its)

@@ -123,10 +123,10 @@ def _encode(
             if not work.is_done(part):
                 work.encode(part, tokenizer, stream, report, progress.advance)
         dist.barrier()  # every part is there
-        for part in range(work.count):
-            report.merge(read_object(work.counts_file(part)))
 
         def publish() -> Manifest:
+            for part in range(work.count):
+                report.merge(read_object(work.counts_file(part)))
             path = config.out / generation_file(len(before.generations) if before else 0)
             work.join(path)
             words_NW = _words(open_sids(path))

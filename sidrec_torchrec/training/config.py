@@ -7,6 +7,9 @@ import typing
 from pathlib import Path
 from typing import Any
 
+POSITIONAL = {
+    "is_positional": True
+}  # metadata of a field of several values that need no flag before them on the command line
 _PATH = "path"  # a path is {"path": relative to the run's folder, "was": absolute}
 _WAS = "was"
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ import torch
 
 import sidrec_torchrec
 from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.data.batch_plan import pools
+from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.sequence_files import open_sequences
+from sidrec_torchrec.data.sequences import Sequence
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.jobs import encode_corpus, predict, train_ranker
@@ -66,6 +71,15 @@ def places(events: pa.Table) -> dict[tuple[int, int], int]:
     return rows
 
 
+def rows_of(batches: SequenceBatches) -> Iterator[list[Sequence]]:
+    """The rows of each batch, in its order, for one process that does not shuffle."""
+    with open_sequences(batches.prepared.path(batches.split)) as files:
+        for pool in pools(files, None):
+            rows = [files.rows(group) for group in pool.groups]
+            for batch in pool.batches(batches.batch_events, None):
+                yield [rows[place][row] for place, row in zip(batch.place_B, batch.row_B, strict=True)]
+
+
 def evaluated(ranker: Path, tested: Path, events: pa.Table) -> dict[int, np.ndarray]:
     """By row of the events, what evaluation's model predicts of the test targets."""
     rows = places(events)
@@ -76,7 +90,7 @@ def evaluated(ranker: Path, tested: Path, events: pa.Table) -> dict[int, np.ndar
         trained.load(model)
         batches = parts.batches("test", processes)
         found = {}
-        for sequences, batch in zip(batches._global_batches(), batches, strict=True):
+        for sequences, batch in zip(rows_of(batches), batches, strict=True):
             prediction = model.eval()(batch)[1].prediction.numpy()
             keys = [rows[s.user_id, int(s.order[-1])] for s in sequences]
             found |= dict(zip(keys, prediction, strict=True))

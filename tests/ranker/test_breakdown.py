@@ -193,6 +193,9 @@ def test_two_processes_agree(log, tmp_path, run_distributed):
     one = measure(folder, folder)
     first, second = run_distributed(measure, 2, folder, folder)
     assert first == second
+    for task, rows in one["reliability"].items():
+        assert rows == [pytest.approx(row, rel=1e-12) for row in first["reliability"][task]]
+        assert sum(row["targets"] for row in rows) == one[f"targets_all_{task}"]
     for table, rows_of in one["breakdown"].items():
         for task, rows in rows_of.items():
             for row, its in zip(rows, first["breakdown"][table][task], strict=True):
