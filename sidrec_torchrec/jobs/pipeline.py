@@ -27,6 +27,7 @@ from sidrec_torchrec.study.report_html import write_html
 from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
+from sidrec_torchrec.training.launcher import tell_launcher
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import look, open_run
 
@@ -119,6 +120,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
                 "NE by popularity and age of the item, length of the history and age of the model: tables in the report"
             )
             print(f"report: {config.out / 'report.html'}")
+        tell_launcher("", {}, config.out / "report.json", config.out / "report.html")
         dist.barrier()
         return report
 
