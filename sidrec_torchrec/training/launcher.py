@@ -34,7 +34,7 @@ def tell_launcher(step: str, result: Mapping[str, Any], *files: Path) -> None:
             launched.add_metadata(**_flat(result, prefix))
             for file in files:
                 launched.add_artifact(f"{prefix}{file.name}", str(file.resolve()))
-    except Exception as error:  # whatever a tracker's client raises, say when its server is away
+    except Exception as error:  # noqa: BLE001  whatever a client raises whose server is away
         warn(f"{_TRACKERS}={os.environ[_TRACKERS]}: {first_line(error)}; nothing is tracked, and the run goes on")
 
 
