@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from torchx.runner import Runner, get_runner
+from torchx.schedulers import slurm_scheduler
+from torchx.specs import AppState
 from torchx.specs.builders import parse_args
 from torchx.specs.file_linter import validate
 from torchx.specs.finder import ModuleComponentsFinder, get_component, get_components
@@ -104,6 +106,46 @@ def test_dry_runs_on_clusters(runner, scheduler, component):
     assert all(re.fullmatch(r"\w+", variable) for variable in variables)
 
 
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do
+  case $1 in --export=ALL,*) IFS=, read -ra variables <<< "${1#--export=ALL,}"; export "${variables[@]}";; esac
+  shift
+done
+exec "$@"
+"""
+SACCT = """#!/bin/bash
+printf 'JobID|JobName|State\n7|train-ranker-0|%s\n' "$STATE"
+"""
+
+
+def test_what_slurm_is_given_runs(runner, tmp_path):
+    """The script for sbatch, with an srun that runs here what it is asked to run on the nodes."""
+    _program(tmp_path / "srun", SRUN)
+    request = runner.dryrun_component("sidrec.prepare", ["-j", "1x2", "--", "--help"], "slurm").request
+    variables = os.environ | {"PATH": f"{tmp_path}:{BIN}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    command = ["bash", "-c", request.materialize()]
+    result = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    assert result.stdout.count("usage: sidrec prepare") == 2  # --tee 3: of both processes
+
+
+def test_states_of_slurm(tmp_path, monkeypatch):
+    """docs/torchx.md says that a job which somebody cancels breaks --wait: it is to say so only as long as this holds."""
+    _program(tmp_path / "sacct", SACCT)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    scheduler = slurm_scheduler.create_scheduler("torchx")
+    for state, expected in (("COMPLETED", AppState.SUCCEEDED), ("PREEMPTED", AppState.FAILED)):
+        monkeypatch.setenv("STATE", state)
+        assert scheduler.describe("7").state is expected
+    monkeypatch.setenv("STATE", "CANCELLED by 1000")
+    with pytest.raises(AssertionError, match="failed to translate slurm state CANCELLED by 1000"):
+        scheduler.describe("7")
+
+
+def _program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
 @pytest.mark.parametrize(
     ("arguments", "given", "expected"),
     [
@@ -116,9 +158,7 @@ def test_dry_runs_on_clusters(runner, scheduler, component):
     ],
 )
 def test_the_processes_of_a_node_share_its_cores(runner, tmp_path, arguments, given, expected):
-    torchrun = tmp_path / "torchrun"
-    torchrun.write_text('#!/bin/bash\necho "$OMP_NUM_THREADS"\n')
-    torchrun.chmod(0o755)
+    _program(tmp_path / "torchrun", '#!/bin/bash\necho "$OMP_NUM_THREADS"\n')
     variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | ({"OMP_NUM_THREADS": given} if given else {})
     command = shell_command(runner, "train_ranker", *arguments, "--", "--out", "o")
     result = subprocess.run(["bash", "-c", command], env=variables, capture_output=True, text=True, check=True)
@@ -142,7 +182,7 @@ def test_two_real_processes_train_a_tokenizer(tmp_path):
     (run,) = tracker.run_ids()
     assert run.startswith("local_cwd://torchx/train-tokenizer-")
     metrics = json.loads((out / "metrics.json").read_text())
-    assert tracker.metadata(run)["best_epoch"] == metrics["best_epoch"]
+    assert tracker.metadata(run)["validation.bits"] == metrics["validation"]["bits"]
     assert tracker.artifacts(run)["metrics.json"].path == str(out / "metrics.json")
 
 
