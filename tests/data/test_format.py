@@ -193,7 +193,7 @@ def test_row_groups_are_read_in_the_order_asked_for(folder: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_value_that_is_not_finite_is_named(tmp_path: Path, value: float) -> None:
     columns = item_columns()
-    columns["text_emb"] = pa.array(TEXT[:3] + [[1.0, value]] + TEXT[4:], pa.list_(pa.float16(), 2))
+    columns["text_emb"] = pa.array(TEXT[:3] + [[1.0, value]] + TEXT[4:], fixed(pa.float16(), 2))
     path = write(tmp_path / "items.parquet", columns)
     message = error(lambda: list(open_items(path).batches(2)))
     assert message.startswith(f"{path}: column 'text_emb', row 3 (item_id 40): value 1 is {value}")
