@@ -24,7 +24,7 @@ from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.data.format import open_events, open_items, open_users
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
-from sidrec_torchrec.data.sequences import from_table, open_sequences
+from sidrec_torchrec.data.sequence_files import open_sequences
 from sidrec_torchrec.data.sids import open_sids
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.errors import SidrecError
@@ -108,7 +108,8 @@ def write_kinds(folder: Path) -> dict[str, Kind]:
         "items.parquet": Kind(data / "items.parquet", lambda: _items(data)),
         "events.parquet": Kind(data / "events.parquet", lambda: _batches(open_events(data))),
         "users.parquet": Kind(data / "users.parquet", lambda: _batches(open_users(data))),
-        "sequences": Kind(sequences / "train.parquet", lambda: _sequences(sequences)),
+        "sequences": Kind(sequences / "train" / "part-00000.parquet", lambda: _sequences(sequences)),
+        "sequences: index": Kind(sequences / "train" / "_index.arrow", lambda: _sequences(sequences)),
         "seen.npy": Kind(sequences / "seen.npy", lambda: np.array(open_prepared(sequences).seen())),
         "SIDs by row (.npy)": Kind(array, lambda: np.array(map_rows(array))),
         "sids.parquet": Kind(folder / "sids" / "sids.parquet", lambda: open_sids(folder / "sids").read()),
@@ -144,8 +145,8 @@ def _batches(table: Any) -> list[Any]:
 
 
 def _sequences(folder: Path) -> list[Any]:
-    with open_sequences(folder / "train.parquet") as file:
-        return [vars(row) for group in range(file.num_row_groups) for row in from_table(file.read_row_group(group))]
+    with open_sequences(folder / "train") as files:
+        return [vars(row) for group in range(files.num_groups) for row in files.rows(group)]
 
 
 def _tokenizer(folder: Path) -> Any:

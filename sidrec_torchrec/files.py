@@ -41,7 +41,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         sync_to_disk(temporary)
         replace_path(temporary, path)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def replace_path(new: Path, path: Path) -> None:
@@ -82,7 +82,7 @@ def remove_temporaries(folder: Path) -> None:
     """Removes what killed processes were writing into ``folder``; only for one that no other process writes into."""
     for path in folder.iterdir():
         if _TEMPORARY.fullmatch(path.name):
-            _remove(path)
+            remove(path)
 
 
 def check_is_file(path: Path) -> None:
@@ -158,35 +158,53 @@ def _finite(value: Any) -> Any:
 
 
 def list_files(folder: Path) -> None:
-    """Writes ``files.json``: size and digest of each file of a whole folder, by name. ``check_listed`` compares with it.
+    """Writes ``files.json``: size and digest of each file of a whole folder, by its path there. ``check_listed`` compares with it.
 
     JSON is left out: it is sealed, each file by itself.
     """
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".json"]
-    listed = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".json"]
+    listed = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
+    }
     write_json(folder / LIST_FILE, listed, sealed=True)
 
 
-def check_listed(path: Path) -> None:
-    """Compares a file with the list of its folder, if there is one and it names the file.
+def check_listed(path: Path, *, content: bool = True) -> None:
+    """Compares a file with the list of its folder, or of the one above, if there is one and it names the file.
 
     Its content is read once, and again where the file looks otherwise; never if the environment has ``SIDREC_VERIFY=off``.
+
+    Args:
+        path: the file.
+        content: whether to read it; else its size alone is compared.
 
     Raises:
         DataError: if it is not what was written.
     """
-    list_file = path.parent / LIST_FILE
-    if os.environ.get("SIDREC_VERIFY") == "off" or not list_file.is_file():
+    folder = next((parent for parent in list(path.parents)[:2] if (parent / LIST_FILE).is_file()), None)
+    if folder is None or os.environ.get("SIDREC_VERIFY") == "off":
         return
-    known = read_object(list_file).get(path.name)
-    if known is not None and not path.is_file():
+    known = _listed(folder / LIST_FILE, *glance(folder / LIST_FILE)).get(path.relative_to(folder).as_posix())
+    if known is None:
+        return
+    if not path.is_file():
         raise DataError(f"{path}: is not there any more; restore it, or remove its folder and run again")
-    if known is not None and known != {"bytes": path.stat().st_size, "sha256": sha256_of(path)}:
+    if known["bytes"] != path.stat().st_size or (content and known["sha256"] != sha256_of(path)):
         raise DataError(f"{path}: not what was written; restore it, or remove its folder and run again")
 
 
+@lru_cache(maxsize=64)
+def _listed(path: Path, *glance: int) -> dict[str, Any]:
+    return read_object(path)
+
+
 def sha256_of(path: Path) -> str:
-    """Of a file's content, in hex; read again only where the file looks otherwise than the last time."""
+    """Of a file's content, in hex, or of the names and contents of a folder's files; read again only where a file looks otherwise
+    than the last time.
+    """
+    if path.is_dir():
+        told = [[file.name, sha256_of(file)] for file in sorted(path.iterdir())]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
     return _sha256(path.resolve(), *glance(path))
 
 
@@ -205,7 +223,8 @@ def _sha256(path: Path, *glance: int) -> str:
     return digest.hexdigest()
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it; nothing if there is none."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -28,17 +28,24 @@ class Flag:
         kind: its type.
         help: of it, from the docstring.
         default: ``MISSING`` where one has to be given.
+        is_positional: whether its values may stand by themselves, without its name; see ``training.config.POSITIONAL``.
     """
 
     path: str
     kind: Any
     help: str
     default: Any
+    is_positional: bool = False
 
     @property
     def name(self) -> str:
         """As it is typed, without the dashes before it."""
         return self.path.replace("_", "-")
+
+    @property
+    def usage(self) -> str:
+        """How it is given."""
+        return f"{self.name.upper()} ..." if self.is_positional else f"--{self.name} {self.words}".strip()
 
     @property
     def last(self) -> str:
@@ -93,7 +100,8 @@ def _flags(config_class: type, prefix: str, value: Any) -> list[Flag]:
             default = getattr(value, field.name)
         elif field.default_factory is not MISSING:
             default = field.default_factory()
-        found.append(Flag(prefix + field.name, kind, helps.get(field.name, ""), default))
+        is_positional = field.metadata.get("is_positional", False)
+        found.append(Flag(prefix + field.name, kind, helps.get(field.name, ""), default, is_positional))
         if is_config(kind):
             found += _flags(kind, f"{prefix}{field.name}.", None if default is MISSING else default)
     return found
@@ -117,7 +125,7 @@ def goes_by_its_last_name(flag: Flag, flags: dict[str, Flag]) -> bool:
 
 def normalize(arguments: list[str], flags: dict[str, Flag]) -> list[str]:
     """Kebab case to snake case, last names to whole ones, a switch without a value to true; each list flag's values, repeated
-    or in comma lists, to one JSON list.
+    or in comma lists, to one JSON list; values that stand by themselves to the list they belong to.
 
     Raises:
         UsageError: on a flag that there is not, with those like it; on a last name that several fields have, with them; on a
@@ -125,9 +133,13 @@ def normalize(arguments: list[str], flags: dict[str, Flag]) -> list[str]:
     """
     plain: list[str] = []
     lists: dict[str, list[str]] = {}
+    positional = next((flag.path for flag in flags.values() if flag.is_positional), None)
     rest = iter([*zip(arguments, [*arguments[1:], "--"], strict=False)])
     for argument, after in rest:
         typed, equals, value = argument.partition("=")
+        if not typed.startswith("--") and positional is not None:
+            lists.setdefault(positional, []).append(argument)
+            continue
         if not typed.startswith("--"):
             raise UsageError(f"'{argument}' belongs to no flag")
         path = _full(typed[2:].replace("-", "_"), flags)
@@ -152,7 +164,11 @@ def missing(arguments: list[str], flags: dict[str, Flag]) -> list[str]:
     heads = {head for path in given for head in _heads(path)}
     if CONFIG in given:
         return []
-    return [f"--{flag.name}" for flag in flags.values() if flag.default is MISSING and flag.path not in heads]
+    return [
+        flag.usage if flag.is_positional else f"--{flag.name}"
+        for flag in flags.values()
+        if flag.default is MISSING and flag.path not in heads
+    ]
 
 
 def _full(name: str, flags: dict[str, Flag]) -> str:

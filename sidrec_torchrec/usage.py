@@ -49,7 +49,7 @@ def command_help(name: str, text: str, flags: dict[str, Flag]) -> str:
         flags: as ``flags_of`` gives them.
     """
     required = [flag for flag in flags.values() if flag.default is MISSING]
-    given = " ".join(f"--{flag.name} {flag.words}".strip() for flag in required)
+    given = " ".join(flag.usage for flag in required)
     lines = [f"usage: sidrec {name} {given} [--flag value ...]", "", *_wrapped(_sentence(text)), ""]
     groups: dict[str, list[Flag]] = {"": []}
     for flag in flags.values():
@@ -61,7 +61,7 @@ def command_help(name: str, text: str, flags: dict[str, Flag]) -> str:
         if path:
             lines += [*_wrapped(f"{flags[path].name}: {_sentence(flags[path].help)}"), ""]
         for flag in sorted(group, key=lambda flag: flag.default is not MISSING):
-            lines += _entry(f"--{flag.name} {flag.words}", flag.help + _default(flag))
+            lines += _entry(flag.usage, flag.help + _default(flag))
         lines.append("")
     nested = next((f for f in flags.values() if not f.is_config and goes_by_its_last_name(f, flags)), None)
     if nested is not None:

@@ -17,6 +17,7 @@ from sidrec_torchrec.data.converters import CONVERTERS
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.flags import flags_of
 from sidrec_torchrec.jobs import JOBS
+from sidrec_torchrec.training.config import POSITIONAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +198,35 @@ def test_bad_flags_are_one_line(arguments, words, capsys):
     assert words in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Runs.
+
+    Args:
+        run: what to compare.
+        out: where to.
+    """
+
+    run: tuple[Path, ...] = field(metadata=POSITIONAL)
+    out: Path
+
+
+def test_values_may_stand_by_themselves_where_a_config_says_so(monkeypatch, capsys):
+    def compared(config: Compared) -> None:
+        print([str(path) for path in config.run])
+
+    monkeypatch.setitem(JOBS._entries, "compared", compared)
+    for arguments in (["a,b", "c", "--out", "d"], ["--out=d", "a,b", "c"], ["a,b", "--out", "d", "c"]):
+        assert main(["compared", *arguments]) == 0
+        assert capsys.readouterr().out == "['a,b', 'c']\n"
+    assert main(["compared", "--run", "a,c", "--out", "d"]) == 0  # a flag's list has commas, as everywhere
+    assert capsys.readouterr().out == "['a', 'c']\n"
+    assert main(["compared", "--out", "d"]) == 2
+    assert "sidrec compared needs RUN ...;" in capsys.readouterr().err
+    assert main(["compared", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: sidrec compared RUN ... --out PATH")
 
 
 def test_help_is_the_docstring(capsys):

@@ -26,7 +26,7 @@ from sidrec_torchrec.training.config import JobConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-KINDS = ("quantizer", "alphabet", "arm", "reader", "converter", "job", "backend")
+KINDS = ("quantizer", "alphabet", "arm", "reader", "converter", "tracker", "job", "backend")
 
 
 @pytest.fixture

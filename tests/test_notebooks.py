@@ -21,7 +21,13 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 def test_all_are_there():
-    assert [path.stem for path in NOTEBOOKS] == ["a_week", "first_sids", "side_in_a_ranker"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "a_week",
+        "first_sids",
+        "launch_and_serve",
+        "long_histories",
+        "side_in_a_ranker",
+    ]
 
 
 @pytest.mark.timeout(900)  # a minute on two cores; more where they are busy, or the C++ is built first

@@ -20,7 +20,6 @@ OTHER_WORDS = {"none"}  # a reduction of torch's, and nothing at all
 ALLOWED = {  # the fused tokenizer has the name of the arm; digits are read by it, and compared with embeddings
     "jobs/codec_digits.py": {"raw", "side"},
     "jobs/pipeline.py": {"side"},
-    "study/report_html.py": {"side"},
 }
 
 

@@ -10,8 +10,11 @@ FILES = sorted(
     path for folder in ("sidrec_torchrec", "torchx", "scripts", "examples") for path in (ROOT / folder).rglob("*.py")
 )
 ALLOWED = {
-    ROOT / "sidrec_torchrec" / "config_source.py": ["exec"]
-}  # statements of the package's own files, as an import runs them
+    # statements of the package's own files, as an import runs them
+    ROOT / "sidrec_torchrec" / "config_source.py": ["exec"],
+    # what a parent gives its own processes to do, as multiprocessing would, through a folder that is theirs alone
+    ROOT / "sidrec_torchrec" / "engines" / "local.py": ["return pickle.loads"],
+}
 RUNNING = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load"}
 
 

@@ -8,13 +8,18 @@ least, and plots them. Each OUT is a folder that run.py wrote.
 
 import argparse
 import json
-import math
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from analysis import PARTS, summarize
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from study import arm_of
+
+from sidrec_torchrec.study.canvas import save_png
+from sidrec_torchrec.study.figures import Curve, draw_curves
+from sidrec_torchrec.study.looks import look_of
 
 
 def main() -> None:
@@ -34,7 +39,15 @@ def main() -> None:
     for name in names:
         print(f"| {name} | {' | '.join(_cell(by_length[length].get(name)) for length in lengths)} |")
     if arguments.plot:
-        _plot(by_length, lengths, names, arguments.plot)
+        ne = {
+            name: {
+                length: {part: study[name][f"ne_{part}"].mean for part in PARTS}
+                for length, study in by_length.items()
+                if name in study
+            }
+            for name in names
+        }
+        plot(ne, arguments.plot)
 
 
 def _cell(row: dict[str, Any] | None) -> str:
@@ -43,24 +56,30 @@ def _cell(row: dict[str, Any] | None) -> str:
         return "-"
     cells = []
     for part in PARTS:
-        mean, half = row[f"ne_{part}"]
-        cells.append(f"{mean:.4f}" if math.isnan(half) else f"{mean:.4f} ±{half:.4f}")
+        cells.append(row[f"ne_{part}"].text(".4f"))
     return " / ".join(cells)
 
 
-def _plot(by_length: dict[int, dict[str, Any]], lengths: list[int], names: list[str], path: Path) -> None:
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, part in zip(panels, PARTS, strict=True):
-        for name in names:
-            there = [length for length in lengths if name in by_length[length]]
-            axes.plot(there, [by_length[t][name][f"ne_{part}"][0] for t in there], marker="o", label=name)
-        axes.set(title=f"{part} items", xlabel="events of history, T", xscale="log", xticks=lengths)
-        axes.set_xticklabels([f"{t:,}" for t in lengths])
+def plot(ne: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
+    """Mean NE against the length of histories.
+
+    Args:
+        ne: by variant, length and part.
+        path: of the picture.
+    """
+    lengths = sorted({length for of_variant in ne.values() for length in of_variant})
+    arms = [arm_of(name) for name in ne]
+    looks = {
+        name: look_of(arm, arms[:place].count(arm)) for place, (name, arm) in enumerate(zip(ne, arms, strict=True))
+    }
+
+    def draw(axes: Axes, part: str) -> None:
+        draw_curves(axes, [Curve(looks[n], [*ne[n]], [values[part] for values in ne[n].values()]) for n in ne])
+        axes.set(xscale="log", xticks=lengths, xticklabels=[f"{length:,}" for length in lengths])
         axes.minorticks_off()
-    panels[0].set_ylabel("NE")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=120)
+
+    labels = [{"title": f"{part} items", "xlabel": "events of history, T", "ylabel": "NE"} for part in PARTS]
+    save_png(path, [partial(draw, part=part) for part in PARTS], labels, key=looks, width=12.5, height=5)
 
 
 if __name__ == "__main__":

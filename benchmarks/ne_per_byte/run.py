@@ -101,6 +101,7 @@ class Study:
         runs = [self._rank(entry, seed, setting) for seed in range(self.arguments.seeds)]
         self.results[entry.variant.name] = {
             "family": entry.family,
+            "arm": entry.variant.arm,
             "setting": setting,
             "tuning": scores,
             **{f"ne_{part}": [run["test"][f"ne_{part}"] for run in runs] for part in ("warm", "cold", "all")},

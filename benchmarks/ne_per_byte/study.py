@@ -1,5 +1,6 @@
 """What the study compares: ways of feeding items, each with the tokenizers it needs and the settings it is tuned over."""
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -44,6 +45,13 @@ SETTINGS = tuple(
         (2e-3, 0.2, 0.1, 0.1, 0.3),
     )
 )
+
+
+def arm_of(name: str) -> str:
+    """The arm of a variant, by its name; of one that the study had once, of the variant whose name is most like it."""
+    arms = {entry.variant.name: entry.variant.arm for entry in Entries(("source",), ())}
+    name = name.removesuffix(" *")
+    return arms[name] if name in arms else arms[difflib.get_close_matches(name, arms, 1, 0)[0]]
 
 
 def tuned(variant: Variant, setting: dict[str, float], epochs: int) -> Variant:

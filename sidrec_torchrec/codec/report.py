@@ -30,11 +30,6 @@ class DigitUse:
         for counts, digit_N in zip(self.counts, digits_NL.T, strict=True):
             counts += np.bincount(digit_N, minlength=len(counts))
 
-    def merge(self, other: "DigitUse") -> None:
-        """Adds the counts of SIDs of the same spec."""
-        for counts, its in zip(self.counts, other.counts, strict=True):
-            counts += its
-
     def entropy(self) -> list[float]:
         """Bits per digit: log2(radix) if all values occur equally often, 0 if one alone does."""
         return [entropy(counts) for counts in self.counts]

@@ -1,8 +1,7 @@
-"""Batches of sequences for the ranker: streamed, shuffled, bucketed by length, cut the same way for any world size."""
+"""Batches of sequences for the ranker: streamed, shuffled, of rows of like length, the same for any number of processes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -12,10 +11,10 @@ from torch.utils.data import IterableDataset
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from sidrec_torchrec.data.batch_plan import PlannedBatch, Pool, pools
 from sidrec_torchrec.data.prepare import Prepared
-from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences
-
-_SHUFFLE_ROWS = 4096  # rows held to shuffle and to sort by length
+from sidrec_torchrec.data.sequence_files import SequenceFiles, open_sequences
+from sidrec_torchrec.data.sequences import Sequence
 
 
 class ItemFeatures(Protocol):
@@ -108,8 +107,9 @@ def with_features(action_N: Tensor, features_NF: Tensor | None) -> Tensor:
 class SequenceBatches(IterableDataset):
     """One pass over a split, as this process's share of each global batch.
 
-    Every process reads the same rows and composes the same global batches; process r takes rows r, r + world_size, ...
-    So a run's result does not depend on the number of processes, and a pass can start in its middle (``start_at``).
+    Every process plans the same global batches from the split's index, and reads the row groups it owns: of as many
+    processes each reads its share. So a run's result does not depend on their number, and a pass can start in its middle
+    (``start_at``).
 
     Args:
         prepared: the prepared sequences.
@@ -148,57 +148,29 @@ class SequenceBatches(IterableDataset):
 
     def __iter__(self) -> Iterator[RankBatch]:
         first, self._first = self._first, 0
-        for rows in islice(self._global_batches(), first, None):
-            share = rows[self.rank :: self.world_size]
-            yield self._collate(share or rows[:1], rows=rows, weight=1.0 if share else 0.0)
+        rng = np.random.default_rng([self.seed, self.epoch]) if self.shuffle else None
+        with open_sequences(self.prepared.path(self.split), (self.rank, self.world_size)) as files:
+            for pool in pools(files, rng):
+                planned = pool.batches(self.batch_events, rng)
+                if first < len(planned):
+                    yield from self._read(files, pool, planned[first:])
+                first = max(0, first - len(planned))
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
         """Makes the next pass one of ``epoch``, from its global batch number ``batch`` on."""
         self.epoch, self._first = epoch, batch
 
-    def _global_batches(self) -> Iterator[list[Sequence]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        pool: list[Sequence] = []
-        with open_sequences(self.prepared.path(self.split)) as file:
-            groups = np.arange(file.num_row_groups)
-            if self.shuffle:
-                rng.shuffle(groups)
-            for group in groups:
-                pool += from_table(file.read_row_group(int(group)))
-                if len(pool) >= _SHUFFLE_ROWS:
-                    yield from self._cut(pool, rng)
-                    pool = []
-        yield from self._cut(pool, rng)
-
-    def _cut(self, pool: list[Sequence], rng: np.random.Generator) -> list[list[Sequence]]:
-        lengths = np.array([len(row) for row in pool], dtype=np.int64)
-        order = lengths + rng.uniform(0, 16, len(pool)) if self.shuffle else lengths
-        batches = cut_by_length(lengths, self.batch_events, np.argsort(order, kind="stable"))
-        if self.shuffle:
-            rng.shuffle(batches)
-        return [[pool[i] for i in batch] for batch in batches]
-
-
-def cut_by_length(lengths: np.ndarray, batch_events: int, order: np.ndarray | None = None) -> list[list[int]]:
-    """Batches of rows of like length, so that padding to the longest wastes little.
-
-    Args:
-        lengths: events of each row, int [R].
-        batch_events: events in a batch, padding included; a row that has more is a batch of its own.
-        order: to take the rows in, int [R]; None for that of their lengths.
-
-    Returns:
-        Places of each batch's rows, every row once.
-    """
-    batches: list[list[int]] = [[]]
-    longest = 0
-    for i in (np.argsort(lengths, kind="stable") if order is None else order).tolist():
-        longest = max(longest, int(lengths[i]))
-        if batches[-1] and (len(batches[-1]) + 1) * longest > batch_events:
-            batches.append([])
-            longest = int(lengths[i])
-        batches[-1].append(i)
-    return [batch for batch in batches if batch]
+    def _read(self, files: SequenceFiles, pool: Pool, planned: list[PlannedBatch]) -> Iterator[RankBatch]:
+        own = pool.own(self.rank, self.world_size)
+        rows = {place: files.rows(pool.groups[place]) for place in own or range(1)}
+        spare = next(iter(rows.values()))[:1]
+        for batch in planned:
+            is_own_B = batch.place_B % self.world_size == self.rank
+            places = zip(batch.place_B[is_own_B].tolist(), batch.row_B[is_own_B].tolist(), strict=True)
+            share = [rows[place][row] for place, row in places]
+            yield self._collate(
+                share or spare, weight=1.0 if share else 0.0, targets=batch.targets, labels_K=batch.labels_K
+            )
 
 
 class Collator:
@@ -216,15 +188,26 @@ class Collator:
         self._user_features = [name for name in prepared.user_features if name not in self._user_lists]
         self._num_tasks = len(prepared.tasks)
 
-    def __call__(self, share: list[Sequence], *, rows: list[Sequence] | None = None, weight: float = 1.0) -> RankBatch:
+    def __call__(
+        self,
+        share: list[Sequence],
+        *,
+        weight: float = 1.0,
+        targets: int | None = None,
+        labels_K: np.ndarray | None = None,
+    ) -> RankBatch:
         """The batch of this process.
 
         Args:
             share: its rows, one at least.
-            rows: those of all processes; None for ``share``.
             weight: of its rows; see ``RankBatch``.
+            targets: those of all processes; None for those of ``share``.
+            labels_K: float64, what theirs weigh that have a label; None likewise.
         """
-        rows = share if rows is None else rows
+        if targets is None:
+            targets = sum(row.num_scored() for row in share)
+        if labels_K is None:
+            labels_K = np.sum([row.label_weights(self._num_tasks) for row in share], axis=0)
         item_N = np.concatenate([row.item for row in share])
         lengths_B = torch.tensor([len(row) for row in share])
         return RankBatch(
@@ -241,8 +224,8 @@ class Collator:
             order_N=_jagged([row.order for row in share], np.int64),
             visible_N=_jagged([row.visible for row in share], np.bool_),
             item_N=torch.from_numpy(item_N),
-            global_targets=torch.tensor(float(sum(row.num_scored() for row in rows))),
-            global_labels_K=torch.from_numpy(sum(row.label_weights(self._num_tasks) for row in rows)).float(),
+            global_targets=torch.tensor(float(targets)),
+            global_labels_K=torch.from_numpy(labels_K).float(),
         )
 
     def _features(self, rows: list[Sequence], item_N: np.ndarray) -> Tensor:

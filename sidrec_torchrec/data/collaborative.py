@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sidrec_torchrec.data.prepare import Prepared
-from sidrec_torchrec.data.sequences import open_sequences
+from sidrec_torchrec.data.sequence_files import open_sequences
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
 from sidrec_torchrec.errors import DataError, check_at_least
 from sidrec_torchrec.processes import sum_over_processes
@@ -149,9 +149,9 @@ class _Targets:
             yield row_P, item_P, residual_P - (sum_R / (count_R + prior).clamp_min(1))[row_P]
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        with open_sequences(self._path) as file:
-            for group in range(self._rank, file.num_row_groups, self._world_size):
-                table = file.read_row_group(group, columns=["item", "action", "num_targets"]).combine_chunks()
+        with open_sequences(self._path, (self._rank, self._world_size)) as files:
+            for group in range(self._rank, files.num_groups, self._world_size):
+                table = files.table(group, ["item", "action", "num_targets"]).combine_chunks()
                 targets_R = table["num_targets"].to_numpy()
                 ends_R = table["item"].chunk(0).offsets.to_numpy()[1:]
                 row_P = np.repeat(np.arange(len(targets_R)), targets_R)

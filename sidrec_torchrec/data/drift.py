@@ -14,7 +14,8 @@ from rich.table import Table
 
 from sidrec_torchrec.data.features import Feature
 from sidrec_torchrec.data.format import Users
-from sidrec_torchrec.data.sequences import Sequence, from_table, open_sequences
+from sidrec_torchrec.data.sequence_files import open_sequences
+from sidrec_torchrec.data.sequences import Sequence
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
 from sidrec_torchrec.data.user_lists import list_classes
 from sidrec_torchrec.errors import DataError
@@ -69,10 +70,10 @@ def target_counts(
     features: tuple[Feature, ...] = (),
     regressions: list[str] | None = None,
 ) -> dict[str, Any]:
-    """What the targets of a sequences file are like; sampled negatives are left out. Holds a row group, and the days.
+    """What the targets of a split are like; sampled negatives are left out. Holds a row group, and the days.
 
     Args:
-        path: the file.
+        path: its folder.
         tasks: names of the labels.
         training_I: how many training events each item has.
         features: of the log's events, as sequences have them.
@@ -275,9 +276,9 @@ def _profile(prepared: "Prepared") -> dict[str, Any]:
 
 
 def _row_groups(path: Path) -> Iterator[list[Sequence]]:
-    with open_sequences(path) as file:
-        for group in range(file.num_row_groups):
-            yield from_table(file.read_row_group(group))
+    with open_sequences(path) as files:
+        for group in range(files.num_groups):
+            yield files.rows(group)
 
 
 def _share(part: float, of: float) -> float | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from sidrec_torchrec.data.features import FeatureName, numbers
 from sidrec_torchrec.data.folder import DataFolder, DataSchema, is_data_folder, open_table
 from sidrec_torchrec.data.ids import id_type
 from sidrec_torchrec.data.parquet import ParquetTable
-from sidrec_torchrec.data.regression import Moments
+from sidrec_torchrec.data.target_counts import TargetCounts
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS, UNKNOWN, RegressionName, split_tasks
 from sidrec_torchrec.errors import DataError
 
@@ -85,32 +86,39 @@ class Events:
     def num_events(self) -> int:
         return self.table.num_rows
 
-    def batches(self, batch_size: int = 1 << 18, *, to_learn: bool = True) -> Iterator[EventBatch]:
+    def batches(
+        self,
+        batch_size: int = 1 << 18,
+        *,
+        to_learn: bool = True,
+        share: tuple[int, int] = (0, 1),
+        met: TargetCounts | None = None,
+    ) -> Iterator[EventBatch]:
         """Reads the file in order, holding one batch in memory.
 
         Args:
             batch_size: most events in a batch.
             to_learn: whether both labels of each task must occur.
+            share: which share of the file to read, and of how many.
+            met: counts the targets, for a caller who checks those of all shares together; then ``to_learn`` says nothing.
 
         Raises:
             DataError: on a null (but for labels of several tasks, and values of regressions, which may be missing), a label other
                 than 0 and 1, or times that cannot be of their unit; names file, column and row. After the last batch, ``to_learn``,
                 if every label of a task was the same: nothing can be learned from those.
         """
-        counts_K2 = np.zeros((len(self.tasks), 2), np.int64)  # negatives, positives
+        targets = TargetCounts.of(self.tasks, self.regressions) if met is None else met
         features = [named.column for named in self.features]
-        moments = [Moments(named) for named in self.regressions]
         more = [*(named.column for named in self.regressions), *([self.weight] if self.weight else [])]
         columns = dict.fromkeys([*EVENT_IDS, *self.tasks, *features, *more])
-        for first_row, batch in self.table.batches([*columns], batch_size):
+        for first_row, batch in self.table.batches([*columns], batch_size, share=None if share == (0, 1) else share):
             labels_NK = np.empty((len(batch), len(self.tasks)), np.int8)
             for k, task in enumerate(self.tasks):
                 labels_NK[:, k] = self.labels(batch, task, first_row)
-                counts_K2[k] += [(labels_NK[:, k] == value).sum() for value in (0, 1)]
             values_NR = np.empty((len(batch), len(self.regressions)))
             for r, named in enumerate(self.regressions):
                 values_NR[:, r] = self.values(batch, named, first_row)
-                moments[r].add(values_NR[:, r])
+            targets.add(labels_NK, values_NR)
             user_ids, item_ids = (self.table.ids(batch, name, first_row) for name in ("user_id", "item_id"))
             yield EventBatch(
                 first_row,
@@ -122,15 +130,8 @@ class Events:
                 self.weights(batch, first_row) if self.weight else None,
                 values_NR,
             )
-        for own in moments if to_learn else ():
-            own.check(self.path, "events")
-        for task, counts_2 in zip(self.tasks, counts_K2, strict=True):
-            if to_learn and not counts_2.all():
-                rows = f"{counts_2.sum()} rows" + " that have it" * bool(counts_2.sum() < self.num_events)
-                raise DataError(
-                    f"{self.path}: column '{task}' is {int(counts_2[1] > 0)} in all {rows}; a ranker needs both classes. "
-                    "If every event is a positive, leave the column out"
-                )
+        if to_learn and met is None:
+            targets.check(self.path, self.tasks, self.num_events)
 
     def weights(self, batch: pa.RecordBatch, first_row: int) -> np.ndarray:
         """How much each event counts, float64 [N].
@@ -261,11 +262,13 @@ def timestamps(table: ParquetTable, batch: pa.RecordBatch, first_row: int, unit:
         raise DataError(f"{table.at('timestamp', first_row)} and after: {error}") from None
 
 
-def open_events(data: str | Path | DataFolder, tasks: tuple[str, ...] = (), schema: DataSchema | None = None) -> Events:
+def open_events(
+    data: str | Path | DataFolder | Any, tasks: tuple[str, ...] = (), schema: DataSchema | None = None
+) -> Events:
     """Opens the events of a data folder and checks their columns (the values are checked as they are read).
 
     Args:
-        data: the data folder; or a file, folder of parts or glob of events.
+        data: the data folder; or a file, folder of parts, glob or frame of events.
         tasks: label columns to read, and numbers, as ``--tasks`` names them; none named means ``label``, if there is one.
         schema: of their columns, where a data folder does not say.
 
@@ -324,8 +327,8 @@ def check_event_ids(table: ParquetTable) -> None:
         )
 
 
-def open_users(data: str | Path | DataFolder, schema: DataSchema | None = None) -> Users | None:
-    """Opens the users of a data folder, or of a file, folder of parts or glob; None if a data folder has none.
+def open_users(data: str | Path | DataFolder | Any, schema: DataSchema | None = None) -> Users | None:
+    """Opens the users of a data folder, or of a file, folder of parts, glob or frame; None if a data folder has none.
 
     Args:
         data: where they are.

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from sidrec_torchrec.data.buckets import EventBuckets
+from sidrec_torchrec.data.census import Census
 from sidrec_torchrec.data.events import Events, Users
 from sidrec_torchrec.data.features import Draft, Feature, FeatureFit, FeatureName, Features, encode, numbers
 from sidrec_torchrec.data.folder import DataFolder
 from sidrec_torchrec.data.item_arrays import write_rows
 from sidrec_torchrec.data.items import Items, open_items
-from sidrec_torchrec.data.protocol import Census, Splitter
+from sidrec_torchrec.data.protocol import Splitter
 from sidrec_torchrec.data.vocabulary import scan_vocabularies
 from sidrec_torchrec.errors import DataError
 
@@ -77,10 +78,11 @@ def _fit_events(
     events: Events, buckets: EventBuckets, splitter: Splitter, drafts: Sequence[Draft]
 ) -> tuple[Feature, ...]:
     fit = FeatureFit(drafts, events.num_events)
-    for user in buckets.users():
-        for split, places, _ in splitter.split(user):
-            if split == "train":
-                fit.add(user.features[places])
+    for bucket in range(buckets.count):
+        for user in buckets.users(bucket):
+            for split, places, _ in splitter.split(user):
+                if split == "train":
+                    fit.add(user.features[places])
     return _made(fit, buckets.path)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sidrec_torchrec.data.features import FeatureName
-from sidrec_torchrec.data.parquet import ParquetTable
+from sidrec_torchrec.data.frames import is_frame, read_frame
+from sidrec_torchrec.data.parquet import ArrowTable, ParquetTable
 from sidrec_torchrec.data.parts import find_files
 from sidrec_torchrec.errors import DataError, check_once
 from sidrec_torchrec.files import read_json, write_json
@@ -224,18 +225,24 @@ class DataConfig(JobConfig):
 
 
 def open_table(
-    data: "str | Path | DataFolder", kind: str, schema: DataSchema | None = None
+    data: "str | Path | DataFolder | Any", kind: str, schema: DataSchema | None = None
 ) -> tuple[ParquetTable, DataSchema]:
-    """Items, events or users of a data folder, or of a file, folder of parts or glob that holds them alone.
+    """Items, events or users of a data folder, or of a file, folder of parts, glob or frame that holds them alone.
 
     Args:
-        data: where they are.
+        data: where they are; frames are those of ``data.frames.read_frame``.
         kind: ``items``, ``events`` or ``users``.
         schema: of their columns; what a data folder says itself is said over it.
 
     Raises:
         DataError: if they are missing, broken, or without rows.
     """
+    if is_frame(data):
+        schema = schema or DataSchema()
+        table = ArrowTable.of(read_frame(data, kind), kind, schema.names)
+        if not table.num_rows:
+            raise DataError(f"{kind}: the frame has no rows")
+        return table, schema
     if isinstance(data, DataFolder) or is_data_folder(data):
         folder = DataFolder.of(data)
         folder = replace(folder, schema=folder.schema.over(schema or DataSchema()))
@@ -244,8 +251,10 @@ def open_table(
     return ParquetTable.open(Path(data), names=schema.names), schema
 
 
-def is_data_folder(data: "str | Path | DataFolder") -> bool:
-    """Whether it is a data folder: not a file, nor a folder that holds parts alone."""
+def is_data_folder(data: Any) -> bool:
+    """Whether it is a data folder: not a file, a frame, nor a folder that holds parts alone."""
+    if is_frame(data):
+        return False
     if isinstance(data, DataFolder):
         return True
     path = Path(data)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -186,7 +187,7 @@ class ItemRows:
 
 
 def open_items(
-    data: str | Path | DataFolder,
+    data: str | Path | DataFolder | Any,
     *,
     sources: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
@@ -194,7 +195,7 @@ def open_items(
     """Opens the items of a data folder and checks their columns (the values are checked as they are read).
 
     Args:
-        data: the data folder; or a file, folder of parts or glob of items.
+        data: the data folder; or a file, folder of parts, glob or frame of items.
         sources: sources to read; None for all columns of float lists, of tensors, and of integer lists of one width.
         targets: categorical columns to read; None for all.
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from sidrec_torchrec.data.census import Census
 from sidrec_torchrec.data.features import Feature
 from sidrec_torchrec.data.format import DataFolder, Users
 from sidrec_torchrec.data.ids import IdIndex
 from sidrec_torchrec.data.policy import EventPolicy
-from sidrec_torchrec.data.protocol import NEVER, TIME, Census, PrepareConfig
+from sidrec_torchrec.data.protocol import NEVER, TIME, PrepareConfig
 from sidrec_torchrec.data.tasks import split_tasks
 from sidrec_torchrec.data.user_lists import encode_users
 from sidrec_torchrec.errors import DataError, SidrecError
@@ -127,26 +128,18 @@ def like_census(census: Census, row_I: np.ndarray, own: "Prepared") -> Census:
     )
 
 
-def own_rows(own: "Prepared", item_ids: pa.Array | None, items: str, where: Path) -> np.ndarray:
+def own_rows(own: "Prepared", item_ids: pa.Array, where: Path) -> np.ndarray:
     """The row that each item has in the item file ``own`` was prepared from, int64 [num_items]; -1 for a new item.
 
     Args:
         own: what a ranker was trained on.
-        item_ids: of the item file at hand, canonical [num_items]; None if they are not known.
-        items: its fingerprint; see ``data.fingerprint``.
+        item_ids: of the item file at hand, canonical [num_items].
         where: it is, for messages.
 
     Raises:
-        DataError: if ids are not known, and the item files differ; or if ids are numbers in one and text in the other.
+        DataError: if ids are numbers in one and text in the other.
     """
     own_ids = own.item_ids()
-    if own_ids is None or item_ids is None:
-        if items != own.data.get("items"):
-            raise DataError(
-                f"{own.folder if own_ids is None else where}: prepared by an earlier version, which did not keep item ids, and "
-                f"{where} and {own.folder} are of different items; prepare it again"
-            )
-        return np.arange(own.num_items)
     try:
         return IdIndex(own_ids).find(item_ids)
     except TypeError:
@@ -155,10 +148,8 @@ def own_rows(own: "Prepared", item_ids: pa.Array | None, items: str, where: Path
         ) from None
 
 
-def carried(own_I: np.ndarray | None, row_I: np.ndarray, new: int | bool) -> np.ndarray:
-    """An array by ``own``'s item rows, by those of another item file [num_items]; ``new`` for new items, or if there is none."""
-    if own_I is None:
-        return np.full(len(row_I), new)
+def carried(own_I: np.ndarray, row_I: np.ndarray, new: int | bool) -> np.ndarray:
+    """An array by ``own``'s item rows, by those of another item file [num_items]; ``new`` for new items."""
     return np.where(row_I >= 0, own_I[row_I], new).astype(own_I.dtype)
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from sidrec_torchrec.data.census import Census
 from sidrec_torchrec.data.ids import seed_of
-from sidrec_torchrec.data.protocol import Census
 from sidrec_torchrec.data.sequences import EVENT_ARRAYS, Sequence
 
 _TRIES = 20  # redraws before an item the user has met is given up as a negative

@@ -59,11 +59,8 @@ class ParquetTable:
         if num_rows == 0 and not may_be_empty:
             raise DataError(f"{path}: the {'file has' if len(parts) == 1 else 'files have'} no rows")
         types = _common_types(parts)
-        renamed = {ours: own for ours, own in (names or {}).items() if own in types}
-        ours = {own: ours for ours, own in renamed.items()}
-        # a column that another one's new name hides is not to be read
-        fields = [(ours.get(own, own), kind) for own, kind in types.items() if own in ours or own not in renamed]
-        return ParquetTable(path, pa.schema(fields, parts[0].schema.metadata), num_rows, parts, renamed)
+        renamed, schema = _under_our_names(types, names or {})
+        return ParquetTable(path, schema.with_metadata(parts[0].schema.metadata), num_rows, parts, renamed)
 
     @property
     def num_row_groups(self) -> int:
@@ -263,9 +260,15 @@ class ArrowTable(ParquetTable):
     table: pa.Table = field(default_factory=lambda: pa.table({}))
 
     @staticmethod
-    def of(table: pa.Table, name: str) -> "ArrowTable":
-        """``table``, which errors call ``name``; it may have no rows."""
-        return ArrowTable(Path(name), table.schema, table.num_rows, table=table)
+    def of(table: pa.Table, name: str, names: Mapping[str, str] | None = None) -> "ArrowTable":
+        """``table``, which errors call ``name``; it may have no rows. Its own ``names`` by ours, as ``ParquetTable.open`` has it."""
+        renamed, schema = _under_our_names({field.name: field.type for field in table.schema}, names or {})
+        return ArrowTable(Path(name), schema, table.num_rows, names=renamed, table=table)
+
+    @property
+    def num_row_groups(self) -> int:
+        """One."""
+        return 1
 
     def batches(
         self,
@@ -275,13 +278,25 @@ class ArrowTable(ParquetTable):
         *,
         share: tuple[int, int] | None = None,
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """See ``ParquetTable``; the whole table in order alone."""
-        if row_groups is not None or share is not None:
-            raise ValueError("a table in memory is read whole")
-        first_row = 0
-        for batch in self.table.select(list(columns)).to_batches(batch_size):
+        """See ``ParquetTable``; the table is one row group."""
+        if row_groups is not None and list(row_groups) != [0]:
+            raise ValueError(f"a table in memory is one row group, not {list(row_groups)}")
+        rank, world_size = share or (0, 1)
+        count = -(-self.num_rows // batch_size)
+        begin, end = (count * r // world_size for r in (rank, rank + 1))
+        own = self.table.select([self.own_name(column) for column in columns]).rename_columns(list(columns))
+        for first_row in range(begin * batch_size, min(end * batch_size, self.num_rows), batch_size):
+            (batch,) = own.slice(first_row, batch_size).combine_chunks().to_batches()
             yield first_row, batch
-            first_row += batch.num_rows
+
+
+def _under_our_names(types: Mapping[str, pa.DataType], names: Mapping[str, str]) -> tuple[dict[str, str], pa.Schema]:
+    """Those of the names whose columns are there, and the schema that they give."""
+    renamed = {ours: own for ours, own in names.items() if own in types}
+    ours = {own: ours for ours, own in renamed.items()}
+    # a column that another one's new name hides is not to be read
+    fields = [(ours.get(own, own), kind) for own, kind in types.items() if own in ours or own not in renamed]
+    return renamed, pa.schema(fields)
 
 
 def _common_types(parts: Sequence[Part]) -> dict[str, pa.DataType]:

@@ -51,6 +51,11 @@ class EventCounts:
     duplicates: int = 0
     short_users: int = 0
 
+    def add(self, other: "EventCounts") -> None:
+        """Takes what was met elsewhere."""
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
+
     def to_json(self, policy: EventPolicy) -> dict[str, Any]:
         """Each count, and what was done about it."""
         done = {"unknown_items": policy.unknown_items, "unsorted": "sort" if policy.sort else "refuse"}

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec_torchrec.data.buckets import EventBuckets
+from sidrec_torchrec.data.census import take_census
 from sidrec_torchrec.data.drift import feature_counts, target_counts
-from sidrec_torchrec.data.features import Draft, Features
+from sidrec_torchrec.data.features import Coder, Draft, Features
 from sidrec_torchrec.data.fingerprint import data_fingerprint, files_fingerprint
 from sidrec_torchrec.data.fit_features import choose_users, fit_features, fit_users, write_item_codes
 from sidrec_torchrec.data.format import (
@@ -38,18 +38,19 @@ from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.protocol import PrepareConfig, Splitter
 from sidrec_torchrec.data.regression import Regression
 from sidrec_torchrec.data.regression import from_json as regressions_from_json
-from sidrec_torchrec.data.sequences import from_table, open_sequences
-from sidrec_torchrec.data.splits import SPLITS, SplitCounts, write_splits
-from sidrec_torchrec.data.tasks import DEFAULT_TASKS
+from sidrec_torchrec.data.scatter import scatter
+from sidrec_torchrec.data.splits import BucketSequences, SplitCounts, write_splits
 from sidrec_torchrec.data.user_lists import list_names
+from sidrec_torchrec.engines.base import Engine, Inline
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import atomic_path, list_files, read_object, write_json
+from sidrec_torchrec.files import LIST_FILE, atomic_path, list_files, read_object, write_json
 from sidrec_torchrec.processes import on_first_process
 
 PREPARED_FILE, SEEN_FILE = "prepared.json", "seen.npy"
-TRAINING_FILE, FIRST_EVENT_FILE = "training_events.npy", "first_event.npy"  # not in folders of version 0.2
+TRAINING_FILE, FIRST_EVENT_FILE = "training_events.npy", "first_event.npy"
 COLD_ITEMS_FILE = "cold_items.parquet"  # ids of the items kept out of training
-ITEM_IDS_FILE = "item_ids.parquet"  # ids of all items, in the order of their rows; not in folders of version 0.2
+ITEM_IDS_FILE = "item_ids.parquet"  # ids of all items, in the order of their rows
+_SMALL = 1 << 22  # events of a log for which no other process is started
 SEQUENCES = "sequences"  # where the prepare job puts them, in its output folder
 
 
@@ -58,7 +59,7 @@ class Prepared:
     """A folder of prepared sequences. Made by ``prepare`` or ``open_prepared``.
 
     Args:
-        folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, ``cold_items.parquet``, ``seen.npy``,
+        folder: holds ``train``, ``validation`` and ``test``, folders of parts, ``cold_items.parquet``, ``seen.npy``,
             ``training_events.npy``, ``first_event.npy``, ``item_ids.parquet`` and ``prepared.json``.
         num_items: items in the item file.
         user_features: number of codes by user feature; code 0 stands for a missing value. Those that are lists come last.
@@ -137,45 +138,30 @@ class Prepared:
         return self.folder / "arrays" / f"item-features-{hashlib.sha256(names).hexdigest()[:16]}.npy"
 
     def files(self) -> list[Path]:
-        """Every file that says something of the sequences."""
-        arrays = [self.folder / name for name in (TRAINING_FILE, FIRST_EVENT_FILE, ITEM_IDS_FILE)]
-        others = [*(self.path(split) for split in SPLITS), self.folder / SEEN_FILE, self.folder / PREPARED_FILE]
-        return others + [path for path in arrays if path.exists()]
+        """The files that say what the sequences are: of all others they hold the digests."""
+        return [self.folder / PREPARED_FILE, self.folder / LIST_FILE]
+
+    def files_beside_sequences(self) -> list[Path]:
+        """What is known besides, of items, features and tasks."""
+        return [
+            self.folder / name for name in (SEEN_FILE, TRAINING_FILE, FIRST_EVENT_FILE, ITEM_IDS_FILE, PREPARED_FILE)
+        ]
 
     def seen(self) -> np.ndarray:
         """Whether an item occurs in training, bool [num_items], mapped from disk."""
         return map_rows(self.folder / SEEN_FILE)
 
     def training_events(self) -> np.ndarray:
-        """How many training targets each item has, int64 [num_items]; sampled negatives are none.
+        """How many training targets each item has, int64 [num_items], mapped from disk; sampled negatives are none."""
+        return map_rows(self.folder / TRAINING_FILE)
 
-        Raises:
-            DataError: if the array is missing, broken or cut short.
-        """
-        if (self.folder / TRAINING_FILE).exists():
-            return map_rows(self.folder / TRAINING_FILE)
-        counts = np.zeros(self.num_items, np.int64)
-        with open_sequences(self.path("train")) as file:
-            for group in range(file.num_row_groups):
-                for row in from_table(file.read_row_group(group)):
-                    # Its targets alone: the events before them are the targets of the user's other rows.
-                    first = len(row) - row.num_targets
-                    counted = row.visible[first:] & (row.item[first:] >= 0)
-                    np.add.at(counts, row.item[first:][counted], 1)
-        return counts
+    def first_events(self) -> np.ndarray:
+        """The time of each item's first event in the whole log, int64 [num_items], the largest int64 without events."""
+        return map_rows(self.folder / FIRST_EVENT_FILE)
 
-    def first_events(self) -> np.ndarray | None:
-        """The time of each item's first event in the whole log, int64 [num_items], the largest int64 without events.
-
-        None if an earlier version prepared it, which did not say.
-        """
-        path = self.folder / FIRST_EVENT_FILE
-        return map_rows(path) if path.exists() else None
-
-    def item_ids(self) -> pa.Array | None:
-        """Ids of all items, canonical [num_items], in the order of their rows; None if an earlier version prepared it."""
-        path = self.folder / ITEM_IDS_FILE
-        return ParquetTable.open(path).read_unique_ids("item_id") if path.exists() else None
+    def item_ids(self) -> pa.Array:
+        """Ids of all items, canonical [num_items], in the order of their rows."""
+        return ParquetTable.open(self.folder / ITEM_IDS_FILE).read_unique_ids("item_id")
 
     def check_items(self, data: DataFolder) -> None:
         """Refuses other items than the sequences' rows point into.
@@ -205,8 +191,8 @@ class Prepared:
         return {feature.name: feature.codes_json() for feature in fit_users(open_users(data))}
 
     def path(self, split: str) -> Path:
-        """The sequences file of ``train``, ``validation`` or ``test``."""
-        return self.folder / f"{split}.parquet"
+        """The folder of ``train``, ``validation`` or ``test``; see ``data.sequence_files``."""
+        return self.folder / split
 
 
 def open_prepared(folder: Path) -> Prepared:
@@ -235,7 +221,13 @@ def open_prepared(folder: Path) -> Prepared:
         raise DataError(f"{path}: of another version of sidrec_torchrec ({error!r}); prepare again") from error
 
 
-def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, like: Prepared | None = None) -> Prepared:
+def prepare(
+    data: str | Path | DataFolder,
+    out: Path,
+    config: PrepareConfig,
+    like: Prepared | None = None,
+    engine: Engine | None = None,
+) -> Prepared:
     """Splits ``data``'s events into sequences under ``out``.
 
     Args:
@@ -243,6 +235,8 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
         out: folder to write; appears only when complete.
         config: the protocol.
         like: earlier sequences whose codes, columns, tasks and policy these have; see ``data.like``. None for their own.
+        engine: that works on shares of the log; None for this process alone. It changes nothing of the result, and is not
+            used for small logs, which are done sooner than other processes start.
 
     Raises:
         DataError: on bad events (names file, column, row), what the policy refuses, or a protocol that leaves nothing to
@@ -263,22 +257,37 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
             tasks = () if like.sampled_negatives else events.tasks  # whatever labels there are
             events = replace(events, tasks=tasks, features=like.features.named)
         drafts = [Draft.of(events, named) for named in events.features]
-        to_learn = not config.test_only
-        buckets = EventBuckets.write(
-            folder / "buckets", events, items, users, user_features, config.policy, drafts, to_learn=to_learn
+        working = engine if engine is not None and events.num_events >= _SMALL else Inline()
+        buckets, counted = scatter(
+            folder / "buckets",
+            events,
+            items,
+            users,
+            user_features,
+            config.policy,
+            drafts,
+            working,
+            to_learn=not config.test_only,
         )
         splitter = Splitter(config, items.num_items)
-        census = splitter.take_census(buckets)
+        census, met = take_census(buckets, splitter, working)
+        counted.add(met)
         if like is not None and config.test_only:
-            census = like_census(census, own_rows(like, items.ids(), fingerprint["items"], items.path), like)
+            census = like_census(census, own_rows(like, items.ids(), items.path), like)
         if like is not None:
             features = like.features
         else:
             features = fit_features(data, events, items, buckets, splitter, census, drafts)
         vocabularies = {feature.name: feature.codes_json() for feature in user_features}
-        counts, moments = write_splits(
-            folder, buckets, splitter, census, drafts, features, bool(events.weight), list_names(vocabularies)
+        sequences = BucketSequences(
+            buckets,
+            splitter,
+            census,
+            Coder(drafts, features.of_log),
+            tuple(features.columns),
+            list_names(vocabularies),
         )
+        counts, moments = write_splits(folder, sequences, working, counted.why_so_few(config.policy))
         for own in moments if like is None else ():
             own.check(events.path, "training targets")
         regressions = tuple(own.regression() for own in moments) if like is None else like.regressions
@@ -289,10 +298,10 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
             (FIRST_EVENT_FILE, census.first_event_I),
         ):
             write_rows(folder / name, array_I.shape, array_I.dtype, iter([array_I]))
-        cold = items.ids().filter(pa.array(splitter.cold_items(census)))
+        cold = items.ids().filter(pa.array(splitter.is_cold(census.first_event_I)))
         for name, ids in ((COLD_ITEMS_FILE, cold), (ITEM_IDS_FILE, items.ids())):
             pq.write_table(pa.table({"item_id": ids}), folder / name, compression="zstd", write_page_checksum=True)
-        tasks = buckets.tasks if buckets.is_labeled else DEFAULT_TASKS
+        tasks = sequences.tasks
         write_json(
             folder / PREPARED_FILE,
             {
@@ -306,14 +315,14 @@ def prepare(data: str | Path | DataFolder, out: Path, config: PrepareConfig, lik
                 "vocabularies": vocabularies,
                 "policy": asdict(config.policy),
                 "schema": data.schema.to_json(),
-                "met": buckets.counts.to_json(config.policy),
+                "met": counted.to_json(config.policy),
                 "last_training_event": census.last_training_event,
                 "targets_per_row": config.targets_per_row,
                 "negatives": None if buckets.is_labeled else config.negatives,
                 "profile": {
                     "features": feature_counts(users, user_features),
                     "test": target_counts(
-                        folder / "test.parquet",
+                        folder / "test",
                         tasks,
                         census.training_I,
                         features.of_log,

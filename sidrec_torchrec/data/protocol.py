@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sidrec_torchrec.data.buckets import EventBuckets, UserEvents
+from sidrec_torchrec.data.buckets import UserEvents
 from sidrec_torchrec.data.ids import seed_of
 from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.tasks import check_tasks
@@ -28,7 +28,7 @@ from sidrec_torchrec.errors import DataError, check_at_least, check_share
 
 SHARE, TIME = "share", "time"
 NEVER = np.iinfo(np.int64).max  # the first time of an item without events; the end of a test without one
-_EVER = np.iinfo(np.int64).min
+EVER = np.iinfo(np.int64).min
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -121,7 +121,7 @@ class PrepareConfig:
     @property
     def period(self) -> tuple[int, int, int]:
         """Of the split ``time``: when training targets begin, when the test does, and when it ends, in seconds."""
-        given = (("train_from", _EVER), ("test_from", NEVER), ("test_until", NEVER))
+        given = (("train_from", EVER), ("test_from", NEVER), ("test_until", NEVER))
         begin, test, end = (
             default if getattr(self, name) is None else _seconds(name, str(getattr(self, name)))
             for name, default in given
@@ -144,25 +144,6 @@ class PrepareConfig:
         if self.train_fraction < 1:
             text += f" {self.train_fraction:.0%} of the users, drawn at random, are trained on; all are tested."
         return text
-
-
-@dataclass(frozen=True, kw_only=True)
-class Census:
-    """What a log holds under a protocol; I items.
-
-    Args:
-        training_I: int64, training targets on each item.
-        test_I: int64, test targets on each item.
-        seen_I: bool, whether training has it, as a target or as history.
-        first_event_I: int64, the time of its first event in the whole log; ``NEVER`` without events.
-        last_training_event: time of the last training target; None if nothing trains.
-    """
-
-    training_I: np.ndarray
-    test_I: np.ndarray
-    seen_I: np.ndarray
-    first_event_I: np.ndarray
-    last_training_event: int | None
 
 
 class Splitter:
@@ -199,42 +180,41 @@ class Splitter:
         if first_test < end:
             yield "test", np.arange(end), first_test
 
-    def take_census(self, buckets: EventBuckets) -> Census:
-        """Reads the log once.
+    def is_cold(self, first_event_I: np.ndarray) -> np.ndarray:
+        """Items that nothing may be trained on, bool [num_items]: those that are drawn, and those that are new in the test.
 
-        Raises:
-            DataError: if the protocol's dates leave nothing to train or test on; names the log's first and last day.
+        Args:
+            first_event_I: int64 [num_items], time of each item's first event; ``NEVER`` without events.
         """
-        num_items = len(self.drawn_I)
-        targets = {name: np.zeros(num_items, np.int64) for name in ("train", "validation", "test")}
-        seen_I = np.zeros(num_items, bool)
-        first_event_I = np.full(num_items, NEVER)
-        first, last, last_training = NEVER, _EVER, _EVER
-        for user in buckets.users():
-            known = user.item >= 0
-            np.minimum.at(first_event_I, user.item[known], user.timestamp[known])
-            first, last = min(first, int(user.timestamp[0])), max(last, int(user.timestamp[-1]))
-            for name, events, first_target in self.split(user):
-                np.add.at(targets[name], _known(user.item[events[first_target:]]), 1)
-                if name == "train":
-                    first_read = max(0, first_target - self.config.max_history)
-                    seen_I[_known(user.item[events[first_read:]])] = True
-                    last_training = max(last_training, int(user.timestamp[events[-1]]))
-        if self.config.split == TIME:
-            self._check_dates(buckets.path, first, last, targets)
-        return Census(
-            training_I=targets["train"],
-            test_I=targets["test"],
-            seen_I=seen_I,
-            first_event_I=first_event_I,
-            last_training_event=last_training if last_training > _EVER else None,
-        )
-
-    def cold_items(self, census: Census) -> np.ndarray:
-        """Items that nothing may be trained on, bool [num_items]: those that are drawn, and those that are new in the test."""
         if self.config.split == SHARE:
             return self.drawn_I
-        return self.drawn_I | ((census.first_event_I >= self._period[1]) & (census.first_event_I < NEVER))
+        return self.drawn_I | ((first_event_I >= self._period[1]) & (first_event_I < NEVER))
+
+    def check_dates(self, path: Path, first: int, last: int, *, trains: bool, tests: bool) -> None:
+        """Refuses dates that leave nothing to train or test on.
+
+        Args:
+            path: of the log.
+            first: time of its first event.
+            last: of its last.
+            trains: whether any event trains.
+            tests: whether any is tested on.
+
+        Raises:
+            DataError: names the log's first and last day.
+        """
+        config = self.config
+        if config.split != TIME:
+            return
+        log = f"the log runs from {_day(first)} to {_day(last)}"
+        test_from = f"test_from {config.test_from} ({_day(self._period[1])})"
+        if not (config.test_only or first < self._period[1]) or self._period[1] > last:
+            side = "at or after" if self._period[1] > last else "before"
+            raise DataError(f"{path}: no event {side} {test_from}: {log}; choose a date within it")
+        if not trains and config.train_from is not None:
+            raise DataError(f"{path}: nothing to train on from train_from {config.train_from} to {test_from}: {log}")
+        if not tests and config.test_until is not None:
+            raise DataError(f"{path}: no event from {test_from} to test_until {config.test_until}: {log}")
 
     def _cut(self, time_N: np.ndarray) -> tuple[int, int, int]:
         """Places of the first training target, of the first test target, and of the first event that is left out."""
@@ -243,26 +223,9 @@ class Splitter:
             return first_train, first_test, end
         return 0, len(time_N) - round(self.config.test_fraction * len(time_N)), len(time_N)
 
-    def _check_dates(self, path: Path, first: int, last: int, targets: dict[str, np.ndarray]) -> None:
-        config = self.config
-        log = f"the log runs from {_day(first)} to {_day(last)}"
-        test_from = f"test_from {config.test_from} ({_day(self._period[1])})"
-        if not (config.test_only or first < self._period[1]) or self._period[1] > last:
-            side = "at or after" if self._period[1] > last else "before"
-            raise DataError(f"{path}: no event {side} {test_from}: {log}; choose a date within it")
-        if not targets["train"].any() and config.train_from is not None:
-            raise DataError(f"{path}: nothing to train on from train_from {config.train_from} to {test_from}: {log}")
-        if not targets["test"].any() and config.test_until is not None:
-            raise DataError(f"{path}: no event from {test_from} to test_until {config.test_until}: {log}")
-
     def _draw(self, what: int, user_id: int | str | bytes) -> float:
         """A number in [0, 1), the same for a user whatever the others."""
         return np.random.default_rng([self.config.seed, what, seed_of(user_id)]).random()
-
-
-def _known(item_N: np.ndarray) -> np.ndarray:
-    """Without events on items that are not in the item file."""
-    return item_N[item_N >= 0]
 
 
 def _seconds(name: str, text: str) -> int:

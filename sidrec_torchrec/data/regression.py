@@ -64,9 +64,19 @@ class Moments:
         if self.named.is_log:
             x_M = np.log1p(x_M)
         mean = (w_M * x_M).sum() / weight
+        self._take(weight, mean, (w_M * (x_M - mean) ** 2).sum())
+
+    def merge(self, other: "Moments") -> None:
+        """Takes the values that another has taken."""
+        self.count += other.count
+        self._least, self._most = min(self._least, other._least), max(self._most, other._most)
+        if other.weight:
+            self._take(other.weight, other.mean, other._squares)
+
+    def _take(self, weight: float, mean: float, squares: float) -> None:
         total, step = self.weight + weight, mean - self.mean
         # Chan, Golub and LeVeque 1983: nothing cancels, however far from 0 the values are
-        self._squares += (w_M * (x_M - mean) ** 2).sum() + step**2 * self.weight * weight / total
+        self._squares += squares + step**2 * self.weight * weight / total
         self.mean += step * weight / total
         self.weight = total
 

@@ -28,9 +28,9 @@ class SeenBy(Prepared):
         """The row that each item has in the ranker's own item file, int64 [num_items]; -1 for an item that is new to it.
 
         Raises:
-            DataError: if an earlier version prepared either, which did not keep item ids, and their item files differ.
+            DataError: if ids are numbers in one and text in the other.
         """
-        return own_rows(self.own, self.item_ids(), self.data["items"], self.folder)
+        return own_rows(self.own, self.item_ids(), self.folder)
 
     def seen(self) -> np.ndarray:
         return carried(self.own.seen(), self.own_rows, False)
@@ -38,11 +38,9 @@ class SeenBy(Prepared):
     def training_events(self) -> np.ndarray:
         return carried(self.own.training_events(), self.own_rows, 0)
 
-    def first_events(self) -> np.ndarray | None:
+    def first_events(self) -> np.ndarray:
         """The time of each item's first event in either log; see ``Prepared.first_events``."""
         own_I, first_I = self.own.first_events(), super().first_events()
-        if own_I is None or first_I is None:
-            return first_I
         return np.minimum(carried(own_I, self.own_rows, NEVER), first_I)
 
 

@@ -6,18 +6,13 @@ trains on many positions. A negative shares its positive's order and is not visi
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
-from sidrec_torchrec.errors import DataError, first_line
-from sidrec_torchrec.files import check_listed
 
 SEQUENCE_COLUMNS = {
     "item": pa.int32(),
@@ -153,21 +148,6 @@ def sequence_schema(
             ("num_targets", pa.int32()),
         ]
     )
-
-
-@contextmanager
-def open_sequences(path: Path) -> Iterator[pq.ParquetFile]:
-    """A sequences file.
-
-    Raises:
-        DataError: if it is missing, broken or cut short; also where that comes out while it is read.
-    """
-    try:
-        check_listed(path)
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield file
-    except (pa.ArrowException, OSError, DataError) as error:
-        raise DataError(f"{path}: not a sequences file, or cut short: {first_line(error)}; prepare again") from error
 
 
 def to_record_batch(rows: list[Sequence], schema: pa.Schema) -> pa.RecordBatch:

@@ -1,7 +1,8 @@
 """``manifest.json``: which files of a folder hold published SIDs, generation by generation.
 
-A generation is the SIDs of the items that one run encoded. Its file is written first and the manifest last, so that whoever goes
-by the manifest sees whole generations only, and a file that no manifest lists was never published.
+A generation is the SIDs of the items that one run encoded: a file or, where they are many, a folder of part files by the same name,
+which readers of Parquet take for one. It is written first and the manifest last, so that whoever goes by the manifest sees
+whole generations only, and one that no manifest lists was never published.
 """
 
 import hashlib
@@ -14,8 +15,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.codec.packing import SIDSpec
+from sidrec_torchrec.data.parts import find_files
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import read_object, sha256_of, write_json
+from sidrec_torchrec.files import read_object, remove, sha256_of, write_json
 
 MANIFEST_FILE = "manifest.json"
 SIDS_FILE = "sids.parquet"  # of generation 0
@@ -32,9 +34,9 @@ class Generation:
     """What one run published.
 
     Args:
-        file: name of its SID file.
+        file: name of its SID file, or of the folder of its parts.
         rows: SIDs in it.
-        sha256: of the file, in hex.
+        sha256: of the file, or of all parts, in hex.
         created: when it was published, ISO 8601 in UTC.
         tokenizer: the folder that encoded it; empty where that is not known.
         made_of: sha256 of the generation it was made of, where SIDs were made of other SIDs; else empty.
@@ -51,8 +53,8 @@ class Generation:
 
     @staticmethod
     def of(path: Path, **known: Any) -> "Generation":
-        """A generation whose file has been written; ``known`` are the other fields."""
-        rows = pq.read_metadata(path).num_rows
+        """A generation whose file, or parts, have been written; ``known`` are the other fields."""
+        rows = sum(pq.read_metadata(part).num_rows for part in find_files(path))
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return Generation(file=path.name, rows=rows, sha256=sha256_of(path), **{"created": now} | known)
 
@@ -121,8 +123,8 @@ class Manifest:
 
 
 def remove_unpublished(folder: Path, manifest: Manifest) -> None:
-    """Removes SID files that a killed run left unlisted; only for the one process that writes into the folder."""
+    """Removes SIDs that a killed run left unlisted; only for the one process that writes into the folder."""
     listed = {generation.file for generation in manifest.generations}
     for path in Path(folder).glob("sids*.parquet"):
         if path.name not in listed:
-            path.unlink()
+            remove(path)

@@ -1,7 +1,6 @@
 """The packed SID of every item, marked with the codec that made it: ``sids.parquet``, and a file for each generation after it."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.data.fingerprint import files_fingerprint
 from sidrec_torchrec.data.ids import as_ids, check_unique, id_type
 from sidrec_torchrec.data.parquet import ParquetTable
+from sidrec_torchrec.data.parts import find_files
 from sidrec_torchrec.data.sid_manifest import MANIFEST_FILE, SIDS_FILE, Generation, Manifest
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path, sha256_of
@@ -44,20 +44,6 @@ def write_sids(
             )
 
 
-def join_sids(parts: Iterable[Path], path: Path) -> None:
-    """Joins SID files of one codec, in order, row group by row group; the whole file or none."""
-    with atomic_path(path) as temporary, ExitStack() as stack:
-        writer = None
-        for part in parts:
-            with pq.ParquetFile(part, page_checksum_verification=True) as file:
-                if writer is None:
-                    writer = stack.enter_context(
-                        pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd", write_page_checksum=True)
-                    )
-                for group in range(file.num_row_groups):
-                    writer.write_table(file.read_row_group(group))
-
-
 def sid_files(folders: Iterable[Path]) -> list[Path]:
     """The files of folders that encode-corpus wrote: SIDs, generation by generation, and the codec that decodes them.
 
@@ -68,7 +54,9 @@ def sid_files(folders: Iterable[Path]) -> list[Path]:
     for folder in map(Path, folders):
         manifest = Manifest.read(folder)
         names = [generation.file for generation in manifest.generations] if manifest else [SIDS_FILE]
-        files += [folder / name for name in (*names, *(f"{CODEC_FOLDER}/{name}" for name in CODEC_FILES))]
+        for path in (folder / name for name in names):
+            files += find_files(path) if path.is_dir() else [path]
+        files += [folder / CODEC_FOLDER / name for name in CODEC_FILES]
     return files
 
 
@@ -77,7 +65,7 @@ class SIDFile:
     """The SIDs of one generation. Opened by ``open_sids``.
 
     Args:
-        table: the Parquet file.
+        table: the Parquet file, or its parts.
         spec: digits and fingerprint, as the file itself tells them.
         generation: what the manifest says of it; None where there is none.
     """
@@ -162,7 +150,7 @@ class SIDs:
         """16 hex digits that tell these SIDs from others: of other generations, another codec or other items."""
         if self.manifest is not None:
             return self.manifest.identity
-        return files_fingerprint([file.path for file in self.generations])
+        return files_fingerprint([part.path for file in self.generations for part in file.table.parts])
 
     def batches(self, batch_size: int = 1 << 16) -> Iterator[tuple[pa.Array, np.ndarray]]:
         """Item ids, canonical [N], and packed SIDs, int64 [N, W], in the order they were published; see ``SIDFile.batches``."""

@@ -1,32 +1,35 @@
-"""The sequences of each split, written as files and counted."""
+"""The sequences of each split: made of one bucket of users at a time, written as parts, and counted."""
 
-from collections.abc import Iterable
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.buckets import EventBuckets, UserEvents
-from sidrec_torchrec.data.features import Coder, Draft, Features
+from sidrec_torchrec.data.census import Census
+from sidrec_torchrec.data.features import Coder
 from sidrec_torchrec.data.negatives import NegativeSampler
-from sidrec_torchrec.data.protocol import Census, Splitter
+from sidrec_torchrec.data.policy import EventCounts
+from sidrec_torchrec.data.protocol import Splitter
 from sidrec_torchrec.data.regression import Moments
+from sidrec_torchrec.data.sequence_files import PartWriter, write_index
 from sidrec_torchrec.data.sequences import Sequence, sequence_schema, to_record_batch
-from sidrec_torchrec.data.tasks import DEFAULT_TASKS, RegressionName
+from sidrec_torchrec.data.tasks import DEFAULT_TASKS
+from sidrec_torchrec.engines.base import Engine
 from sidrec_torchrec.errors import DataError
 
 SPLITS = ("train", "validation", "test")
-ROW_GROUP = 256  # rows of a sequences file read at once
 
 
 class SplitCounts(TypedDict):
     """What a split holds.
 
     Args:
-        rows: of its file.
+        rows: of its files.
         events: in all rows.
         targets: in all rows.
         labels: by task, targets that have its label.
@@ -38,120 +41,178 @@ class SplitCounts(TypedDict):
     labels: dict[str, int]
 
 
+@dataclass(frozen=True)
+class BucketSequences:
+    """Makes sequences of a bucket of users: a function from Arrow tables to Arrow tables that can be pickled.
+
+    Args:
+        buckets: says what columns the log and its users have.
+        splitter: says which events go where.
+        census: of the whole log.
+        coder: of the features of events.
+        features: names of those features.
+        user_lists: names of the users' features that are lists.
+    """
+
+    buckets: EventBuckets
+    splitter: Splitter
+    census: Census
+    coder: Coder
+    features: tuple[str, ...] = ()
+    user_lists: tuple[str, ...] = ()
+
+    def __call__(self, events: pa.Table, users: pa.Table) -> pa.Table:
+        """All rows of these users, with their ``split``.
+
+        Args:
+            events: all events of some users, in the order of the log; columns of ``EventBuckets.event_schema``.
+            users: those users, if they are known; columns of ``EventBuckets.user_schema``.
+
+        Returns:
+            Columns of ``sequence_schema``, and ``split``, a string.
+        """
+        rows = list(self._cut(self.buckets.users_of(events, users)))
+        table = pa.Table.from_batches(
+            [to_record_batch([row for _, row in rows], self.schema)] if rows else [], self.schema
+        )
+        return table.append_column("split", pa.array([split for split, _ in rows], pa.string()))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return self.buckets.tasks if self.buckets.is_labeled else DEFAULT_TASKS
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the rows."""
+        return sequence_schema(
+            self.buckets.id_type,
+            self.features,
+            is_weighted=self.buckets.is_weighted,
+            regressions=[named.column for named in self.buckets.regressions],
+            user_lists=self.user_lists,
+        )
+
+    def rows(self, bucket: int, counts: EventCounts | None = None) -> Iterator[tuple[str, Sequence]]:
+        """Split and row, of a bucket on disk."""
+        return self._cut(self.buckets.users(bucket, counts))
+
+    def _cut(self, users: Iterator[UserEvents]) -> Iterator[tuple[str, Sequence]]:
+        config = self.splitter.config
+        for user in users:
+            for split, events, first_target in self.splitter.split(user):
+                sequence = self._sequence(user, events)
+                if self._sampler is not None:
+                    is_test = split == "test"
+                    sequence = self._sampler.add_negatives(sequence, first_target, is_test=is_test, met_items=user.item)
+                lengths = {"max_history": config.max_history, "targets_per_row": config.targets_per_row}
+                for row in sequence.rows(first_target, **lengths):
+                    yield split, row
+
+    @cached_property
+    def _sampler(self) -> NegativeSampler | None:
+        if self.buckets.is_labeled:
+            return None
+        return NegativeSampler(self.census, self.splitter.config.negatives, self.splitter.config.seed)
+
+    def _sequence(self, user: UserEvents, events: np.ndarray) -> Sequence:
+        weight = user.weight
+        return Sequence(
+            user_id=user.user_id,
+            user_codes=user.codes,
+            user_lists=user.lists,
+            item=user.item[events],
+            action=user.action[events],
+            timestamp=user.timestamp[events],
+            order=np.arange(len(events), dtype=np.int32),
+            visible=np.ones(len(events), bool),
+            features=self.coder(user.features[events]),
+            weight=np.ones(len(events), np.float32) if weight is None else weight[events].astype(np.float32),
+            values=user.values[events].astype(np.float32),
+            num_targets=0,
+        )
+
+
 def write_splits(
-    folder: Path,
-    buckets: EventBuckets,
-    splitter: Splitter,
-    census: Census,
-    drafts: list[Draft],
-    features: Features,
-    is_weighted: bool,
-    user_lists: tuple[str, ...] = (),
+    folder: Path, sequences: BucketSequences, engine: Engine, why_empty: str
 ) -> tuple[dict[str, SplitCounts], list[Moments]]:
     """Writes every split; returns the counts by split, and what training targets are of each task of regression.
 
     Args:
         folder: to write into.
-        buckets: the log by user.
-        splitter: says which events go where.
-        census: of the log.
-        drafts: of the features of events.
-        features: those features.
-        is_weighted: whether events have weights.
-        user_lists: names of the users' features that are lists.
+        sequences: makes them.
+        engine: that works on the buckets.
+        why_empty: what may be wrong if nothing is left.
 
     Raises:
         DataError: if nothing is left to train or test on.
     """
-    config = splitter.config
-    sampler = None
-    if not buckets.is_labeled:
-        sampler = NegativeSampler(census, config.negatives, config.seed)
-    tasks = buckets.tasks if buckets.is_labeled else DEFAULT_TASKS
-    schema = sequence_schema(
-        buckets.id_type,
-        features.columns,
-        is_weighted=is_weighted,
-        regressions=[named.column for named in buckets.regressions],
-        user_lists=user_lists,
-    )
-    coder = Coder(drafts, features.of_log)
-    with ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(
-                closing(_SplitWriter(folder / f"{split}.parquet", tasks, buckets.regressions, schema))
-            )
-            for split in SPLITS
-        }
-        for user in buckets.users():
-            for split, events, first_target in splitter.split(user):
-                sequence = _sequence(user, events, coder)
-                if sampler is not None:
-                    is_test = split == "test"
-                    sequence = sampler.add_negatives(sequence, first_target, is_test=is_test, met_items=user.item)
-                writers[split].write(
-                    sequence.rows(first_target, max_history=config.max_history, targets_per_row=config.targets_per_row)
-                )
+    buckets, config = sequences.buckets, sequences.splitter.config
+    totals = {split: _Totals(sequences) for split in SPLITS}
+    index: dict[str, list[pa.RecordBatch]] = {split: [] for split in SPLITS}
+    for parts in engine.map(_Writing(folder, sequences), range(buckets.count)):
+        for split, (part, its) in parts.items():
+            index[split].append(part)
+            totals[split].merge(its)
+    for split in SPLITS:
+        write_index(folder / split, index[split])
     for split in ("test",) if config.test_only else ("train", "test"):
-        if not writers[split].counts["targets"]:
-            raise DataError(f"{buckets.path}: no {split} targets; {buckets.counts.why_so_few(config.policy)}")
-        for task, labels in writers[split].counts["labels"].items():
+        if not totals[split].counts["targets"]:
+            raise DataError(f"{buckets.path}: no {split} targets; {why_empty}")
+        for task, labels in totals[split].counts["labels"].items():
             if not labels:
                 raise DataError(f"{buckets.path}: column '{task}' is null for all {split} targets; leave the task out")
-    return {split: writer.counts for split, writer in writers.items()}, writers["train"].moments
+    return {split: its.counts for split, its in totals.items()}, totals["train"].moments
 
 
-def _sequence(user: UserEvents, events: np.ndarray, coder: Coder) -> Sequence:
-    return Sequence(
-        user_id=user.user_id,
-        user_codes=user.codes,
-        user_lists=user.lists,
-        item=user.item[events],
-        action=user.action[events],
-        timestamp=user.timestamp[events],
-        order=np.arange(len(events), dtype=np.int32),
-        visible=np.ones(len(events), bool),
-        features=coder(user.features[events]),
-        weight=np.ones(len(events), np.float32) if user.weight is None else user.weight[events].astype(np.float32),
-        values=user.values[events].astype(np.float32),
-        num_targets=0,
-    )
+@dataclass(frozen=True)
+class _Writing:
+    """Writes a bucket's rows, a part for each split; gives its share of the index, and counts."""
+
+    folder: Path
+    sequences: BucketSequences
+
+    def __call__(self, bucket: int) -> dict[str, tuple[pa.RecordBatch, "_Totals"]]:
+        schema, num_tasks = self.sequences.schema, len(self.sequences.tasks)
+        writers = {split: PartWriter(self.folder / split, bucket, schema, num_tasks) for split in SPLITS}
+        totals = {split: _Totals(self.sequences) for split in SPLITS}
+        try:
+            for split, row in self.sequences.rows(bucket):
+                writers[split].write(row)
+                totals[split].add(row)
+        finally:
+            parts = {split: writer.close() for split, writer in writers.items()}
+        return {split: (parts[split], totals[split]) for split in SPLITS}
 
 
-class _SplitWriter:
-    """Writes rows to a sequences file, a row group at a time, and counts them."""
+class _Totals:
+    """Counts rows."""
 
-    def __init__(
-        self, path: Path, tasks: tuple[str, ...], regressions: tuple[RegressionName, ...], schema: pa.Schema
-    ) -> None:
-        names = (*tasks, *(named.column for named in regressions))
+    def __init__(self, sequences: BucketSequences) -> None:
+        regressions = sequences.buckets.regressions
+        names = (*sequences.tasks, *(named.column for named in regressions))
         self.counts: SplitCounts = {"rows": 0, "events": 0, "targets": 0, "labels": dict.fromkeys(names, 0)}
         self.moments = [Moments(named) for named in regressions]
-        self._num_tasks = len(tasks)
-        self._schema = schema
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", write_page_checksum=True)
-        self._pending: list[Sequence] = []
+        self._num_tasks = len(sequences.tasks)
 
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
+    def add(self, row: Sequence) -> None:
+        """Takes a row."""
+        known_KT = row.known(self._num_tasks)
+        self._count(1, len(row), row.num_scored(), known_KT.sum(axis=1).tolist())
+        for r, own in enumerate(self.moments):
+            is_known_T = known_KT[self._num_tasks + r]
+            own.add(row.values[row.targets, r][is_known_T], row.weight[row.targets][is_known_T])
 
-    def write(self, rows: Iterable[Sequence]) -> None:
-        for row in rows:
-            self.counts["rows"] += 1
-            self.counts["events"] += len(row)
-            self.counts["targets"] += row.num_scored()
-            known_KT = row.known(self._num_tasks)
-            for task, known_T in zip(self.counts["labels"], known_KT, strict=True):
-                self.counts["labels"][task] += int(known_T.sum())
-            for r, own in enumerate(self.moments):
-                is_known_T = known_KT[self._num_tasks + r]
-                own.add(row.values[row.targets, r][is_known_T], row.weight[row.targets][is_known_T])
-            self._pending.append(row)
-            if len(self._pending) == ROW_GROUP:
-                self._flush()
+    def merge(self, other: "_Totals") -> None:
+        """Takes the rows that another has taken."""
+        its = other.counts
+        self._count(its["rows"], its["events"], its["targets"], list(its["labels"].values()))
+        for own, moments in zip(self.moments, other.moments, strict=True):
+            own.merge(moments)
 
-    def _flush(self) -> None:
-        if self._pending:
-            self._writer.write_batch(to_record_batch(self._pending, self._schema))
-            self._pending = []
+    def _count(self, rows: int, events: int, targets: int, labels: list[int]) -> None:
+        self.counts["rows"] += rows
+        self.counts["events"] += events
+        self.counts["targets"] += targets
+        for task, count in zip(self.counts["labels"], labels, strict=True):
+            self.counts["labels"][task] += count

@@ -6,16 +6,18 @@ An action is the labels' digits in base 3, the first task's the lowest: with one
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:  # processes that cut logs need no torch
+    from torch import Tensor
 
 DEFAULT_TASKS = ("label",)  # where none is named
 UNKNOWN = 2  # the digit of a missing label, beside 0 for a negative and 1 for a positive
 MAX_TASKS = 4  # 81 actions, an int8
 
-Actions = TypeVar("Actions", np.ndarray, Tensor)
+Actions = TypeVar("Actions", np.ndarray, "Tensor")
 
 
 @dataclass(frozen=True)

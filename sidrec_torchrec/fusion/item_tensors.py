@@ -1,9 +1,10 @@
 """Items from Parquet as tensors: streamed, filtered, shuffled."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import torch
 from sidrec_torchrec.data.format import DataFolder, ItemBatch, Items, Vocabulary, open_items
 from sidrec_torchrec.data.ids import IdIndex, keys
 from sidrec_torchrec.data.parquet import ParquetTable
+from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.fusion.model import DIGITS, ItemTensors
 from sidrec_torchrec.fusion.published import Published
 
@@ -44,7 +46,7 @@ class ItemStream:
 
     @staticmethod
     def open(
-        data: Path | DataFolder,
+        data: Path | DataFolder | Any,
         sources: tuple[str, ...],
         vocabularies: dict[str, Vocabulary],
         *,
@@ -53,9 +55,12 @@ class ItemStream:
         part: str = "all",
         published: Published | None = None,
     ) -> "ItemStream":
-        """Opens the items of a data folder.
+        """Opens the items of a data folder, or of a frame.
 
         Args:
+            data: as ``open_items`` has it.
+            sources: sources to read.
+            vocabularies: classes by target to read.
             exclude: Parquet file with a column ``item_id`` of items to leave out; it may have no rows.
             published: SIDs to be kept, which then go with the items.
 
@@ -149,6 +154,13 @@ class ItemStream:
             labelled={name: torch.from_numpy(mask) for name, (_, mask) in encoded.items()},
             published=published,
         )
+
+
+def check_widths(items: Items, widths: Mapping[str, int]) -> None:
+    """Raises DataError if a source is of another width than the tokenizer was trained on, by source."""
+    for name, dim in items.source_dims.items():
+        if dim != widths[name]:
+            raise DataError(f"{items.path}: source '{name}' is {dim} wide, the tokenizer was trained on {widths[name]}")
 
 
 def _read_ids(path: Path) -> IdIndex:

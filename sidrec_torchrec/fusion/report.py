@@ -33,17 +33,22 @@ class TokenizerReport:
         self._counts = dict.fromkeys(tasks, 0)
         self._use = DigitUse(spec)
 
-    def counts(self) -> dict[str, Any]:
-        """What processes exchange: nothing that grows with the items."""
-        return {"errors": self._errors, "hits": self._hits, "counts": self._counts, "use": self._use}
+    def to_json(self) -> dict[str, Any]:
+        """All counts and sums, for ``merge``: nothing that grows with the items."""
+        return {
+            "errors": {task: sums.tolist() for task, sums in self._errors.items()},
+            "hits": {target: sums.tolist() for target, sums in self._hits.items()},
+            "counts": dict(self._counts),
+            "use": [counts.tolist() for counts in self._use.counts],
+        }
 
-    def merge(self, others: list[dict[str, Any]]) -> None:
-        """Adds the ``counts`` of other processes, of the same tokenizer and depths."""
-        for its in others:
-            self._errors = {name: own + its["errors"][name] for name, own in self._errors.items()}
-            self._hits = {name: own + its["hits"][name] for name, own in self._hits.items()}
-            self._counts = {name: own + its["counts"][name] for name, own in self._counts.items()}
-            self._use.merge(its["use"])
+    def merge(self, other: dict[str, Any]) -> None:
+        """Adds what ``to_json`` gave of other items, of the same tokenizer and depths."""
+        self._errors = {name: own + np.reshape(other["errors"][name], own.shape) for name, own in self._errors.items()}
+        self._hits = {name: own + np.reshape(other["hits"][name], own.shape) for name, own in self._hits.items()}
+        self._counts = {name: own + other["counts"][name] for name, own in self._counts.items()}
+        for own, its in zip(self._use.counts, other["use"], strict=True):
+            own += np.array(its)
 
     @torch.no_grad()
     def update(self, items: ItemTensors, digits_NL: torch.Tensor) -> None:

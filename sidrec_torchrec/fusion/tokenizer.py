@@ -3,17 +3,21 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec, fingerprint_of
+from sidrec_torchrec.codec.packing import word_names
 from sidrec_torchrec.data.format import Vocabulary
+from sidrec_torchrec.data.frames import read_frame, with_columns
 from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
 from sidrec_torchrec.files import atomic_path, check_is_file, read_object, sha256_of, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig, TargetConfig, VQFusionConfig
 from sidrec_torchrec.fusion.encoder import Encoder
+from sidrec_torchrec.fusion.item_tensors import ItemStream, check_widths
 from sidrec_torchrec.fusion.model import ItemTensors, Standardize, VQFusion
 from sidrec_torchrec.names import escape
 
@@ -83,6 +87,27 @@ class Tokenizer:
             ValueError: as ``digits``.
         """
         return self.codec.spec.pack(self.digits(items))
+
+    def encode_table(self, items: Any) -> pa.Table:
+        """A frame of items with their SIDs: Arrow, which ``polars.from_arrow``, ``duckdb.from_arrow`` and ``to_pandas`` take.
+
+        Args:
+            items: a frame, of pandas, Polars, DuckDB, Arrow or Hugging Face (see ``data.frames.read_frame``), with ``item_id`` and the
+                sources that the tokenizer reads; a missing vector is null.
+
+        Returns:
+            Every column of the frame, in the order of its rows, and ``sid``, int64 (``sid_0``, ``sid_1``, ... if a SID takes
+            more words). An index of pandas is left out.
+
+        Raises:
+            DataError: on a missing column, one of the wrong type or width, or a bad value; names column and row.
+        """
+        table = read_frame(items, "items")
+        stream = ItemStream.open(table, tuple(self.model.config.read_sources), {})
+        check_widths(stream.items, self.model.config.sources)
+        words_NW = torch.cat([self.encode(block) for _, block in stream.blocks()]).numpy()
+        names = word_names("sid", self.codec.spec.num_words)
+        return with_columns(table, dict(zip(names, map(pa.array, words_NW.T), strict=True)), "items")
 
     def digits(self, items: ItemTensors) -> Tensor:
         """Digits of items, int16 [N, L], on the CPU; they depend on nothing but the item. See ``Encoder``.

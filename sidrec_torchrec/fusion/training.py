@@ -22,6 +22,7 @@ from sidrec_torchrec.training.loop import LoopConfig
 from sidrec_torchrec.training.profiler import profiled
 from sidrec_torchrec.training.progress import Stage, say
 from sidrec_torchrec.training.schedule import rate_factor
+from sidrec_torchrec.training.trackers import check_trackers
 from sidrec_torchrec.training.trainee import NotFiniteError, Step, Trainee, Values
 
 # mean squared lengths of sources: their variances must be more than ``Standardize`` takes for none
@@ -45,6 +46,7 @@ class TokenizerTrainingConfig:
             had found, so leave it room.
         checkpoint_minutes: minutes between two checkpoints; one is also made after each epoch. 0 makes one after every batch.
         profile: first and last batch to trace, such as ``10:20``, counted from 1 where the process begins; none given: none.
+        tracker: where losses and measures go: ``tensorboard``, ``mlflow``, ``wandb``.
         seed: of weights, dropout and shuffling.
     """
 
@@ -56,12 +58,14 @@ class TokenizerTrainingConfig:
     patience: int = 20
     checkpoint_minutes: float = 10.0
     profile: str = ""
+    tracker: tuple[str, ...] = ("tensorboard",)
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "epochs", "learning_rate", "weight_decay", "checkpoint_minutes", "seed")
         check_at_least(self, 1, "batch_size", "patience")
         profiled(self.profile)
+        check_trackers(self.tracker)
 
     def loop(self) -> LoopConfig:
         """What of it the training loop sees to."""

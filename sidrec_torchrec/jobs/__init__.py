@@ -22,6 +22,7 @@ HELP = {
     "train-ranker": "train the long-sequence ranker with one arm",
     "evaluate": "test a trained ranker on warm and on cold items",
     "predict": "write a trained ranker's probabilities of requests, or of each user's newest events",
+    "report": "put runs side by side: their arms, differences with intervals, and what differs between them",
     "export": "write a trained ranker as one file that a server loads",
     "serve": "answer requests over HTTP, by an exported ranker",
     "codec collisions": "say which items share a SID",

@@ -1,7 +1,8 @@
 """Writes the SID of every item of a corpus, or of those that came since, and a report on what the SIDs keep."""
 
-import shutil
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,9 @@ from sidrec_torchrec.codec.report import shared_sids
 from sidrec_torchrec.data.format import DataConfig, DataFolder, open_items
 from sidrec_torchrec.data.ids import IdIndex, mixed_types
 from sidrec_torchrec.data.sid_manifest import Generation, Manifest, generation_file, remove_unpublished
-from sidrec_torchrec.data.sids import SIDs, join_sids, open_sids, published, write_sids
-from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.fusion.item_tensors import ItemStream
+from sidrec_torchrec.data.sids import SIDs, open_sids, published, write_sids
+from sidrec_torchrec.files import read_object, remove, replace_path, sha256_of, write_json
+from sidrec_torchrec.fusion.item_tensors import ItemStream, check_widths
 from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import Tokenizer, tokenizer_files
 from sidrec_torchrec.processes import on_first_process
@@ -26,7 +27,8 @@ from sidrec_torchrec.training.progress import say, stage
 from sidrec_torchrec.training.runs import Run, open_run
 
 _BLOCK = 8192  # items encoded at once
-_PARTS = "parts"  # what each process writes, before they are joined
+_PART_ITEMS = 1 << 18
+_PARTS = "parts"  # how the folder is called that they are written into
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class EncodeCorpusConfig(DataConfig):
         data: folder of ``items.parquet``.
         schema: what its files and columns are called, said over the folder's own ``schema.json``.
         tokenizer: folder train-tokenizer wrote.
-        out: folder for ``sids.parquet``, a copy of the codec, ``manifest.json`` and ``metrics.json``.
+        out: folder for ``sids.parquet`` (a folder of parts by this name, of more than 262,144 items), a copy of the codec, ``manifest.json`` and ``metrics.json``.
         report: ``short`` says how digits are used and how many items share a SID; ``full`` also what every prefix of the
             SIDs keeps of the items, which takes longer than encoding.
         append: encode only the items that ``out`` has no SID of, as a new generation; SIDs it has stay as they are, whatever
@@ -55,7 +57,7 @@ class EncodeCorpusConfig(DataConfig):
 
 
 def main(config: EncodeCorpusConfig) -> dict[str, Any]:
-    """Encodes items in the order of the item file; each process takes a stretch of it.
+    """Encodes items in the order of the item file, stretch by stretch; what a killed run has done stays.
 
     Returns:
         The content of ``metrics.json``: fingerprints of codec and encoding, and what ``TokenizerReport.result`` says of the last
@@ -113,26 +115,20 @@ def _encode(
         if processes.is_main:
             say(f"{config.out}: nothing new: all {stream.items.num_items:,} items have SIDs")
         return before
-    on_first_process(lambda: _tidy(config.out, before))
     report = TokenizerReport(tokenizer, None if is_full else ())
-    parts = [config.out / _PARTS / f"{rank}.parquet" for rank in range(processes.world_size)]
+    work = _Parts.of(config, stream, count, before)
+    on_first_process(lambda: work.tidy(config.out, before))
     with stage("encode corpus", count // processes.world_size, show=processes.is_main) as progress:
-
-        def batches() -> Iterator[tuple[pa.Array, np.ndarray]]:
-            for item_ids, items in stream.blocks(_BLOCK, share=(processes.rank, processes.world_size)):
-                digits_NL = tokenizer.digits(items)
-                report.update(items, digits_NL)
-                yield item_ids, tokenizer.codec.spec.pack(digits_NL).numpy()
-                progress.advance(len(item_ids))
-
-        write_sids(parts[processes.rank], tokenizer.codec.spec, batches(), stream.items.ids().type)
-        counts: list[Any] = [None] * processes.world_size
-        dist.all_gather_object(counts, report.counts())
-        report.merge([its for rank, its in enumerate(counts) if rank != processes.rank])
+        for part in range(processes.rank, work.count, processes.world_size):
+            if not work.is_done(part):
+                work.encode(part, tokenizer, stream, report, progress.advance)
+        dist.barrier()  # every part is there
 
         def publish() -> Manifest:
+            for part in range(work.count):
+                report.merge(read_object(work.counts_file(part)))
             path = config.out / generation_file(len(before.generations) if before else 0)
-            join_sids(parts, path)
+            work.join(path)
             words_NW = _words(open_sids(path))
             result = {"encoding": tokenizer.encoding} | report.result(words_NW)
             if before is not None and have is not None:
@@ -142,13 +138,81 @@ def _encode(
             generation = Generation.of(path, tokenizer=str(config.tokenizer), report=result)
             spec, earlier = tokenizer.codec.spec, before.generations if before else ()
             manifest = Manifest(spec, (*earlier, generation))
-            shutil.rmtree(config.out / _PARTS)
             manifest.write(config.out)
             return manifest
 
         manifest = on_first_process(publish)
         progress.advance(0, _summary(manifest.generations[-1].report))
     return manifest
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Stretches of the item file, encoded each into a file by whichever process; how many does not depend on the processes.
+
+    A part is done when its counts are there, which are written last. A run that was killed, and is called again, leaves the parts
+    that are done as they are.
+
+    Args:
+        folder: of the parts; its name says what they are made of.
+        count: how many there are.
+    """
+
+    folder: Path
+    count: int
+
+    @staticmethod
+    def of(config: EncodeCorpusConfig, stream: ItemStream, num_items: int, before: Manifest | None) -> "_Parts":
+        count = max(1, min(-(-num_items // _PART_ITEMS), 2 * stream.items.table.num_row_groups))
+        made_of = [sha256_of(path) for path in config.files()] + ([before.identity] if before else [])
+        digest = hashlib.sha256(json.dumps([made_of, count, config.report]).encode()).hexdigest()[:16]
+        return _Parts(config.out / f"{_PARTS}-{digest}", count)
+
+    def tidy(self, out: Path, before: Manifest | None) -> None:
+        """Removes what a killed run left and this one cannot go on from."""
+        for other in out.glob(f"{_PARTS}-*"):
+            if other != self.folder:
+                remove(other)
+        if before is not None:
+            remove_unpublished(out, before)
+
+    def is_done(self, part: int) -> bool:
+        return self.counts_file(part).exists()
+
+    def counts_file(self, part: int) -> Path:
+        """What the report needs of a part."""
+        return self.folder / f"part-{part:05}.json"
+
+    def encode(
+        self,
+        part: int,
+        tokenizer: Tokenizer,
+        stream: ItemStream,
+        report: TokenizerReport,
+        advance: Callable[[int], object],
+    ) -> None:
+        """Encodes a part."""
+        own, spec = TokenizerReport(tokenizer, report.depths), tokenizer.codec.spec
+
+        def batches() -> Iterator[tuple[pa.Array, np.ndarray]]:
+            for item_ids, items in stream.blocks(_BLOCK, share=(part, self.count)):
+                digits_NL = tokenizer.digits(items)
+                own.update(items, digits_NL)
+                yield item_ids, spec.pack(digits_NL).numpy()
+                advance(len(item_ids))
+
+        write_sids(self._file(part), spec, batches(), stream.items.ids().type)
+        write_json(self.counts_file(part), own.to_json(), sealed=True)
+
+    def join(self, path: Path) -> None:
+        """Makes the parts one file, or one folder of files."""
+        for part in range(self.count):
+            self.counts_file(part).unlink()
+        replace_path(self._file(0) if self.count == 1 else self.folder, path)
+        remove(self.folder)
+
+    def _file(self, part: int) -> Path:
+        return self.folder / f"part-{part:05}.parquet"
 
 
 def _total(have: SIDs, words_NW: np.ndarray) -> dict[str, Any]:
@@ -170,13 +234,6 @@ def _new(stream: ItemStream, have: SIDs) -> tuple[np.ndarray, int]:
     known, _ = have.read()
     is_new_N = IdIndex(known).find(item_ids) < 0
     return is_new_N, len(known) - int((~is_new_N).sum())
-
-
-def _tidy(out: Path, before: Manifest | None) -> None:
-    """Removes what a killed run left, which nobody reads."""
-    shutil.rmtree(out / _PARTS, ignore_errors=True)
-    if before is not None:
-        remove_unpublished(out, before)
 
 
 def _words(sids: SIDs) -> np.ndarray:
@@ -208,9 +265,5 @@ def _open_items(data: DataFolder, tokenizer: Tokenizer, is_full: bool) -> ItemSt
     sources = (*config.read_sources, *(name for name in config.predicted if name in columns))
     known = {name: vocabulary for name, vocabulary in tokenizer.vocabularies.items() if name in columns}
     stream = ItemStream.open(data, sources, known)
-    for name, dim in stream.items.source_dims.items():
-        if dim != config.sources[name]:
-            raise DataError(
-                f"{stream.items.path}: source '{name}' is {dim} wide, the tokenizer was trained on {config.sources[name]}"
-            )
+    check_widths(stream.items, config.sources)
     return stream

@@ -10,9 +10,10 @@ from sidrec_torchrec.data.drift import drift, report_drift
 from sidrec_torchrec.data.format import DataFolder, DataSchema
 from sidrec_torchrec.data.like import backtest_config
 from sidrec_torchrec.data.policy import EventPolicy
-from sidrec_torchrec.data.prepare import SEQUENCES, SPLITS, Prepared, open_prepared, prepare
+from sidrec_torchrec.data.prepare import SEQUENCES, Prepared, open_prepared, prepare
 from sidrec_torchrec.data.seen_by import check_labels
 from sidrec_torchrec.data.sids import sid_files
+from sidrec_torchrec.data.splits import SPLITS
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.output import warn

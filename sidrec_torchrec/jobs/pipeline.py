@@ -1,5 +1,6 @@
 """The main job: tokenizers, semantic IDs, a ranker per arm and seed, and a report on what each arm is worth."""
 
+import math
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
@@ -9,9 +10,10 @@ from typing import Any
 import torch.distributed as dist
 
 from sidrec_torchrec.codec.alphabet import parse_stages
+from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.format import DataFolder, DataSchema, open_items, validate
 from sidrec_torchrec.data.prepare import PrepareConfig
-from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
+from sidrec_torchrec.data.synthetic import SUMMARY_FILE, SyntheticConfig, write_synthetic
 from sidrec_torchrec.environment import is_command_line, versions_and_hardware
 from sidrec_torchrec.errors import SidrecError, check_at_least, check_once
 from sidrec_torchrec.files import read_object, write_json
@@ -21,8 +23,9 @@ from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, Needs, Tokenizers
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
+from sidrec_torchrec.study.explorer import explore
 from sidrec_torchrec.study.plans import TokenizerPlan, Variant
-from sidrec_torchrec.study.report import print_report, summarize_arm
+from sidrec_torchrec.study.report import REPORT_FILE, print_report, summarize_arm
 from sidrec_torchrec.study.report_html import write_html
 from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
 from sidrec_torchrec.training.config import JobConfig
@@ -32,6 +35,7 @@ from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import look, open_run
 
 DATA_FILE = "data.json"  # what validation found
+REPORT_PAGE = "report.html"
 SYNTHETIC_SOURCES, SYNTHETIC_TARGETS = ("text_emb", "image_emb"), ("category", "tags")
 _MAY_GROW = ("out", "arms", "seeds")  # fields that may differ from those of an earlier call
 
@@ -106,21 +110,20 @@ def main(config: PipelineConfig) -> dict[str, Any]:
         data = _make_data(config)
         sources, targets = _columns(config, data)
         workspace = _workspace(config, data)
-        report = _compare(config, workspace, _variants(config, sources, targets))
+        variants = _variants(config, sources, targets)
+        report = _compare(config, workspace, variants)
         report |= {
             "data": {"folder": str(data.path), "sources": sources, "targets": targets}
-            | read_object(config.out / DATA_FILE),
+            | read_object(config.out / DATA_FILE)
+            | _oracle(data),
             "processes": processes.world_size,
         }
         if processes.is_main:
-            write_json(config.out / "report.json", report)
-            write_html(report, config.out)
+            write_json(config.out / REPORT_FILE, report)
+            write_html(report, config.out / REPORT_PAGE, explore(data, _sids(workspace, variants)))
             print_report(report)
-            print(
-                "NE by popularity and age of the item, length of the history and age of the model: tables in the report"
-            )
-            print(f"report: {config.out / 'report.html'}")
-        tell_launcher("", {}, config.out / "report.json", config.out / "report.html")
+            print(f"report: {config.out / REPORT_PAGE}")
+        tell_launcher("", {}, config.out / "report.json", config.out / REPORT_PAGE)
         dist.barrier()
         return report
 
@@ -141,7 +144,7 @@ def plan(config: PipelineConfig) -> dict[str, str]:
         sources, targets = _columns(config, data)
     steps = {"data": "made and checked" if (config.out / DATA_FILE).exists() else "to be made or checked"}
     steps |= _workspace(config, data).plan(_variants(config, sources, targets), config.seeds)
-    report = config.out / "report.html"
+    report = config.out / REPORT_PAGE
     return steps | {"report": f"{'there is one, to be written again' if report.exists() else 'new'} ({report})"}
 
 
@@ -198,15 +201,19 @@ def _compare(config: PipelineConfig, workspace: Workspace, variants: list[Varian
     prepared = workspace.prepare()
     plans = {plan.name: plan for variant in variants for plan in variant.tokenizers}
     tokenizers = {
-        name: {"training": workspace.train_tokenizer(plan), "corpus": workspace.encode(plan)}
+        name: {
+            "training": workspace.train_tokenizer(plan),
+            "corpus": workspace.encode(plan),
+            "digit_bits": [math.log2(radix) for radix in SIDSpec(parse_stages(plan.quantizer.stages), "").radices],
+        }
         for name, plan in plans.items()
     }
     runs = {v.name: [workspace.rank(v, seed) for seed in range(config.seeds)] for v in variants}
-    base = next((runs[v.name] for v in variants if ARMS[v.arm].is_base), None)
+    base = next((v.name for v in variants if ARMS[v.arm].is_base), None)
     steps = workspace.seconds()
     sequences = read_object(prepared.folder / "prepared.json")
     return {
-        "arms": {arm: summarize_arm(results, base) for arm, results in runs.items()},
+        "arms": {arm: summarize_arm(its, runs.get(base or "")) | {"base": base} for arm, its in runs.items()},
         "tokenizer": tokenizers,
         "seeds": config.seeds,
         "protocol": _protocol(config.protocol, sequences),
@@ -216,6 +223,12 @@ def _compare(config: PipelineConfig, workspace: Workspace, variants: list[Varian
         "steps": steps,
         "seconds": sum(steps.values()),
     }
+
+
+def _sids(workspace: Workspace, variants: list[Variant]) -> dict[str, Path]:
+    """Folders of SIDs by tokenizer; those of most sources first."""
+    plans = {plan.name: plan for variant in variants for plan in variant.tokenizers}
+    return {plan.name: workspace.sids(plan) for plan in sorted(plans.values(), key=lambda plan: -len(plan.sources))}
 
 
 def _make_data(config: PipelineConfig) -> DataFolder:
@@ -235,6 +248,12 @@ def _make_data(config: PipelineConfig) -> DataFolder:
 
     on_first_process(make)
     return DataFolder.of(data, config.schema)
+
+
+def _oracle(data: DataFolder) -> dict[str, float]:
+    """Of a synthetic corpus, the NE of its true probabilities."""
+    path = data.path / SUMMARY_FILE
+    return {"ne_oracle": read_object(path)["ne_oracle"]} if path.exists() else {}
 
 
 def _command() -> str:

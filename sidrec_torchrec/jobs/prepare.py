@@ -1,6 +1,7 @@
 """Splits event logs into training, validation and test sequences."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 from sidrec_torchrec.data.drift import drift, report_drift
 from sidrec_torchrec.data.format import DataConfig, DataFolder, open_events, open_users
 from sidrec_torchrec.data.like import like_config, like_folder, prepared_of
-from sidrec_torchrec.data.prepare import SEQUENCES, PrepareConfig, Prepared, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PREPARED_FILE, SEQUENCES, PrepareConfig, Prepared, open_prepared, prepare
 from sidrec_torchrec.data.seen_by import seen_by
 from sidrec_torchrec.data.unread import in_words, unread_events, unread_users
+from sidrec_torchrec.engines.base import ENGINES
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import say, stage
@@ -28,16 +30,19 @@ class PrepareJobConfig(DataConfig):
         like: prepared folder, or folder of a trained ranker, whose codes of users, columns, tasks and policy the sequences get;
             none given: codes are made of the data's own values.
         protocol: which events train, validate and test.
+        engine: what works on shares of a large log: ``local``, all cores of this machine, or ``ray``, a Ray cluster that shares
+            the folders. The sequences are the same.
     """
 
     out: Path
     like: Path | None = None
     protocol: PrepareConfig = field(default_factory=PrepareConfig)
+    engine: str = "local"
 
     def files(self) -> list[Path]:
         """The files the sequences are made from."""
-        own = [] if self.like is None else open_prepared(prepared_of(self.like)).files()
-        return [*self.folder.files(), *(path for path in own if path.suffix == ".json")]
+        own = [] if self.like is None else [open_prepared(prepared_of(self.like)).folder / PREPARED_FILE]
+        return [*self.folder.files(), *own]
 
 
 def main(config: PrepareJobConfig) -> dict[str, Any]:
@@ -61,7 +66,8 @@ def _prepare(config: PrepareJobConfig) -> dict[str, Any]:
     for line in _unread(folder, protocol.tasks, like):
         say(line)
     with stage("prepare sequences", None, show=True) as progress:
-        prepared = prepare(folder, config.out / SEQUENCES, config.protocol, like)
+        with closing(ENGINES[config.engine]()) as engine:
+            prepared = prepare(folder, config.out / SEQUENCES, config.protocol, like, engine)
         progress.advance(0, ", ".join(f"{s} {c['targets']:,} targets" for s, c in prepared.counts.items()))
     for name, met in prepared.met.items():
         if met["count"]:

@@ -15,6 +15,7 @@ from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import Loop
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import open_run
+from sidrec_torchrec.training.trackers import Trackers, open_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +49,22 @@ def main(config: TrainRankerConfig) -> dict[str, Any]:
         RunMismatchError: if ``out`` holds a run of another configuration, or of inputs that have changed.
     """
     with process_group() as processes, open_run(config.out, config, inputs=config.files()) as run:
-        result = run.result or run.finish(_train_and_test(config, processes))
+        result = run.result
+        if result is None:
+            with open_trackers(config.tracker, config.out, processes) as trackers:
+                result = run.finish(_train_and_test(config, processes, trackers))
         check_defined(result["test"], open_prepared(config.prepared), "test")
         return result
 
 
-def _train_and_test(config: TrainRankerConfig, processes: Processes) -> dict[str, Any]:
+def _train_and_test(config: TrainRankerConfig, processes: Processes, trackers: Trackers) -> dict[str, Any]:
     parts = config.open()
     model = parts.sharded(processes)
     if config.init is not None:
         start_from(config.init, model, config)
     keep_trained_on(config.out, parts.prepared, parts.inputs, config.arm)
     training = RankerTraining(config.arm, config, model, parts.prepared, parts.arm, processes)
-    course = Loop(training, config.loop(), config.out, processes).run()
+    course = Loop(training, config.loop(), config.out, processes, trackers).run()
     counts = parts.prepared.counts
     with stage(f"{config.arm} test", counts["test"]["targets"], show=processes.is_main) as progress:
         test = evaluate_in_detail(model, parts.batches("test", processes), processes, progress)

@@ -25,6 +25,7 @@ from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import Loop
 from sidrec_torchrec.training.progress import say
 from sidrec_torchrec.training.runs import open_run
+from sidrec_torchrec.training.trackers import Trackers, open_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +96,13 @@ def main(config: TrainTokenizerConfig) -> dict[str, Any]:
         RunMismatchError: if ``out`` holds a run of another configuration, or of inputs that have changed.
     """
     with process_group() as processes, open_run(config.out, config, inputs=config.files()) as run:
-        return run.result or run.finish(_train(config, processes))
+        if run.result is not None:
+            return run.result
+        with open_trackers(config.tracker, config.out, processes) as trackers:
+            return run.finish(_train(config, processes, trackers))
 
 
-def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]:
+def _train(config: TrainTokenizerConfig, processes: Processes, trackers: Trackers) -> dict[str, Any]:
     old = None if config.init is None else Tokenizer.load(config.init)
     codec = None if old is None or config.keep is None else old.codec
     published = None if codec is None or config.keep is None else Published.open(config.keep, codec)
@@ -129,7 +133,7 @@ def _train(config: TrainTokenizerConfig, processes: Processes) -> dict[str, Any]
         model.hold(Keep(weight=config.keep_weight, margin=config.keep_margin))
     take = None if old is None else partial(take_weights, vocabularies=vocabularies, old=old)
     training = TokenizerTraining(config, model, train, validation, processes, take)
-    course = Loop(training, config.loop(), config.out, processes).run()
+    course = Loop(training, config.loop(), config.out, processes, trackers).run()
     tokenizer = Tokenizer(model.cpu(), vocabularies, codec=codec)
     report = TokenizerReport(tokenizer)
     words = []

@@ -25,6 +25,7 @@ from sidrec_torchrec.ranker.tuning import ItemRows, TokenizedItems, TuningRanker
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import Loop
 from sidrec_torchrec.training.runs import open_run
+from sidrec_torchrec.training.trackers import Trackers, open_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +90,13 @@ def main(config: TuneTokenizerConfig) -> dict[str, Any]:
         RunMismatchError: if ``out`` holds a run of another configuration, or of inputs that have changed.
     """
     with process_group() as processes, open_run(config.out, config, inputs=config.files()) as run:
-        return run.result or run.finish(_tune(config, processes))
+        if run.result is not None:
+            return run.result
+        with open_trackers(config.tracker, config.out, processes) as trackers:
+            return run.finish(_tune(config, processes, trackers))
 
 
-def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
+def _tune(config: TuneTokenizerConfig, processes: Processes, trackers: Trackers) -> dict[str, Any]:
     prepared = open_prepared(config.prepared)
     prepared.lay_out_item_codes(config.folder)
     tokenizer = Tokenizer.load(config.tokenizer)
@@ -117,7 +121,7 @@ def _tune(config: TuneTokenizerConfig, processes: Processes) -> dict[str, Any]:
     ranker = TuningRanker(config.model, items, dim, None, *sizes)
     model = shard(ranker, config.optimizer, processes.device)
     training = RankerTraining("tuning", config, model, prepared, ItemRows(), processes)
-    course = Loop(training, config.loop(), config.out, processes).run()
+    course = Loop(training, config.loop(), config.out, processes, trackers).run()
     codec = None if config.keep is None else tokenizer.codec
     tuned = Tokenizer(tokenizer.model.cpu(), tokenizer.vocabularies, codec=codec)
     share = {"rank": processes.rank, "world_size": processes.world_size}

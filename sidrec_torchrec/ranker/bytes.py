@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from torch import nn
 
 from sidrec_torchrec.data.prepare import Prepared
-from sidrec_torchrec.data.sequences import from_table, open_sequences
+from sidrec_torchrec.data.sequence_files import open_sequences
 from sidrec_torchrec.ranker.arms import Arm
 from sidrec_torchrec.side.expansion import OfCodec
 
@@ -26,9 +26,13 @@ def bytes_per_event(arm: Arm, prepared: Prepared) -> dict[str, float]:
         dictionaries, which would credit an arm for the small number of distinct items of a small corpus.
         ``bytes_per_event_kjt``: in the values of the batch's item KeyedJaggedTensor.
     """
-    with open_sequences(prepared.path("test")) as file:
-        rows = from_table(file.read_row_group(0))
-    item_N = np.concatenate([row.item for row in rows])[:_SAMPLE_EVENTS]
+    items: list[np.ndarray] = []
+    with open_sequences(prepared.path("test")) as files:
+        for group in range(files.num_groups):
+            items += [row.item for row in files.rows(group)]
+            if sum(map(len, items)) >= _SAMPLE_EVENTS:
+                break
+    item_N = np.concatenate(items)[:_SAMPLE_EVENTS]
     in_kjt = sum(value.nbytes for value in arm.values(item_N).values())
     return {
         "bytes_per_event_stored": _parquet_bytes(arm.stored(item_N)) / len(item_N),

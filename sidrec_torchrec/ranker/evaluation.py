@@ -1,6 +1,6 @@
 """How good a ranker is on a split."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,11 +12,14 @@ from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.processes import is_first_process, sum_over_processes
 from sidrec_torchrec.ranker.breakdown import Breakdown, Past, TargetFacts
 from sidrec_torchrec.ranker.metrics import SLICES, RankingMetrics
+from sidrec_torchrec.ranker.model import RankerOutput
+from sidrec_torchrec.ranker.reliability import Reliability
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.progress import Stage, say
 from sidrec_torchrec.training.trainee import NotFiniteError, Values
 
 BREAKDOWN = "breakdown"  # the tables, among the metrics
+RELIABILITY = "reliability"  # the calibration curves' counts
 
 
 def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage) -> Values:
@@ -25,13 +28,15 @@ def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, prog
     Raises:
         NotFiniteError: on every process, if predictions are not finite.
     """
-    return _evaluate(model, data, processes, progress, Past.of(data.prepared), None)
+    return _evaluate(model, data, processes, progress, Past.of(data.prepared))
 
 
 def evaluate_in_detail(
     model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage
 ) -> dict[str, Any]:
-    """As ``evaluate``, and NE by bucket as ``breakdown``; see ``Breakdown.compute``.
+    """As ``evaluate``, NE by bucket as ``breakdown``, and by what is predicted how often it came true, as ``reliability``.
+
+    See ``Breakdown.compute`` and ``Reliability.compute``.
 
     Args:
         model: the ranker.
@@ -42,8 +47,14 @@ def evaluate_in_detail(
     """
     past = Past.of(data.prepared)
     breakdown = Breakdown(past, processes.device, data.prepared.tasks, data.prepared.regressions)
-    values = _evaluate(model, data, processes, progress, past, breakdown)
-    return {**values, BREAKDOWN: breakdown.compute()}
+    reliability = Reliability(processes.device, data.prepared.tasks)
+
+    def take(output: RankerOutput, facts: TargetFacts) -> None:
+        breakdown.update(output, facts)
+        reliability.update(output)
+
+    values = _evaluate(model, data, processes, progress, past, take)
+    return {**values, BREAKDOWN: breakdown.compute(), RELIABILITY: reliability.compute()}
 
 
 @torch.no_grad()
@@ -53,7 +64,7 @@ def _evaluate(
     processes: Processes,
     progress: Stage,
     past: Past,
-    breakdown: Breakdown | None,
+    take: Callable[[RankerOutput, TargetFacts], None] | None = None,
 ) -> Values:
     model.eval()
     prepared = data.prepared
@@ -65,8 +76,8 @@ def _evaluate(
         facts = TargetFacts.of(batch)
         _, output = model(batch.to(processes.device))
         metrics.update(output, torch.from_numpy(past.seen_I[facts.item_S]).to(processes.device))
-        if breakdown is not None:
-            breakdown.update(output, facts)
+        if take is not None:
+            take(output, facts)
         num_bad += (~output.prediction.isfinite()).sum()
         progress.advance(int(batch.global_targets))
     sum_over_processes(num_bad)

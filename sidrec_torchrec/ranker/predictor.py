@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sidrec_torchrec.data.batches import Collator, cut_by_length
+from sidrec_torchrec.data.batch_plan import cut_by_length
+from sidrec_torchrec.data.batches import Collator
 from sidrec_torchrec.data.events import (
     EVENT_IDS,
     Events,
@@ -23,6 +24,7 @@ from sidrec_torchrec.data.events import (
     users_of,
 )
 from sidrec_torchrec.data.format import DataFolder, DataSchema, open_items
+from sidrec_torchrec.data.frames import read_frame, with_columns
 from sidrec_torchrec.data.histories import Histories, UserCodes
 from sidrec_torchrec.data.items import ItemRows, Items
 from sidrec_torchrec.data.parquet import ArrowTable
@@ -89,7 +91,7 @@ class Predictor:
 
         Args:
             ranker: folder train-ranker wrote.
-            events: where histories come from: a file like ``events.parquet``, a data folder, or a pandas or Arrow table; None
+            events: where histories come from: a file like ``events.parquet``, a data folder, or a frame (see ``predict``); None
                 for the data folder that the ranker was trained on.
             users: likewise, like ``users.parquet``; None for that of ``events``, if it is a folder, else as above.
             prepared: sequences prepared anew, if the item file has more items by now; the ranker stays as it is.
@@ -168,18 +170,47 @@ class Predictor:
         """Probabilities of a table of requests, a row each; on every process of a group, if there is one.
 
         Args:
-            requests: pandas DataFrame or Arrow table with the columns ``user_id``, ``item_id`` and ``timestamp``, and those of
-                the features that are known of a target; others are left unread. A user's history is all events strictly before the timestamp.
+            requests: a frame, of pandas, Polars, DuckDB, Arrow or Hugging Face (see ``data.frames.read_frame``), with the columns
+                ``user_id``, ``item_id`` and ``timestamp``, and those of the features that are known of a target; others are left
+                unread. A user's history is all events strictly before the timestamp.
             events: where histories come from, for this call; see ``open``. None for those it was opened with.
             users: likewise.
 
         Returns:
-            Of a DataFrame a Series ``probability`` with its index, or with several tasks a DataFrame of ``names``; else
+            Of a pandas DataFrame a Series ``probability`` with its index, or with several tasks a DataFrame of ``names``; else
             float32 [R], or with several tasks [R, K].
 
         Raises:
             DataError: on a missing column, one of the wrong type, a null, a time below 0, or an unknown item.
         """
+        probability_RK = self._predict(requests, events, users)
+        pandas = sys.modules.get("pandas")
+        if pandas is not None and isinstance(requests, pandas.DataFrame):
+            frame = pandas.DataFrame(probability_RK, index=requests.index, columns=self.names)
+            return frame if len(self.names) > 1 else frame[self.names[0]]
+        return probability_RK if len(self.names) > 1 else probability_RK[:, 0]
+
+    def predict_table(self, requests: Any, *, events: Any = None, users: Any = None) -> pa.Table:
+        """The requests with their probabilities: Arrow, which ``polars.from_arrow``, ``duckdb.from_arrow`` and ``to_pandas`` take.
+
+        Args:
+            requests: as ``predict`` has it, and so are
+            events: and
+            users: likewise.
+
+        Returns:
+            Every column of the requests, in the order of their rows, and those that ``names`` names, float32. An index of pandas
+            is left out.
+
+        Raises:
+            DataError: as ``predict``, and on a column that is to be added and there already.
+        """
+        table = read_frame(requests, "requests")
+        added = self._predict(table, events, users)
+        return with_columns(table, dict(zip(self.names, map(pa.array, added.T), strict=True)), "requests")
+
+    def _predict(self, requests: Any, events: Any, users: Any) -> np.ndarray:
+        """float32 [R, K]."""
         known = self.known
         if events is not None:
             known = replace(
@@ -191,14 +222,10 @@ class Predictor:
         if users is not None:
             known = replace(known, users=UserCodes.read(_users(users, self.values, self.prepared.schema), self.values))
         columns = (*EVENT_IDS, *(feature.name for feature in self.prepared.features.event))
-        given = GivenRequests(_table(requests, "requests", columns), self.prepared.schema.time_unit or "s")
+        table = ArrowTable.of(read_frame(requests, "requests", columns), "requests")
+        given = GivenRequests(table, self.prepared.schema.time_unit or "s")
         scores = [np.empty((0, len(self.names)), np.float32), *(score for _, score in self.score(given, known))]
-        probability_RK = np.concatenate(scores)
-        pandas = sys.modules.get("pandas")
-        if pandas is not None and isinstance(requests, pandas.DataFrame):
-            frame = pandas.DataFrame(probability_RK, index=requests.index, columns=self.names)
-            return frame if len(self.names) > 1 else frame[self.names[0]]
-        return probability_RK if len(self.names) > 1 else probability_RK[:, 0]
+        return np.concatenate(scores)
 
     def score(self, requests: Requests, known: Known | None = None) -> Iterator[tuple[RequestBatch, np.ndarray]]:
         """Batches of requests, in their order, with float32 [R, K] probabilities; the same on every process.
@@ -240,7 +267,7 @@ def _events(source: Any, prepared: Prepared) -> Events:
         events = open_events(source, tasks, schema.columns_alone)
     else:
         columns = (*EVENT_IDS, *tasks, *prepared.features.columns)
-        events = events_of(_table(source, "events", columns), tasks, schema)
+        events = events_of(ArrowTable.of(read_frame(source, "events", columns), "events"), tasks, schema)
     for name in prepared.features.columns:
         events.table.type_of(name, what="feature")  # its values are checked as they are read
     # no tasks, even if there is a column of labels
@@ -251,22 +278,10 @@ def _users(source: Any, values: dict[str, Any], schema: DataSchema) -> Users | N
     if not values:
         return None
     if not isinstance(source, str | Path | DataFolder):
-        return users_of(_table(source, "users", ("user_id", *values)), schema)
+        return users_of(ArrowTable.of(read_frame(source, "users", ("user_id", *values)), "users"), schema)
     users = open_users(source, schema.columns_alone)
     if users is None:
         raise DataError(
             f"{DataFolder.of(source).where('users')}: no such file; the ranker reads {', '.join(values)} of it: name it with --users"
         )
     return users
-
-
-def _table(value: Any, name: str, columns: tuple[str, ...]) -> ArrowTable:
-    """Those of the columns that a pandas or Arrow table has."""
-    if isinstance(value, pa.Table | pa.RecordBatch):
-        table = pa.Table.from_batches([value]) if isinstance(value, pa.RecordBatch) else value
-        return ArrowTable.of(table.select([c for c in columns if c in table.schema.names]), name)
-    pandas = sys.modules.get("pandas")
-    if pandas is None or not isinstance(value, pandas.DataFrame):
-        raise SidrecError(f"{name}: must be a pandas DataFrame or a pyarrow Table, is {type(value).__name__}")
-    chosen = value[[column for column in columns if column in value.columns]]
-    return ArrowTable.of(pa.Table.from_pandas(chosen, preserve_index=False), name)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec
 from sidrec_torchrec.data.like import TRAINED_ON
-from sidrec_torchrec.data.prepare import SPLITS, Prepared, open_prepared
+from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.data.seen_by import SeenBy
 from sidrec_torchrec.errors import CodecMismatchError, DataError, SidrecError
 from sidrec_torchrec.files import atomic_path, read_object, write_json
@@ -24,7 +24,7 @@ from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms import ARMS, ArmInputs, Needs, SIDArray
 from sidrec_torchrec.ranker.arms.open import named, training_events_file
 
-_ARM_FILE, _ARRAYS = "arm.json", "arrays"
+ARM_FILE, _ARRAYS = "arm.json", "arrays"
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class TrainedOn:
         folder = ranker / TRAINED_ON
         if not folder.is_dir():
             return TrainedOn(open_prepared(prepared))
-        arm = read_object(folder / _ARM_FILE)
+        arm = read_object(folder / ARM_FILE)
         try:
             return TrainedOn(open_prepared(folder), arm["fingerprints"], tuple(arm["sources"]))
         except (KeyError, TypeError) as error:
             raise DataError(
-                f"{folder / _ARM_FILE}: of another version of sidrec_torchrec ({error!r}); train again"
+                f"{folder / ARM_FILE}: of another version of sidrec_torchrec ({error!r}); train again"
             ) from error
 
     def named(self, sids: Sequence[Path]) -> dict[str, Path]:
@@ -149,12 +149,11 @@ def keep_trained_on(ranker: Path, prepared: Prepared, inputs: ArmInputs, arm: st
 
 
 def _keep(ranker: Path, prepared: Prepared, inputs: ArmInputs, arm: str) -> None:
-    sequences = {prepared.path(split) for split in SPLITS}
     with atomic_path(ranker / TRAINED_ON) as folder:
         folder.mkdir()
-        _link((path for path in prepared.files() if path not in sequences), folder)
+        _link(prepared.files_beside_sequences(), folder)
         fingerprints = {name: sid.codec.spec.fingerprint for name, sid in inputs.sids.items()}
-        write_json(folder / _ARM_FILE, {"fingerprints": fingerprints, "sources": list(inputs.vectors)}, sealed=True)
+        write_json(folder / ARM_FILE, {"fingerprints": fingerprints, "sources": list(inputs.vectors)}, sealed=True)
         if ARMS[arm].counts_events:
             (folder / _ARRAYS).mkdir()
             for name, path in inputs.vectors.items():

@@ -22,6 +22,7 @@ from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.loop import Course, LoopConfig
 from sidrec_torchrec.training.profiler import profiled
 from sidrec_torchrec.training.progress import Stage
+from sidrec_torchrec.training.trackers import check_trackers
 from sidrec_torchrec.training.trainee import Step, Trainee, Values
 
 
@@ -36,6 +37,7 @@ class RankerTrainingConfig:
         checkpoint_batches: batches between two checkpoints; one is also made after each epoch.
         checkpoint_minutes: minutes between two, besides; 0 makes one after every batch.
         profile: first and last batch to trace, such as ``10:20``, counted from 1 where the process begins; none given: none.
+        tracker: where losses and measures go: ``tensorboard``, ``mlflow``, ``wandb``.
         seed: of weights, dropout and shuffling.
         model: sizes of the ranker.
         optimizer: rates and schedule.
@@ -46,6 +48,7 @@ class RankerTrainingConfig:
     checkpoint_batches: int = 1000
     checkpoint_minutes: float = 10.0
     profile: str = ""
+    tracker: tuple[str, ...] = ("tensorboard",)
     seed: int = 0
     model: RankerConfig = field(default_factory=RankerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -54,6 +57,7 @@ class RankerTrainingConfig:
         check_at_least(self, 1, "epochs", "checkpoint_batches")
         check_at_least(self, 0, "batch_events", "checkpoint_minutes", "seed")
         profiled(self.profile)
+        check_trackers(self.tracker)
 
     def events_at_once(self, trained_on: Prepared) -> int:
         """Events in a batch over all processes, padding included."""

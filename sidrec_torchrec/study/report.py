@@ -1,14 +1,16 @@
 """What a comparison of arms came to: report.json and the table on the terminal."""
 
-from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from sidrec_torchrec.ranker.evaluation import BREAKDOWN
+from sidrec_torchrec.ranker.evaluation import BREAKDOWN, RELIABILITY
+from sidrec_torchrec.study.intervals import Interval
 
 _OVER_SEEDS = {"ne", "nmse", "calibration"}
+_TARGETS = "targets_"
+REPORT_FILE = "report.json"  # in a pipeline's folder
 
 
 def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None) -> dict[str, Any]:
@@ -20,11 +22,15 @@ def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None)
 
     Returns:
         Values per seed (of several tasks, those of each and their means), NE gains of the means,
-        (NE_base - NE_arm) / NE_base, what the arm costs, and, as ``breakdown``, NE and calibration per seed by bucket of each
-        table and task; nothing where a run of an earlier version has none.
+        (NE_base - NE_arm) / NE_base, what the arm costs, numbers of test ``targets`` by slice, validation metrics by seed and
+        epoch, and, as ``breakdown``, NE and calibration per seed by bucket of each table and task, as ``reliability`` the counts
+        of a calibration curve per task and seed; nothing where a run of an earlier version has none.
     """
-    metrics = [name for name in runs[0]["test"] if not name.startswith("targets_") and name != BREAKDOWN]
-    summary: dict[str, Any] = {name: [run["test"][name] for run in runs] for name in metrics}
+    test = runs[0]["test"]
+    numbers = [name for name, value in test.items() if value is None or isinstance(value, int | float)]
+    metrics = [name for name in numbers if not name.startswith(_TARGETS)]
+    summary: dict[str, Any] = {"arm": runs[0].get("arm"), "seed": [run.get("seed", i) for i, run in enumerate(runs)]}
+    summary |= {name: [run["test"][name] for run in runs] for name in metrics}
     for name in metrics:
         if name.startswith(("ne_", "nmse_")):
             own, its = _mean(summary[name]), _mean([run["test"][name] for run in base or []])
@@ -35,7 +41,11 @@ def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None)
     summary["train_events_per_s"] = _mean([run["train_events_per_s"] for run in runs])
     summary["best_epoch"] = [run["best_epoch"] + 1 for run in runs]
     summary["train_seconds"] = [run["train_seconds"] for run in runs]
+    summary["targets"] = {name.removeprefix(_TARGETS): test[name] for name in numbers if name.startswith(_TARGETS)}
+    summary["validation"] = [run.get("validation", []) for run in runs]
     summary[BREAKDOWN] = _over_seeds([run["test"].get(BREAKDOWN, {}) for run in runs])
+    curves = [run["test"].get(RELIABILITY, {}) for run in runs]
+    summary[RELIABILITY] = {task: [curve[task] for curve in curves] for task in curves[0] if all(curves)}
     return summary
 
 
@@ -58,7 +68,8 @@ def print_report(report: dict[str, Any]) -> None:
     """The table of arms, as a user reads it."""
     seeds = report["seeds"]
     protocol = report["protocol"]
-    title = f"NE by arm, {seeds} seed{'s' * (seeds > 1)}: lower is better; cold = items unseen in training"
+    over = f"mean of {seeds} seeds with its 95% interval" if seeds > 1 else "one seed"
+    title = f"NE by arm, {over}: lower is better; cold = items unseen in training"
     table = Table(title=title, title_justify="left")
     for column in ("arm", "NE warm", "NE cold", "gain warm", "gain cold", "B/event stored", "B/event KJT"):
         table.add_column(column, justify="left" if column == "arm" else "right")
@@ -74,11 +85,11 @@ def print_report(report: dict[str, Any]) -> None:
         for task, (kind, suffix) in task_metrics(report).items():
             table.add_row(
                 f"{name}{task}",
-                *(spread(arm[f"{kind}_{part}{suffix}"]) for part in ("warm", "cold")),
-                *(percent(arm[f"{kind}_gain_{part}{suffix}"]) for part in ("warm", "cold")),
+                *(spread(arm.get(f"{kind}_{part}{suffix}", [])) for part in ("warm", "cold")),
+                *(percent(arm.get(f"{kind}_gain_{part}{suffix}")) for part in ("warm", "cold")),
                 *costs,
             )
-    console = Console(width=max(Console().width, 120))
+    console = Console(width=max(Console().width, 140))
     console.print(table)
     console.print(protocol, highlight=False)
 
@@ -97,22 +108,14 @@ def task_metrics(report: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def spread(values: list[float | None]) -> str:
-    """Mean and, over several seeds, standard deviation; a dash where a value is not defined."""
-    known = _known(values)
-    if not known:
-        return "-"
-    return f"{fmean(known):.4f}" + (f" ±{stdev(known):.4f}" if len(known) > 1 else "")
+    """Mean and, over several seeds, half of its 95% interval; a dash where a value is not defined."""
+    interval = Interval.of(values)
+    return "-" if interval is None else interval.text(".4f")
 
 
 def _mean(values: list[float | None]) -> float | None:
-    known = _known(values)
-    return fmean(known) if known else None
-
-
-def _known(values: list[float | None]) -> list[float]:
-    """The values; none at all where one of them is not defined."""
-    known = [value for value in values if value is not None]
-    return known if len(known) == len(values) else []
+    interval = Interval.of(values)
+    return None if interval is None else interval.mean
 
 
 def percent(value: float | None) -> str:

@@ -7,6 +7,9 @@ import typing
 from pathlib import Path
 from typing import Any
 
+POSITIONAL = {
+    "is_positional": True
+}  # metadata of a field of several values that need no flag before them on the command line
 _PATH = "path"  # a path is {"path": relative to the run's folder, "was": absolute}
 _WAS = "was"
 
@@ -58,11 +61,26 @@ def without_paths(value: Any) -> Any:
     return value
 
 
+def plain_fields(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The JSON value of a config as one flat dict: fields of configs within as ``model.dim``, paths as text."""
+    flat: dict[str, Any] = {}
+    for name, field in value.items():
+        is_config = isinstance(field, dict) and not _is_path(field)
+        flat |= plain_fields(field, f"{prefix}{name}.") if is_config else {prefix + name: _shown(field)}
+    return flat
+
+
 def without(value: Any, names: tuple[str, ...]) -> Any:
     """The JSON value without fields of these names, at any depth."""
     if isinstance(value, dict):
         return {k: without(v, names) for k, v in value.items() if k not in names}
     return [without(v, names) for v in value] if isinstance(value, list) else value
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, list):
+        return ",".join(str(_shown(v)) for v in value)
+    return value[_WAS] if _is_path(value) else value
 
 
 def _is_path(value: Any) -> bool:

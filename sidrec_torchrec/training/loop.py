@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from sidrec_torchrec.errors import DivergedError, PreemptedError
 from sidrec_torchrec.files import atomic_path
@@ -23,6 +22,7 @@ from sidrec_torchrec.training.measures import Measures
 from sidrec_torchrec.training.profiler import Profiler
 from sidrec_torchrec.training.progress import Stage, say, stage
 from sidrec_torchrec.training.random_state import random_state, set_random_state
+from sidrec_torchrec.training.trackers import Trackers
 from sidrec_torchrec.training.trainee import NotFiniteError, Step, Trainee, Values
 
 CHECKPOINTS = "checkpoints"
@@ -83,17 +83,20 @@ class Loop:
     Args:
         trainee: what to train.
         config: for how long.
-        folder: for checkpoints and TensorBoard's curves.
+        folder: for checkpoints and traces.
         processes: the group; every process runs the loop.
+        trackers: where losses and measures go.
     """
 
-    def __init__(self, trainee: Trainee, config: LoopConfig, folder: Path, processes: Processes) -> None:
+    def __init__(
+        self, trainee: Trainee, config: LoopConfig, folder: Path, processes: Processes, trackers: Trackers
+    ) -> None:
         self._trainee = trainee
         self._config = config
         self._folder = folder
         self._processes = processes
         self._checkpoints = Checkpoints(folder / CHECKPOINTS)
-        self._curves = SummaryWriter(folder / "tensorboard") if processes.is_main else None
+        self._trackers = trackers
         self._course = Course()
         self._batch = 0  # batches of this epoch that were trained on
         self._done = 0.0  # of the epoch's size
@@ -129,8 +132,6 @@ class Loop:
         state = {"model": self._trainee.model.state_dict()}
         self._checkpoints.load(BEST, state)
         self._trainee.model.load_state_dict(state["model"])
-        if self._curves is not None:
-            self._curves.close()
         return self._course
 
     @property
@@ -182,16 +183,14 @@ class Loop:
         self._profiler.before_step()
 
     def _show(self, progress: Stage, step: Step, seen: dict[str, float] | None) -> None:
-        if self._curves is None:  # not the main process
+        if not self._processes.is_main:
             return
         self._seen = seen or self._seen
         loss = self._trainee.total(self._means(self._sums))
         progress.advance(step.amount, f"loss {loss:.4f}", {"loss": loss, **self._seen})
         at = int(self._epoch * self._trainee.epoch_size + self._done)
         own = self._trainee.total(self._means(torch.stack([step.loss_sums, step.counts])))
-        self._curves.add_scalar("train/loss", own, at)
-        for tag, value in (seen or {}).items():
-            self._curves.add_scalar(tag, value, at)
+        self._trackers.log({"train/loss": own, **(seen or {})}, at)
 
     @torch.no_grad()
     def _validate(self) -> Values:
@@ -276,14 +275,11 @@ class Loop:
         self._batch, self._done, self._sums = 0, 0.0, self._zeros()
         if course.best == last:
             self._checkpoints.save(BEST, {"model": self._trainee.model.state_dict()})
-        if self._curves is not None:
-            at = int(self._epoch * self._trainee.epoch_size)
-            for name, value in values.items():
-                if value is not None:
-                    is_loss = name.startswith(_TRAIN)
-                    tag = f"epoch/{name.removeprefix(_TRAIN)}" if is_loss else f"validation/{name}"
-                    self._curves.add_scalar(tag, value, at)
-            self._curves.flush()
+        self._trackers.log(
+            {_tag(name): value for name, value in values.items() if value is not None},
+            int(self._epoch * self._trainee.epoch_size),
+        )
+        self._trackers.flush()
         self._save(LAST)
 
     def _zeros(self) -> Tensor:
@@ -326,3 +322,8 @@ class Loop:
             set_random_state(place["processes"][self._processes.rank]["random"])
         elif self._processes.is_main:
             self._sums = sums_P2K.sum(0)
+
+
+def _tag(name: str) -> str:
+    """What trackers call a value of an epoch."""
+    return f"epoch/{name.removeprefix(_TRAIN)}" if name.startswith(_TRAIN) else f"validation/{name}"

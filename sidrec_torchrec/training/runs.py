@@ -29,7 +29,13 @@ CONFIG_FILE = "run.json"
 RESULT_FILE = "metrics.json"
 LOCK_FILE = "run.lock"
 INPUTS = "inputs"  # in CONFIG_FILE, beside the config's fields: what each input file was
-_HOW_OFTEN = ("checkpoint_batches", "checkpoint_minutes", "profile")  # fields of any config that change no result
+_NO_RESULT = (
+    "checkpoint_batches",
+    "checkpoint_minutes",
+    "profile",
+    "engine",
+    "tracker",
+)  # fields of any config that change no result
 
 _held: set[TextIO] = set()  # lock files of this process
 _outermost: ContextVar[Path | None] = ContextVar("outermost", default=None)  # folder of the run whose step this one is
@@ -97,7 +103,7 @@ def open_run(
 
         def claim() -> dict[str, Any] | None:
             is_locked = stack.enter_context(_locked(folder))
-            fields = without({k: v for k, v in config_json(config, folder).items() if k not in ignore}, _HOW_OFTEN)
+            fields = without({k: v for k, v in config_json(config, folder).items() if k not in ignore}, _NO_RESULT)
             stack.enter_context(_claimed(folder, fields, inputs, grows=grows, free=free, remedy=remedy))
             if is_locked:
                 remove_temporaries(folder)
@@ -135,7 +141,7 @@ def look(folder: Path, config: Any, inputs: Iterable[Path] = (), *, ignore: tupl
         return "refused: it holds files of something else"
     there = {k: v for k, v in read_object(path).items() if k not in ignore}
     known = there.pop(INPUTS, None)
-    fields = without({k: v for k, v in config_json(config, folder).items() if k not in ignore}, _HOW_OFTEN)
+    fields = without({k: v for k, v in config_json(config, folder).items() if k not in ignore}, _NO_RESULT)
     is_grown = getattr(config, "append", False)
     try:
         _check_config(folder, there, fields)
@@ -260,7 +266,7 @@ def _claimed(
 
 
 def _check_config(folder: Path, there: dict[str, Any], config: dict[str, Any]) -> None:
-    there, config = without(without_paths(there), _HOW_OFTEN), without_paths(config)
+    there, config = without(without_paths(there), _NO_RESULT), without_paths(config)
     if differences := _differences(there, config):
         words = "; ".join(differences)
         raise RunMismatchError(f"{folder}: holds another run ({words}); give another folder, or remove this one")
@@ -278,10 +284,15 @@ def _differences(there: dict[str, Any], config: dict[str, Any], prefix: str = ""
     return found
 
 
+def run_config(folder: Path) -> dict[str, Any]:
+    """What the run in ``folder`` was given, as JSON; nothing if there is no run."""
+    path = folder / CONFIG_FILE
+    return {k: v for k, v in read_object(path).items() if k != INPUTS} if path.exists() else {}
+
+
 def run_path(folder: Path, field: str) -> Path | None:
     """A path that the run in ``folder`` was given; None if there is no run, or it has no such field."""
-    path = folder / CONFIG_FILE
-    value = read_object(path).get(field) if path.exists() else None
+    value = run_config(folder).get(field)
     return None if value is None else located(value, folder)
 
 

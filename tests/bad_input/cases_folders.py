@@ -75,8 +75,8 @@ PREPARED = [
         for file, says in (
             ("prepared.json", "prepared.json: not"),
             ("files.json", "files.json: not"),
-            ("train.parquet", "train.parquet: not what was written"),
-            ("test.parquet", "test.parquet: not what was written"),
+            ("train/part-00000.parquet", "part-00000.parquet: not what was written"),
+            ("test/_index.arrow", "_index.arrow: not what was written"),
             ("seen.npy", "seen.npy: not what was written"),
             ("item_ids.parquet", "item_ids.parquet: not what was written"),
         )
@@ -100,10 +100,10 @@ PREPARED = [
         written("prepared/sequences/prepared.json", b'{"a": 1}'),
     ),
     Kind(
-        "a prepared folder without train.parquet",
+        "a prepared folder without a part of its sequences",
         TRAIN,
-        "train.parquet: is not there any more",
-        gone("prepared/sequences/train.parquet"),
+        "part-00000.parquet: is not there any more",
+        gone("prepared/sequences/train/part-00000.parquet"),
     ),
     Kind(
         "a folder where an array should be",

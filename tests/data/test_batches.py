@@ -3,12 +3,17 @@
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sidrec_torchrec.data import batches as batches_module
+from sidrec_torchrec.data import batch_plan, scatter, sequence_files
+from sidrec_torchrec.data.batch_plan import pools
 from sidrec_torchrec.data.batches import RankBatch, SequenceBatches
 from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, prepare
+from sidrec_torchrec.data.sequence_files import open_sequences
+from sidrec_torchrec.errors import DataError
 from tests.data.test_prepare import rows_of, write_corpus
 
 
@@ -100,7 +105,8 @@ def test_start_in_the_middle(prepared):
 
 
 def test_padding_fits_the_budget(prepared, monkeypatch):
-    monkeypatch.setattr(batches_module, "_SHUFFLE_ROWS", 50)
+    monkeypatch.setattr(batch_plan, "HANDS", 4)  # several pools
+    monkeypatch.setattr(batch_plan, "_POOL_ROWS", 50)
     for batch in make_batches(prepared, shuffle=True, batch_events=100):
         assert len(batch.lengths_B) == 1 or len(batch.lengths_B) * int(batch.lengths_B.max()) <= 100
 
@@ -127,3 +133,114 @@ def test_moves_whole(prepared):
     batch = next(iter(make_batches(prepared)))
     moved = batch.to(torch.device("cpu"))
     assert events_of(moved) == events_of(batch)
+
+
+@pytest.fixture(scope="module")
+def long_log(tmp_path_factory) -> Prepared:
+    """Rows of many lengths, several deals, two parts."""
+    folder = tmp_path_factory.mktemp("long")
+    rng = np.random.default_rng(0)
+    lengths_U = rng.integers(2, 120, 3000)
+    user_N = np.repeat(np.arange(len(lengths_U)), lengths_U)
+    events = {
+        "user_id": user_N,
+        "item_id": rng.integers(0, 50, len(user_N)),
+        "timestamp": np.arange(len(user_N)),
+        "label": rng.integers(0, 2, len(user_N)).astype(np.int8),
+    }
+    pq.write_table(pa.table({"item_id": np.arange(50)}), folder / "items.parquet")
+    pq.write_table(pa.table(events), folder / "events.parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scatter, "EVENTS_PER_BUCKET", 90_000)
+        patch.setattr(scatter, "_LEAST_PER_BUCKET", 90_000)
+        patch.setattr(sequence_files, "_DEAL_EVENTS", 30_000)
+        return prepare(folder, folder / "out", PrepareConfig(max_history=64, targets_per_row=32, cold_fraction=0.0))
+
+
+def planned(prepared: Prepared, batch_events: int, shuffle: bool = True):
+    """Of each batch, the pool it is of and its plan."""
+    with open_sequences(prepared.path("train")) as files:
+        rng = np.random.default_rng(0) if shuffle else None
+        return [(pool, batch) for pool in pools(files, rng) for batch in pool.batches(batch_events, rng)]
+
+
+def test_a_deal_gives_every_group_as_many_rows_of_the_same_lengths(long_log):
+    with open_sequences(long_log.path("train")) as files:
+        looks = [files.look(group) for group in range(files.num_groups)]
+        assert files.num_groups >= 4 * sequence_files.HANDS
+        for group in (0, 70, files.num_groups - 1):  # the index says what the rows are
+            rows, look = files.rows(group), looks[group]
+            assert [len(row) for row in rows] == look.events_R.tolist()
+            assert [row.num_scored() for row in rows] == look.targets_R.tolist()
+            np.testing.assert_array_equal(np.stack([row.label_weights(1) for row in rows]), look.labels_RK)
+    deal = looks[: sequence_files.HANDS]
+    counts, events = [len(look.events_R) for look in deal], [int(look.events_R.sum()) for look in deal]
+    assert max(counts) - min(counts) <= 1
+    assert max(events) <= 1.25 * min(events)  # of 5 or 6 rows each
+
+
+def lengths_of(pool, batch) -> np.ndarray:
+    return np.array([pool.looks[p].events_R[r] for p, r in zip(batch.place_B, batch.row_B, strict=True)])
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4, 8])
+def test_processes_have_as_many_events(long_log, world_size):
+    """In a batch as in all: a process that has more keeps the others waiting."""
+    rng = np.random.default_rng(0)
+    dealt, drawn = [], []  # by batch, events of each process: as they are, and if rows were drawn
+    for pool, batch in planned(long_log, batch_events=8 * 96 * world_size):
+        owner_B = np.array([next(r for r in range(world_size) if p in pool.own(r, world_size)) for p in batch.place_B])
+        for events, its_B in ((dealt, owner_B), (drawn, rng.integers(world_size, size=len(owner_B)))):
+            events.append(np.bincount(its_B, weights=lengths_of(pool, batch), minlength=world_size))
+    excess, by_chance = (np.mean([e.max() / e.mean() - 1 for e in events]) for events in (dealt, drawn))
+    assert excess <= by_chance / 2
+    total = np.sum(dealt, axis=0)
+    assert total.max() <= 1.15 * total.mean()  # groups of the last deal are smaller
+
+
+def test_batches_are_of_like_length(long_log):
+    """About as much so as if all rows of the split were sorted."""
+    batches = [lengths_of(*its) for its in planned(long_log, batch_events=2000)]
+    lengths_R = np.concatenate(batches)
+    jittered = np.argsort(lengths_R + np.random.default_rng(0).uniform(0, 16, len(lengths_R)))
+    best = [lengths_R[cut] for cut in batch_plan.cut_by_length(lengths_R, 2000, jittered)]
+    padded, least = (sum(its.max() * len(its) for its in each) for each in (batches, best))
+    assert padded <= 1.05 * least
+
+
+def test_a_process_reads_its_own_groups(long_log, monkeypatch):
+    read: list[int] = []
+    table = sequence_files.SequenceFiles.table
+
+    def counted(files, group, columns=None):
+        read.append(group)
+        return table(files, group, columns)
+
+    monkeypatch.setattr(sequence_files.SequenceFiles, "table", counted)
+    shares = []
+    for rank in range(4):
+        read.clear()
+        for _ in make_batches(long_log, batch_events=4000, rank=rank, world_size=4, shuffle=True):
+            pass
+        assert len(read) == len(set(read))
+        shares.append(set(read))
+    groups = set().union(*shares)
+    assert sum(map(len, shares)) == len(groups)  # each group by one process
+    assert max(map(len, shares)) <= 1.1 * len(groups) / 4
+
+
+def test_parts_of_another_run_are_refused(long_log, tmp_path):
+    for name in ("part-00000.parquet", "_index.arrow"):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / "train" / name).write_bytes((long_log.path("train") / name).read_bytes())
+    with open_sequences(tmp_path / "train") as files:
+        assert len(files.rows(3)) == len(files.look(3).events_R)
+    table = pq.read_table(tmp_path / "train" / "part-00000.parquet")
+    pq.write_table(table, tmp_path / "train" / "part-00000.parquet", row_group_size=5)
+    with (
+        pytest.raises(
+            DataError, match=r"train: .*part-00000.parquet: not the part that the index is of; prepare again"
+        ),
+        open_sequences(tmp_path / "train") as files,
+    ):
+        files.rows(3)

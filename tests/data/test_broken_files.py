@@ -13,6 +13,7 @@ from sidrec_torchrec.data.collaborative import CollaborativeConfig, collaborativ
 from sidrec_torchrec.data.fingerprint import files_fingerprint
 from sidrec_torchrec.data.item_arrays import map_rows, write_rows
 from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, open_prepared, prepare
+from sidrec_torchrec.data.sequence_files import part_path
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.ranker.arms import ArmConfig, ArmInputs, NoneArm
 
@@ -44,11 +45,11 @@ def spoil(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut_short, spoil, Path.unlink])
 def test_sequences(prepared: Prepared, damage):
-    damage(prepared.path("train"))
-    with pytest.raises(DataError, match=r"train\.parquet: not a sequences file, or cut short: .*; prepare again"):
+    damage(part_path(prepared.path("train"), 0))
+    with pytest.raises(DataError, match=r"train: not whole sequences, or cut short: .*part-00000.*; prepare again"):
         arm = NoneArm(ArmInputs(num_items=prepared.num_items), ArmConfig())
         list(SequenceBatches(prepared, "train", arm, batch_events=512))
-    with pytest.raises(DataError, match=r"train\.parquet: not a sequences file, or cut short: .*; prepare again"):
+    with pytest.raises(DataError, match=r"train: not whole sequences, or cut short: .*part-00000.*; prepare again"):
         collaborative_vectors(prepared, CollaborativeConfig())
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from sidrec_torchrec.data.collaborative import CollaborativeConfig, CollaborativeVectors, collaborative_vectors
 from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, prepare
+from sidrec_torchrec.data.sequence_files import HANDS, open_sequences
 from sidrec_torchrec.data.sequences import from_table
 from sidrec_torchrec.errors import DataError
 
@@ -35,9 +36,8 @@ def prepared(tmp_path_factory) -> Prepared:
     pq.write_table(pa.table(events), folder / "events.parquet")
     config = PrepareConfig(cold_fraction=0.0, targets_per_row=20, max_history=30)
     prepared = prepare(folder, folder / "sequences", config)
-    train = pq.read_table(prepared.path("train"))
-    pq.write_table(train, prepared.path("train"), row_group_size=13)
-    (prepared.folder / "files.json").unlink()  # which lists the file as it was
+    with open_sequences(prepared.path("train")) as files:
+        assert files.num_groups == HANDS
     return prepared
 
 
@@ -101,7 +101,7 @@ def test_processes_share_the_work(prepared, run_distributed):
 
 
 def test_too_few_events(prepared: Prepared, tmp_path: Path):
-    with pytest.raises(DataError, match=r"train\.parquet: no item has 5000 training targets; lower least_events"):
+    with pytest.raises(DataError, match=r"train: no item has 5000 training targets; lower least_events"):
         collaborative_vectors(prepared, CollaborativeConfig(least_events=5000))
     with pytest.raises(ValueError, match="dim must be at least 2"):
         CollaborativeConfig(dim=1)
@@ -125,7 +125,7 @@ def test_labels_that_tell_no_item_from_another_are_refused(tmp_path):
     rng = np.random.default_rng(0)
     is_test_N = np.arange(600) % 30 >= 24
     prepared = of_events(tmp_path, rng.integers(0, 10, 600), np.where(is_test_N, rng.integers(0, 2, 600), 1))
-    with pytest.raises(DataError, match=r"train\.parquet: the labels .* tell no item from another; do without"):
+    with pytest.raises(DataError, match=r"train: the labels .* tell no item from another; do without"):
         collaborative_vectors(prepared, CollaborativeConfig())
 
 

@@ -22,6 +22,7 @@ from sidrec_torchrec.data.parquet import ArrowTable
 from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, prepare
 from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents
 from sidrec_torchrec.data.seen_by import check_alike, seen_by
+from sidrec_torchrec.data.sequence_files import part_path
 from sidrec_torchrec.errors import DataError, SidrecError
 from tests.data.test_prepare import rows_of, write_corpus
 
@@ -138,7 +139,7 @@ def test_negatives_have_the_features_of_their_positive(tmp_path):
 def test_without_features_files_are_what_they_were(tmp_path):
     add_features(tmp_path)
     prepared = prepare_here(tmp_path, DataSchema())
-    assert pq.read_schema(prepared.path("train")).names == [
+    assert pq.read_schema(part_path(prepared.path("train"), 0)).names == [
         "user_id", "user_codes", "item", "action", "timestamp", "order", "visible", "num_targets"
     ]  # fmt: skip
     assert "features" not in json.loads((prepared.folder / "prepared.json").read_text())

@@ -10,7 +10,7 @@ import pytest
 from sidrec_torchrec.data.format import DataFolder, DataSchema
 from sidrec_torchrec.data.like import backtest_config, like_config, own_rows
 from sidrec_torchrec.data.policy import EventPolicy
-from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.data.seen_by import check_alike, check_labels, seen_by
 from sidrec_torchrec.data.sequences import from_table
 from sidrec_torchrec.errors import DataError, SidrecError
@@ -189,20 +189,11 @@ def test_negatives_of_a_test_are_of_the_kind_that_the_ranker_sees(tmp_path):
     assert prepare(tmp_path / "labeled", tmp_path / "l", PrepareConfig(), own).sampled_negatives
 
 
-def test_rows_of_an_earlier_version_are_known_for_the_same_file_alone(own, tmp_path):
-    (own.folder / "item_ids.parquet").unlink()
-    old = open_prepared(own.folder)
-    same = own_rows(old, None, own.data["items"], tmp_path)
-    assert same.tolist() == list(range(own.num_items))
-    with pytest.raises(DataError, match="own: prepared by an earlier version, which did not keep item ids"):
-        own_rows(old, pa.array([1, 2]), "another", tmp_path)
-
-
 def test_ids_of_another_type_are_refused(own, tmp_path):
     with pytest.raises(
         DataError, match="new: item_id is large_string, in .*own it is int64; write items with one type"
     ):
-        own_rows(own, pa.array(["a"], pa.large_string()), "another", tmp_path / "new")
+        own_rows(own, pa.array(["a"], pa.large_string()), tmp_path / "new")
 
 
 def test_a_test_alone_needs_somebody_to_test(tmp_path):

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sidrec_torchrec.data import buckets
-from sidrec_torchrec.data.prepare import SPLITS, PrepareConfig, Prepared, open_prepared, prepare
+from sidrec_torchrec.data import scatter
+from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, open_prepared, prepare
 from sidrec_torchrec.data.sequences import Sequence, from_table
+from sidrec_torchrec.data.splits import SPLITS
 from sidrec_torchrec.errors import DataError
 
 NUM_ITEMS = 40
@@ -116,7 +117,7 @@ def test_a_share_of_the_users_trains_and_all_are_tested(tmp_path):
 def test_result_does_not_depend_on_buckets(tmp_path, monkeypatch):
     write_corpus(tmp_path / "data", labels=False)
     one = prepare(tmp_path / "data", tmp_path / "one", PrepareConfig())
-    monkeypatch.setattr(buckets, "EVENTS_PER_BUCKET", 100)
+    monkeypatch.setattr(scatter, "EVENTS_PER_BUCKET", 100)
     many = prepare(tmp_path / "data", tmp_path / "many", PrepareConfig())
     for split in SPLITS:
         tables = [pq.read_table(p.path(split)).sort_by("user_id") for p in (one, many)]

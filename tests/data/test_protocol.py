@@ -14,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidrec_torchrec.data.buckets import UserEvents
-from sidrec_torchrec.data.prepare import SPLITS, PrepareConfig, Prepared, open_prepared, prepare
+from sidrec_torchrec.data.census import take_census
+from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, prepare
 from sidrec_torchrec.data.protocol import Splitter
 from sidrec_torchrec.data.sequences import from_table
+from sidrec_torchrec.data.splits import SPLITS
+from sidrec_torchrec.engines.base import Inline
 from sidrec_torchrec.errors import DataError
 
 ITEMS = 8
@@ -229,9 +232,9 @@ def test_events_without_an_item_are_kept_and_counted_nowhere():
     user = UserEvents(user_id=1, codes=np.zeros(0, np.int32), item=item_N, timestamp=time_N, action=np.ones(5, np.int8))
 
     class Buckets:
-        path = Path("events.parquet")
+        path, count = Path("events.parquet"), 1
 
-        def users(self):
+        def users(self, bucket, counts):
             yield user
 
     splitter = Splitter(
@@ -240,17 +243,6 @@ def test_events_without_an_item_are_kept_and_counted_nowhere():
     splitter.drawn_I[:] = [False, False, False, True]
     (train, test) = splitter.split(user)
     assert train[1].tolist() == [0, 1, 2, 3] and test[1].tolist() == [0, 1, 2, 3, 4]
-    census = splitter.take_census(Buckets())
+    census, _ = take_census(Buckets(), splitter, Inline())
     assert census.training_I.tolist() == [1, 1, 0, 0] and census.seen_I.tolist() == [True, True, False, False]
     assert census.first_event_I.tolist()[:3] == [0, 2, 4]
-
-
-def test_folders_of_version_0_2_are_read(tmp_path):
-    write_log(tmp_path, [(n % 5, n % 3, n) for n in range(50)])
-    prepared = prepare(tmp_path, tmp_path / "out", PrepareConfig(cold_fraction=0.0, validation_fraction=0.0))
-    counted, files = prepared.training_events(), prepared.files()
-    for name in ("training_events.npy", "first_event.npy"):
-        (prepared.folder / name).unlink()
-    old = open_prepared(prepared.folder)
-    assert old.training_events().tolist() == counted.tolist() and old.first_events() is None
-    assert len(old.files()) == len(files) - 2

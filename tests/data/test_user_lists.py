@@ -19,6 +19,7 @@ from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.data.propose import propose
 from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents
 from sidrec_torchrec.data.seen_by import check_alike, seen_by
+from sidrec_torchrec.data.sequence_files import part_path
 from sidrec_torchrec.data.user_lists import Lists
 from sidrec_torchrec.errors import DataError, SidrecError
 from tests.data.test_features import CONFIG, NoFeatures
@@ -128,7 +129,7 @@ def test_lists_that_nobody_names_are_not_read(tmp_path):
     add_lists(tmp_path)
     prepared = prepare(tmp_path, tmp_path / "out", CONFIG)
     assert list(prepared.user_features) == ["kind"] and prepared.user_lists == ()
-    assert not any(name.startswith("user.") for name in pq.read_schema(prepared.path("train")).names)
+    assert not any(name.startswith("user.") for name in pq.read_schema(part_path(prepared.path("train"), 0)).names)
     unread = validate(tmp_path)["unread"]["users"]
     assert unread.keys() == {"genres", "rooms"} and "read if it is among --user-columns" in unread["genres"]
     assert validate(DataFolder.of(tmp_path, SCHEMA))["unread"]["users"] == {}

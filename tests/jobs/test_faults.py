@@ -86,6 +86,6 @@ def test_labels_that_are_all_the_same_tell_nothing(corpus, config, tmp_path):
             train_ranker.main(config)
     test = json.loads((config.out / "metrics.json").read_text())["test"]
     assert test["ne_all"] is test["auc_all"] is None and test["targets_all"] > 0
-    with pytest.raises(SidrecError, match=r"test.parquet: its targets tell nothing"):
+    with pytest.raises(SidrecError, match=r"test: its targets tell nothing"):
         evaluate.main(evaluate.EvaluateConfig(ranker=config.out, out=tmp_path / "values.json"))
     assert json.loads((tmp_path / "values.json").read_text())["ne_all"] is None

@@ -18,6 +18,7 @@ from sidrec_torchrec.jobs.pipeline import PipelineConfig
 from sidrec_torchrec.ranker.arms import ArmConfig
 from sidrec_torchrec.ranker.breakdown import TABLES
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
+from sidrec_torchrec.study.pictures import bucket_title
 from tests.jobs.test_train_ranker import SMALL
 
 RANKER = RankerTrainingConfig(epochs=1, batch_events=1024, model=SMALL)
@@ -44,7 +45,7 @@ def finished(corpus, tmp_path_factory):
     return out, pipeline.main(make_config(corpus, out))
 
 
-def test_report_holds_what_it_promises(finished):
+def test_report_holds_what_it_promises(finished, corpus):
     out, report = finished
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
     assert list(report["arms"]) == ["none", "prefix-ngram", "side"]
@@ -65,8 +66,9 @@ def test_report_holds_what_it_promises(finished):
     assert report["command"] == "sidrec_torchrec.jobs.pipeline.main, called from Python"
     assert report["versions"]["torch"] and report["hardware"]["cores"] and report["seconds"] > 0
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and "prefix-ngram" in page
-    assert [table.title in page for table in TABLES.values()] == [True] * len(TABLES)
+    assert page.count("<svg viewBox") > 10 and "prefix-ngram" in page
+    assert [bucket_title(table, "label") in page for table in TABLES] == [True] * len(TABLES)
+    assert report["data"]["ne_oracle"] == json.loads((corpus / "synthetic.json").read_text())["ne_oracle"]
     assert "http://" not in page and "https://" not in page
 
 

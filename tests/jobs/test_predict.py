@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ import torch
 
 import sidrec_torchrec
 from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.data.batch_plan import pools
+from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.sequence_files import open_sequences
+from sidrec_torchrec.data.sequences import Sequence
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.jobs import encode_corpus, predict, train_ranker
@@ -22,6 +27,7 @@ from sidrec_torchrec.jobs.predict import PredictConfig
 from sidrec_torchrec.ranker.predictor import Predictor
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.training.group import process_group
+from tests.data.test_frames import each_library, of
 from tests.jobs.test_train_ranker import SMALL, make_config
 
 CODES = dataclasses.replace(SMALL, attention="codes")
@@ -65,6 +71,15 @@ def places(events: pa.Table) -> dict[tuple[int, int], int]:
     return rows
 
 
+def rows_of(batches: SequenceBatches) -> Iterator[list[Sequence]]:
+    """The rows of each batch, in its order, for one process that does not shuffle."""
+    with open_sequences(batches.prepared.path(batches.split)) as files:
+        for pool in pools(files, None):
+            rows = [files.rows(group) for group in pool.groups]
+            for batch in pool.batches(batches.batch_events, None):
+                yield [rows[place][row] for place, row in zip(batch.place_B, batch.row_B, strict=True)]
+
+
 def evaluated(ranker: Path, tested: Path, events: pa.Table) -> dict[int, np.ndarray]:
     """By row of the events, what evaluation's model predicts of the test targets."""
     rows = places(events)
@@ -75,7 +90,7 @@ def evaluated(ranker: Path, tested: Path, events: pa.Table) -> dict[int, np.ndar
         trained.load(model)
         batches = parts.batches("test", processes)
         found = {}
-        for sequences, batch in zip(batches._global_batches(), batches, strict=True):
+        for sequences, batch in zip(rows_of(batches), batches, strict=True):
             prediction = model.eval()(batch)[1].prediction.numpy()
             keys = [rows[s.user_id, int(s.order[-1])] for s in sequences]
             found |= dict(zip(keys, prediction, strict=True))
@@ -275,6 +290,24 @@ def test_frames(ranker, corpus):
     )  # what is not read may have any name
 
 
+@each_library
+def test_frames_of_any_library(library, ranker, corpus):
+    table = pq.read_table(corpus / "events.parquet")
+    requests, frame_of = requests_of(table, [8, 3, 5, 900]), of(library)
+    predictor = Predictor.open(ranker)
+    expected = predictor.predict(requests)
+    predicted = predictor.predict_table(frame_of(requests), events=frame_of(table))
+    assert predicted.schema.names == [*requests.schema.names, "probability"]
+    np.testing.assert_array_equal(predicted["probability"].to_numpy(), expected)
+    assert predicted["request_id"].to_pylist() == requests["request_id"].to_pylist()
+    with pytest.raises(DataError, match="requests: has a column 'probability' already"):
+        predictor.predict_table(predicted)
+    place = requests.schema.get_field_index("item_id")
+    bad = requests.set_column(place, "item_id", pa.array([1, 2, None, 4]))
+    with pytest.raises(DataError, match="requests: column 'item_id'"):
+        predictor.predict_table(frame_of(bad))
+
+
 def test_other_events(ranker, corpus):
     """Events of this call alone: no more than the request's history matters, and none is no error."""
     table = pq.read_table(corpus / "events.parquet")
@@ -291,7 +324,7 @@ def test_other_events(ranker, corpus):
     np.testing.assert_array_equal(predictor.predict(requests), usual)
     short = Predictor.open(ranker, max_history=2).predict(requests)
     assert not np.allclose(short, usual, atol=1e-4)
-    with pytest.raises(SidrecError, match="requests: must be a pandas DataFrame or a pyarrow Table, is list"):
+    with pytest.raises(SidrecError, match="requests: must be a frame .*, is list"):
         predictor.predict([1])
 
 

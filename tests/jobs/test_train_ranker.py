@@ -13,7 +13,6 @@ import torch
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.data.sequences import from_table
 from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError, SidrecError
-from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.jobs import evaluate, train_ranker
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, Tokenizers
@@ -316,20 +315,6 @@ def test_a_ranker_is_tested_on_a_later_week(corpus, sids, tmp_path, capsys):
 
 def without_drift(values: dict) -> dict:
     return {name: value for name, value in values.items() if name != "drift"}
-
-
-def test_other_items_than_a_ranker_of_an_earlier_version_knows_are_refused(corpus, prepared, sids, tmp_path):
-    own, other = (shutil.copytree(prepared, tmp_path / name) for name in ("own", "other"))
-    (own / "item_ids.parquet").unlink()
-    config = make_config(corpus, own, sids, tmp_path / "run", "none", epochs=1)
-    result = train_ranker.main(config)
-    shutil.rmtree(config.out / "trained_on")
-    assert without_drift(evaluate.main(evaluate.EvaluateConfig(ranker=config.out, prepared=other))) == result["test"]
-    # the ranker's own sequences are of an item file that is not there any more
-    written = read_json(own / "prepared.json")
-    write_json(own / "prepared.json", written | {"data": written["data"] | {"items": "0" * 16}})
-    with pytest.raises(DataError, match="own: prepared by an earlier version, which did not keep item ids"):
-        evaluate.main(evaluate.EvaluateConfig(ranker=config.out, prepared=other))
 
 
 @pytest.mark.parametrize("arm", ["none", "side"])

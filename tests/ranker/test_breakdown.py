@@ -193,6 +193,9 @@ def test_two_processes_agree(log, tmp_path, run_distributed):
     one = measure(folder, folder)
     first, second = run_distributed(measure, 2, folder, folder)
     assert first == second
+    for task, rows in one["reliability"].items():
+        assert rows == [pytest.approx(row, rel=1e-12) for row in first["reliability"][task]]
+        assert sum(row["targets"] for row in rows) == one[f"targets_all_{task}"]
     for table, rows_of in one["breakdown"].items():
         for task, rows in rows_of.items():
             for row, its in zip(rows, first["breakdown"][table][task], strict=True):
@@ -225,12 +228,11 @@ def test_shares_of_users_say_that_training_has_later_events(log, tmp_path):
 
 def test_what_is_not_known_is_left_out(log, tmp_path):
     prepared = prepare_from(log, tmp_path / "out", 35)
-    (prepared.folder / "first_event.npy").unlink()
     written = read_json(prepared.folder / "prepared.json")
     del written["last_training_event"]
-    write_json(prepared.folder / "prepared.json", written)  # as version 0.2 did
+    write_json(prepared.folder / "prepared.json", written)  # as where nothing trains
     tables = measure(prepared.folder, prepared.folder)["breakdown"]
-    assert list(tables) == ["item_training_events", "history_length"]
+    assert "model_age" not in tables and "item_age" in tables
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,13 @@
-"""The tables of a comparison: over seeds, by bucket, where a run of an earlier version has none."""
+"""The page of a comparison: what it says, by bucket too, where a run of an earlier version has less."""
 
+import html
 import re
 
-from sidrec_torchrec.study.report import summarize_arm
+import pytest
+
+from sidrec_torchrec.study.explorer import Explorer
+from sidrec_torchrec.study.pictures import bucket_title
+from sidrec_torchrec.study.report import print_report, summarize_arm
 from sidrec_torchrec.study.report_html import write_html
 
 COSTS = {"bytes_per_event_stored": 5.0, "bytes_per_event_kjt": 8, "table_bytes": 100, "train_events_per_s": 1.0}
@@ -38,13 +43,22 @@ def write(runs: dict[str, list[dict]], folder) -> str:
         "hardware": {},
         "versions": {},
     }
-    write_html(report, folder)
+    write_html(report, folder / "report.html")
     return (folder / "report.html").read_text()
 
 
 def cells(page: str) -> list[list[str]]:
-    table = re.search(r"<caption>events that the target reads</caption>(.*?)</table>", page)[1]
-    return [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)]
+    title = bucket_title("history_length", "label")
+    table = re.search(rf"<caption>{title}</caption>(.*?)</table>", page, re.DOTALL)[1]
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+def text_of(page: str) -> str:
+    """What is read of it, in one line."""
+
+    without = re.sub(r"<(style|script)\b.*?</\1>", "", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub("<[^>]*>", " ", without)).split())
 
 
 def test_buckets_are_rows_and_arms_are_columns(tmp_path):
@@ -61,9 +75,9 @@ def test_buckets_are_rows_and_arms_are_columns(tmp_path):
     }
     assert rows[2]["ne"] == [None, None] and rows[2]["note"] == "negatives alone"
     assert cells(write(runs, tmp_path)) == [
-        ["", "targets", "positive", "none", "a&lt;b"],
-        ["1 to 9", "1,200", "25.0%", "0.8000 ±0.1414<small>1.20</small>", "0.6000 ±0.0000<small>1.00</small>"],
-        ["10 to 49", "5", "0.0%", "-<small>-</small>", "-<small>-</small>"],
+        ["bucket", "targets", "positive<small>%</small>", "none", "a&lt;b"],
+        ["1 to 9", "1,200", "25.0", "0.8000 ±1.2706<br><small>1.20</small>", "0.6000 ±0.0000<br><small>1.00</small>"],
+        ["10 to 49", "5", "0.0", "-<br><small>-</small>", "-<br><small>-</small>"],
     ]
 
 
@@ -71,6 +85,52 @@ def test_runs_of_earlier_versions_have_no_tables(tmp_path):
     old = run(0.9, 1.0)
     old["test"] = TEST
     assert summarize_arm([old, run(0.9, 1.0)], None)["breakdown"] == {}
-    assert "Where NE comes from" not in write({"none": [old]}, tmp_path)
+    page = write({"none": [old]}, tmp_path)
+    assert "Where the gain comes from" not in page and "Calibration and order" in page
     page = write({"none": [old], "side": [run(0.6, 1.0)]}, tmp_path)
-    assert cells(page)[0] == ["", "targets", "positive", "side"]
+    assert cells(page)[0][3:] == ["side"]
+
+
+def test_the_page_says_what_a_reader_needs(make_report, tmp_path, capsys):
+    report = make_report()
+    write_html(report, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    text = text_of(page)
+    values = report["arms"]["side"]
+    gain = [100 * (1 - own / base) for own, base in zip(values["ne_warm"], report["arms"]["none"]["ne_warm"])]
+    mean = sum(gain) / 3
+    half = 4.3027 * (sum((value - mean) ** 2 for value in gain) / 2 / 3) ** 0.5
+    assert f"{mean:+.2f} ±{half:.2f}" in text and f"{mean:+.1f} ±{half:.1f}" in text  # in the table, and in the picture
+    positives = sum(90 * place + 13 for place in range(6)) / sum(200 * place + 30 for place in range(6))
+    assert f"here {positives:.1%} of the test targets" in text and "true probabilities have NE 0.640" in text.replace(
+        "this corpus is synthetic, and its own probabilities", "true probabilities"
+    )
+    for words in ("600 users", "2,000 items", "120,000 events", "4,500 test targets on warm items", "3 seeds"):
+        assert words in text
+    assert "The embeddings themselves, as they come" in text  # what an arm is
+    assert "idle digits which" in text and re.search(r"side 20 31\.7 1\.43 20 4 of 2,000 \(0\.2%\) 2", text)
+    assert report["command"] in text and "Seconds by step" in text and "sidrec train-ranker --help" in text
+    assert not re.search(r"https?:|<img|<link|@import|url\((?!#)", page)  # nothing is fetched
+    print_report(report)
+    assert "mean of 3 seeds with its 95% interval" in capsys.readouterr().out
+
+
+def test_text_of_the_data_is_text(make_report, tmp_path):
+    evil = "</script><script>alert(1)</script>"
+    report = make_report(arms=("none", "side"), protocol=f"protocol {evil}", command=evil)
+    report["tokenizer"][evil] = report["tokenizer"].pop("side")
+    report["sequences"]["tasks"] = [evil]
+    explorer = Explorer(1, (evil,), [evil], [f"{evil} `x` & y"], {evil: [[0, 1]]})
+    write_html(report, tmp_path / "report.html", explorer)
+    page = (tmp_path / "report.html").read_text()
+    assert "alert(1)" in page and "<script>alert" not in page
+    assert page.count("<script") == 2 == page.count("</script")
+
+
+@pytest.mark.parametrize("arms", [("side",), ("raw", "side"), ("none",), ("none", "raw")])
+def test_any_arms_make_a_page(arms, make_report, tmp_path):
+    write_html(make_report(arms=arms, seeds=1), tmp_path / "report.html")
+    text = text_of((tmp_path / "report.html").read_text())
+    assert "One seed: nothing says how much of a difference is chance" in text or len(arms) == 1 or "none" not in arms
+    assert "NE, warm" in text and "NE by epoch" in text
+    assert ("gains most" in text) == (arms == ("none", "side"))

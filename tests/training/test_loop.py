@@ -14,6 +14,7 @@ from sidrec_torchrec.training.checkpoints import Checkpoints
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.loop import Loop, LoopConfig
 from sidrec_torchrec.training.schedule import rate_factor
+from sidrec_torchrec.training.trackers import Trackers
 from sidrec_torchrec.training.trainee import Step, Trainee
 
 
@@ -77,7 +78,7 @@ class Counting(Trainee):
 
 def train(trainee: Counting, folder, **changes):
     with process_group() as processes:
-        return Loop(trainee, LoopConfig(epochs=len(trainee.scores), **changes), folder, processes).run()
+        return Loop(trainee, LoopConfig(epochs=len(trainee.scores), **changes), folder, processes, Trackers()).run()
 
 
 def test_the_best_epoch_is_kept(tmp_path):

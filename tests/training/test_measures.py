@@ -13,6 +13,7 @@ from sidrec_torchrec.training.group import current_processes, process_group
 from sidrec_torchrec.training.loop import Loop, LoopConfig
 from sidrec_torchrec.training.measures import EVERY, Measures, Waits
 from sidrec_torchrec.training.profiler import profiled
+from sidrec_torchrec.training.trackers import Trackers, open_trackers
 from sidrec_torchrec.training.trainee import Step
 from tests.training.test_loop import Counting, Rate
 
@@ -73,8 +74,12 @@ def test_waiting_is_told_from_working(clock):
 
 
 def test_tensorboard_and_json_have_what_was_seen(tmp_path, capsys, clock):
-    with process_group() as processes, speaking(Output(job="count", is_json=True)):
-        Loop(Slow([1.0] * 4, clock), LoopConfig(epochs=4), tmp_path, processes).run()
+    with (
+        process_group() as processes,
+        speaking(Output(job="count", is_json=True)),
+        open_trackers(("tensorboard",), tmp_path, processes) as trackers,
+    ):
+        Loop(Slow([1.0] * 4, clock), LoopConfig(epochs=4), tmp_path, processes, trackers).run()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
@@ -115,8 +120,10 @@ def test_the_skew_is_that_of_the_slowest(run_distributed):
 
 def test_a_trace_of_some_batches(tmp_path):
     with process_group() as processes:
-        whole = Loop(Counting([1.0, 2.0]), LoopConfig(epochs=2), tmp_path / "whole", processes).run()
-        traced = Loop(Counting([1.0, 2.0]), LoopConfig(epochs=2, profile="3:6"), tmp_path / "traced", processes).run()
+        whole = Loop(Counting([1.0, 2.0]), LoopConfig(epochs=2), tmp_path / "whole", processes, Trackers()).run()
+        traced = Loop(
+            Counting([1.0, 2.0]), LoopConfig(epochs=2, profile="3:6"), tmp_path / "traced", processes, Trackers()
+        ).run()
     assert traced.epochs == whole.epochs
     (path,) = (tmp_path / "traced" / "profile").iterdir()
     assert path.name == "batches-3-6-process-0.json.gz"
@@ -127,7 +134,7 @@ def test_a_trace_of_some_batches(tmp_path):
 
 def test_a_trace_that_training_ends_before(tmp_path):
     with process_group() as processes:
-        Loop(Counting([1.0]), LoopConfig(epochs=1, profile="3:60"), tmp_path, processes).run()
+        Loop(Counting([1.0]), LoopConfig(epochs=1, profile="3:60"), tmp_path, processes, Trackers()).run()
     assert [path.name for path in (tmp_path / "profile").iterdir()] == ["batches-3-4-process-0.json.gz"]
 
 

@@ -15,6 +15,7 @@ from sidrec_torchrec.errors import PreemptedError
 from sidrec_torchrec.training.agreement import Agreement, Wish, catch_signals
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.loop import Course, Loop, LoopConfig
+from sidrec_torchrec.training.trackers import Trackers
 from sidrec_torchrec.training.trainee import Step, Trainee
 from tests.training.test_loop import Rate
 
@@ -82,7 +83,7 @@ def signals_as_they_come():
 
 def train(trainee: Drawing, folder: Path, **changes) -> tuple[Course, float]:
     with process_group() as processes:
-        course = Loop(trainee, LoopConfig(epochs=EPOCHS, **changes), folder, processes).run()
+        course = Loop(trainee, LoopConfig(epochs=EPOCHS, **changes), folder, processes, Trackers()).run()
     return dataclasses.replace(course, seconds=0), float(trainee.model.weight.detach())
 
 

@@ -160,6 +160,7 @@ class Arm(ABC):
         counts_events: whether ``inputs`` must also say how often training has each item.
         travels_as_codes: whether its SIDs can be read in code space. An instance that can be has one of them in ``sids``.
         is_base: whether it is what the gains of the others are relative to.
+        is_bound: whether it has all of the content as it comes, which others condense.
         takes_new_items: whether a trained one can be given other items (``inputs.own_rows``); None: if it reads vectors or SIDs
             and does not count events, so that it needs no more than the items themselves.
         keys: keys of the batch's item KJT.
@@ -186,6 +187,7 @@ class Arm(ABC):
     counts_events: ClassVar[bool] = False
     travels_as_codes: ClassVar[bool] = False
     is_base: ClassVar[bool] = False
+    is_bound: ClassVar[bool] = False
     takes_new_items: ClassVar[bool | None] = None
 
     keys: tuple[str, ...] = ()

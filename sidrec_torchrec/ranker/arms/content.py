@@ -14,7 +14,7 @@ from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Ne
 
 @ARMS.register("none")
 class NoneArm(Arm):
-    """No item content: a candidate is told apart by its context alone."""
+    """Nothing: users, times and what users did are all it knows."""
 
     is_base = True
     takes_new_items = True
@@ -28,9 +28,10 @@ class NoneArm(Arm):
 
 @ARMS.register("raw")
 class RawArm(Arm):
-    """Every source's vector travels with the event: the upper bound on content, and on bytes."""
+    """The embeddings themselves, as they come: the upper bound on content, and on bytes."""
 
     needs = Needs.VECTORS
+    is_bound = True
 
     def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
         self.keys = tuple(inputs.vectors)

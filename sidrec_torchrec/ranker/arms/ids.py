@@ -16,7 +16,7 @@ from sidrec_torchrec.ranker.arms.modules import OneFeature
 
 @ARMS.register("id")
 class IdArm(Arm):
-    """A learned row per item; a new item, of which training had none, says nothing."""
+    """A learned row for each item; of an item that is new it says nothing."""
 
     takes_new_items = True
     keys = ("item_id",)

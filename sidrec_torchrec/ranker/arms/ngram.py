@@ -75,13 +75,13 @@ class _NgramArm(Arm, ABC):
 
 @ARMS.register("prefix-ngram")
 class PrefixNgramArm(_NgramArm):
-    """Every prefix of a residual SID."""
+    """Traditional SIDs: residual codes of each embedding; a learned row, of a hashed table, for every prefix of a SID."""
 
     ngram = PrefixNgram
 
 
 @ARMS.register("all-ngram")
 class AllNgramArm(_NgramArm):
-    """Every run of a residual SID's digits."""
+    """As prefix n-grams, with a learned row for every run of digits, wherever it begins."""
 
     ngram = AllNgram

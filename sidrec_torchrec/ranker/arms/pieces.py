@@ -27,9 +27,9 @@ from sidrec_torchrec.side.pieces import NOTHING, Pieces, PieceVectors
 
 @ARMS.register("pieces")
 class PiecesArm(Arm):
-    """Pieces of each SID, cut when the batch is made, and looked up in a table of the SID's own.
+    """Residual codes cut into pieces that training meets often, as text is into subwords; a learned row for each piece.
 
-    They are learned from training events when the arm is opened; the same events give the same pieces.
+    Pieces are cut when the batch is made, and looked up in a table of the SID's own. They are learned from training events when the arm is opened; the same events give the same pieces.
     """
 
     needs = Needs.SIDS

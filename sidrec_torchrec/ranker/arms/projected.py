@@ -74,7 +74,7 @@ class Int8Projection:
 
 @ARMS.register("projected")
 class ProjectedArm(Arm):
-    """32 bytes an event: all sources' vectors as principal components in int8, which the model scales back.
+    """32 bytes an event: the embeddings' first principal components, rounded to int8, which the model scales back.
 
     Components are those of the items that training has, each counted once.
     """

@@ -22,7 +22,7 @@ from sidrec_torchrec.side.hybrid import CoarseIds, HybridVectors
 
 @ARMS.register("side")
 class SideArm(Arm):
-    """SIDE: packed SIDs travel, and are expanded by a module without parameters.
+    """SIDE: one SID of all the content, a few bytes, expanded in the model without a table or anything to learn.
 
     One SID travels as ``sid``; several, side by side, under the names of their tokenizers.
     """
@@ -68,14 +68,14 @@ class SideArm(Arm):
 
 @ARMS.register("learned-side")
 class LearnedSideArm(SideArm):
-    """SIDE with learned rows (``LearnedSIDE``)."""
+    """SIDE whose rows learn: one for each value of five trits, say, whatever the number of items (``LearnedSIDE``)."""
 
     learned = True
 
 
 @ARMS.register("hybrid")
 class HybridArm(Arm):
-    """SIDE, and a learned row per prefix of the SID; the id of the prefix is made when the batch is."""
+    """SIDE, and beside it a learned row for each prefix of the SID; the prefix's id is made when the batch is."""
 
     needs = Needs.SIDS
 

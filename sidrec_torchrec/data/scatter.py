@@ -1,0 +1,155 @@
+"""A log and its users cut into buckets on disk by a hash of the user; share by share, in bounded memory."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from sidrec_torchrec.data.buckets import EventBuckets
+from sidrec_torchrec.data.features import Draft, Feature
+from sidrec_torchrec.data.format import Events, Items, Users
+from sidrec_torchrec.data.ids import keys
+from sidrec_torchrec.data.items import ItemRows
+from sidrec_torchrec.data.policy import EventCounts, EventPolicy, item_rows
+from sidrec_torchrec.data.target_counts import TargetCounts
+from sidrec_torchrec.data.tasks import action_of
+from sidrec_torchrec.data.user_lists import encode_users
+from sidrec_torchrec.engines.base import Engine
+from sidrec_torchrec.errors import DataError
+
+EVENTS_PER_BUCKET = 1 << 22  # at most: about 100 MB in memory
+_LEAST_PER_BUCKET, _BUCKETS = 1 << 18, 8  # smaller logs are cut too, so that several processes can work on them
+_EVENTS_PER_SHARE = 1 << 21
+
+
+def scatter(
+    folder: Path,
+    events: Events,
+    items: Items,
+    users: Users | None,
+    user_features: Sequence[Feature],
+    policy: EventPolicy,
+    drafts: Sequence[Draft],
+    engine: Engine,
+    *,
+    to_learn: bool = True,
+) -> tuple[EventBuckets, EventCounts]:
+    """Cuts a log into files under ``folder``; gives the buckets, and how many events were on unknown items.
+
+    Args:
+        folder: new folder for the buckets.
+        events: the log.
+        items: the item file.
+        users: the user file, if any; a user who is not in it has missing features.
+        user_features: whose codes users get; lists come last.
+        policy: what to do about events that cannot be read as they are.
+        drafts: of the features of events.
+        engine: that cuts the shares.
+        to_learn: whether both labels of each task must occur.
+
+    Raises:
+        DataError: on bad events; names file, column and row.
+    """
+    folder.mkdir(parents=True)
+    per_bucket = min(max(events.num_events // _BUCKETS, _LEAST_PER_BUCKET), EVENTS_PER_BUCKET)
+    row_groups = sum(len(part.row_groups) for part in events.table.parts)
+    buckets = EventBuckets(
+        path=events.path,
+        folder=folder,
+        count=-(-events.num_events // per_bucket),
+        shares=max(1, min(events.num_events // _EVENTS_PER_SHARE, row_groups)),
+        tasks=events.tasks,
+        regressions=events.regressions,
+        id_type=events.user_id_type,
+        num_features=sum(not feature.is_list for feature in user_features),
+        num_lists=sum(feature.is_list for feature in user_features),
+        num_raw=len(drafts),
+        is_weighted=bool(events.weight),
+        policy=policy,
+    )
+    counts, targets = EventCounts(), TargetCounts.of(events.tasks, events.regressions)
+    for unknown, met in engine.map(_Share(buckets, events, items, tuple(drafts)), range(buckets.shares)):
+        counts.unknown_items += unknown
+        targets.merge(met)
+    if to_learn:
+        targets.check(events.path, events.tasks, events.num_events)
+    _scatter_users(buckets, users, user_features, events)
+    return buckets, counts
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Cuts one share of the log."""
+
+    buckets: EventBuckets
+    events: Events
+    items: Items
+    drafts: tuple[Draft, ...]
+
+    def __call__(self, share: int) -> tuple[int, TargetCounts]:
+        buckets, policy, events = self.buckets, self.buckets.policy, self.events
+        counts, targets = EventCounts(), TargetCounts.of(events.tasks, events.regressions)
+        with ExitStack() as stack:
+            files = [buckets.event_file(bucket, share) for bucket in range(buckets.count)]
+            writers = [stack.enter_context(pa.ipc.new_file(file, buckets.event_schema)) for file in files]
+            for batch in events.batches(share=(share, buckets.shares), met=targets):
+                item_N = item_rows(self._rows, batch.item_ids, events.table, batch.first_row, policy, counts)
+                action_N = action_of(batch.labels) if events.tasks else np.ones(len(batch), np.int8)
+                raw = [draft.raw(batch.features[draft.named.column]) for draft in self.drafts]
+                raw += [*batch.values.T, *([] if batch.weights is None else [batch.weights])]
+                columns = [batch.user_ids, item_N, batch.timestamps, action_N, *raw]
+                kept = np.flatnonzero(item_N >= 0) if policy.unknown_items == "drop" else None
+                _write(writers, buckets.event_schema, columns, kept)
+        return counts.unknown_items, targets
+
+    @cached_property
+    def _rows(self) -> ItemRows:
+        return ItemRows(self.items)
+
+
+def _scatter_users(
+    buckets: EventBuckets, users: Users | None, user_features: Sequence[Feature], events: Events
+) -> None:
+    with ExitStack() as stack:
+        files = [buckets.user_file(bucket) for bucket in range(buckets.count)]
+        writers = [stack.enter_context(pa.ipc.new_file(file, buckets.user_schema)) for file in files]
+        if users is None:
+            return
+        for batch in users.batches(columns=[feature.name for feature in user_features]):
+            codes, lists = encode_users(user_features, batch.columns)
+            user_ids = _of_type(batch.user_ids, users, events)
+            _write(writers, buckets.user_schema, [user_ids, *codes, *(own.to_arrow() for own in lists)])
+
+
+def _of_type(user_ids: pa.Array, users: Users, events: Events) -> pa.Array:
+    """Ids of users in the type that the log has them in."""
+    if pa.types.is_integer(user_ids.type) == pa.types.is_integer(events.user_id_type):
+        with suppress(pa.ArrowInvalid):  # a number beyond the other type
+            return user_ids.cast(events.user_id_type)
+    raise DataError(
+        f"{users.path}: column 'user_id' holds {user_ids.type}, in {events.path} it holds "
+        f"{events.user_id_type}; write both with one type"
+    )
+
+
+def _write(writers: list, schema: pa.Schema, columns: list, kept: np.ndarray | None = None) -> None:
+    """Appends each row, or those of ``kept``, to the writer of its user's bucket, in order; users come first."""
+    # Fibonacci hashing: consecutive user ids spread over all buckets.
+    hashed_N = (keys(columns[0]).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
+    bucket_N = (hashed_N % np.uint64(len(writers))).astype(np.int64)
+    if kept is not None:
+        dropped_N = np.ones(len(bucket_N), bool)
+        dropped_N[kept] = False
+        bucket_N[dropped_N] = -1
+    arrays = [
+        pa.array(c, field.type) if isinstance(c, np.ndarray) else c for c, field in zip(columns, schema, strict=True)
+    ]
+    rows = pa.RecordBatch.from_arrays(arrays, schema=schema)
+    for bucket, writer in enumerate(writers):
+        chosen = np.flatnonzero(bucket_N == bucket)
+        if len(chosen):
+            writer.write_batch(rows.take(pa.array(chosen)))

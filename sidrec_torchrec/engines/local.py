@@ -1,0 +1,92 @@
+"""All cores of this machine."""
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sidrec_torchrec.engines.base import Engine, Item, Result
+from sidrec_torchrec.errors import SidrecError
+
+
+class LocalEngine(Engine):
+    """Processes of this machine, one a core; started when there is work for two.
+
+    A script that uses it without the command line needs Python's guard, ``if __name__ == "__main__":``, as its processes
+    import the script.
+
+    Args:
+        cores: processes; None for as many as there are cores for this one.
+    """
+
+    def __init__(self, cores: int | None = None) -> None:
+        self._cores = cores or len(os.sched_getaffinity(0))
+        self._pool: ProcessPoolExecutor | None = None
+
+    def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """See ``Engine``."""
+        if self._cores == 1 or len(items) <= 1:
+            yield from map(work, items)
+            return
+        if self._pool is None:
+            # forked processes would have this one's locks, but not the threads that hold them
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._cores, mp_context=spawn, initializer=_end_with_parent)
+        with tempfile.TemporaryDirectory(prefix="sidrec-") as folder:
+            path = Path(folder) / "work.pickle"
+            path.write_bytes(pickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL))
+            yield from self._results(self._pool, path, items)
+
+    def _results(self, pool: ProcessPoolExecutor, path: Path, items: Sequence[Item]) -> Iterator[Any]:
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(_work_on, path, item))
+                if len(waiting) > 2 * self._cores:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            self._pool = None
+            raise SidrecError(
+                "a process that worked on a part is gone; if the machine ran out of memory, give it fewer cores (taskset), or more memory"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def close(self) -> None:
+        """See ``Engine``."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+
+def _work_on(path: Path, item: Any) -> Any:
+    return _load(path)(item)
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path) -> Callable[[Any], Any]:
+    """The work of a call of ``map``, which wrote the file a moment ago."""
+    return pickle.loads(path.read_bytes())  # noqa: S301 (of our own parent, in a folder that is its alone)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot tell its processes so."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

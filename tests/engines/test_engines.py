@@ -1,0 +1,130 @@
+"""Engines: the results of the function, in order; what it raised; nothing that waits for ever."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sidrec_torchrec.data import prepare as prepare_module
+from sidrec_torchrec.data import scatter
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.splits import SPLITS
+from sidrec_torchrec.engines.base import ENGINES, Inline
+from sidrec_torchrec.engines.local import LocalEngine
+from sidrec_torchrec.errors import DataError, SidrecError
+from tests.data.test_prepare import write_corpus
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra ray)")
+ALL = ["inline", "local", pytest.param("ray", marks=needs_ray)]
+
+
+def made(name: str):
+    return Inline() if name == "inline" else LocalEngine(2) if name == "local" else ENGINES[name]()
+
+
+@dataclass(frozen=True)
+class Power:
+    """Slower for small numbers, so that results come back out of order."""
+
+    exponent: int
+
+    def __call__(self, base: int) -> tuple[int, int]:
+        time.sleep(0.05 / (1 + base))
+        if base == 13:
+            raise DataError("base 13: an unlucky number; leave it out")
+        return base**self.exponent, os.getpid()
+
+
+def die(_: int) -> None:
+    os._exit(9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_results_come_in_order(name):
+    with closing(made(name)) as engine:
+        results = list(engine.map(Power(3), range(12)))
+        assert [value for value, _ in results] == [base**3 for base in range(12)]
+        processes = {pid for _, pid in results}
+        assert processes == {os.getpid()} if name == "inline" else os.getpid() not in processes
+        assert [value for value, _ in engine.map(Power(2), [3, 4])] == [9, 16]  # other work, the same processes
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_it_raises_is_raised_here(name):
+    with closing(made(name)) as engine, pytest.raises(DataError, match="base 13: an unlucky number"):
+        list(engine.map(Power(3), range(40)))
+
+
+def test_a_process_that_is_killed_is_an_error():
+    with closing(LocalEngine(2)) as engine:
+        with pytest.raises(
+            SidrecError, match="a process that worked on a part is gone; if the machine ran out of memory"
+        ):
+            list(engine.map(die, range(4)))
+        assert [value for value, _ in engine.map(Power(1), range(4))] == [0, 1, 2, 3]  # the next call starts anew
+
+
+def test_processes_end_with_their_parent(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time\nfrom sidrec_torchrec.engines.local import LocalEngine\n"
+        "def work(item):\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n"
+        "if __name__ == '__main__':\n    list(LocalEngine(2).map(work, range(2)))\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    parent = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(root)}
+    )
+    children = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline, "a process outlived its parent"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("name", ALL[1:])
+def test_sequences_are_the_same_whatever_prepares_them(name, tmp_path, monkeypatch):
+    write_corpus(tmp_path / "data", users=60, labels=False)
+    table = pq.read_table(tmp_path / "data" / "events.parquet")
+    pq.write_table(table, tmp_path / "data" / "events.parquet", row_group_size=len(table) // 5)
+    for module, constant in (
+        (scatter, "EVENTS_PER_BUCKET"),
+        (scatter, "_LEAST_PER_BUCKET"),
+        (scatter, "_EVENTS_PER_SHARE"),
+    ):
+        monkeypatch.setattr(module, constant, 200)
+    monkeypatch.setattr(prepare_module, "_SMALL", 0)
+    alone = prepare(tmp_path / "data", tmp_path / "alone", PrepareConfig())
+    with closing(made(name)) as engine:
+        shared = prepare(tmp_path / "data", tmp_path / "shared", PrepareConfig(), engine=engine)
+    names = [sorted(path.relative_to(p.folder) for path in p.folder.rglob("*")) for p in (alone, shared)]
+    assert names[0] == names[1] and sum(path.suffix == ".parquet" for path in names[0]) > 3 * len(SPLITS)
+    for path in names[0]:
+        if (alone.folder / path).is_file():
+            assert (alone.folder / path).read_bytes() == (shared.folder / path).read_bytes(), path
+
+
+def test_bad_rows_are_named_by_their_place_in_the_file(tmp_path, monkeypatch):
+    """Whichever share meets them first."""
+    write_corpus(tmp_path / "data", users=60)
+    table = pq.read_table(tmp_path / "data" / "events.parquet")
+    items = table["item_id"].to_pylist()
+    for row in (len(items) // 2, len(items) - 1):
+        items[row] = 10**6
+    table = table.set_column(table.schema.get_field_index("item_id"), "item_id", pa.array(items))
+    pq.write_table(table, tmp_path / "data" / "events.parquet", row_group_size=len(table) // 5)
+    monkeypatch.setattr(scatter, "_EVENTS_PER_SHARE", 200)
+    monkeypatch.setattr(prepare_module, "_SMALL", 0)
+    with closing(LocalEngine(2)) as engine, pytest.raises(DataError, match=rf"row {len(items) // 2}: "):
+        prepare(tmp_path / "data", tmp_path / "out", PrepareConfig(), engine=engine)
+    assert not (tmp_path / "out").exists()
