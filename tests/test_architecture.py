@@ -22,7 +22,7 @@ FLOORS = (
     ("jobs",),
     ("study",),
     ("jobs.pipeline", "jobs.codec_digits", "jobs.report"),  # over a study
-    ("config_source", "flags", "usage", "dry_run", "cli"),
+    ("config_source", "flags", "usage", "dry_run", "cli", "components"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
