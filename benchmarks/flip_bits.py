@@ -7,10 +7,11 @@ silence, are what nobody wants. The table counts all three.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,20 +19,34 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
+from sidrec_torchrec.codec.alphabet import parse_stages
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.data.format import open_events, open_items, open_users
+from sidrec_torchrec.codec.dpca import DPCA, DPCAConfig
+from sidrec_torchrec.data.format import ITEMS_FILE, open_events, open_items, open_users
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
 from sidrec_torchrec.data.sequence_files import open_sequences
+from sidrec_torchrec.data.sid_index import SIDLookup, write_index
 from sidrec_torchrec.data.sids import open_sids
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.files import read_object
+from sidrec_torchrec.files import read_object, sha256_of
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
-from sidrec_torchrec.jobs import encode_corpus, train_ranker, train_tokenizer
+from sidrec_torchrec.jobs import (
+    collaborative_vectors,
+    decode_sids,
+    encode_corpus,
+    evaluate,
+    export,
+    predict,
+    train_ranker,
+    train_tokenizer,
+)
 from sidrec_torchrec.ranker.recipe import TrainedRanker
+from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.training.checkpoints import LAST, Checkpoints
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import quiet
@@ -52,7 +67,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the counts")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, quiet(), process_group():
-        kinds = write_kinds(Path(folder))
+        with contextlib.redirect_stdout(io.StringIO()):  # of jobs that print what they found
+            kinds = write_kinds(Path(folder))
         counts = {name: flip(kind, arguments.flips, arguments.seed) for name, kind in kinds.items()}
     print(f"{'file':<28}{'noticed':>9}{'harmless':>10}{'silent':>8}")
     for name, count in counts.items():
@@ -71,7 +87,7 @@ def flip(kind: Kind, flips: int, seed: int) -> dict[str, int]:
         kind.file.write_bytes(flipped)
         try:
             counts["harmless" if frozen(kind.read()) == whole else "silent"] += 1
-        except (SidrecError, OSError, ValueError):
+        except (SidrecError, OSError, ValueError, pa.ArrowException):
             counts["noticed"] += 1
     kind.file.write_bytes(content)
     return counts
@@ -127,12 +143,66 @@ def write_kinds(folder: Path) -> dict[str, Kind]:
     }
     kinds |= {name: Kind(path, partial(read_object, path)) for name, path in jsons.items()}
     kinds["item_ids.parquet"] = Kind(sequences / "item_ids.parquet", lambda: open_prepared(sequences).item_ids())
+    kinds |= results(folder, data, sequences, ranker.out)
     for name in ("tokenizer.pt", "tokenizer.json"):
         file = tokenizer.out / "tokenizer" / name
         kinds[name] = Kind(file, lambda: _tokenizer(tokenizer.out))
     for name in ("codec.pt", "codec.json"):
         kinds[name] = Kind(folder / "sids" / "codec" / name, lambda: _codec(folder / "sids"))
     return kinds
+
+
+def results(folder: Path, data: Path, sequences: Path, ranker: Path) -> dict[str, Kind]:
+    """What is made for others than jobs to read, or joined to the items."""
+    collaborative_vectors.main(
+        collaborative_vectors.CollaborativeVectorsConfig(data=data, prepared=sequences, out=folder / "collaborative")
+    )
+    predict.main(predict.PredictConfig(ranker=ranker, newest=2, out=folder / "predicted.parquet"))
+    decode_sids.main(
+        decode_sids.DecodeSIDsConfig(
+            sids=folder / "sids", tokenizer=folder / "tokenizer", out=folder / "decoded.parquet"
+        )
+    )
+    evaluate.main(evaluate.EvaluateConfig(ranker=ranker, out=folder / "evaluated.json"))
+    write_index(folder / "sids")
+    export.main(export.ExportConfig(ranker=ranker, out=folder / "ranker.pt2", compiled=False))
+    digest = sha256_of(folder / "ranker.pt2")
+
+    def fitted() -> torch.Tensor:
+        x_ND = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        dpca = DPCA(DPCAConfig(dim=8, stages=parse_stages("ternary*3")))
+        dpca.fit(x_ND, checkpoint=folder / "fit.pt")
+        return dpca.basis_RD
+
+    fitted()
+    return {
+        "items with a new column": Kind(
+            folder / "collaborative" / ITEMS_FILE, lambda: _items(folder / "collaborative")
+        ),
+        "predicted.parquet": Kind(folder / "predicted.parquet", lambda: _table(folder / "predicted.parquet")),
+        "decoded.parquet": Kind(folder / "decoded.parquet", lambda: _table(folder / "decoded.parquet")),
+        "evaluated.json": Kind(folder / "evaluated.json", lambda: read_object(folder / "evaluated.json")),
+        "sids.index": Kind(folder / "sids" / "sids.index", lambda: _index(folder / "sids")),
+        "checkpoint of DPCA.fit": Kind(folder / "fit.pt", fitted),
+        "ranker.pt2, by its sha256": Kind(folder / "ranker.pt2", lambda: _package(folder / "ranker.pt2", digest)),
+        "trained_on/item_ids.parquet": Kind(
+            ranker / "trained_on" / "item_ids.parquet", lambda: open_prepared(ranker / "trained_on").item_ids()
+        ),
+    }
+
+
+def _table(file: Path) -> Any:
+    table = pq.read_table(file, page_checksum_verification=True)
+    return {"schema": str(table.schema)} | {name: table.column(name) for name in table.column_names}
+
+
+def _package(file: Path, sha256: str) -> str:
+    return str(Scorer(file, sha256=sha256).metadata)
+
+
+def _index(folder: Path) -> Any:
+    lookup = SIDLookup.open(folder, verify=True)
+    return vars(lookup)
 
 
 def _items(data: Path) -> list[Any]:
@@ -174,7 +244,7 @@ def _freeze(value: Any, out: io.BytesIO) -> None:
         value = value.to_pylist()
     if isinstance(value, np.ndarray) and value.dtype != object:
         out.write(f"{value.dtype}{value.shape}".encode() + value.tobytes())
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         for key in value:
             out.write(str(key).encode())
             _freeze(value[key], out)

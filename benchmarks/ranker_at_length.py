@@ -115,6 +115,7 @@ def make_batch(T: int, B: int) -> RankBatch:
     return RankBatch(
         items=KeyedJaggedTensor(keys=["sid"], values=torch.randint(3**25, (N,)), lengths=torch.full((B,), T), stride=B),
         users=KeyedJaggedTensor(keys=[], values=torch.zeros(0), lengths=torch.zeros(0, dtype=torch.int64), stride=B),
+        user_B=torch.arange(B),
         lengths_B=torch.full((B,), T),
         num_targets_B=torch.full((B,), TARGETS),
         weight_B=torch.ones(B),

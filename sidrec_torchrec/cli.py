@@ -14,14 +14,16 @@ import sys
 import time
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sidrec_torchrec.config_source import config_skeleton, first_line_of
 from sidrec_torchrec.data.converters import CONVERTERS
 from sidrec_torchrec.environment import check_environment, check_if_installed, doctor
-from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.flags import UsageError, flags_of, is_config, missing, normalize, one_line
+from sidrec_torchrec.errors import LostPeerError, SidrecError, out_of_memory
+from sidrec_torchrec.files import write_json
+from sidrec_torchrec.flags import UsageError, check_numbers, flags_of, is_config, missing, normalize, one_line
 from sidrec_torchrec.jobs import HELP, JOBS, WITHOUT_TORCHREC
 from sidrec_torchrec.output import Amount, Output, output, say, say_error, speaking
 from sidrec_torchrec.usage import command_help, commands_help, completion_script, completion_words
@@ -78,6 +80,10 @@ def main(arguments: list[str]) -> int:
             if os.environ.get("SIDREC_DEBUG") == "1" or (error.name or "").startswith(__package__):
                 raise
             return _print_error(error)
+        except (MemoryError, RuntimeError) as error:
+            if os.environ.get("SIDREC_DEBUG") == "1" or (known := out_of_memory(error)) is None:
+                raise
+            return _print_error(known)
         except KeyboardInterrupt:
             _print_error("interrupted")
             return 130
@@ -152,7 +158,9 @@ def parse_config(config_class: type, arguments: list[str], *, prog: str) -> Any:
     parser.add_class_arguments(config_class, as_group=False, fail_untyped=True)
     try:
         values = parser.instantiate(parser.parse_args(arguments))
-        return config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class)})
+        config = config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class)})
+        check_numbers(config, flags)
+        return config
     except SidrecError:
         raise
     except UnicodeDecodeError as error:
@@ -269,7 +277,18 @@ def _print_error(error: Exception | str) -> int:
     text = str(error)
     if _is_first_to_say(text):
         say_error(text)
+    if not isinstance(error, LostPeerError):
+        _tell_torchrun(text)
     return error.exit_code if isinstance(error, SidrecError) else SidrecError.exit_code
+
+
+def _tell_torchrun(text: str) -> None:
+    """Leaves the sentence where torchrun looks for it: its own report, the last that is printed, then shows it as the root cause."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        known = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            write_json(Path(file), {"message": {"message": text, "extraInfo": known}})
 
 
 def _is_first_to_say(text: str) -> bool:

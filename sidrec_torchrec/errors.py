@@ -1,7 +1,12 @@
 """Errors a user can act on. The command line prints their message alone, without a traceback."""
 
 import math
+import re
 from typing import Any
+
+_NO_MEMORY = re.compile(
+    "can't allocate memory|out of memory|not enough memory|Storage size calculation overflowed", re.IGNORECASE
+)  # torch says so
 
 
 class SidrecError(Exception):
@@ -53,6 +58,18 @@ class PreemptedError(SidrecError):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal
+
+
+class OutOfMemoryError(SidrecError):
+    """There is less memory than was asked for."""
+
+
+def out_of_memory(error: BaseException) -> OutOfMemoryError | None:
+    """An error of Python, numpy, Arrow or torch, in our words, if it says that memory is short; else None."""
+    text = first_line(error)
+    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(text):
+        return None
+    return OutOfMemoryError(f"not enough memory ({text}); smaller sizes or batches, or more processes, need less")
 
 
 def first_line(error: BaseException) -> str:

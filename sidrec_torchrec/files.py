@@ -160,9 +160,9 @@ def _finite(value: Any) -> Any:
 def list_files(folder: Path) -> None:
     """Writes ``files.json``: size and digest of each file of a whole folder, by its path there. ``check_listed`` compares with it.
 
-    JSON is left out: it is sealed, each file by itself.
+    JSON is left out: it is sealed, each file by itself; so are locks.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".json"]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".json", ".lock")]
     listed = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
     }
@@ -209,9 +209,10 @@ def sha256_of(path: Path) -> str:
 
 
 def glance(path: Path) -> list[int]:
-    """Size, time and place of a file: while they stay, its content does, or somebody took pains."""
+    """Size, times and place of a file: while they stay, its content does. Anybody can set the time of its last change, but not
+    that at which it was set."""
     stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 @lru_cache(maxsize=1024)

@@ -3,10 +3,12 @@
 import dataclasses
 import difflib
 import json
+import math
 import re
 import types
 import typing
 from dataclasses import MISSING, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,29 @@ def one_line(message: str) -> str:
     if not found:
         return " ".join(lines)
     reasons = [found[2], *lines[1:]]
+    if given := re.search(
+        r"Given value: (.*)", reasons[-1]
+    ):  # of a flag that may be left out: the reasons of each of its types
+        kinds = [
+            kind for line in reasons for kind in re.findall(r"Expected an? <class '(\w+)'>", line) if kind != "NoneType"
+        ]
+        reasons = [f"must be {kinds[0]}, got '{given[1]}'" if kinds else f"cannot be '{given[1]}'"]
     reason = re.sub(r"Expected an? <class '(\w+)'>\. Got value: (.*)", r"must be \1, got '\2'", reasons[-1])
+    reason = re.sub(r"must be float, got '(-?inf|nan)'", r"must be a finite number, got \1", reason)
     reason = re.sub(r"Expected a typing.Literal\[(.*)\]\. Got value: (.*)", r"must be one of \1, got '\2'", reason)
     return f"--{found[1].replace('_', '-')}: {reason}"
+
+
+def check_numbers(config: Any, flags: dict[str, Flag]) -> None:
+    """Refuses numbers that no flag can have, whatever it stands for: YAML knows NaN and infinities, Python whole numbers of any size.
+
+    Raises:
+        UsageError: on a number that is not finite, or a whole one of 2^63 or more.
+    """
+    for flag in flags.values():
+        value = attrgetter(flag.path)(config)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UsageError(f"--{flag.name}: must be a finite number, got {number}")
+            if isinstance(number, int) and abs(number) >= 1 << 63:
+                raise UsageError(f"--{flag.name}: must lie below 2^63, got {number}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from sidrec_torchrec import __version__, cli
 from sidrec_torchrec.cli import main, parse_config
 from sidrec_torchrec.config_source import config_skeleton
 from sidrec_torchrec.data.converters import CONVERTERS
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.flags import flags_of
+from sidrec_torchrec.flags import UsageError, flags_of
 from sidrec_torchrec.jobs import JOBS
 from sidrec_torchrec.training.config import POSITIONAL
 
@@ -127,6 +130,38 @@ def test_kebab_and_snake_case(flag, equals):
 )
 def test_list_flags_repeat_or_hold_commas(arguments):
     assert parse("--out", "d", *arguments).source == ("plot_emb", "cast-emb")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--rate", "nan", "--training.optimizer.rate: must be a finite number, got nan"),
+        ("--rate", ".inf", "--training.optimizer.rate: must be a finite number, got inf"),
+        ("--rate", "1e999", "--training.optimizer.rate: must be a finite number, got inf"),
+        ("--training.passes", f"{2**63}", "--training.passes: must lie below 2^63"),
+        ("--hidden-dims", f"1,{-(2**63)}", "--model.hidden-dims: must lie below 2^63"),
+    ],
+)
+def test_numbers_that_no_flag_can_have(flag, value, says):
+    with pytest.raises(UsageError, match=re.escape(says)):
+        parse("--out", "d", flag, value)
+
+
+def test_memory_that_runs_out_is_said_in_a_line(monkeypatch, capsys):
+    def without_room(config: Outer) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setitem(JOBS._entries, "job", without_room)
+    assert main(["job", "--out", "d"]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
+    assert line.startswith("error: not enough memory (") and "smaller sizes or batches" in line
+
+    def with_another_error(config: Outer) -> None:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setitem(JOBS._entries, "job", with_another_error)
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        main(["job", "--out", "d"])
 
 
 def test_nested_lists_and_commas_in_plain_flags():
@@ -348,7 +383,11 @@ def test_an_error_of_all_processes_is_said_once(capsys, monkeypatch, tmp_path):
         (tmp_path / str(rank)).mkdir()
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / str(rank) / "error.json"))
         assert main(["job", "--out", "d", "--source", "bad"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for rank in range(2):  # for torchrun's own report
+        failure = ProcessFailure(rank, 7, 2, str(tmp_path / str(rank) / "error.json"))
+        assert f"traceback : {said.removeprefix('error: ')}" in str(ChildFailedError("sidrec", {rank: failure}))
     assert main(["job", "--out", "d", "--nothing", "bad"]) == 2
     assert "no flag --nothing" in capsys.readouterr().err
 

@@ -98,6 +98,7 @@ NOT_RUN = {
     "pip install": "changes what is installed",
     "make": "sets up an environment and runs for minutes",
     "torchx run": "submits to clusters; tests/test_torchx.py makes every component's request, and runs one",
+    "docker build": "needs a Docker engine",
     "curl": "needs a server; test_the_request_is_answered asks one",
     "python benchmarks/": "takes minutes to hours",
 }

@@ -1,28 +1,33 @@
 """From runs to gains with confidence intervals, a table and plots."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from study import BASE, TRADITIONAL, arm_of
 
+from sidrec_torchrec.ranker.bootstrap import interval
 from sidrec_torchrec.study.canvas import save_png
 from sidrec_torchrec.study.figures import Curve, Dot, draw_by_bytes, draw_curves, draw_dots
-from sidrec_torchrec.study.intervals import Interval, differences, gains
+from sidrec_torchrec.study.intervals import Interval, gains
 from sidrec_torchrec.study.looks import look_of
+from sidrec_torchrec.study.resampled import gain, kept
 
 PARTS = ("warm", "cold")
+WHOLE = "raw"
 _GAIN = "NE gain over none, %"
 
 
 def summarize(results: dict[str, Any]) -> dict[str, Any]:
-    """By variant, with 95% intervals (Student's, over seeds): NE; the gain over ``none``; how far below the best traditional.
+    """By variant, for warm and cold items: NE and the gain over ``none``, with 95% intervals over seeds (Student's).
 
-    Differences are paired: seed by seed, (NE_none - NE) / NE_none, and NE_traditional - NE. Also the gain as a multiple of
-    the best traditional's.
+    And made of means over seeds, as value and ends of a 95% interval over users, paired (``study.resampled``), the gain
+    (``gain_of_users``) and the share of raw's that is kept; and the gain as a multiple of the best traditional SID's.
     """
     summary: dict[str, Any] = {}
     for name, result in results.items():
@@ -34,6 +39,8 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
             row[f"ne_{part}"] = Interval.of(result[f"ne_{part}"])
             if BASE in results:
                 row[f"gain_{part}"] = Interval.of(gains(results[BASE][f"ne_{part}"], result[f"ne_{part}"]))
+            row[f"gain_of_users_{part}"] = _share(gain, part, results, BASE, name)
+            row[f"kept_{part}"] = _share(kept, part, results, BASE, WHOLE, name)
         summary[name] = row
     for part in PARTS:
         found = {
@@ -41,24 +48,38 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
             for name, row in summary.items()
             if row["family"] == TRADITIONAL and f"gain_{part}" in row
         }
-        if not found:
-            continue
-        best = max(found, key=found.get)
-        for name, row in summary.items():
-            row[f"below_{part}"] = Interval.of(differences(results[name][f"ne_{part}"], results[best][f"ne_{part}"]))
-            if found[best] > 0:
-                row[f"multiple_{part}"] = row[f"gain_{part}"].mean / found[best]
+        best = max(found.values(), default=0.0)
+        for row in summary.values():
+            if best > 0:
+                row[f"multiple_{part}"] = row[f"gain_{part}"].mean / best
     return summary
 
 
-_OF_PART = ("NE", "gain", "x", "below traditional")
+def as_json(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary as JSON has it: an interval over seeds is a mean and half of its width."""
+    return {
+        name: {key: [value.mean, value.half] if isinstance(value, Interval) else value for key, value in row.items()}
+        for name, row in summary.items()
+    }
+
+
+def _share(make: Callable[..., Any], part: str, results: dict[str, Any], *names: str) -> list[float | None]:
+    """What ``make`` makes of the means of some variants, and the ends of its interval over users; of an undefined one None."""
+    if not results.keys() >= set(names):
+        return [None, None, None]
+    value = make(*(np.mean(results[name][f"ne_{part}"]) for name in names))
+    ends = interval(make(*(np.array(results[name][f"replicates_{part}"], np.float64) for name in names)))
+    return [float(value), *(ends or [None, None])] if np.isfinite(value) else [None, None, None]
+
+
+_OF_PART = ("NE", "gain, %", "kept, %", "x")
 _COLUMNS = (*(f"{part} {name}" for part in PARTS for name in _OF_PART), "B/event stored", "KJT", "table bytes")
 
 
 def print_table(summary: dict[str, Any]) -> None:
     """The table of variants."""
     table = Table(
-        title="mean and 95% interval over seeds: NE, gain over none, NE below the best traditional SID's; x: multiple of its gain"
+        title="NE: mean and 95% interval over seeds; gain over none, kept of raw's: 95% intervals over users; x: of the best traditional gain"
     )
     table.add_column("variant")
     for name in _COLUMNS:
@@ -78,13 +99,19 @@ def markdown(summary: dict[str, Any]) -> str:
 def _cells(row: dict[str, Any]) -> list[str]:
     cells = []
     for part in PARTS:
-        gain, below = row.get(f"gain_{part}"), row.get(f"below_{part}")
         cells.append(row[f"ne_{part}"].text(".4f"))
-        cells.append("-" if gain is None else (gain * 100).text("+.2f").replace(" ", "% ", 1))
+        cells += [_percent(row[f"{share}_{part}"]) for share in ("gain_of_users", "kept")]
         cells.append(f"{row[f'multiple_{part}']:.2f}" if f"multiple_{part}" in row else "-")
-        cells.append("-" if below is None else below.text("+.4f"))
     size = (f"{row['bytes_per_event_stored']:.1f}", f"{row['bytes_per_event_kjt']:.0f}", f"{row['table_bytes']:,}")
     return [*cells, *size]
+
+
+def _percent(share: list[float | None]) -> str:
+    """A share in percent, and its interval if that is not trivial."""
+    value, low, high = (None if end is None else 100 * end for end in share)
+    if value is None:
+        return "-"
+    return f"{value:.1f}" + ("" if low is None or low == high else f" [{low:.1f}, {high:.1f}]")
 
 
 def plot_gains(summary: dict[str, Any], path: Path) -> None:

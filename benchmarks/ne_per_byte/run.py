@@ -1,15 +1,15 @@
 """NE per byte: every way of feeding items, tuned alike, over several seeds.
 
     python benchmarks/ne_per_byte/run.py --data DATA --out OUT --source A --source B --target C \
-        [--seeds 5] [--settings 6] [--epochs 5] [--train-fraction 0.3] [--only VARIANT]
+        [--seeds 5] [--tokenizer-seeds 3] [--settings 6] [--epochs 5] [--train-fraction 0.3] [--only VARIANT]
 
 Steps and protocol are those of ``sidrec pipeline``; what is added is variants and tuning. *Collaborative* tokenizers also
 predict what users do with items, by ``sidrec collaborative-vectors`` on the training sequences; *tuned* ones are then trained
 on with a ranker. Each variant is tuned on validation NE over the same number of settings (with a seed of its own), and trained
 with every seed at the best; with ``--tuned results.json`` at the setting that another study, say on fewer users, found best
 for it. ``--sids FOLDER`` takes tokenizers and SIDs of another study of the same items and protocol, say of shorter histories.
-Writes ``OUT/results.json``, ``OUT/table.md``, ``OUT/gains.png``, ``OUT/per_byte.png`` and ``OUT/curves.png``, and prints the
-table. Variants that ``OUT/results.json`` has with as many seeds are not run again: call it again to go on, with other
+Writes ``OUT/results.json``, and made of it ``OUT/summary.json``, ``OUT/table.md``, ``OUT/gains.png`` and
+``OUT/curves.png``, and prints the table. Variants that ``OUT/results.json`` has with as many seeds are not run again: call it again to go on, with other
 ``--only`` variants to add them, or with more seeds.
 """
 
@@ -18,7 +18,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from analysis import markdown, plot_curves, plot_gains, plot_per_byte, print_table, summarize
+import numpy as np
+from analysis import PARTS, as_json, markdown, plot_curves, plot_gains, plot_per_byte, print_table, summarize
 from study import SETTINGS, Entries, Entry, tuned
 
 from sidrec_torchrec.data.prepare import PrepareConfig
@@ -26,6 +27,7 @@ from sidrec_torchrec.environment import versions_and_hardware
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
+from sidrec_torchrec.study.resampled import mean_replicates
 from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
 from sidrec_torchrec.training.group import process_group
 
@@ -39,6 +41,9 @@ def main() -> None:
     parser.add_argument("--source", action="append", required=True)
     parser.add_argument("--target", action="append", default=[])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--tokenizer-seeds", type=int, default=1, help="tokenizers of each kind, which rankers take in turn"
+    )
     parser.add_argument(
         "--settings", type=int, default=len(SETTINGS), help="a variant is tuned over; 1: the first as it is"
     )
@@ -60,6 +65,7 @@ def main() -> None:
                 study.write()
     summary = summarize(study.results)
     print_table(summary)
+    write_json(arguments.out / "summary.json", study.said | {"variants": as_json(summary)})
     (arguments.out / "table.md").write_text(markdown(summary))
     plot_gains(summary, arguments.out / "gains.png")
     plot_per_byte(summary, arguments.out / "per_byte.png")
@@ -83,6 +89,7 @@ class Study:
             protocol=protocol,
             tokenizer=TokenizerTrainingConfig(epochs=arguments.tokenizer_epochs, least_told=0.0),
             tuning=RankerTrainingConfig(epochs=arguments.epochs),
+            tokenizer_seeds=arguments.tokenizer_seeds,
         )
         self.workspace = Workspace(arguments.out, arguments.data, shared, tokenizers=arguments.sids)
         self.workspace.prepare()
@@ -94,7 +101,7 @@ class Study:
 
     def run(self, entry: Entry) -> None:
         """Tunes and trains a variant; an interrupted run goes on."""
-        for plan in entry.variant.tokenizers:
+        for plan in self.workspace.tokenizers([entry.variant]):
             self.workspace.train_tokenizer(plan)
             self.workspace.encode(plan)
         setting, scores = self._best_setting(entry)
@@ -104,7 +111,8 @@ class Study:
             "arm": entry.variant.arm,
             "setting": setting,
             "tuning": scores,
-            **{f"ne_{part}": [run["test"][f"ne_{part}"] for run in runs] for part in ("warm", "cold", "all")},
+            **{f"ne_{part}": [run["test"][f"ne_{part}"] for run in runs] for part in PARTS},
+            **{f"replicates_{part}": _listed(mean_replicates(runs, f"ne_{part}")) for part in PARTS},
             **{name: runs[0][name] for name in ("bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes")},
             "validation": [[epoch["ne_all"] for epoch in run["validation"]] for run in runs],
             "train_events_per_s": [run["train_events_per_s"] for run in runs],
@@ -124,17 +132,27 @@ class Study:
             scores.append(min(epoch["ne_all"] for epoch in validation))
         return settings[scores.index(min(scores))], scores
 
+    @property
+    def said(self) -> dict[str, Any]:
+        """Arguments, of which folders by their names alone, versions and hardware."""
+        given = {name: value for name, value in vars(self.arguments).items() if name not in ("out", "only")}
+        arguments = {name: value.name if isinstance(value, Path) else value for name, value in given.items()}
+        return {"arguments": arguments, **versions_and_hardware()}
+
     def write(self) -> None:
         """Writes what there is."""
-        arguments = {
-            name: str(value) if isinstance(value, Path) else value for name, value in vars(self.arguments).items()
-        }
-        write_json(self.path, {"arguments": arguments, "variants": self.results, **versions_and_hardware()})
+        write_json(self.path, self.said | {"variants": self.results})
 
     def _rank(self, entry: Entry, seed: int, setting: dict[str, float]) -> dict[str, Any]:
         """A trained ranker's metrics."""
         variant = tuned(entry.variant, setting, self.arguments.epochs)
         return self.workspace.rank(variant, seed, name=f"setting-{SETTINGS.index(setting)}-seed-{seed}")
+
+
+def _listed(value_B: np.ndarray | None) -> list[float | None]:
+    """Replicates, as JSON has them."""
+    assert value_B is not None
+    return [None if np.isnan(value) else float(f"{value:.7g}") for value in value_B]
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ class Entries:
     def __iter__(self) -> Iterator[Entry]:
         yield _entry(BASE, "none", "none")
         yield Entry(family="raw", variant=Variant(name="raw", arm="raw", sources=self.sources))
-        yield Entry(family="raw", variant=Variant(name="raw as 32 int8", arm="projected", sources=self.sources))
+        for name, arm in (("raw as 32 int8", "projected"), ("raw as PQ of 8 bytes", "pq")):
+            yield Entry(family="raw", variant=Variant(name=name, arm=arm, sources=self.sources))
         yield _entry("id", "id", "id")
         yield _entry("id", "id, hashed to 65,536 rows", "hashed-id", arm_options=ArmConfig(ngram_rows=65_536))
         yield from self._traditional()
@@ -129,6 +130,9 @@ class Entries:
         for count in (5, 10, 25, 39, 60):  # 5: a byte; 39: as many as one word holds
             plan = self._trits(count, collaborative=True, tuned=True)
             yield _ours(f"SIDE, {count} trits, collaborative, tuned", plan)
+        for told in ("", ", collaborative"):
+            plan = self._trits(39, collaborative=bool(told), tuned=True)
+            yield _ours(f"SIDE + pieces, 39 trits{told}, tuned", plan, arm="side-pieces")
         yield _ours("LearnedSIDE, 25 trits", plain, arm="learned-side")
         yield _ours("LearnedSIDE, 25 trits, collaborative", told, arm="learned-side")
         yield _ours("LearnedSIDE, 25 trits, collaborative, tuned", best, arm="learned-side")

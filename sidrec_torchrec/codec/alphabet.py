@@ -228,6 +228,9 @@ class Real(Grid):
 
 
 _FORMS = "'ternary', 'signs', 'levels:K', 'real', each also '^m' for m coordinates, or 'onehot:K'; then '*n' to repeat"
+_MAX_STAGES = (
+    1024  # of a list that is written down; a SID of so many digits would be larger than the vectors it stands for
+)
 _PATTERN = re.compile(r"([a-z_-]+)(?::([0-9]+))?(?:\^([1-9][0-9]*))?(?:\*([1-9][0-9]*))?")
 
 
@@ -235,7 +238,7 @@ def parse_stages(text: str) -> tuple[Alphabet, ...]:
     """Alphabets from text: ``"onehot:256,ternary*20"`` is one one-hot digit of 256 values, then twenty ternary ones.
 
     Raises:
-        ValueError: on anything else; shows the part and the forms expected.
+        ValueError: on anything else, shows the part and the forms expected; on more than 1,024 stages.
     """
     stages: list[Alphabet] = []
     for part in map(str.strip, text.split(",")):
@@ -251,7 +254,10 @@ def parse_stages(text: str) -> tuple[Alphabet, ...]:
             alphabet = kind(*numbers)
         except ValueError as error:
             raise ValueError(f"stages '{text}': '{part}': {error}") from None
-        stages += [alphabet] * int(match[4] or 1)
+        count = len(stages) + int(match[4] or 1)
+        if count > _MAX_STAGES:
+            raise ValueError(f"stages '{text}': {count:,} stages; there may be {_MAX_STAGES:,} at most")
+        stages += [alphabet] * (count - len(stages))
     return tuple(stages)
 
 

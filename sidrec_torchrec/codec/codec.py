@@ -13,6 +13,7 @@ from torch import Tensor
 from sidrec_torchrec.codec.alphabet import OneHot
 from sidrec_torchrec.codec.packing import SIDSpec, is_missing
 from sidrec_torchrec.codec.quantizer import Quantizer, add_tables
+from sidrec_torchrec.codec.tensor_file import save_tensors
 from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
 from sidrec_torchrec.files import atomic_path, check_is_file, write_json
 
@@ -133,7 +134,7 @@ class Codec:
         with atomic_path(Path(folder)) as temporary:
             temporary.mkdir()
             tensors = {"offset": self.offset_D} | {f"digit_{j}": t for j, t in enumerate(self.digit_tables)}
-            torch.save(tensors, temporary / _TENSOR_FILE)
+            save_tensors(tensors, temporary / _TENSOR_FILE)
             described = {"format": _FORMAT} | self.spec.to_json()
             write_json(temporary / _JSON_FILE, described | {"checksum": _checksum(described, tensors)})
 

@@ -12,12 +12,12 @@ fewer vectors than digits) many bases fit them equally well, and from most of th
 greater error. So a basis that does not keep the promise of its least squares is dropped, and the one before is kept.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from sidrec_torchrec.codec.dpca_start import start
 from sidrec_torchrec.codec.quantizer import check_finite, check_width
 from sidrec_torchrec.codec.search import codes, encode, weights
 from sidrec_torchrec.codec.shrinkage import bands, shrunk_rows
+from sidrec_torchrec.codec.tensor_file import save_tensors
 from sidrec_torchrec.errors import DataError, RunMismatchError
 from sidrec_torchrec.files import atomic_path
 from sidrec_torchrec.processes import (
@@ -266,12 +267,14 @@ def _read(checkpoint: Path | None, options: FitOptions) -> dict | None:
         return None
     try:
         held = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, UnpicklingError) as error:
+    except Exception as error:  # whatever torch's reader may raise of a broken one
         raise DataError(
             f"{checkpoint}: not a checkpoint of fit, or a broken one ({error}); remove it and fit again"
         ) from error
-    if "before" not in held:
+    if not isinstance(held, dict) or "digest" not in held:
         raise DataError(f"{checkpoint}: of an earlier version of sidrec_torchrec; remove it and fit again")
+    if held.pop("digest") != _digest(held):
+        raise DataError(f"{checkpoint}: not what was written; remove it and fit again")
     if held["options"] != str(options):
         raise RunMismatchError(
             f"{checkpoint} is of another fit: {held['options']}, this one is {options}; give another path, or remove it"
@@ -294,4 +297,15 @@ def _save(checkpoint: Path | None, options: FitOptions, state: _State) -> None:
         "is_over": state.is_over,
     }
     with atomic_path(checkpoint) as path:
-        torch.save(held, path)
+        save_tensors(held | {"digest": _digest(held)}, path)
+
+
+def _digest(held: dict[str, Any]) -> str:
+    """Of a checkpoint's content: torch does not look at the checksums of what it reads."""
+    digest = hashlib.sha256()
+    for name, value in sorted(held.items()):
+        digest.update(name.encode())
+        for part in value if isinstance(value, tuple) else (value,):
+            is_tensor = isinstance(part, Tensor)
+            digest.update(part.cpu().contiguous().numpy().tobytes() if is_tensor else repr(part).encode())
+    return digest.hexdigest()

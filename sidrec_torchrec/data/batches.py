@@ -12,6 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from sidrec_torchrec.data.batch_plan import PlannedBatch, Pool, pools
+from sidrec_torchrec.data.ids import seed_of
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.sequence_files import SequenceFiles, open_sequences
 from sidrec_torchrec.data.sequences import Sequence
@@ -33,6 +34,7 @@ class RankBatch(Pipelineable):
     Args:
         items: the arm's features of each event; a key of width w has w values per event.
         users: codes of each row by user feature: one, or as many as its list has.
+        user_B: int64, a number that each row's user alone decides; see ``data.ids.seed_of``.
         lengths_B: int64, events of each row.
         num_targets_B: int64, how many of a row's last events are targets, if they have an item.
         weight_B: float32, 1, or 0 for a row that only fills up a process's share.
@@ -50,6 +52,7 @@ class RankBatch(Pipelineable):
 
     items: KeyedJaggedTensor
     users: KeyedJaggedTensor
+    user_B: Tensor
     lengths_B: Tensor
     num_targets_B: Tensor
     weight_B: Tensor
@@ -213,6 +216,7 @@ class Collator:
         return RankBatch(
             items=self._items(item_N, lengths_B),
             users=self._users(share),
+            user_B=torch.tensor([seed_of(row.user_id) for row in share]),
             lengths_B=lengths_B,
             num_targets_B=torch.tensor([row.num_targets for row in share]),
             weight_B=torch.full((len(share),), weight),

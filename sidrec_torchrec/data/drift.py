@@ -207,7 +207,7 @@ def drift(own: "Prepared", given: "Prepared") -> dict[str, Any]:
 def report_drift(report: dict[str, Any], out: Path | None) -> None:
     """Prints the table and the warnings of what ``drift`` found; with a folder, writes it there as ``drift.json``."""
     if out is not None:
-        write_json(out / DRIFT_FILE, report)
+        write_json(out / DRIFT_FILE, report, sealed=True)
     if output().amount >= Amount.NORMAL and not output().is_json:
         Console(stderr=True).print(drift_table(report))
     for line in report["warnings"]:

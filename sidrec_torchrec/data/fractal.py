@@ -132,7 +132,7 @@ def write_fractal(config: FractalConfig, *, progress: bool = False) -> dict[str,
         _write_users(out / USERS_FILE, users, parent.user_ids, user_ids)
     _write_schema(out, folder.schema)
     summary = _summary(parent, counts) | {"user_ids": user_ids.words, "item_ids": item_ids.words}
-    write_json(out / SUMMARY_FILE, summary)
+    write_json(out / SUMMARY_FILE, summary, sealed=True)
     return summary
 
 

@@ -73,6 +73,15 @@ def seed_of(id_value: int | str | bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
 
 
+def split_mix(seed_N: np.ndarray, count: int) -> np.ndarray:
+    """The first ``count`` numbers of SplitMix64 (Steele et al. 2014) from each seed, uint64 [N, count] of integers [N]."""
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = seed_N.astype(np.uint64)[:, np.newaxis] + steps
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 def shown(ids: pa.Array, place: int) -> str:
     """One id as messages show it."""
     try:

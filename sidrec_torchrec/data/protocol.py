@@ -81,6 +81,7 @@ class PrepareConfig:
         if self.cold_fraction is not None:
             check_share(self, "cold_fraction")
         check_at_least(self, 1, "negatives", "max_history", "targets_per_row")
+        check_at_least(self, 0, "seed")
         check_tasks(self.tasks)
         if not self.test_fraction:
             raise ValueError("test_fraction must be above 0: nothing would be tested")

@@ -74,7 +74,7 @@ def write_synthetic(config: SyntheticConfig, folder: str | Path, *, progress: bo
             entropy.add(block)
             shown.advance()
     summary = {"config": asdict(config)} | entropy.summary()
-    write_json(folder / SUMMARY_FILE, summary)
+    write_json(folder / SUMMARY_FILE, summary, sealed=True)
     return summary
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.data.columns import vector_lists
+from sidrec_torchrec.errors import DataError, check_at_least
 
 FIRST_ITEM_ID = 1_000
 
@@ -13,6 +14,7 @@ DAYS = 365  # the corpus's time
 _LATENT_DIM = 16
 _PRIVATE = 4  # latent values only one of the two sources sees
 _NUM_TAGS = 24
+_MOST_LOGITS = 100  # that one thing adds to what a user chooses; beyond, probabilities are 0 or 1 to the last bit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,18 @@ class SyntheticConfig:
             raise DataError(f"need at least 4 items a category: {4 * self.categories}, got {self.items}")
         if self.prior <= 0:
             raise DataError(f"prior must be positive, got {self.prior}")
+        check_at_least(self, 0, "noise", "seed")
+        for name in (
+            "recent_weight",
+            "distant_weight",
+            "quality_weight",
+            "user_weight",
+            "bias",
+            "context_weight",
+            "orders_weight",
+        ):
+            if not abs(getattr(self, name)) <= _MOST_LOGITS:
+                raise DataError(f"{name} must lie in [-{_MOST_LOGITS}, {_MOST_LOGITS}], got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -157,6 +171,4 @@ def _view(rng: np.random.Generator, latent_ID: np.ndarray, dim: int, config: Syn
     x_IH = np.tanh(latent_ID @ rng.normal(scale=width**-0.5, size=(width, 64)))
     x_ID = x_IH @ rng.normal(scale=1 / 8, size=(64, dim)) * 2 + rng.normal(scale=config.noise, size=(num_items, dim))
     x_ID /= np.linalg.norm(x_ID, axis=1, keepdims=True)
-    missing_I = rng.random(num_items) < config.missing
-    flat = pa.array(x_ID.astype(np.float16).ravel(), pa.float16())
-    return pa.FixedSizeListArray.from_arrays(flat, dim, mask=pa.array(missing_I))
+    return vector_lists(x_ID.astype(np.float16), np.greater_equal(rng.random(num_items), config.missing))

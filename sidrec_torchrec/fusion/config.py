@@ -32,6 +32,7 @@ class QuantizerConfig:
     commitment: float = 0.25
 
     def __post_init__(self) -> None:
+        check_at_least(self, 0, "commitment")
         QUANTIZERS[self.kind].check_stages(parse_stages(self.stages))
 
     def build(self, dim: int) -> Quantizer:

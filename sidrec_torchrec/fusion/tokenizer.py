@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec, fingerprint_of
 from sidrec_torchrec.codec.packing import word_names
+from sidrec_torchrec.codec.tensor_file import save_tensors
 from sidrec_torchrec.data.format import Vocabulary
 from sidrec_torchrec.data.frames import read_frame, with_columns
 from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
@@ -161,7 +162,7 @@ class Tokenizer:
         """Writes the tokenizer as ``folder``, whole or not at all."""
         with atomic_path(Path(folder)) as temporary:
             temporary.mkdir()
-            torch.save(self.model.state_dict(), temporary / _WEIGHTS_FILE)
+            save_tensors(self.model.state_dict(), temporary / _WEIGHTS_FILE)
             self.codec.save(temporary / CODEC_FOLDER)
             value = {
                 "model": asdict(self.model.config),

@@ -68,7 +68,7 @@ def main(config: CodecCollisionsConfig) -> dict[str, Any]:
     """
     report = _report(config)
     if config.json is not None:
-        write_json(config.json, report)
+        write_json(config.json, report, sealed=True)
     _print(report)
     return report
 

@@ -55,7 +55,7 @@ def main(config: CodecDriftConfig) -> dict[str, Any]:
     """
     report = _compare(config)
     if config.json is not None:
-        write_json(config.json, report)
+        write_json(config.json, report, sealed=True)
     _print(report)
     return report
 

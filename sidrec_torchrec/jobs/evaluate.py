@@ -18,7 +18,7 @@ from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.output import warn
 from sidrec_torchrec.processes import on_first_process
-from sidrec_torchrec.ranker.evaluation import check_defined, evaluate_in_detail
+from sidrec_torchrec.ranker.evaluation import BOOTSTRAP, check_defined, evaluate_in_detail
 from sidrec_torchrec.ranker.recipe import RankerParts, TrainedRanker
 from sidrec_torchrec.training.checkpoints import BEST
 from sidrec_torchrec.training.config import JobConfig
@@ -74,16 +74,18 @@ class EvaluateConfig(JobConfig):
         return self.data is not None and self.prepared is None
 
     def files(self) -> list[Path]:
-        """What a backtest depends on: the ranker, and the data."""
+        """What a backtest depends on: the ranker, the SIDs it reads, and the data."""
         weights = sorted(path for path in (self.ranker / CHECKPOINTS / BEST).rglob("*") if path.is_file())
+        sids = self.sids or TrainedRanker.open(self.ranker).recipe.sids
         assert self.data is not None
-        return [*weights, *DataFolder.of(self.data, self.schema).files(), *sid_files(self.sids)]
+        return [*weights, *DataFolder.of(self.data, self.schema).files(), *sid_files(sids)]
 
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
     """Prints, writes and returns NE, AUC and calibration, or squared errors, over all, warm and cold targets; see ``RankingMetrics.compute``.
 
-    And NE by popularity and age of the item, length of the history and age of the model; see ``Breakdown.compute``. What is warm
+    And NE by popularity and age of the item, length of the history and age of the model; see ``Breakdown.compute``; and intervals of
+    NE by a bootstrap over users, of which the replicates are not printed; see ``UserBootstrap.compute``. What is warm
     and popular is what this ranker was trained on, item by item, by their ids, whatever the sequences were prepared for. Of other sequences than its
     own the metrics also hold ``drift``; see ``data.drift.drift``.
 
@@ -103,7 +105,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             if config.prepared is not None:
                 values |= _drift(trained, parts, None)
             if processes.is_main and config.out is not None:
-                write_json(config.out, values)
+                write_json(config.out, values, sealed=True)
         else:
             assert config.out is not None
             with open_run(config.out, config, inputs=config.files()) as run:
@@ -116,8 +118,10 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _json(values: dict[str, Any]) -> str:
-    """JSON, each bucket of a table and each list of numbers on one line."""
-    return re.sub(r"\{[^{}]*\}|\[[^\[\]{}]*\]", lambda row: " ".join(row[0].split()), json.dumps(values, indent=2))
+    """JSON, each bucket of a table and each list of numbers on one line; of the bootstrap the intervals alone."""
+    intervals = {name: {"interval": own["interval"]} for name, own in values[BOOTSTRAP].items()}
+    text = json.dumps(values | {BOOTSTRAP: intervals}, indent=2)
+    return re.sub(r"\{[^{}]*\}|\[[^\[\]{}]*\]", lambda row: " ".join(row[0].split()), text)
 
 
 def _parts(trained: TrainedRanker, config: EvaluateConfig) -> RankerParts:

@@ -30,6 +30,7 @@ from sidrec_torchrec.study.report_html import write_html
 from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
+from sidrec_torchrec.training.launcher import tell_launcher
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import look, open_run
 
@@ -50,6 +51,8 @@ class PipelineConfig(JobConfig):
         schema: what its files and columns are called, said over the folder's own ``schema.json``.
         arms: ways of feeding items to compare, in this order.
         seeds: rankers per arm, with seeds 0, 1, ...
+        tokenizer_seeds: tokenizers of each kind, no more than rankers, which take them in turn: with as many, each ranker has a
+            tokenizer of its own, and what differs between seeds is due to both.
         source: sources to use; none named means all.
         target: categorical columns the fused tokenizer predicts; none named means no target.
         collaborative: whether the fused tokenizer also predicts what users did with its training items.
@@ -67,6 +70,7 @@ class PipelineConfig(JobConfig):
     schema: DataSchema = field(default_factory=DataSchema)
     arms: tuple[str, ...] = ("none", "raw", "prefix-ngram", "side", "learned-side", "id")
     seeds: int = 1
+    tokenizer_seeds: int = 1
     source: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
     collaborative: bool = True
@@ -86,7 +90,11 @@ class PipelineConfig(JobConfig):
             ARMS[name]  # refuses an unknown one
             self.ranker.model.reader(None).check_arm(name)
         check_once(self, "source", "target")
-        check_at_least(self, 1, "seeds")
+        check_at_least(self, 1, "seeds", "tokenizer_seeds")
+        if self.tokenizer_seeds > self.seeds:
+            raise ValueError(
+                f"tokenizer_seeds {self.tokenizer_seeds} is more than seeds {self.seeds}: no ranker would read the last"
+            )
         # What the steps would refuse is refused before the first of them.
         self.ranker.model.weights(max(len(self.protocol.tasks), 1))
         if self.arm_options.ngram_depth > len(parse_stages(self.residual.stages)):
@@ -118,10 +126,11 @@ def main(config: PipelineConfig) -> dict[str, Any]:
             "processes": processes.world_size,
         }
         if processes.is_main:
-            write_json(config.out / REPORT_FILE, report)
+            write_json(config.out / REPORT_FILE, report, sealed=True)
             write_html(report, config.out / REPORT_PAGE, explore(data, _sids(workspace, variants)))
             print_report(report)
             print(f"report: {config.out / REPORT_PAGE}")
+        tell_launcher("", {}, config.out / "report.json", config.out / REPORT_PAGE)
         dist.barrier()
         return report
 
@@ -165,7 +174,9 @@ def _columns(config: PipelineConfig, data: DataFolder) -> tuple[tuple[str, ...],
 
 def _workspace(config: PipelineConfig, data: DataFolder) -> Workspace:
     tuning = replace(config.ranker, model=replace(config.ranker.model, attention=RankerConfig.attention))
-    study = StudyProtocol(protocol=config.protocol, tokenizer=config.tokenizer, tuning=tuning)
+    study = StudyProtocol(
+        protocol=config.protocol, tokenizer=config.tokenizer, tuning=tuning, tokenizer_seeds=config.tokenizer_seeds
+    )
     return Workspace(config.out, data, study)
 
 
@@ -197,23 +208,24 @@ def _variants(config: PipelineConfig, sources: tuple[str, ...], targets: tuple[s
 def _compare(config: PipelineConfig, workspace: Workspace, variants: list[Variant]) -> dict[str, Any]:
     """Runs the steps; returns what they came to."""
     prepared = workspace.prepare()
-    plans = {plan.name: plan for variant in variants for plan in variant.tokenizers}
     tokenizers = {
-        name: {
+        plan.folder: {
             "training": workspace.train_tokenizer(plan),
             "corpus": workspace.encode(plan),
             "digit_bits": [math.log2(radix) for radix in SIDSpec(parse_stages(plan.quantizer.stages), "").radices],
         }
-        for name, plan in plans.items()
+        for plan in workspace.tokenizers(variants)
     }
     runs = {v.name: [workspace.rank(v, seed) for seed in range(config.seeds)] for v in variants}
     base = next((v.name for v in variants if ARMS[v.arm].is_base), None)
+    bound = next((runs[v.name] for v in variants if ARMS[v.arm].is_bound), None)
     steps = workspace.seconds()
     sequences = read_object(prepared.folder / "prepared.json")
     return {
-        "arms": {arm: summarize_arm(its, runs.get(base or "")) | {"base": base} for arm, its in runs.items()},
+        "arms": {arm: summarize_arm(its, runs.get(base or ""), bound) | {"base": base} for arm, its in runs.items()},
         "tokenizer": tokenizers,
         "seeds": config.seeds,
+        "tokenizer_seeds": config.tokenizer_seeds,
         "protocol": _protocol(config.protocol, sequences),
         "sequences": sequences,
         "command": _command(),

@@ -11,7 +11,9 @@ import os
 import platform
 import subprocess
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,9 +50,13 @@ def problem() -> str | None:
         output = getattr(error, "stderr", None)
         output = output if isinstance(output, str) and output else str(error)  # after a timeout it is bytes
         reason = next((line for line in output.splitlines() if "error" in line), output.partition("\n")[0])
+        remedy = "Install a C++20 compiler (g++ or clang++, or name one in CXX)"
+        if (
+            isinstance(error, _NoCacheError) or "No space left" in reason
+        ):  # the compiler's word, if it was the disk of objects
+            remedy = "Name a folder that can be written to, and has room, in SIDREC_CACHE"
         warnings.warn(
-            f"the C++ operators could not be built ({reason}); the plain PyTorch ones run instead, many times slower. "
-            "Install a C++20 compiler (g++ or clang++, or name one in CXX)",
+            f"the C++ operators could not be built ({reason}); the plain PyTorch ones run instead, many times slower. {remedy}",
             stacklevel=2,
         )
         return reason
@@ -68,18 +74,48 @@ def library_path() -> Path:
     sources = sorted(_SOURCES.glob("*.cpp"))
     text = "".join(path.read_text() for path in sorted(_SOURCES.iterdir()))
     name = hashlib.sha256(repr((text, FLAGS, version, torch.__version__, _processor())).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("SIDREC_CACHE", Path.home() / ".cache" / "sidrec_torchrec"))
-    library = folder / f"operators-{name}.so"
+    library = _cache() / f"operators-{name}.so"
     if not _is_whole(library):
-        folder.mkdir(parents=True, exist_ok=True)
-        say("building the C++ operators, once; a minute or two")
-        with open(folder / f"operators-{name}.lock", "w") as lock:
+        with _writable(library.parent), open(library.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # other processes wait; a killed one lets go
             if not _is_whole(library):
-                with atomic_path(library) as temporary, TemporaryDirectory(dir=folder) as objects:
+                with atomic_path(library) as temporary, TemporaryDirectory(dir=library.parent) as objects:
+                    say("building the C++ operators, once; a minute or two")
                     _compile(compiler, sources, Path(objects), temporary)
                     write_json(_digest_file(library), {"library": sha256_of(temporary)}, sealed=True)
     return library
+
+
+def _cache() -> Path:
+    """The folder of what is built.
+
+    Raises:
+        _NoCacheError: if none is named, and there is no home folder: in a container, for a user that it does not know.
+    """
+    if named := os.environ.get("SIDREC_CACHE"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "sidrec_torchrec"
+    except RuntimeError as error:
+        raise _NoCacheError(str(error)) from error
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Makes the cache folder.
+
+    Raises:
+        _NoCacheError: if it cannot be written to, here or in the block.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise _NoCacheError(str(error)) from error
+
+
+class _NoCacheError(OSError):
+    """The cache cannot be written to."""
 
 
 def _is_whole(library: Path) -> bool:

@@ -1,5 +1,6 @@
 """NE where it matters: test targets by how popular and how old their item is, how much they read, how old the model is."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,20 +8,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchrec.metrics.ne import compute_cross_entropy, compute_ne
 
 from sidrec_torchrec.data.batches import RankBatch
 from sidrec_torchrec.data.prepare import Prepared
-from sidrec_torchrec.data.regression import Regression
 from sidrec_torchrec.ranker.model import RankerOutput
-from sidrec_torchrec.ranker.scales import on_scale
+from sidrec_torchrec.ranker.target_sums import NUM_SUMS, TargetSums
 from sidrec_torchrec.ranker.targets import Targets
 
-_ETA = 1e-12  # nearest that a probability comes to 0 and 1, as in torchrec's NEMetric
 _DAY = 86_400
-_SUMS = 5
-"""Per bucket and task: cross entropy, targets, positives, negatives, predictions. Of a regression squared error, targets, sum of values, squared
-error of the training mean, predictions."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +91,13 @@ class TargetFacts:
 
     Args:
         item_S: rows of the item file.
+        user_S: int64, the number of each one's user; see ``data.ids.seed_of``.
         time_S: int64.
         history_S: int64, how many events each reads.
     """
 
     item_S: np.ndarray
+    user_S: np.ndarray
     time_S: np.ndarray
     history_S: np.ndarray
 
@@ -108,9 +105,11 @@ class TargetFacts:
     def of(batch: RankBatch) -> "TargetFacts":
         """Of a batch on the CPU."""
         targets = Targets.of(batch)
-        item_S = batch.item_N[targets.event_S].numpy()
         return TargetFacts(
-            item_S, batch.timestamp_N[targets.event_S].numpy(), (targets.end_S - targets.begin_S).numpy()
+            item_S=batch.item_N[targets.event_S].numpy(),
+            user_S=batch.user_B[targets.row_S].numpy(),
+            time_S=batch.timestamp_N[targets.event_S].numpy(),
+            history_S=(targets.end_S - targets.begin_S).numpy(),
         )
 
     def value(self, table: str, past: Past) -> np.ndarray | None:
@@ -131,44 +130,26 @@ class Breakdown:
 
     Args:
         past: what targets are sorted by.
+        targets: what is summed of each.
         device: where predictions are.
-        tasks: names of the predictions' columns that are probabilities.
-        regressions: of the others, which come last.
     """
 
-    def __init__(
-        self, past: Past, device: torch.device, tasks: tuple[str, ...], regressions: tuple[Regression, ...] = ()
-    ) -> None:
+    def __init__(self, past: Past, targets: TargetSums, device: torch.device) -> None:
         self._past = past
-        self._num_labels = len(tasks)
-        self._tasks = tasks = (*tasks, *(own.name for own in regressions))
-        self._is_log_R = torch.tensor([own.is_log for own in regressions], dtype=torch.bool, device=device)
-        self._mean_R = torch.tensor([own.mean for own in regressions], dtype=torch.float64, device=device)
+        self._targets = targets
         self._sums = {
-            name: torch.zeros(len(table.buckets), len(tasks), _SUMS, dtype=torch.float64, device=device)
+            name: torch.zeros(len(table.buckets), len(targets.tasks), NUM_SUMS, dtype=torch.float64, device=device)
             for name, table in TABLES.items()
         }
 
     def update(self, output: RankerOutput, facts: TargetFacts) -> None:
         """Takes one batch's predictions."""
-        outputs = [x.double() for x in (output.weight, output.label, output.prediction)]
-        of_labels, of_values = ([x[:, part] for x in outputs] for part in self._parts)
-        sums_SK5 = torch.cat([_label_sums(*of_labels), self._value_sums(*of_values)], dim=1)
+        sums_SK5 = self._targets.of(output)
         for name, table in TABLES.items():
             value_S = facts.value(name, self._past)
             if value_S is not None:
                 bucket_S = torch.from_numpy(np.searchsorted(table.edges, value_S, side="right"))
                 self._sums[name].index_add_(0, bucket_S.to(sums_SK5.device), sums_SK5)
-
-    @property
-    def _parts(self) -> tuple[slice, slice]:
-        return slice(None, self._num_labels), slice(self._num_labels, None)
-
-    def _value_sums(self, weight_SR: Tensor, label_SR: Tensor, prediction_SR: Tensor) -> Tensor:
-        label_SR, prediction_SR = (on_scale(x_SR, self._is_log_R) for x_SR in (label_SR, prediction_SR))
-        errors = ((label_SR - x).square() for x in (prediction_SR, self._mean_R))
-        error_SR, left_SR = (weight_SR * error_SR for error_SR in errors)
-        return torch.stack([error_SR, weight_SR, weight_SR * label_SR, left_SR, weight_SR * prediction_SR], dim=2)
 
     def compute(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
         """By table and task, a row for each bucket; the same on every process.
@@ -185,35 +166,28 @@ class Breakdown:
                 dist.all_reduce(sums_BK5)
             if sums_BK5.any():
                 tables[name] = {
-                    task: [
-                        (_row if k < self._num_labels else _value_row)(bucket, sums_5)
-                        for bucket, sums_5 in zip(TABLES[name].buckets, sums_BK5[:, k].cpu(), strict=True)
-                    ]
-                    for k, task in enumerate(self._tasks)
+                    task: [self._row(*row, k) for row in zip(TABLES[name].buckets, sums_BK5[:, k].cpu(), strict=True)]
+                    for k, task in enumerate(self._targets.tasks)
                 }
         return tables
 
+    def _row(self, bucket: str, sums_5: Tensor, k: int) -> dict[str, Any]:
+        is_label = k < len(self._targets.labels)
+        value = self._targets.ratio(sums_5, k).item()
+        _, targets, positives, negatives, predictions = sums_5.tolist()
+        row: dict[str, Any] = {"bucket": bucket, "targets": round(targets)}
+        if is_label:
+            row["positives"] = round(positives)
+        row["ne" if is_label else "nmse"] = None if math.isnan(value) else value
+        row["calibration"] = predictions / positives if positives else None
+        if math.isnan(value):
+            row["note"] = _note_on_labels(positives, negatives) if is_label else _note_on_values(targets)
+        return row
 
-def _label_sums(weight_ST: Tensor, label_ST: Tensor, prediction_ST: Tensor) -> Tensor:
-    loss_ST = compute_cross_entropy(label_ST, prediction_ST.clone(), weight_ST, _ETA)
-    positive_ST = weight_ST * label_ST
-    sums = [loss_ST, weight_ST, positive_ST, weight_ST - positive_ST, weight_ST * prediction_ST]
-    return torch.stack(sums, dim=2)
+
+def _note_on_labels(positives: float, negatives: float) -> str:
+    return "positives alone" if positives else "negatives alone" if negatives else "no targets"
 
 
-def _value_row(bucket: str, sums_5: Tensor) -> dict[str, Any]:
-    error, targets, values, left, predictions = sums_5.tolist()
-    row: dict[str, Any] = {"bucket": bucket, "targets": round(targets)}
-    row |= {"nmse": error / left if left else None, "calibration": predictions / values if values else None}
-    return row if left else row | {"note": "no targets" if not targets else "the training mean alone"}
-
-
-def _row(bucket: str, sums_5: Tensor) -> dict[str, Any]:
-    loss, targets, positives, negatives, predictions = sums_5
-    row: dict[str, Any] = {"bucket": bucket, "targets": round(targets.item()), "positives": round(positives.item())}
-    ne = compute_ne(loss, targets, positives, negatives, _ETA) if positives and negatives else None
-    row["ne"] = None if ne is None else ne.item()
-    row["calibration"] = (predictions / positives).item() if positives else None
-    if ne is None:
-        row["note"] = "positives alone" if positives else "negatives alone" if negatives else "no targets"
-    return row
+def _note_on_values(targets: float) -> str:
+    return "the training mean alone" if targets else "no targets"

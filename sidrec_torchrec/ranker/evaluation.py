@@ -10,16 +10,19 @@ from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.processes import is_first_process, sum_over_processes
+from sidrec_torchrec.ranker.bootstrap import UserBootstrap
 from sidrec_torchrec.ranker.breakdown import Breakdown, Past, TargetFacts
 from sidrec_torchrec.ranker.metrics import SLICES, RankingMetrics
 from sidrec_torchrec.ranker.model import RankerOutput
 from sidrec_torchrec.ranker.reliability import Reliability
+from sidrec_torchrec.ranker.target_sums import TargetSums
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.progress import Stage, say
 from sidrec_torchrec.training.trainee import NotFiniteError, Values
 
 BREAKDOWN = "breakdown"  # the tables, among the metrics
 RELIABILITY = "reliability"  # the calibration curves' counts
+BOOTSTRAP = "bootstrap"  # intervals over users
 
 
 def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage) -> Values:
@@ -34,9 +37,10 @@ def evaluate(model: nn.Module, data: SequenceBatches, processes: Processes, prog
 def evaluate_in_detail(
     model: nn.Module, data: SequenceBatches, processes: Processes, progress: Stage
 ) -> dict[str, Any]:
-    """As ``evaluate``, NE by bucket as ``breakdown``, and by what is predicted how often it came true, as ``reliability``.
+    """As ``evaluate``, NE by bucket as ``breakdown``, by what is predicted how often it came true as ``reliability``, and what
+    other users would have made of NE as ``bootstrap``.
 
-    See ``Breakdown.compute`` and ``Reliability.compute``.
+    See ``Breakdown.compute``, ``Reliability.compute`` and ``UserBootstrap.compute``.
 
     Args:
         model: the ranker.
@@ -46,15 +50,19 @@ def evaluate_in_detail(
         progress: advances by targets.
     """
     past = Past.of(data.prepared)
-    breakdown = Breakdown(past, processes.device, data.prepared.tasks, data.prepared.regressions)
+    targets = TargetSums(processes.device, data.prepared.tasks, data.prepared.regressions)
+    breakdown = Breakdown(past, targets, processes.device)
     reliability = Reliability(processes.device, data.prepared.tasks)
+    bootstrap = UserBootstrap(targets, processes.device)
 
     def take(output: RankerOutput, facts: TargetFacts) -> None:
         breakdown.update(output, facts)
         reliability.update(output)
+        bootstrap.update(output, facts.user_S, past.seen_I[facts.item_S])
 
     values = _evaluate(model, data, processes, progress, past, take)
-    return {**values, BREAKDOWN: breakdown.compute(), RELIABILITY: reliability.compute()}
+    tables = {BREAKDOWN: breakdown.compute(), RELIABILITY: reliability.compute(), BOOTSTRAP: bootstrap.compute()}
+    return {**values, **tables}
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from sidrec_torchrec.data.like import TRAINED_ON
 from sidrec_torchrec.data.prepare import Prepared, open_prepared
 from sidrec_torchrec.data.seen_by import SeenBy
 from sidrec_torchrec.errors import CodecMismatchError, DataError, SidrecError
-from sidrec_torchrec.files import atomic_path, read_object, write_json
+from sidrec_torchrec.files import atomic_path, list_files, read_object, write_json
 from sidrec_torchrec.names import escape
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms import ARMS, ArmInputs, Needs, SIDArray
@@ -160,6 +160,7 @@ def _keep(ranker: Path, prepared: Prepared, inputs: ArmInputs, arm: str) -> None
                 _link_as(path, folder / _ARRAYS / _array("source", name))
             for name, sid in inputs.sids.items():
                 _link_as(sid.path, folder / _ARRAYS / _array("sids", name))
+        list_files(folder)
 
 
 def _array(kind: str, name: str) -> str:

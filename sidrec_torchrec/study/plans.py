@@ -1,6 +1,6 @@
 """What a study compares: variants, each a way of feeding items, with the tokenizers that make its SIDs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sidrec_torchrec.errors import check_once
 from sidrec_torchrec.fusion.config import QuantizerConfig
@@ -19,6 +19,7 @@ class TokenizerPlan:
         targets: that it also predicts.
         collaborative: whether it also predicts what users do with its training items.
         tuned: whether it is then tuned through a ranker.
+        seed: of all this; added to that of the study.
     """
 
     name: str
@@ -27,9 +28,15 @@ class TokenizerPlan:
     targets: tuple[str, ...] = ()
     collaborative: bool = False
     tuned: bool = False
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_once(self, "sources", "targets")
+
+    @property
+    def folder(self) -> str:
+        """Where it is, among its kind; the last part is its name."""
+        return f"seed-{self.seed}/{self.name}" if self.seed else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +58,7 @@ class Variant:
     tokenizers: tuple[TokenizerPlan, ...] = ()
     arm_options: ArmConfig = field(default_factory=ArmConfig)
     training: RankerTrainingConfig = field(default_factory=RankerTrainingConfig)
+
+    def of_seed(self, seed: int) -> "Variant":
+        """With tokenizers of another seed."""
+        return replace(self, tokenizers=tuple(replace(plan, seed=seed) for plan in self.tokenizers))

@@ -7,22 +7,27 @@ from rich.table import Table
 
 from sidrec_torchrec.ranker.evaluation import BREAKDOWN, RELIABILITY
 from sidrec_torchrec.study.intervals import Interval
+from sidrec_torchrec.study.resampled import Runs, gain, interval_of, kept
 
 _OVER_SEEDS = {"ne", "nmse", "calibration"}
 _TARGETS = "targets_"
 REPORT_FILE = "report.json"  # in a pipeline's folder
 
 
-def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None) -> dict[str, Any]:
+def summarize_arm(
+    runs: list[dict[str, Any]], base: list[dict[str, Any]] | None, bound: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """One arm over its seeds.
 
     Args:
         runs: ``metrics.json`` of each seed.
         base: the same of the arm that gains are relative to; None if it was not run, then there are no gains.
+        bound: the same of the arm that has all of the content; None if it was not run, then nothing is said to be kept of its gain.
 
     Returns:
         Values per seed (of several tasks, those of each and their means), NE gains of the means,
-        (NE_base - NE_arm) / NE_base, what the arm costs, numbers of test ``targets`` by slice, validation metrics by seed and
+        (NE_base - NE_arm) / NE_base, and the share ``ne_kept_`` that this is of the bound's, each with its 95% interval over users as
+        ``_interval`` (None where it is not defined); what the arm costs, numbers of test ``targets`` by slice, validation metrics by seed and
         epoch, and, as ``breakdown``, NE and calibration per seed by bucket of each table and task, as ``reliability`` the counts
         of a calibration curve per task and seed; nothing where a run of an earlier version has none.
     """
@@ -33,9 +38,7 @@ def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None)
     summary |= {name: [run["test"][name] for run in runs] for name in metrics}
     for name in metrics:
         if name.startswith(("ne_", "nmse_")):
-            own, its = _mean(summary[name]), _mean([run["test"][name] for run in base or []])
-            gain = None if own is None or its is None else (its - own) / its
-            summary[name.replace("_", "_gain_", 1)] = gain
+            summary |= _shares(name, runs, base, bound)
     for name in ("bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes"):
         summary[name] = runs[0][name]
     summary["train_events_per_s"] = _mean([run["train_events_per_s"] for run in runs])
@@ -47,6 +50,20 @@ def summarize_arm(runs: list[dict[str, Any]], base: list[dict[str, Any]] | None)
     curves = [run["test"].get(RELIABILITY, {}) for run in runs]
     summary[RELIABILITY] = {task: [curve[task] for curve in curves] for task in curves[0] if all(curves)}
     return summary
+
+
+def _shares(name: str, runs: Runs, base: Runs | None, bound: Runs | None) -> dict[str, Any]:
+    """What of NE or NMSE is gained and kept, with intervals over users."""
+    own, its, all_its = (_mean([run["test"][name] for run in of or []]) for of in (runs, base, bound))
+    can_keep = own is not None and its is not None and all_its is not None and all_its < its
+    gained, keeps = (name.replace("_", f"_{what}_", 1) for what in ("gain", "kept"))
+    return {
+        f"{name}_interval": interval_of(lambda own_B: own_B, name, runs),
+        gained: None if own is None or its is None else gain(its, own),
+        f"{gained}_interval": interval_of(gain, name, base, runs),
+        keeps: kept(its, all_its, own) if can_keep else None,
+        f"{keeps}_interval": interval_of(kept, name, base, bound, runs) if can_keep else None,
+    }
 
 
 def _over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -71,10 +88,14 @@ def print_report(report: dict[str, Any]) -> None:
     over = f"mean of {seeds} seeds with its 95% interval" if seeds > 1 else "one seed"
     title = f"NE by arm, {over}: lower is better; cold = items unseen in training"
     table = Table(title=title, title_justify="left")
-    for column in ("arm", "NE warm", "NE cold", "gain warm", "gain cold", "B/event stored", "B/event KJT"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
-    table.add_column("table bytes", justify="right")
-    table.add_column("train events/s", justify="right")
+    has_kept = any(
+        arm.get(f"{kind}_kept_all") is not None for arm in report["arms"].values() for kind in ("ne", "nmse")
+    )
+    shares = ("gain", "kept") if has_kept else ("gain",)
+    columns = ["NE warm", "NE cold", *(f"{share} {part}" for share in shares for part in ("warm", "cold"))]
+    table.add_column("arm", no_wrap=True)
+    for column in (*columns, "B/event stored", "B/event KJT", "table bytes", "train events/s"):
+        table.add_column(column, justify="right", no_wrap=column.startswith(shares))
     for name, arm in report["arms"].items():
         costs = (
             f"{arm['bytes_per_event_stored']:,.1f}",
@@ -83,14 +104,19 @@ def print_report(report: dict[str, Any]) -> None:
             f"{arm['train_events_per_s']:,.0f}",
         )
         for task, (kind, suffix) in task_metrics(report).items():
+            names = [f"{kind}_{share}_{part}{suffix}" for share in shares for part in ("warm", "cold")]
             table.add_row(
                 f"{name}{task}",
                 *(spread(arm.get(f"{kind}_{part}{suffix}", [])) for part in ("warm", "cold")),
-                *(percent(arm.get(f"{kind}_gain_{part}{suffix}")) for part in ("warm", "cold")),
+                *(with_interval(arm, name) for name in names),
                 *costs,
             )
-    console = Console(width=max(Console().width, 140))
+    console = Console(width=max(Console().width, 150))
     console.print(table)
+    console.print(
+        "gain: over the arm without content; kept: the share of raw's; below them 95% intervals over users, paired",
+        highlight=False,
+    )
     console.print(protocol, highlight=False)
 
 
@@ -121,3 +147,17 @@ def _mean(values: list[float | None]) -> float | None:
 def percent(value: float | None) -> str:
     """A share in signed percent; a dash where it is not defined."""
     return "-" if value is None else f"{100 * value:+.2f}%"
+
+
+def with_interval(arm: dict[str, Any], name: str) -> str:
+    """A share in percent and, below it, its interval over users, if it has one that is not trivial."""
+    value, ends = arm.get(name), arm.get(f"{name}_interval")
+    digits = 0 if "_kept_" in name else 1
+    if value is None:
+        return "-"
+    text = f"{100 * value:.{digits}f}%"
+    return (
+        text
+        if ends is None or ends[0] == ends[1]
+        else text + "\n{:.{d}f} to {:.{d}f}".format(*(100 * end for end in ends), d=digits)
+    )

@@ -39,11 +39,13 @@ class StudyProtocol:
         protocol: how logs become sequences.
         tokenizer: how tokenizers are trained.
         tuning: the ranker they are tuned through.
+        tokenizer_seeds: how many tokenizers of each kind, of seeds that follow each other; rankers take them in turn.
     """
 
     protocol: PrepareConfig = field(default_factory=PrepareConfig)
     tokenizer: TokenizerTrainingConfig = field(default_factory=TokenizerTrainingConfig)
     tuning: RankerTrainingConfig = field(default_factory=RankerTrainingConfig)
+    tokenizer_seeds: int = 1
 
 
 class Workspace:
@@ -73,6 +75,12 @@ class Workspace:
         self._step("prepare", prepare.main, job)
         return open_prepared(job.out)
 
+    def tokenizers(self, variants: Sequence[Variant]) -> list[TokenizerPlan]:
+        """Those that the variants read, of all seeds, each once."""
+        seeds = range(self.study.tokenizer_seeds)
+        plans = [plan for variant in variants for seed in seeds for plan in variant.of_seed(seed).tokenizers]
+        return list({plan.folder: plan for plan in plans}.values())
+
     def train_tokenizer(self, plan: TokenizerPlan) -> dict[str, Any]:
         """Trains the plan's tokenizer, and tunes it where it is to be; returns the metrics of training."""
         train = train_tokenizer.TrainTokenizerConfig(
@@ -83,9 +91,9 @@ class Workspace:
             target=plan.targets,
             exclude=self._sequences / COLD_ITEMS_FILE,
             model=VQFusionOptions(quantizer=plan.quantizer),
-            **_fields(self.study.tokenizer),
+            **_seeded(self.study.tokenizer, plan),
         )
-        metrics = self._step(f"train tokenizer {plan.name}", train_tokenizer.main, train)
+        metrics = self._step(f"train tokenizer {plan.folder}", train_tokenizer.main, train)
         if plan.tuned:
             job = tune_tokenizer.TuneTokenizerConfig(
                 **self._data,
@@ -93,9 +101,9 @@ class Workspace:
                 tokenizer=train.out,
                 out=self._tokenizer(plan),
                 content=train.data,
-                **_fields(self.study.tuning),
+                **_seeded(self.study.tuning, plan),
             )
-            self._step(f"tune tokenizer {plan.name}", tune_tokenizer.main, job)
+            self._step(f"tune tokenizer {plan.folder}", tune_tokenizer.main, job)
         return metrics
 
     def encode(self, plan: TokenizerPlan) -> dict[str, Any]:
@@ -103,20 +111,21 @@ class Workspace:
         job = encode_corpus.EncodeCorpusConfig(
             **self._data, tokenizer=self._tokenizer(plan), out=self.sids(plan), report="full"
         )
-        return self._step(f"encode {plan.name}", encode_corpus.main, job)
+        return self._step(f"encode {plan.folder}", encode_corpus.main, job)
 
     def sids(self, plan: TokenizerPlan) -> Path:
         """Where the plan's SIDs are."""
-        return self._made / "sids" / plan.name
+        return self._made / "sids" / plan.folder
 
     def rank(self, variant: Variant, seed: int, *, name: str | None = None) -> dict[str, Any]:
         """Trains and tests a ranker; returns its metrics.
 
         Args:
             variant: its arm; its SIDs have been encoded.
-            seed: of the ranker.
+            seed: of the ranker; its tokenizers are of the same, as far as there are.
             name: of the run's folder, if not ``seed-SEED``.
         """
+        variant = variant.of_seed(seed % self.study.tokenizer_seeds)
         job = train_ranker.TrainRankerConfig(
             **self._data,
             prepared=self.out / "prepared" / SEQUENCES,
@@ -135,7 +144,7 @@ class Workspace:
         try:
             with suppress(DataError):  # the sequences are read where they are made, and they may not be
                 self.prepare()
-            for plan in {plan.name: plan for variant in variants for plan in variant.tokenizers}.values():
+            for plan in self.tokenizers(variants):
                 self.train_tokenizer(plan)
                 self.encode(plan)
             for variant in variants:
@@ -162,7 +171,7 @@ class Workspace:
 
     def _trained(self, plan: TokenizerPlan) -> Path:
         """The tokenizer before it is tuned; plans that differ in that alone share it."""
-        return self._made / "tokenizers" / plan.name.removesuffix(_TUNED)
+        return self._made / "tokenizers" / plan.folder.removesuffix(_TUNED)
 
     def _tokenizer(self, plan: TokenizerPlan) -> Path:
         trained = self._trained(plan)
@@ -201,6 +210,11 @@ def _state(job: Any) -> str:
 
 
 _TUNED = "-tuned"  # a plan's name may say that it is
+
+
+def _seeded(config: Any, plan: TokenizerPlan) -> dict[str, Any]:
+    """Fields of a job's config, for a tokenizer of the plan's seed."""
+    return _fields(config) | {"seed": config.seed + plan.seed}
 
 
 def _fields(config: Any) -> dict[str, Any]:

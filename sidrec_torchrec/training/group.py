@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,6 +110,12 @@ def _start_group() -> None:
     sys.excepthook = hook  # torch's puts the rank before each line of a traceback, once more with each group
 
 
+def _show_of_thread(error: threading.ExceptHookArgs) -> None:
+    """Shows no traceback of a full disk: TensorBoard's thread tells whoever writes the next curve, who says it in a line."""
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
+
+
 def _quiet_libraries() -> None:
     """Keeps a job's output readable: known remarks of torch, torchrec and torchmetrics on their own internals are not shown."""
     for name in ("torchrec", "torch.fx", "torch.distributed"):
@@ -116,5 +123,6 @@ def _quiet_libraries() -> None:
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         for module in ("torch", "torchrec", "torchmetrics", "fbgemm_gpu"):
             warnings.filterwarnings("ignore", category=category, module=rf"{module}(\.|$)")
+    threading.excepthook = _show_of_thread
     # blamed on whoever asks a ShardedTensor for its size, which is us
     warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")

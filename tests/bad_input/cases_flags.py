@@ -36,7 +36,12 @@ CASES = [
     Kind("a history below 0", PREPARE + " --max-history -1", "max_history must be at least 1, got -1"),
     Kind("no targets per row", PREPARE + " --targets-per-row 0", "targets_per_row must be at least 1, got 0"),
     Kind("all items cold", PREPARE + " --cold-fraction 1", "cold_fraction must lie in [0, 1), got 1.0"),
-    Kind("a share of NaN", PREPARE + " --cold-fraction nan", "--protocol.cold-fraction: Given value: nan"),
+    Kind(
+        "a share of NaN", PREPARE + " --cold-fraction nan", "--protocol.cold-fraction: must be a finite number, got nan"
+    ),
+    Kind("text for a share", PREPARE + " --cold-fraction many", "--protocol.cold-fraction: must be float, got 'many'"),
+    Kind("a seed beyond 64 bits", PREPARE + f" --seed {10**30}", "--protocol.seed: must lie below 2^63"),
+    Kind("a seed below 0", PREPARE + " --seed -1", "seed must be at least 0, got -1"),
     Kind("a seed of text", PREPARE + " --seed x", "seed"),
     Kind("an unknown split", PREPARE + " --split middle", "split"),
     Kind(
@@ -68,13 +73,15 @@ CASES = [
     Kind("a batch of 0", TOKENIZER + " --batch-size 0", "batch_size must be at least 1, got 0"),
     Kind("a batch below 0", TRAIN + " --batch-events -8", "batch_events must be at least 0, got -8"),
     Kind(
-        "a learning rate of NaN", TRAIN + " --learning-rate nan", "--optimizer.learning-rate: must be float, got 'nan'"
+        "a learning rate of NaN",
+        TRAIN + " --learning-rate nan",
+        "--optimizer.learning-rate: must be a finite number, got nan",
     ),
     Kind("a learning rate below 0", TRAIN + " --learning-rate -1", "learning_rate must be at least 0, got -1.0"),
     Kind(
         "an infinite learning rate",
         TRAIN + " --learning-rate inf",
-        "--optimizer.learning-rate: must be float, got 'inf'",
+        "--optimizer.learning-rate: must be a finite number, got inf",
     ),
     Kind("no gradient at all", TRAIN + " --max-gradient-norm 0", "max_gradient_norm must be above 0, got 0.0"),
     Kind("an unknown arm", "train-ranker --data {}/data --prepared {}/prepared --out {}/out --arm sidee", "sidee"),
@@ -92,6 +99,12 @@ CASES = [
         "audio",
     ),
     Kind("stages that are no stages", TOKENIZER + " --stages trits*25", "cannot read 'trits*25'"),
+    Kind(
+        "stages without end",
+        TOKENIZER + " --stages ternary*99999999999",
+        "stages 'ternary*99999999999': 99,999,999,999 stages; there may be 1,024 at most",
+    ),
+    Kind("a codec's commitment below 0", TOKENIZER + " --commitment -1", "commitment must be at least 0, got -1.0"),
     Kind("no stages", TOKENIZER + " --stages ternary*0", "ternary*0"),
     Kind(
         "stages of another quantizer", TOKENIZER + " --kind rq --stages ternary*3", "residual VQ takes one-hot digits"
@@ -102,6 +115,16 @@ CASES = [
     Kind("no seeds", "pipeline --data {}/data --out {}/out --seeds 0", "seeds must be at least 1, got 0"),
     Kind("a short flag that two configs have", "pipeline --data {}/data --out {}/out --epochs 1", "write which"),
     Kind("a corpus without items", "data synthetic --out {}/out --items 0", "items"),
+    Kind("a corpus of a seed below 0", "data synthetic --out {}/out --seed -1", "seed must be at least 0, got -1"),
+    Kind("a corpus of noise below 0", "data synthetic --out {}/out --noise -1", "noise must be at least 0, got -1.0"),
+    Kind("a corpus without chance", "data synthetic --out {}/out --bias 1e300", "bias must lie in [-100, 100]"),
+    Kind(
+        "a corpus beyond all memory",
+        f"data synthetic --out {{}}/out --items {10**15}",
+        "not enough memory",
+        leaves=("out",),
+    ),
+    Kind("layers beyond all memory", TOKENIZER + f" --hidden-dim {10**15}", "not enough memory"),
     Kind("a corpus of fewer than no users", "data synthetic --out {}/out --users -1", "users"),
     Kind(
         "digits to decode beyond the SID's",

@@ -28,6 +28,8 @@ GOES_ON = (
 )
 TRAIN_SIDE = "train-ranker --data {}/data --prepared {}/prepared --sids {}/sids --out {}/out --arm side"
 COLLISIONS = "codec collisions --sids {}/sids"
+DISAMBIGUATE = "codec disambiguate --sids {}/sids --out {}/out"
+PREDICT = "predict --ranker {}/ranker --newest 1 --out {}/out.parquet"
 
 
 def limited(size: int) -> Callable[[Folder], Callable[[], None]]:
@@ -137,7 +139,14 @@ CASES = [
             limited(size),
             leaves=GOES_ON,
         )
-        for command, sizes in ((PREPARE, (0, 200, 2000)), (TRAIN, (0, 4000)), (ENCODE, (0, 300)))
+        for command, sizes in (
+            (PREPARE, (0, 200, 2000)),
+            (TRAIN, (0, 4000)),
+            (ENCODE, (0, 300)),
+            (DISAMBIGUATE, (2000,)),  # of codec.pt
+            (PREDICT, (200,)),
+            (COLLISIONS + " --json {}/out.json", (200,)),
+        )
         for size in sizes
     ),
     *(

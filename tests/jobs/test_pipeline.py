@@ -11,6 +11,7 @@ import pytest
 
 from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.errors import DataError, RunMismatchError, SidrecError
+from sidrec_torchrec.files import read_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
 from sidrec_torchrec.jobs import pipeline, train_ranker, train_tokenizer
@@ -168,3 +169,20 @@ def test_more_arms_join_a_finished_run(finished, corpus):
     report = pipeline.main(make_config(corpus, out, arms=("none", "id")))
     assert list(report["arms"]) == ["none", "id"]
     assert (out / "rankers" / "none" / "seed-0" / "metrics.json").read_text() == before
+
+
+def test_rankers_take_tokenizers_of_several_seeds_in_turn(corpus, tmp_path):
+    changes = {"arms": ("none", "raw", "side"), "seeds": 3, "tokenizer_seeds": 2, "collaborative": False, "tune": False}
+    report = pipeline.main(make_config(corpus, tmp_path / "run", **changes))
+    assert list(report["tokenizer"]) == ["side", "seed-1/side"]
+    first, second = (tmp_path / "run" / "tokenizers" / name / "run.json" for name in ("side", "seed-1/side"))
+    assert [json.loads(path.read_text())["seed"] for path in (first, second)] == [0, 1]
+    runs = [read_json(tmp_path / "run" / "rankers" / "side" / f"seed-{seed}" / "run.json") for seed in range(3)]
+    sids = [run["sids"] for run in runs]
+    assert sids[0] == sids[2] and sids[1] != sids[0] and "sids/seed-1/side" in json.dumps(sids[1])
+    side, raw = report["arms"]["side"], report["arms"]["raw"]
+    low, high = side["ne_gain_all_interval"]
+    assert low < side["ne_gain_all"] < high
+    assert raw["ne_kept_all"] in (None, 1.0)
+    with pytest.raises(ValueError, match="tokenizer_seeds 2 is more than seeds 1: no ranker would read the last"):
+        make_config(corpus, tmp_path / "other", tokenizer_seeds=2)

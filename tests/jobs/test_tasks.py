@@ -80,7 +80,7 @@ def test_both_tasks_are_learned(attention, labeled, sequences, sids, tmp_path):
 
 
 def flat(test: dict) -> dict:
-    """All its figures, those of the breakdown by table, task, bucket and name."""
+    """All its figures, those of the breakdown by table, task, bucket and name, and the ends of intervals."""
     rows = [
         (table, task, row)
         for table, rows_of in test["breakdown"].items()
@@ -93,7 +93,12 @@ def flat(test: dict) -> dict:
         for table, task, row in rows
         for kind in ("targets", "positives", "ne", "calibration")
     }
-    return {name: value for name, value in test.items() if name != "breakdown"} | figures
+    figures |= {
+        f"{name} {end}": value
+        for name, own in test["bootstrap"].items()
+        for end, value in zip(("low", "high"), own["interval"], strict=True)
+    }
+    return {name: value for name, value in test.items() if name not in ("breakdown", "bootstrap")} | figures
 
 
 def test_an_interrupted_run_goes_on_where_it_was(trained, tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def make_config(
         epochs=2,
         batch_events=1024,
         model=SMALL,
-        arm_options=ArmConfig(table_dim=16, ngram_rows=200, piece_rows=30),
+        arm_options=ArmConfig(table_dim=16, ngram_rows=200, piece_rows=40),
     )
     return dataclasses.replace(config, **changes)
 
@@ -59,14 +59,17 @@ def test_every_arm_learns(arm, corpus, prepared, sids, tmp_path):
         "hashed-id": 16,
         "projected": 20,
     }  # two digits; two hashes; all 12 + 8 components, a byte each
+    kjt |= {"pq": 8, "side-pieces": 8 + 10 * 8}  # ten trits
     assert result["bytes_per_event_kjt"] == kjt[arm]
     # id: a row of 16 floats per item; prefix-ngram: 200 rows; side: two chunks of 243 values of 16 floats at most
     tables = {"none": (0, 0), "raw": (0, 0), "id": (7680, 7680), "prefix-ngram": (12800, 12800), "side": (1, 35_000)}
     tables["all-ngram"] = tables["prefix-ngram"]
-    tables["pieces"] = (30 * 16 * 4, 30 * 16 * 4)
+    tables["pieces"] = (40 * 16 * 4, 40 * 16 * 4)
     tables |= {"hashed-id": tables["prefix-ngram"], "projected": (20 * 4, 20 * 4)}  # a scale per component
     tables["learned-side"] = (2, 70_000)  # and the rows they started with
     tables["hybrid"] = (2187 * 16 * 4, 2187 * 16 * 4 + 35_000)  # 7 trits, and SIDE
+    tables["pq"] = (256 * 20 * 4, 256 * 20 * 4)
+    tables["side-pieces"] = (40 * 16 * 4, 40 * 16 * 4 + 35_000)
     assert tables[arm][0] <= result["table_bytes"] <= tables[arm][1]
     assert train_ranker.main(config) == result  # read back
     assert evaluate.main(evaluate.EvaluateConfig(ranker=tmp_path / arm)) == result["test"]
@@ -132,7 +135,7 @@ def test_two_processes_equal_one(arm, corpus, prepared, sids, tmp_path, run_dist
     # Two wide user tables: each goes whole to one process, and the other's checkpoint does without it.
     changes = {
         "model": dataclasses.replace(SMALL, dim=64),
-        "arm_options": ArmConfig(table_dim=16, ngram_rows=200, piece_rows=30, table_dropout=0, digit_dropout=0),
+        "arm_options": ArmConfig(table_dim=16, ngram_rows=200, piece_rows=40, table_dropout=0, digit_dropout=0),
     }
     one = train_ranker.main(make_config(corpus, prepared, sids, tmp_path / "one", arm, **changes))
     results = run_distributed(train_here, 2, make_config(corpus, prepared, sids, tmp_path / "two", arm, **changes))
@@ -303,8 +306,9 @@ def test_a_ranker_is_tested_on_a_later_week(corpus, sids, tmp_path, capsys):
     out = tmp_path / "later.json"
     values = evaluate.main(evaluate.EvaluateConfig(ranker=config.out, prepared=folders[1].folder, out=out))
     printed = capsys.readouterr().out
-    assert json.loads(printed) == json.loads(out.read_text()) == values
-    assert printed.count("\n") < 70 and '{ "bucket": "no earlier event", "targets":' in printed
+    shown = values | {"bootstrap": {n: {"interval": own["interval"]} for n, own in values["bootstrap"].items()}}
+    assert json.loads(out.read_text()) == values and json.loads(printed) == shown
+    assert printed.count("\n") < 80 and '{ "bucket": "no earlier event", "targets":' in printed
     age = {row["bucket"]: row["targets"] for row in values["breakdown"]["model_age"]["label"]}
     assert age["30 days and more"] == values["targets_all"] == (time_N >= later).sum()
     popularity = {row["bucket"]: row["targets"] for row in values["breakdown"]["item_training_events"]["label"]}

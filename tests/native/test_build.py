@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +90,37 @@ def test_a_compiler_that_takes_too_long_is_a_warning_too(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "_BUILD_SECONDS", 1)
     with pytest.warns(UserWarning, match="could not be built .*timed out after 1"):
         assert "timed out" in build.problem.__wrapped__()
+
+
+def test_a_cache_that_cannot_be_written_is_named_as_the_reason():
+    result = decode_twice(SIDREC_CACHE="/dev/null/cache")
+    assert result.stderr.count("UserWarning") == 1
+    assert "Not a directory" in result.stderr and "in SIDREC_CACHE" in result.stderr
+    assert "compiler" not in result.stderr
+    assert len(result.stdout.splitlines()) == 2
+
+
+def test_without_a_home_a_cache_is_asked_for(monkeypatch):
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SIDREC_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    with pytest.warns(
+        UserWarning, match=r"determine home directory.*Name a folder that can be written to.* SIDREC_CACHE"
+    ):
+        assert build.problem.__wrapped__()
+
+
+def test_a_disk_that_is_full_while_the_compiler_writes_is_no_fault_of_the_compiler(tmp_path, monkeypatch):
+    compiler = tmp_path / "c++"
+    says = "fatal error: error writing to greedy.o: No space left on device"
+    compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo 1 || {{ echo "{says}" >&2; exit 1; }}\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("SIDREC_CACHE", str(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match="No space left on device.*and has room, in SIDREC_CACHE"):
+        assert build.problem.__wrapped__() == says
 
 
 def test_the_reference_can_be_asked_for(monkeypatch):

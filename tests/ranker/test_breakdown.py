@@ -18,6 +18,7 @@ from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.ranker.breakdown import TABLES, Breakdown, Past, TargetFacts
 from sidrec_torchrec.ranker.evaluation import evaluate_in_detail
 from sidrec_torchrec.ranker.model import RankerOutput
+from sidrec_torchrec.ranker.target_sums import TargetSums
 from sidrec_torchrec.ranker.targets import Targets
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import Stage
@@ -193,6 +194,8 @@ def test_two_processes_agree(log, tmp_path, run_distributed):
     one = measure(folder, folder)
     first, second = run_distributed(measure, 2, folder, folder)
     assert first == second
+    for name, resampled in one["bootstrap"].items():
+        assert first["bootstrap"][name]["replicates"] == pytest.approx(resampled["replicates"], rel=1e-6)
     for task, rows in one["reliability"].items():
         assert rows == [pytest.approx(row, rel=1e-12) for row in first["reliability"][task]]
         assert sum(row["targets"] for row in rows) == one[f"targets_all_{task}"]
@@ -242,8 +245,8 @@ def test_what_is_not_known_is_left_out(log, tmp_path):
 def test_a_bucket_of_one_class_says_so(labels, note, calibration):
     S = len(labels)
     past = Past(np.ones(1, bool), None, None, None)
-    breakdown = Breakdown(past, CPU, ("label",))
-    facts = [TargetFacts(np.zeros(n, int), np.zeros(n, int), np.full(n, n)) for n in (S, 20)]
+    breakdown = Breakdown(past, TargetSums(CPU, ("label",)), CPU)
+    facts = [TargetFacts(*np.zeros((3, n), int), np.full(n, n)) for n in (S, 20)]
     p_S1, label_S1 = torch.full((S, 1), 0.4), torch.tensor(labels).float().view(-1, 1)
     empty = torch.zeros(())
     breakdown.update(RankerOutput(p_S1, label_S1, torch.ones(S, 1), empty, empty), facts[0])

@@ -6,8 +6,8 @@ import torch
 from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
+from sidrec_torchrec.data.ids import split_mix
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, ArmInputs
-from sidrec_torchrec.ranker.arms.hashed import split_mix
 
 ROWS = 1_000
 CONFIG = ArmConfig(table_dim=8, ngram_rows=ROWS)

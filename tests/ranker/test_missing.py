@@ -27,7 +27,7 @@ from tests.ranker.test_user_state import make_request as make_user_request
 
 CPU = torch.device("cpu")
 CONFIG = ArmConfig(table_dim=8, ngram_rows=100, table_dropout=0.0, digit_dropout=0.0)
-SERVED = [name for name in ARMS if name not in ("none", "raw", "projected", "id", "hashed-id")]
+SERVED = [name for name in ARMS if name not in ("none", "raw", "projected", "pq", "id", "hashed-id")]
 
 
 def make_arm(name: str, folder) -> Arm:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from sidrec_torchrec.data.ids import split_mix
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, ArmInputs
-from sidrec_torchrec.ranker.arms.hashed import split_mix
 
 OWN = ArmInputs(num_items=3)
 NEW = ArmInputs(num_items=5, trained_on=OWN, own_rows=np.array([2, -1, 0, -1, 1]))

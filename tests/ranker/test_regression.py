@@ -18,6 +18,7 @@ from sidrec_torchrec.ranker.model import Ranker, RankerOutput
 from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.serving import ServingRanker, export, requests_of
 from sidrec_torchrec.ranker.stateful import StatefulServingRanker, UserStateUpdater
+from sidrec_torchrec.ranker.target_sums import TargetSums
 from sidrec_torchrec.ranker.targets import Targets
 from tests.ranker.test_targets import DIM, LENGTHS, make_batch, make_code_reader, make_events
 
@@ -181,8 +182,8 @@ def test_a_regression_alone_has_metrics_without_a_name_and_none_where_nothing_is
 
 def test_the_breakdown_has_the_share_of_squared_errors_by_bucket():
     output, _, length_S = outputs()
-    breakdown = Breakdown(Past(np.ones(1, bool), None, None, None), CPU, ("click",), REGRESSIONS)
-    breakdown.update(output, TargetFacts(np.zeros(400, np.int64), np.zeros(400, np.int64), length_S.numpy()))
+    breakdown = Breakdown(Past(np.ones(1, bool), None, None, None), TargetSums(CPU, ("click",), REGRESSIONS), CPU)
+    breakdown.update(output, TargetFacts(*np.zeros((3, 400), np.int64), length_S.numpy()))
     tables = breakdown.compute()["history_length"]
     edges = [0, 1, 10, 50, 200, 1000, np.inf]
     for k, own in enumerate(REGRESSIONS, start=1):

@@ -37,6 +37,7 @@ def make_batch(features: Sequence[int] = ()) -> RankBatch:
     return RankBatch(
         items=empty,
         users=empty,
+        user_B=torch.arange(len(LENGTHS)),
         lengths_B=torch.tensor(LENGTHS),
         num_targets_B=torch.tensor(NUM_TARGETS),
         weight_B=torch.ones(len(LENGTHS)),

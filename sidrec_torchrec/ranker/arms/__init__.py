@@ -6,7 +6,8 @@ from sidrec_torchrec.ranker.arms.hashed import HashedIdArm
 from sidrec_torchrec.ranker.arms.ids import IdArm
 from sidrec_torchrec.ranker.arms.ngram import AllNgramArm, PrefixNgramArm
 from sidrec_torchrec.ranker.arms.open import open_arm
-from sidrec_torchrec.ranker.arms.pieces import PiecesArm
+from sidrec_torchrec.ranker.arms.pieces import PiecesArm, SidePiecesArm
+from sidrec_torchrec.ranker.arms.product_quantized import ProductQuantizedArm
 from sidrec_torchrec.ranker.arms.projected import ProjectedArm
 from sidrec_torchrec.ranker.arms.side import HybridArm, LearnedSideArm, SideArm
 
@@ -24,10 +25,12 @@ __all__ = [
     "NoneArm",
     "PiecesArm",
     "PrefixNgramArm",
+    "ProductQuantizedArm",
     "ProjectedArm",
     "RawArm",
     "SIDArray",
     "SideArm",
+    "SidePiecesArm",
     "Tokenizers",
     "open_arm",
 ]

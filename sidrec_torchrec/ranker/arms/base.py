@@ -6,7 +6,7 @@ one vector per event.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
@@ -20,9 +20,12 @@ from torch import Tensor, nn
 
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import NO_SID, SIDSpec, word_names
+from sidrec_torchrec.data.columns import vector_lists
 from sidrec_torchrec.errors import check_at_least, check_share
 from sidrec_torchrec.registry import Registry
 from sidrec_torchrec.side.expansion import MODES, SIDEConfig
+
+_BLOCK_ITEMS = 4_096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +110,16 @@ def vectors_of(vectors_ID: np.ndarray, item_N: np.ndarray) -> np.ndarray:
     return _rows_of(vectors_ID, item_N, 0)
 
 
+def side_by_side(sources: Sequence[np.ndarray], row_F: np.ndarray) -> Iterator[np.ndarray]:
+    """Vectors of some rows of all sources, float64 [B, D]: a block at a time, whatever their number."""
+    for start in range(0, len(row_F), _BLOCK_ITEMS):
+        rows = row_F[start : start + _BLOCK_ITEMS]
+        yield np.concatenate([array[rows] for array in sources], axis=1, dtype=np.float64)
+
+
 def stored_vectors(vectors_ID: np.ndarray, item_N: np.ndarray) -> pa.Array:
     """A column of a log that keeps vectors as they are; null for a missing item."""
-    values, mask = pa.array(vectors_of(vectors_ID, item_N).reshape(-1)), pa.array(item_N < 0)
-    return pa.FixedSizeListArray.from_arrays(values, vectors_ID.shape[1], mask=mask)
+    return vector_lists(vectors_of(vectors_ID, item_N), item_N >= 0)
 
 
 def _rows_of(array_IX: np.ndarray, item_N: np.ndarray, missing: int) -> np.ndarray:

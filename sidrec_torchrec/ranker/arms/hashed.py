@@ -10,6 +10,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from sidrec_torchrec.data.ids import split_mix
 from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs
 from sidrec_torchrec.ranker.arms.modules import RowDropout
 
@@ -77,12 +78,3 @@ def _numbered(inputs: ArmInputs) -> np.ndarray | None:
     number_I, is_new_I = inputs.own_rows.copy(), inputs.own_rows < 0
     number_I[is_new_I] = inputs.learned.num_items + np.arange(is_new_I.sum())
     return number_I
-
-
-def split_mix(seed_N: np.ndarray, count: int) -> np.ndarray:
-    """The first ``count`` numbers of SplitMix64 (Steele et al. 2014) from each seed, uint64 [N, count] of integers [N]."""
-    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    x = seed_N.astype(np.uint64)[:, np.newaxis] + steps
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -1,6 +1,7 @@
 """Modules that several arms are made of."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,17 @@ class OfSIDs(nn.Module):
     def forward(self, words_NW: Tensor) -> Tensor:
         words = words_NW.split(self._words, dim=1)
         return torch.cat([part(own_NW) for part, own_NW in zip(self.parts, words, strict=True)], dim=1)
+
+
+class BothOf(nn.Module):
+    """The vectors that two modules make of the same input, side by side: float32 [N, D of one + D of the other]."""
+
+    def __init__(self, one: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.one, self.other = one, other
+
+    def forward(self, features: Any) -> Tensor:
+        return torch.cat([self.one(features), self.other(features)], dim=1)
 
 
 class SumOfRows(nn.Module):

@@ -1,4 +1,4 @@
-"""Subword pieces of residual SIDs (Singh et al., arXiv 2306.08121): per tokenizer, a table of the runs that training meets often."""
+"""Subword pieces of SIDs (Singh et al., arXiv 2306.08121): a table of the runs that training meets often, alone or beside SIDE."""
 
 from collections.abc import Mapping
 
@@ -19,17 +19,21 @@ from sidrec_torchrec.ranker.arms.base import (
     SIDArray,
     Tokenizers,
     sid_columns,
-    words_of,
+    vectors_of,
 )
-from sidrec_torchrec.ranker.arms.modules import OfSIDs, RowDropout, SumOfRows
+from sidrec_torchrec.ranker.arms.modules import BothOf, OfSIDs, RowDropout, SumOfRows
+from sidrec_torchrec.ranker.arms.side import SideArm
 from sidrec_torchrec.side.pieces import NOTHING, Pieces, PieceVectors
+
+_BLOCK_ITEMS = 16_384
 
 
 @ARMS.register("pieces")
 class PiecesArm(Arm):
     """Residual codes cut into pieces that training meets often, as text is into subwords; a learned row for each piece.
 
-    Pieces are cut when the batch is made, and looked up in a table of the SID's own. They are learned from training events when the arm is opened; the same events give the same pieces.
+    Pieces are learned from training events when the arm is opened; the same events give the same pieces. Each item's SID is then cut
+    once, and its pieces held: 4 bytes a digit. Each SID has a table of its own.
     """
 
     needs = Needs.SIDS
@@ -46,14 +50,13 @@ class PiecesArm(Arm):
         self._config = config
         self.words = {name: map_rows(sid.path) for name, sid in inputs.sids.items()}
         self._pieces = {name: self._learned(name, sid, events_N) for name, sid in inputs.learned.sids.items()}
+        self._items = {name: _cut(own, self.words[name]) for name, own in self._pieces.items()}
         self.keys = tuple(map(Pieces.key, self._pieces))
         self.dim = config.table_dim * len(inputs.sids)
 
     def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
-        return {
-            Pieces.key(name): pieces.of(torch.from_numpy(words_of(self.words[name], item_N)))
-            for name, pieces in self._pieces.items()
-        }
+        pieces = {name: vectors_of(pieces_IL, item_N) for name, pieces_IL in self._items.items()}
+        return {Pieces.key(name): torch.from_numpy(own_NL.astype(np.int64)) for name, own_NL in pieces.items()}
 
     def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
         # A log keeps the code itself; it is cut when the batch is made.
@@ -78,3 +81,43 @@ class PiecesArm(Arm):
             return Pieces.learn(sid.codec.spec, map_rows(sid.path), events_N, self._config.piece_rows)
         except ValueError as error:
             raise SidrecError(f"pieces of the SIDs '{name}': {error}; raise piece_rows") from None
+
+
+def _cut(pieces: Pieces, words_IW: np.ndarray) -> np.ndarray:
+    """The pieces of every item, int32 [num_items, L]."""
+    pieces_IL = np.empty((len(words_IW), pieces.spec.num_digits), np.int32)
+    for first in range(0, len(words_IW), _BLOCK_ITEMS):
+        block = slice(first, first + _BLOCK_ITEMS)
+        pieces_IL[block] = pieces.of(torch.from_numpy(np.array(words_IW[block])))
+    return pieces_IL
+
+
+@ARMS.register("side-pieces")
+class SidePiecesArm(Arm):
+    """One SID read twice: expanded by SIDE, and by a learned row for each of its pieces, side by side."""
+
+    needs = Needs.SIDS
+    counts_events = True
+    takes_new_items = True
+
+    def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
+        self._side, self._pieces = SideArm(inputs, config), PiecesArm(inputs, config)
+        self.words = self._side.words
+        self.keys = (*self._side.keys, *self._pieces.keys)
+        self.dim = self._side.dim + self._pieces.dim
+
+    def values(self, item_N: np.ndarray) -> Mapping[str, Tensor]:
+        return {**self._side.values(item_N), **self._pieces.values(item_N)}
+
+    def stored(self, item_N: np.ndarray) -> dict[str, pa.Array]:
+        return self._side.stored(item_N)
+
+    def module(self, device: torch.device) -> nn.Module:
+        return BothOf(self._side.module(device), self._pieces.module(device))
+
+    def served_sids(self) -> dict[str, SIDSpec]:
+        return self._side.served_sids()
+
+    def served_module(self, module: nn.Module) -> nn.Module:
+        assert isinstance(module, BothOf)
+        return BothOf(self._side.served_module(module.one), self._pieces.served_module(module.other))

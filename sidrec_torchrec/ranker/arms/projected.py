@@ -1,6 +1,6 @@
 """A small dense rival of a SID: each event carries its item's vectors, projected and rounded to int8 (TransAct V2, arXiv 2506.02267)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,19 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, stored_vectors, vectors_of
+from sidrec_torchrec.ranker.arms.base import (
+    ARMS,
+    Arm,
+    ArmConfig,
+    ArmInputs,
+    Needs,
+    side_by_side,
+    stored_vectors,
+    vectors_of,
+)
 
 _DIM = 32
 _LARGEST = 127
-_BLOCK_ITEMS = 4_096
 _KEY = "projection"
 
 
@@ -50,22 +58,22 @@ class Int8Projection:
         """
         if not len(row_F):
             raise ValueError("a projection needs at least one item to look at")
-        mean_D = sum(x_BD.sum(0) for x_BD in _blocks(sources, row_F)) / len(row_F)
-        moment_DD = sum((x_BD - mean_D).T @ (x_BD - mean_D) for x_BD in _blocks(sources, row_F)) / len(row_F)
+        mean_D = sum(x_BD.sum(0) for x_BD in side_by_side(sources, row_F)) / len(row_F)
+        moment_DD = sum((x_BD - mean_D).T @ (x_BD - mean_D) for x_BD in side_by_side(sources, row_F)) / len(row_F)
         variance_D, axes_DD = np.linalg.eigh(moment_DD)  # ascending
         variance_K, axes_DK = variance_D[::-1][:dim], axes_DD[:, ::-1][:, :dim]
         # To eigh an axis is as good as its opposite; choose, so that it is the same on every machine.
         largest_1K = np.abs(axes_DK).argmax(axis=0)[np.newaxis]
         axes_DK = axes_DK * np.sign(np.take_along_axis(axes_DK, largest_1K, axis=0))
         axes_DK /= np.sqrt(max(variance_K.mean(), np.finfo(np.float32).tiny))
-        extent_K = np.max([np.abs((x_BD - mean_D) @ axes_DK).max(0) for x_BD in _blocks(sources, row_F)], axis=0)
+        extent_K = np.max([np.abs((x_BD - mean_D) @ axes_DK).max(0) for x_BD in side_by_side(sources, row_F)], axis=0)
         # A component that does not vary has nothing to say; its rounding errors would, were they scaled up.
         extent_K = np.where(extent_K > 1e-6 * extent_K.max(), extent_K, _LARGEST)
         return Int8Projection(mean_D, axes_DK, (extent_K / _LARGEST).astype(np.float32))
 
     def of(self, sources: Sequence[np.ndarray]) -> np.ndarray:
         """Components of all items, int8 [N, K]; a value larger than any that was looked at is cut to the largest."""
-        blocks = _blocks(sources, np.arange(len(sources[0])))
+        blocks = side_by_side(sources, np.arange(len(sources[0])))
         return np.concatenate([self._rounded((x_BD - self.mean_D) @ self.axes_DK) for x_BD in blocks])
 
     def _rounded(self, x_BK: np.ndarray) -> np.ndarray:
@@ -115,10 +123,3 @@ class _Scaled(nn.Module):
 
     def forward(self, items: KeyedJaggedTensor) -> Tensor:
         return items[_KEY].values().view(-1, len(self.scale_K)).float() * self.scale_K
-
-
-def _blocks(sources: Sequence[np.ndarray], row_F: np.ndarray) -> Iterator[np.ndarray]:
-    """Vectors of some rows, the sources side by side, float64 [B, D]: a block at a time, whatever their number."""
-    for start in range(0, len(row_F), _BLOCK_ITEMS):
-        rows = row_F[start : start + _BLOCK_ITEMS]
-        yield np.concatenate([array[rows] for array in sources], axis=1, dtype=np.float64)

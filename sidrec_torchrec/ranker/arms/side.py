@@ -14,7 +14,7 @@ from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, words_of
-from sidrec_torchrec.ranker.arms.modules import OfSIDs, OneFeature, RowDropout, SumOfRows
+from sidrec_torchrec.ranker.arms.modules import BothOf, OfSIDs, OneFeature, RowDropout, SumOfRows
 from sidrec_torchrec.side.collection import SIDECollection
 from sidrec_torchrec.side.expansion import SIDEConfig
 from sidrec_torchrec.side.hybrid import CoarseIds, HybridVectors
@@ -112,7 +112,7 @@ class HybridArm(Arm):
         assert isinstance(module, _Hybrid)
         (side,), (table,) = module.collection.side.tables.values(), module.collection.table.embeddings.values()
         rows = SumOfRows(lambda words_NW: self._coarse.ids(words_NW).unsqueeze(1), table.weight)
-        return _BothOf(side, rows)
+        return BothOf(side, rows)
 
 
 class _SideBySide(nn.ModuleList):
@@ -128,17 +128,6 @@ class _SideBySide(nn.ModuleList):
 
     def forward(self, items: KeyedJaggedTensor) -> Tensor:
         return torch.cat([module(items) for module in self], dim=1)
-
-
-class _BothOf(nn.Module):
-    """The vectors of two modules of the same packed SIDs, side by side."""
-
-    def __init__(self, one: nn.Module, other: nn.Module) -> None:
-        super().__init__()
-        self.one, self.other = one, other
-
-    def forward(self, words_NW: Tensor) -> Tensor:
-        return torch.cat([self.one(words_NW), self.other(words_NW)], dim=1)
 
 
 class _Hybrid(nn.Module):
