@@ -1,0 +1,1 @@
+../sidrec_torchrec/components.py
