@@ -1,12 +1,14 @@
-# make demo and make test need nothing but python >= 3.10, git and make. Override: PYTHON=python3.12 VENV=dir DEVICE=cpu
+# make demo and make test need nothing but python >= 3.10, git and make. Override: PYTHON=python3.12 VENV=dir DEVICE=cpu TORCH=2.14
 PYTHON ?= python3
-VENV ?= .venv
+DEFAULT_TORCH := $(shell sed -nE 's/^torch==([0-9]+\.[0-9]+).*/\1/p' sidrec_torchrec/requirements/torch.txt)
+TORCH ?= $(DEFAULT_TORCH)
+VENV ?= .venv$(addprefix -,$(filter-out $(DEFAULT_TORCH),$(TORCH)))
 ifndef DEVICE
 DEVICE := $(if $(findstring GPU,$(shell nvidia-smi -L 2>/dev/null)),cuda,cpu)
 endif
 
 # Newer than all that says what to install; the second time there is nothing to do, and no network is needed.
-READY := $(VENV)/.ready-$(DEVICE)
+READY := $(VENV)/.ready-$(DEVICE)-$(TORCH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint audit docs clean
@@ -34,10 +36,10 @@ docs: $(READY) ## set up, then build the documentation's site in build/site, war
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
 
 clean: ## remove the virtual environment, the demo's output and all caches
-	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find sidrec_torchrec tests torchx examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv .venv-* demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find sidrec_torchrec tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml scripts/setup.sh $(wildcard sidrec_torchrec/requirements/*.txt)
-	@scripts/setup.sh $(PYTHON) $(VENV) $(DEVICE)
+	@scripts/setup.sh $(PYTHON) $(VENV) $(DEVICE) $(TORCH)
 	@rm -f $(VENV)/.ready-*
 	@touch $@

@@ -18,9 +18,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-TORCH_OF_FBGEMM = {"1.6": "2.11", "1.7": "2.12", "1.8": "2.13", "1.9": "2.14"}
-"""Which torch a series of fbgemm is built for; torchrec must be of fbgemm's series. None of them pins the others."""
-
 CPU_FBGEMM, CUDA_FBGEMM = "fbgemm-gpu-cpu", "fbgemm-gpu"
 
 _MATCHED = ("torch", "torchrec", CPU_FBGEMM, CUDA_FBGEMM)
@@ -109,6 +106,21 @@ def _operators() -> str:
     return "\n".join(said)
 
 
+@cache
+def torch_sets() -> dict[str, dict[str, str]]:
+    """The sets that belong together, by torch's series: the version of torch, torchrec, fbgemm-gpu and fbgemm-gpu-cpu.
+
+    None of these packages pins the others. torchrec's series is fbgemm's.
+    """
+    texts = [
+        path.read_text()
+        for path in (files("sidrec_torchrec") / "requirements").iterdir()
+        if re.fullmatch(r"torch-[\d.]+\.txt", path.name)
+    ]
+    sets = [dict(re.findall(r"^([\w-]+)==(\S+)", text, re.MULTILINE)) for text in texts]
+    return {_series(pins["torch"]): pins for pins in sets}
+
+
 def versions_and_hardware() -> dict[str, dict[str, Any]]:
     """What a report says about where it was made: ``{"versions": {...}, "hardware": {...}}``, ready for JSON."""
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _REPORTED}
@@ -155,24 +167,24 @@ def find_gpu_problems(versions: dict[str, str], gpus: list[str]) -> list[str]:
 
 
 def repair_commands(versions: dict[str, str]) -> list[str]:
-    """The commands that turn an installed set into the one this package is tested with.
+    """The commands that turn an installed set into one that belongs together: that of the torch which is there, if any.
 
     Args:
         versions: version by package, as ``installed_versions`` gives it.
     """
     torch = versions.get("torch", "")
-    keep_torch = _series(torch) == _series(_pin("torch").partition("==")[2])
-    fbgemm = "cuda" if _gpus() and not (keep_torch and torch.endswith("+cpu")) else "cpu"
-    strangers = [
-        name for name in (CPU_FBGEMM, CUDA_FBGEMM) if name in versions and not _pin(fbgemm).startswith(f"{name}=")
-    ]
+    keep_torch = _series(torch) in torch_sets()
+    pins = torch_sets()[_series(torch) if keep_torch else _default_series()]
+    fbgemm = CUDA_FBGEMM if _gpus() and not (keep_torch and torch.endswith("+cpu")) else CPU_FBGEMM
     commands = []
-    if strangers:  # they share their files, so one cannot go and leave the other whole
+    if {CPU_FBGEMM, CUDA_FBGEMM} & versions.keys() - {
+        fbgemm
+    }:  # they share their files: one cannot leave the other whole
         commands.append(f"pip uninstall --yes {CPU_FBGEMM} {CUDA_FBGEMM}")
     if not keep_torch:
-        commands.append(f"pip install {_pin('torch')}")
-    commands.append(f"pip install {_pin(fbgemm)} {' '.join(_requirements('with_torch'))}")
-    commands.append(f"pip install --no-deps {_pin('torchrec')}")
+        commands.append(f"pip install torch=={pins['torch']}")
+    commands.append(f"pip install {fbgemm}=={pins[fbgemm]} {' '.join(_requirements('with_torch'))}")
+    commands.append(f"pip install --no-deps torchrec=={pins['torchrec']}")
     return commands
 
 
@@ -201,8 +213,9 @@ def _find_mismatches(versions: dict[str, str], fbgemm: str) -> list[str]:
     problems = []
     if _series(versions["torchrec"]) != fbgemm_series:
         problems.append(f"torchrec {versions['torchrec']} does not match {fbgemm} {versions[fbgemm]}.")
-    known = fbgemm_series in TORCH_OF_FBGEMM or torch_series in TORCH_OF_FBGEMM.values()
-    if known and TORCH_OF_FBGEMM.get(fbgemm_series) != torch_series:
+    torch_of = {_series(pins[CPU_FBGEMM]): series for series, pins in torch_sets().items()}
+    known = fbgemm_series in torch_of or torch_series in torch_sets()
+    if known and torch_of.get(fbgemm_series) != torch_series:
         problems.append(f"{fbgemm} {versions[fbgemm]} does not match torch {versions['torch']}.")
     return problems
 
@@ -230,9 +243,9 @@ def _requirements(name: str) -> list[str]:
     return [f"'{line}'" if re.search("[<>]", line) else line for line in requirements]
 
 
-def _pin(name: str) -> str:
-    (requirement,) = _requirements(name)
-    return requirement
+def _default_series() -> str:
+    (torch,) = _requirements("torch")
+    return _series(torch.partition("==")[2])
 
 
 def _cpu_model() -> str:

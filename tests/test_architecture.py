@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "sidrec_torchrec"
 # Bottom to top. A module may import from its own floor and from those before it.
 FLOORS = (
-    ("errors", "files", "names", "registry", "processes", "environment", "output"),
+    ("errors", "files", "part_files", "names", "registry", "processes", "environment", "output"),
     ("engines",),
     ("native",),
     ("ops",),
@@ -22,7 +22,7 @@ FLOORS = (
     ("jobs",),
     ("study",),
     ("jobs.pipeline", "jobs.codec_digits", "jobs.report"),  # over a study
-    ("config_source", "flags", "usage", "dry_run", "cli"),
+    ("config_source", "flags", "usage", "dry_run", "cli", "components"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -94,9 +94,11 @@ NOT_RUN = {
     "sidrec data yambda": DOWNLOADS,
     "sidrec prepare --data DIR --out prepared --split time --train-from 10001": "its days are those of that download",
     "sidrec codec drift --new SIDS": "of items that came since; tests/jobs/test_codec_life.py adds some",
+    "sidrec report": "of two finished runs of the pipeline; tests/study makes reports of some",
     "pip install": "changes what is installed",
     "make": "sets up an environment and runs for minutes",
     "torchx run": "submits to clusters; tests/test_torchx.py makes every component's request, and runs one",
+    "docker build": "needs a Docker engine",
     "curl": "needs a server; test_the_request_is_answered asks one",
     "python benchmarks/": "takes minutes to hours",
 }

@@ -35,9 +35,28 @@ def test_no_network(tmp_path):
     assert Path(python).exists()
 
 
-def _set_up(python: str, folder: Path, venv: Path | None = None) -> str:
+def test_a_torch_that_nothing_is_known_to_go_with(tmp_path):
+    assert _set_up(sys.executable, tmp_path, torch="1.13") == (
+        "error: no versions are known to go with torch '1.13'; there are torch-2.12 torch-2.13 torch-2.14"
+    )
+
+
+def test_make_keeps_other_versions_of_torch_apart():
+    said = {torch: _make_setup(*torch) for torch in ((), ("TORCH=2.14",))}
+    assert said[()].startswith("scripts/setup.sh python3 .venv cpu 2.13\n")
+    assert said["TORCH=2.14",].startswith("scripts/setup.sh python3 .venv-2.14 cpu 2.14\n")
+
+
+def _make_setup(*given: str) -> str:
+    """What ``make setup`` would run."""
+    variables = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "VENV", "TORCH")}
+    command = ["make", "--always-make", "--dry-run", "setup", "DEVICE=cpu", *given]
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True).stdout
+
+
+def _set_up(python: str, folder: Path, venv: Path | None = None, torch: str = "2.13") -> str:
     """The last line that set-up prints before it fails."""
-    command = [ROOT / "scripts" / "setup.sh", python, venv or folder / "venv", "cpu"]
+    command = [ROOT / "scripts" / "setup.sh", python, venv or folder / "venv", "cpu", torch]
     result = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     return result.stderr.strip().splitlines()[-1]

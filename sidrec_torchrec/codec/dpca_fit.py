@@ -17,7 +17,6 @@ import math
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -268,11 +267,11 @@ def _read(checkpoint: Path | None, options: FitOptions) -> dict | None:
         return None
     try:
         held = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, UnpicklingError) as error:
+    except Exception as error:  # whatever torch's reader may raise of a broken one
         raise DataError(
             f"{checkpoint}: not a checkpoint of fit, or a broken one ({error}); remove it and fit again"
         ) from error
-    if "digest" not in held:
+    if not isinstance(held, dict) or "digest" not in held:
         raise DataError(f"{checkpoint}: of an earlier version of sidrec_torchrec; remove it and fit again")
     if held.pop("digest") != _digest(held):
         raise DataError(f"{checkpoint}: not what was written; remove it and fit again")

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from sidrec_torchrec.data.columns import may_be_vector
-from sidrec_torchrec.data.conversion import check_float16, fixed_size
+from sidrec_torchrec.data.conversion import check_float16, half_vectors
 from sidrec_torchrec.data.embeddings import checked_vectors
 from sidrec_torchrec.data.event_log import parquet_writer
 from sidrec_torchrec.data.ids import IdIndex, canonical, shown
@@ -70,7 +70,7 @@ def write_catalogue(path: Path, items: pa.Table, vectors: VectorFile | None) -> 
             writer.write_table(items)
         return 0
     dim, table = vectors.width(), vectors.table
-    schema = pa.schema([*kinds, (vectors.name, pa.list_(pa.float16(), dim))])
+    schema = pa.schema([*kinds, (vectors.name, pa.list_(pa.float16()))])
     index = IdIndex(canonical(items["item_id"]))
     is_written_N = np.zeros(items.num_rows, bool)
     with atomic_path(path) as temporary, parquet_writer(temporary, schema) as writer:
@@ -84,7 +84,7 @@ def write_catalogue(path: Path, items: pa.Table, vectors: VectorFile | None) -> 
             check_float16(x_ND, f"{table.path}: column '{vectors.column}', after row {first_row}: ")
             if len(kept):
                 columns = items.take(pa.array(place_N[kept])).columns
-                writer.write_table(pa.table([*columns, fixed_size(x_ND, present_N[kept])], schema=schema))
+                writer.write_table(pa.table([*columns, half_vectors(x_ND, present_N[kept])], schema=schema))
         rest = np.flatnonzero(~is_written_N)
         for begin in range(0, len(rest), _ROWS):
             some = rest[begin : begin + _ROWS]

@@ -65,6 +65,16 @@ def is_vector(kind: pa.DataType) -> bool:
     )
 
 
+def vector_lists(x_ND: np.ndarray, present_N: np.ndarray) -> pa.Array:
+    """Vectors as a column of lists of their dtype, null where none is present.
+
+    Of no fixed size, for pyarrow before 26 cannot read a null among lists of one.
+    """
+    offsets_N = np.concatenate([[0], np.cumsum(present_N * x_ND.shape[1])])
+    values = pa.array(x_ND[present_N].reshape(-1))
+    return pa.ListArray.from_arrays(pa.array(offsets_N, pa.int32()), values, mask=pa.array(~present_N))
+
+
 def may_be_vector(kind: pa.DataType) -> bool:
     """Whether a column can be a source if it is named as one: lists of any numbers."""
     return is_tensor(kind) or (is_list(kind) and is_number(kind.value_type))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sidrec_torchrec.data.columns import is_vector, vectors
+from sidrec_torchrec.data.columns import is_vector, vector_lists, vectors
 from sidrec_torchrec.data.embeddings import Embeddings
 from sidrec_torchrec.data.event_log import EventLog, write_event_log
 from sidrec_torchrec.data.parquet import ParquetTable
@@ -147,7 +147,7 @@ def _text_source(texts: Sequence[str], dim: int) -> pa.Array:
         raise DataError("no item has any text; turn the text source off with text_dim 0 and give embeddings")
     embedder = HashedTfidf(dim).fit(texts)
     x_ND = np.concatenate([embedder.transform(texts[i : i + _TEXT_BATCH]) for i in range(0, len(texts), _TEXT_BATCH)])
-    return fixed_size(x_ND, np.any(x_ND, axis=1))
+    return half_vectors(x_ND, np.any(x_ND, axis=1))
 
 
 def _source_name(path: Path) -> str:
@@ -166,7 +166,7 @@ def _from_npy(path: Path, num_items: int) -> pa.Array:
         )
     x_ND = np.asarray(x_ND, np.float32)
     check_float16(x_ND, f"{path}: ")
-    return fixed_size(x_ND, np.any(x_ND, axis=1))
+    return half_vectors(x_ND, np.any(x_ND, axis=1))
 
 
 def _from_parquet(path: Path, items: pa.Table) -> dict[str, pa.Array]:
@@ -197,7 +197,7 @@ def _joined(column: pa.ChunkedArray, place_N: pa.ChunkedArray, where: str) -> pa
     check_float16(x_ND, where)
     known_N = place_N.is_valid().to_numpy()
     aligned_ND = np.where(known_N[:, None], x_ND[pc.fill_null(place_N, 0).to_numpy()], 0.0)
-    return fixed_size(aligned_ND, np.any(aligned_ND, axis=1))
+    return half_vectors(aligned_ND, np.any(aligned_ND, axis=1))
 
 
 def check_float16(x_ND: np.ndarray, where: str) -> None:
@@ -208,7 +208,6 @@ def check_float16(x_ND: np.ndarray, where: str) -> None:
         raise DataError(f"{where}row {int(np.argmin(finite_N))}: a value is not finite, or too large for float16")
 
 
-def fixed_size(x_ND: np.ndarray, present_N: np.ndarray) -> pa.Array:
+def half_vectors(x_ND: np.ndarray, present_N: np.ndarray) -> pa.Array:
     """Rows as a source of float16; null where none is present."""
-    flat = pa.array(x_ND.astype(np.float16).ravel(), pa.float16())
-    return pa.FixedSizeListArray.from_arrays(flat, x_ND.shape[1], mask=pa.array(~present_N))
+    return vector_lists(x_ND.astype(np.float16), present_N)

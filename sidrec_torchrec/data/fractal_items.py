@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sidrec_torchrec.data.columns import is_index, storage_type
+from sidrec_torchrec.data.columns import is_index, storage_type, vector_lists
 from sidrec_torchrec.data.event_log import parquet_writer
 from sidrec_torchrec.data.fractal_matrix import likeness_order
 from sidrec_torchrec.data.items import Items
@@ -114,7 +114,7 @@ def write_items(path: Path, items: Items, children: ChildIds, own: float, seed: 
     others = [f for f in table.schema if f.name not in ("item_id", *items.source_dims) and not is_index(f.name)]
     kept = pa.Table.from_batches([b for _, b in table.batches([f.name for f in others], _ROWS)]) if others else None
     numbers = {name: _number_type(items, name) for name in items.source_dims}
-    sources = [(name, pa.list_(numbers[name], dim)) for name, dim in items.source_dims.items()]
+    sources = [(name, pa.list_(numbers[name])) for name in items.source_dims]
     schema = pa.schema([("item_id", children.type), *(f.remove_metadata() for f in others), *sources])
     with atomic_path(path) as temporary, parquet_writer(temporary, schema) as writer:
         for block in range(children.times):
@@ -143,8 +143,7 @@ def _vectors(
             child_ND += np.sqrt(own / 2) * own_NR @ spread.factor_RD
             length_N1, child_length_N1 = (np.linalg.norm(v, axis=1, keepdims=True) for v in (x_ND, child_ND))
             child_ND *= length_N1 / np.maximum(child_length_N1, 1e-30)
-            flat = pa.array(child_ND.astype(np.float32).ravel())
-            columns[name] = pa.FixedSizeListArray.from_arrays(flat, x_ND.shape[1], mask=pa.array(~present_N))
+            columns[name] = vector_lists(child_ND.astype(np.float32), present_N)
         yield batch.first_row + np.arange(len(batch)), columns
 
 

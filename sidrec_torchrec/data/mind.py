@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sidrec_torchrec.data.conversion import check_float16, fixed_size, with_sources, write_parquet
+from sidrec_torchrec.data.conversion import check_float16, half_vectors, with_sources, write_parquet
 from sidrec_torchrec.data.csv_files import csv_batches
 from sidrec_torchrec.data.event_log import EventLog, check_user_share, write_event_log
 from sidrec_torchrec.data.folder import EVENTS_FILE, ITEMS_FILE, DataFolder, DataSchema
@@ -235,7 +235,7 @@ def _items(config: MindConfig) -> pa.Table:
         zeros = np.zeros(len(next(iter(vectors.values()))), np.float32)
         x_ND = np.stack([zeros if mean is None else mean for mean in means])
         check_float16(x_ND, f"{config.input[0]}: entity_embedding.vec, news ")
-        items = items.append_column("entity_emb", fixed_size(x_ND, np.array([mean is not None for mean in means])))
+        items = items.append_column("entity_emb", half_vectors(x_ND, np.array([mean is not None for mean in means])))
     return with_sources(items, text_dim=config.text_dim, embeddings=config.embeddings)
 
 

@@ -16,6 +16,11 @@ from sidrec_torchrec.data.parts import Part, open_parts
 from sidrec_torchrec.errors import DataError, first_line
 
 _BUFFER_BYTES = 1 << 20
+_NULL_OF_FIXED_SIZE = "Expected all lists to be of size"
+_OLD_PYARROW = (
+    f"; pyarrow {pa.__version__} cannot read nulls among lists of fixed size: write lists of no fixed size, or take pyarrow 26 "
+    "or newer, on Python 3.11 or newer"
+)
 
 
 @dataclass(frozen=True)
@@ -240,7 +245,8 @@ class ParquetTable:
                     yield first_row, pa.RecordBatch.from_arrays(arrays, names=list(columns))
                     first_row += batch.num_rows
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{part.path}: cannot be read past row {first_row}: {first_line(error)}") from error
+            advice = _OLD_PYARROW if _NULL_OF_FIXED_SIZE in str(error) else ""
+            raise DataError(f"{part.path}: cannot be read past row {first_row}: {first_line(error)}{advice}") from error
 
 
 @dataclass(frozen=True)

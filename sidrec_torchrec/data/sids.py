@@ -19,6 +19,7 @@ from sidrec_torchrec.data.parts import find_files
 from sidrec_torchrec.data.sid_manifest import MANIFEST_FILE, SIDS_FILE, Generation, Manifest
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path, sha256_of
+from sidrec_torchrec.part_files import is_of_parts
 
 _INT64 = pa.int64()
 _FINGERPRINT, _STAGES = b"sidrec.fingerprint", b"sidrec.stages"
@@ -173,13 +174,13 @@ def open_sids(path: str | Path) -> SIDs:
     """Opens SIDs, whatever codec made them, all published generations; nothing but manifest and schemas is read yet.
 
     Args:
-        path: the folder that holds them; or the file of one generation, for that alone.
+        path: the folder that holds them; or the file, or folder of parts, of one generation, for that alone.
 
     Raises:
         DataError: if a file is missing, broken, empty, no SID file or not as the manifest has it.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not path.is_dir() or is_of_parts(path):
         return _alone(_open_file(path))
     manifest = Manifest.read(path)
     if manifest is None:

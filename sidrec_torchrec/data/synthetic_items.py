@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from sidrec_torchrec.data.columns import vector_lists
 from sidrec_torchrec.errors import DataError, check_at_least
 
 FIRST_ITEM_ID = 1_000
@@ -170,6 +171,4 @@ def _view(rng: np.random.Generator, latent_ID: np.ndarray, dim: int, config: Syn
     x_IH = np.tanh(latent_ID @ rng.normal(scale=width**-0.5, size=(width, 64)))
     x_ID = x_IH @ rng.normal(scale=1 / 8, size=(64, dim)) * 2 + rng.normal(scale=config.noise, size=(num_items, dim))
     x_ID /= np.linalg.norm(x_ID, axis=1, keepdims=True)
-    missing_I = rng.random(num_items) < config.missing
-    flat = pa.array(x_ID.astype(np.float16).ravel(), pa.float16())
-    return pa.FixedSizeListArray.from_arrays(flat, dim, mask=pa.array(missing_I))
+    return vector_lists(x_ID.astype(np.float16), np.greater_equal(rng.random(num_items), config.missing))

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from sidrec_torchrec.data.collaborative import CollaborativeConfig, CollaborativeVectors, collaborative_vectors
+from sidrec_torchrec.data.columns import vector_lists
 from sidrec_torchrec.data.format import ITEMS_FILE, DataConfig, Items, open_items
 from sidrec_torchrec.data.prepare import open_prepared
 from sidrec_torchrec.errors import DataError
@@ -79,7 +80,7 @@ def _write(config: CollaborativeVectorsConfig, items: Items, vectors: Collaborat
     """The items under our names, a batch at a time, with the new column and those of a second file; whole or not at all."""
     table = items.table
     new = {**items.joined, config.column: vectors.values_ND}
-    fields = [pa.field(name, pa.list_(pa.float32(), values_ND.shape[1])) for name, values_ND in new.items()]
+    fields = [pa.field(name, pa.list_(pa.float32())) for name in new]
     schema = pa.schema([*table.schema, *fields])
     with (
         atomic_path(config.out / ITEMS_FILE) as path,
@@ -89,8 +90,7 @@ def _write(config: CollaborativeVectorsConfig, items: Items, vectors: Collaborat
             rows = slice(first, first + len(batch))
             arrays = [array.cast(field.type) for field, array in zip(table.schema, batch.columns, strict=True)]
             for name, values_ND in new.items():
-                x_ND = np.ascontiguousarray(values_ND[rows])
+                x_ND = np.asarray(values_ND[rows])
                 is_there_N = vectors.present_N[rows] if name == config.column else np.any(x_ND, axis=1)
-                flat = pa.array(x_ND.reshape(-1))
-                arrays.append(pa.FixedSizeListArray.from_arrays(flat, x_ND.shape[1], mask=pa.array(~is_there_N)))
+                arrays.append(vector_lists(x_ND, is_there_N))
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))

@@ -1,7 +1,5 @@
 """Writes the SID of every item of a corpus, or of those that came since, and a report on what the SIDs keep."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +15,11 @@ from sidrec_torchrec.data.format import DataConfig, DataFolder, open_items
 from sidrec_torchrec.data.ids import IdIndex, mixed_types
 from sidrec_torchrec.data.sid_manifest import Generation, Manifest, generation_file, remove_unpublished
 from sidrec_torchrec.data.sids import SIDs, open_sids, published, write_sids
-from sidrec_torchrec.files import read_object, remove, replace_path, sha256_of, write_json
+from sidrec_torchrec.files import sha256_of
 from sidrec_torchrec.fusion.item_tensors import ItemStream, check_widths
 from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import Tokenizer, tokenizer_files
+from sidrec_torchrec.part_files import PartFiles
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.progress import say, stage
@@ -28,7 +27,6 @@ from sidrec_torchrec.training.runs import Run, open_run
 
 _BLOCK = 8192  # items encoded at once
 _PART_ITEMS = 1 << 18
-_PARTS = "parts"  # how the folder is called that they are written into
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,19 +114,31 @@ def _encode(
             say(f"{config.out}: nothing new: all {stream.items.num_items:,} items have SIDs")
         return before
     report = TokenizerReport(tokenizer, None if is_full else ())
-    work = _Parts.of(config, stream, count, before)
-    on_first_process(lambda: work.tidy(config.out, before))
+    path = config.out / generation_file(len(before.generations) if before else 0)
+    made_of = [sha256_of(file) for file in config.files()] + [before.identity if before else "", config.report]
+    parts = PartFiles.of(path, made_of)
+    num_parts = max(1, min(-(-count // _PART_ITEMS), 2 * stream.items.table.num_row_groups))
+
+    def begin() -> None:
+        parts.begin()
+        if before is not None:
+            remove_unpublished(config.out, before)
+
+    on_first_process(begin)
     with stage("encode corpus", count // processes.world_size, show=processes.is_main) as progress:
-        for part in range(processes.rank, work.count, processes.world_size):
-            if not work.is_done(part):
-                work.encode(part, tokenizer, stream, report, progress.advance)
+        for part in range(processes.rank, num_parts, processes.world_size):
+            if parts.known(part) is None:
+                own = TokenizerReport(tokenizer, report.depths)
+                encoded = _encoded(tokenizer, stream, own, (part, num_parts), progress.advance)
+                with parts.writing(part) as file:
+                    write_sids(file, tokenizer.codec.spec, encoded, stream.items.ids().type)
+                parts.finish(part, own.to_json())
         dist.barrier()  # every part is there
 
         def publish() -> Manifest:
-            for part in range(work.count):
-                report.merge(read_object(work.counts_file(part)))
-            path = config.out / generation_file(len(before.generations) if before else 0)
-            work.join(path)
+            for part in range(num_parts):
+                report.merge(parts.known(part) or {})
+            parts.join(num_parts)
             words_NW = _words(open_sids(path))
             result = {"encoding": tokenizer.encoding} | report.result(words_NW)
             if before is not None and have is not None:
@@ -146,73 +156,19 @@ def _encode(
     return manifest
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """Stretches of the item file, encoded each into a file by whichever process; how many does not depend on the processes.
-
-    A part is done when its counts are there, which are written last. A run that was killed, and is called again, leaves the parts
-    that are done as they are.
-
-    Args:
-        folder: of the parts; its name says what they are made of.
-        count: how many there are.
-    """
-
-    folder: Path
-    count: int
-
-    @staticmethod
-    def of(config: EncodeCorpusConfig, stream: ItemStream, num_items: int, before: Manifest | None) -> "_Parts":
-        count = max(1, min(-(-num_items // _PART_ITEMS), 2 * stream.items.table.num_row_groups))
-        made_of = [sha256_of(path) for path in config.files()] + ([before.identity] if before else [])
-        digest = hashlib.sha256(json.dumps([made_of, count, config.report]).encode()).hexdigest()[:16]
-        return _Parts(config.out / f"{_PARTS}-{digest}", count)
-
-    def tidy(self, out: Path, before: Manifest | None) -> None:
-        """Removes what a killed run left and this one cannot go on from."""
-        for other in out.glob(f"{_PARTS}-*"):
-            if other != self.folder:
-                remove(other)
-        if before is not None:
-            remove_unpublished(out, before)
-
-    def is_done(self, part: int) -> bool:
-        return self.counts_file(part).exists()
-
-    def counts_file(self, part: int) -> Path:
-        """What the report needs of a part."""
-        return self.folder / f"part-{part:05}.json"
-
-    def encode(
-        self,
-        part: int,
-        tokenizer: Tokenizer,
-        stream: ItemStream,
-        report: TokenizerReport,
-        advance: Callable[[int], object],
-    ) -> None:
-        """Encodes a part."""
-        own, spec = TokenizerReport(tokenizer, report.depths), tokenizer.codec.spec
-
-        def batches() -> Iterator[tuple[pa.Array, np.ndarray]]:
-            for item_ids, items in stream.blocks(_BLOCK, share=(part, self.count)):
-                digits_NL = tokenizer.digits(items)
-                own.update(items, digits_NL)
-                yield item_ids, spec.pack(digits_NL).numpy()
-                advance(len(item_ids))
-
-        write_sids(self._file(part), spec, batches(), stream.items.ids().type)
-        write_json(self.counts_file(part), own.to_json(), sealed=True)
-
-    def join(self, path: Path) -> None:
-        """Makes the parts one file, or one folder of files."""
-        for part in range(self.count):
-            self.counts_file(part).unlink()
-        replace_path(self._file(0) if self.count == 1 else self.folder, path)
-        remove(self.folder)
-
-    def _file(self, part: int) -> Path:
-        return self.folder / f"part-{part:05}.parquet"
+def _encoded(
+    tokenizer: Tokenizer,
+    stream: ItemStream,
+    report: TokenizerReport,
+    share: tuple[int, int],
+    advance: Callable[[int], object],
+) -> Iterator[tuple[pa.Array, np.ndarray]]:
+    """Ids of a share of the items, canonical [N], and their packed SIDs, int64 [N, W], block by block; tells the report."""
+    for item_ids, items in stream.blocks(_BLOCK, share=share):
+        digits_NL = tokenizer.digits(items)
+        report.update(items, digits_NL)
+        yield item_ids, tokenizer.codec.spec.pack(digits_NL).numpy()
+        advance(len(item_ids))
 
 
 def _total(have: SIDs, words_NW: np.ndarray) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor.exc import InductorError
 from torch.export import ExportedProgram
 
 from sidrec_torchrec.codec.packing import SIDSpec
@@ -125,7 +126,14 @@ def write(program: ExportedProgram, metadata: dict[str, Any], file: Path, *, com
         "aot_inductor.metadata": {METADATA: text},
         "cpp.dynamic_threads": True,  # as many as the server has, not as many as there are here
     }
-    torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+    except InductorError as error:
+        if not isinstance(error.inner_exception, OSError):
+            raise
+        raise SidrecError(
+            f"torch's compiler cannot write ({error.inner_exception}); name a folder that has room in TORCHINDUCTOR_CACHE_DIR"
+        ) from error
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from sidrec_torchrec.study.report_html import write_html
 from sidrec_torchrec.study.workspace import StudyProtocol, Workspace
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
+from sidrec_torchrec.training.launcher import tell_launcher
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import look, open_run
 
@@ -129,6 +130,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
             write_html(report, config.out / REPORT_PAGE, explore(data, _sids(workspace, variants)))
             print_report(report)
             print(f"report: {config.out / REPORT_PAGE}")
+        tell_launcher("", {}, config.out / "report.json", config.out / REPORT_PAGE)
         dist.barrier()
         return report
 

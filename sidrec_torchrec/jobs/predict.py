@@ -4,26 +4,32 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch.distributed as dist
 
 from sidrec_torchrec import __version__
+from sidrec_torchrec.data.folder import DataFolder, is_data_folder
+from sidrec_torchrec.data.parts import find_files
 from sidrec_torchrec.data.requests import GivenRequests, RequestBatch, Requests
-from sidrec_torchrec.data.sids import open_sids
+from sidrec_torchrec.data.sids import open_sids, sid_files
 from sidrec_torchrec.errors import SidrecError, check_at_least
-from sidrec_torchrec.files import atomic_path, sha256_of
+from sidrec_torchrec.files import atomic_path, glance, sha256_of
+from sidrec_torchrec.part_files import PartFiles, is_of_parts
+from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms import ARMS, Needs
 from sidrec_torchrec.ranker.predictor import Predictor
 from sidrec_torchrec.ranker.recipe import TrainedRanker
+from sidrec_torchrec.ranker.warm_start import weight_files
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
 
+_PART_BATCHES = 64  # of 16,384 requests
 _RANKER, _FINGERPRINTS, _VERSION = "sidrec.ranker", "sidrec.fingerprints", "sidrec.version"
 
 
@@ -33,7 +39,7 @@ class PredictConfig(JobConfig):
 
     Args:
         ranker: folder train-ranker wrote, of any arm.
-        out: Parquet file to write.
+        out: Parquet file to write; of more than a million requests, a folder of parts by this name.
         requests: Parquet file, or folder of them, with ``user_id``, ``item_id`` and ``timestamp``; other columns are copied.
         newest: instead of ``requests``: score so many last events of each user, whose labels are not read.
         events: file like ``events.parquet``, or data folder, that histories come from; none given: the ranker's data folder.
@@ -69,6 +75,8 @@ def main(config: PredictConfig) -> dict[str, Any]:
     """Writes the requests, in their order, with ``probability``, or ``probability_TASK`` for each of several tasks; ``predicted_TASK`` is a
     number that a regression predicts.
 
+    A run that was killed and is called again goes on behind the last million requests that are written.
+
     Memory is bounded by the model, a batch and what ``Predictor`` keeps of events, users and items; under torchrun on each
     process, which scores its share of every batch.
 
@@ -100,26 +108,59 @@ def main(config: PredictConfig) -> dict[str, Any]:
             else GivenRequests.open(config.requests, predictor.prepared.schema)
         )
         schema = _schema(requests.schema, predictor, config)
-        counts = {"requests": 0, "without_history": 0}
+        parts = PartFiles.of(config.out, _made_of(config, predictor.trained))
+        counts, done = on_first_process(lambda: _begin(parts))
         title = f"{predictor.trained.recipe.arm} predict"
-        with (
-            stage(title, requests.num_requests, show=processes.is_main) as progress,
-            _writer(config.out, schema, is_main=processes.is_main) as write,
-        ):
-            for batch, probability_RK in predictor.score(requests):
-                write(batch, probability_RK)
-                counts["requests"] += len(batch)
-                counts["without_history"] += int((batch.begins == batch.ends).sum())
-                progress.advance(len(batch))
+        scored = predictor.score(requests, first=done * _PART_BATCHES)
+        with stage(title, requests.num_requests, show=processes.is_main) as progress:
+            progress.advance(counts["requests"])
+            while part := list(islice(scored, 1)):
+                with parts.writing(done) as file, _writer(file, schema, is_main=processes.is_main) as write:
+                    own = dict.fromkeys(counts, 0)
+                    for batch, probability_RK in chain(part, islice(scored, _PART_BATCHES - 1)):
+                        write(batch, probability_RK)
+                        own["requests"] += len(batch)
+                        own["without_history"] += int((batch.begins == batch.ends).sum())
+                        progress.advance(len(batch))
+                if processes.is_main:
+                    parts.finish(done, own)
+                counts = {name: count + own[name] for name, count in counts.items()}
+                done += 1
+            if not done and processes.is_main:  # no requests: a file of none
+                with parts.writing(0) as file, _writer(file, schema, is_main=True):
+                    pass
+            on_first_process(lambda: parts.join(max(1, done)))  # it is there when any process goes on
             progress.advance(0, f"{counts['requests']:,} requests, {counts['without_history']:,} without history")
-        dist.barrier()  # the file is there when any process goes on
         if processes.is_main:
             print(f"{config.out}: sha256 {sha256_of(config.out)}")
         return counts
 
 
+def _begin(parts: PartFiles) -> tuple[dict[str, int], int]:
+    """What is known of the parts of a run that was killed, and how many there are."""
+    parts.begin()
+    counts, done = {"requests": 0, "without_history": 0}, 0
+    while (known := parts.known(done)) is not None:
+        counts = {name: count + known[name] for name, count in counts.items()}
+        done += 1
+    return counts, done
+
+
+def _made_of(config: PredictConfig, trained: TrainedRanker) -> Any:
+    """What tells these predictions from others: the config, and the looks of the files that they are made of."""
+    files = [
+        *weight_files(config.ranker),
+        *sid_files(config.sids or trained.recipe.sids),
+        *trained.recipe.folder.files(),
+    ]
+    for path in (config.requests, config.events, config.users, config.data):
+        if path is not None:
+            files += DataFolder.of(path).files() if is_data_folder(path) else find_files(path)
+    return [str(config), [[str(file), glance(file)] for file in files if file.exists()]]
+
+
 def _check_out(config: PredictConfig) -> None:
-    if config.out.is_dir():
+    if config.out.is_dir() and not is_of_parts(config.out):
         raise SidrecError(f"{config.out}: a folder is there; name a file")
     folder = config.requests
     if folder is not None and folder.is_dir() and config.out.resolve().parent == folder.resolve():

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -227,15 +228,18 @@ class Predictor:
         scores = [np.empty((0, len(self.names)), np.float32), *(score for _, score in self.score(given, known))]
         return np.concatenate(scores)
 
-    def score(self, requests: Requests, known: Known | None = None) -> Iterator[tuple[RequestBatch, np.ndarray]]:
+    def score(
+        self, requests: Requests, known: Known | None = None, *, first: int = 0
+    ) -> Iterator[tuple[RequestBatch, np.ndarray]]:
         """Batches of requests, in their order, with float32 [R, K] probabilities; the same on every process.
 
         Args:
             requests: to read.
             known: what they are joined with; None for what the predictor was opened with.
+            first: batches to leave out, which have been scored before.
         """
         known = self.known if known is None else known
-        for batch in requests.batches(known):
+        for batch in islice(requests.batches(known), first, None):
             yield batch, self._probabilities(batch, known.histories)
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from sidrec_torchrec.errors import FolderBusyError, RunMismatchError
 from sidrec_torchrec.files import check_listed, glance, read_object, remove_temporaries, sha256_of, write_json
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.config import config_json, located, without, without_paths
+from sidrec_torchrec.training.launcher import tell_launcher
 from sidrec_torchrec.training.progress import say
 
 CONFIG_FILE = "run.json"
@@ -37,7 +38,7 @@ _NO_RESULT = (
 )  # fields of any config that change no result
 
 _held: set[TextIO] = set()  # lock files of this process
-_is_within: ContextVar[bool] = ContextVar("is_within", default=False)  # another run, whose step this one is
+_outermost: ContextVar[Path | None] = ContextVar("outermost", default=None)  # folder of the run whose step this one is
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,13 @@ class Run:
         folder: the folder.
         result: what ``finish`` wrote, if the run is finished.
         inputs: of a run that grows: what the input files were when it began.
+        step: of another run, its folder within that one's; else empty.
     """
 
     folder: Path
     result: dict[str, Any] | None
     inputs: dict[str, Any] | None = None
+    step: str = ""
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Marks the run as finished, and gives the result as it will be read back; on every process, the main one writes."""
@@ -61,6 +64,7 @@ class Run:
                 there = read_object(self.folder / CONFIG_FILE)
                 write_json(self.folder / CONFIG_FILE, there | {INPUTS: self.inputs}, sealed=True)
             write_json(self.folder / RESULT_FILE, result, sealed=True)
+        tell_launcher(self.step, result, self.folder / RESULT_FILE)
         dist.barrier()
         return read_object(self.folder / RESULT_FILE)
 
@@ -108,13 +112,15 @@ def open_run(
         described = on_first_process(claim)
         result_file = folder / RESULT_FILE
         result = read_object(result_file) if result_file.exists() else None
-        if result is not None and not grows and dist.get_rank() == 0 and not _is_within.get():
+        outermost = _outermost.get()
+        if result is not None and not grows and dist.get_rank() == 0 and outermost is None:
             say(f"{folder}: finished before; its result is read back. To run again, remove it or give another folder")
-        token = _is_within.set(True)
+        step = "" if outermost is None else os.path.relpath(folder, outermost)
+        token = _outermost.set(outermost or folder)
         try:
-            yield Run(folder, result, described)
+            yield Run(folder, result, described, step)
         finally:
-            _is_within.reset(token)
+            _outermost.reset(token)
 
 
 def look(folder: Path, config: Any, inputs: Iterable[Path] = (), *, ignore: tuple[str, ...] = ("out", "append")) -> str:

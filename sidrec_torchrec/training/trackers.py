@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,11 @@ class TensorBoard(Tracker):
     """Files in the run's folder ``tensorboard``."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], id: str | None) -> None:
-        self._writer = SummaryWriter(folder / "tensorboard")
+        self._folder = folder / "tensorboard"
+
+    @cached_property
+    def _writer(self) -> SummaryWriter:  # a job that is refused before it trains leaves no file
+        return SummaryWriter(self._folder)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -82,7 +87,8 @@ class TensorBoard(Tracker):
         self._writer.flush()
 
     def close(self, *, finished: bool) -> None:
-        self._writer.close()
+        if "_writer" in vars(self):
+            self._writer.close()
 
 
 class Trackers:

@@ -31,6 +31,16 @@ def byte(file: str, place: float = 0.5) -> Spoil:
     return spoil
 
 
+def footer(file: str) -> Spoil:
+    """Another letter in a Parquet file's footer, which has no checksum: whoever reads it is none the wiser."""
+
+    def spoil(folder: Folder) -> None:
+        content = (folder / file).read_bytes()
+        (folder / file).write_bytes(content.replace(b"parquet-cpp-arrow", b"parquet-cpp-arroW"))
+
+    return spoil
+
+
 def edited(file: str, **fields: object) -> Spoil:
     def spoil(folder: Folder) -> None:
         value = json.loads((folder / file).read_text())

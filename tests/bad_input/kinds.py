@@ -89,7 +89,17 @@ class Whole:
         path: where to make them.
     """
 
-    PARTS = ("data", "prepared", "tokenizer", "sids", "other_sids", "other_tokenizer", "ranker", "package")
+    PARTS = (
+        "data",
+        "prepared",
+        "tokenizer",
+        "sids",
+        "other_sids",
+        "other_tokenizer",
+        "ranker",
+        "package",
+        "collaborative",
+    )
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -102,6 +112,10 @@ class Whole:
     @cached_property
     def prepared(self) -> Path:
         return self._made("prepared", f"prepare --data {self.data} --max-history 32 --targets-per-row 32")
+
+    @cached_property
+    def collaborative(self) -> Path:
+        return self._made("collaborative", f"collaborative-vectors --data {self.data} --prepared {self.prepared}")
 
     @cached_property
     def tokenizer(self) -> Path:

@@ -142,6 +142,22 @@ class CountedChunks:
         self.times_read += 1
 
 
+def test_a_flipped_bit_in_a_checkpoint_is_seen_or_changes_nothing(tmp_path):
+    path = tmp_path / "fit.pt"
+    whole = untrained(iterations=1)
+    errors = whole.fit(vectors(100, 8), checkpoint=path)
+    content, seen = path.read_bytes(), 0
+    for place in range(3, len(content), 37):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        again = untrained(iterations=1)
+        try:
+            assert again.fit(vectors(100, 8), checkpoint=path) == errors
+            assert torch.equal(again.basis_RD, whole.basis_RD)
+        except (DataError, RunMismatchError):
+            seen += 1
+    assert seen > 10
+
+
 def test_a_checkpoint_of_another_fit_or_a_broken_one_is_refused(tmp_path):
     path = tmp_path / "fit.pt"
     untrained(iterations=1).fit(vectors(100, 8), checkpoint=path)

@@ -185,7 +185,7 @@ def test_parquet_embeddings_are_joined_by_item_id(tmp_path: Path) -> None:
     columns = {
         "item_id": pa.array([9, 1_000, 3], pa.int64()),
         "plot": pa.array([[1.0, 2.0], [5.0, 6.0], [3.0, 4.0]]),
-        "poster": pa.array([None, [0.5], [0.25]], pa.list_(pa.float32(), 1)),
+        "poster": pa.array([None, [0.5], [0.25]], pa.list_(pa.float32())),
     }
     pq.write_table(pa.table(columns), path)
     assert convert_with(tmp_path, path) == {"plot": [[3, 4], None, [1, 2]], "poster": [[0.25], None, None]}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidrec_torchrec.data.columns import vector_lists
 from sidrec_torchrec.data.format import (
     Vocabulary,
     open_events,
@@ -18,8 +19,12 @@ from sidrec_torchrec.data.format import (
     scan_vocabularies,
     validate,
 )
+from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.jobs import data_validate
+
+# pyarrow before 26 cannot read a null among lists of fixed size
+fixed = pa.list_ if int(pa.__version__.split(".")[0]) >= 26 else lambda kind, size: pa.list_(kind)
 
 IDS = [10, 20, 30, 40, 50]
 TEXT = [[1.0, 2.0], None, [0.0, 0.0], [-0.5, 0.25], [3.0, 0.0]]
@@ -29,7 +34,7 @@ IMAGE = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0], None, [0.5, 0.5, 0.5
 def item_columns() -> dict[str, pa.Array]:
     return {
         "item_id": pa.array(IDS, pa.int64()),
-        "text_emb": pa.array(TEXT, pa.list_(pa.float16(), 2)),
+        "text_emb": pa.array(TEXT, fixed(pa.float16(), 2)),
         "image_emb": pa.array(IMAGE, pa.list_(pa.float32())),
         "category": pa.array(["b", "a", None, "b", "c"], pa.string()),
         "tags": pa.array([["x", "y"], [], None, ["y"], ["z", "y", "z"]], pa.list_(pa.string())),
@@ -114,11 +119,35 @@ def test_empty_list_is_a_missing_vector(tmp_path: Path) -> None:
     assert batch.sources["e"].tolist() == [[0.0, 0.0], [1.0, 2.0]]
 
 
+@pytest.mark.skipif(fixed is not pa.list_, reason="pyarrow before 26 cannot read it")
 def test_what_lies_beneath_a_null_vector_is_not_read(tmp_path: Path) -> None:
     masked = pa.FixedSizeListArray.from_arrays(pa.array([9.0, 9.0, 1.0, 2.0]), 2, mask=pa.array([True, False]))
     path = write(tmp_path / "i.parquet", {"item_id": pa.array([1, 2]), "e": masked})
     (batch,) = open_items(path).batches()
     assert batch.sources["e"].tolist() == [[0.0, 0.0], [1.0, 2.0]]
+
+
+def test_vectors_that_are_written_have_no_fixed_size_which_old_pyarrow_cannot_read(tmp_path: Path) -> None:
+    x_ND = np.arange(12, dtype=np.float16).reshape(4, 3)
+    column = vector_lists(x_ND, np.array([True, False, True, False]))
+    assert column.type == pa.list_(pa.float16())
+    assert column.to_pylist() == [[0, 1, 2], None, [6, 7, 8], None]
+    write_synthetic(SyntheticConfig(items=200, users=2, missing=0.5), tmp_path)
+    schema = pq.read_schema(tmp_path / "items.parquet")
+    assert not [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
+    assert 0 < pq.read_table(tmp_path / "items.parquet")["text_emb"].null_count < 200
+
+
+def test_what_old_pyarrow_cannot_read_is_said(tmp_path: Path, monkeypatch) -> None:
+    def fail(*_, **__):
+        raise pa.ArrowInvalid("Expected all lists to be of size=3 but index 2 had size=0")
+
+    path = write(
+        tmp_path / "i.parquet", {"item_id": pa.array([1]), "e": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))}
+    )
+    items = open_items(path)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+    assert "write lists of no fixed size, or take pyarrow 26" in error(lambda: list(items.batches()))
 
 
 def test_only_named_columns_are_opened(folder: Path) -> None:
@@ -137,7 +166,7 @@ def test_only_named_columns_are_opened(folder: Path) -> None:
         st.none() | st.lists(st.floats(-100, 100, width=16), min_size=3, max_size=3), min_size=1, max_size=12
     ),
     kind=st.sampled_from(
-        [pa.list_(pa.float16(), 3), pa.list_(pa.float32(), 3), pa.list_(pa.float32()), pa.large_list(pa.float64())]
+        [fixed(pa.float16(), 3), fixed(pa.float32(), 3), pa.list_(pa.float32()), pa.large_list(pa.float64())]
     ),
     batch_size=st.integers(1, 5),
 )
@@ -164,7 +193,7 @@ def test_row_groups_are_read_in_the_order_asked_for(folder: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_value_that_is_not_finite_is_named(tmp_path: Path, value: float) -> None:
     columns = item_columns()
-    columns["text_emb"] = pa.array(TEXT[:3] + [[1.0, value]] + TEXT[4:], pa.list_(pa.float16(), 2))
+    columns["text_emb"] = pa.array(TEXT[:3] + [[1.0, value]] + TEXT[4:], fixed(pa.float16(), 2))
     path = write(tmp_path / "items.parquet", columns)
     message = error(lambda: list(open_items(path).batches(2)))
     assert message.startswith(f"{path}: column 'text_emb', row 3 (item_id 40): value 1 is {value}")

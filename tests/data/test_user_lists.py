@@ -23,6 +23,7 @@ from sidrec_torchrec.data.sequence_files import part_path
 from sidrec_torchrec.data.user_lists import Lists
 from sidrec_torchrec.errors import DataError, SidrecError
 from tests.data.test_features import CONFIG, NoFeatures
+from tests.data.test_format import fixed
 from tests.data.test_prepare import rows_of, write_corpus
 
 SCHEMA = DataSchema(user_columns=("kind", "genres", "rooms"))
@@ -46,7 +47,7 @@ def add_lists(folder, **columns) -> dict[int, tuple[list, list]]:
         *(rng.choice(["folk", "jazz", "pop"], rng.integers(1, 5)).tolist() for _ in range(2, len(users))),
     ]
     rooms = [rng.integers(0, 4, 2).tolist() if rng.random() < 0.8 else None for _ in range(len(users))]
-    made = {"genres": pa.array(genres), "rooms": pa.array(rooms, pa.list_(pa.int16(), 2))} | columns
+    made = {"genres": pa.array(genres), "rooms": pa.array(rooms, fixed(pa.int16(), 2))} | columns
     for name, column in made.items():
         users = users.append_column(name, column)
     pq.write_table(users, folder / "users.parquet")

@@ -26,7 +26,7 @@ def data(tmp_path_factory) -> Path:
     vectors = [None if i % 5 == 0 else [float(i + 1), 1.0] for i in ids]
     table = {
         "item_id": pa.array(ids, pa.int64()),
-        "x": pa.array(vectors, pa.list_(pa.float32(), 2)),
+        "x": pa.array(vectors, pa.list_(pa.float32())),
         "kind": pa.array([None if i % 7 == 0 else "abc"[i % 3 if i % 2 else 1] for i in range(NUM_ITEMS)]),
         "tags": pa.array([[], ["p"], ["q", "p"], None][i % 4] for i in range(NUM_ITEMS)),
     }

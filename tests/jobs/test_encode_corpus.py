@@ -12,7 +12,7 @@ import torch
 
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.data.format import open_items
-from sidrec_torchrec.data.sids import read_sids
+from sidrec_torchrec.data.sids import open_sids, read_sids
 from sidrec_torchrec.errors import DataError, RunMismatchError
 from sidrec_torchrec.fusion.config import VQFusionOptions
 from sidrec_torchrec.fusion.model import ItemTensors
@@ -27,7 +27,7 @@ def config(corpus: Path, sids: dict[str, Path], tmp_path: Path) -> EncodeCorpusC
 
 
 def encode_in_small_blocks(config: EncodeCorpusConfig) -> dict:
-    encode_corpus._BLOCK = 13  # of 120 items; this process is a test's own, or restored by monkeypatch
+    encode_corpus._BLOCK, encode_corpus._PART_ITEMS = 13, 30  # this process is a test's own
     return encode_corpus.main(config)
 
 
@@ -54,14 +54,64 @@ def test_sids_are_those_of_the_tokenizer(config):
     assert result["collisions"] == {"items": counts[counts > 1].sum(), "largest": counts.max()}
 
 
-@pytest.mark.parametrize("world_size", [3])
-def test_any_number_of_processes_writes_the_same_file(world_size, config, run_distributed, monkeypatch):
+@pytest.fixture
+def in_parts(config, tmp_path, monkeypatch) -> EncodeCorpusConfig:
+    """Five row groups, four parts."""
+    shutil.copytree(config.data, tmp_path / "data")
+    table = pq.read_table(config.data / "items.parquet")
+    pq.write_table(table, tmp_path / "data" / "items.parquet", row_group_size=24)
     monkeypatch.setattr(encode_corpus, "_BLOCK", 13)
-    config = dataclasses.replace(config, report="full")
+    monkeypatch.setattr(encode_corpus, "_PART_ITEMS", 30)
+    return dataclasses.replace(config, data=tmp_path / "data")
+
+
+def test_parts_are_the_file(config, in_parts):
+    encode_corpus.main(config)
+    in_parts = dataclasses.replace(in_parts, out=config.out.with_name("parts"))
+    encode_corpus.main(in_parts)
+    names = sorted(path.name for path in (in_parts.out / "sids.parquet").iterdir())
+    assert names == [f"part-0000{part}.parquet" for part in range(4)]
+    assert pq.read_table(in_parts.out / "sids.parquet").equals(pq.read_table(config.out / "sids.parquet"))
+    assert open_sids(in_parts.out).read()[0].equals(open_sids(config.out).read()[0])
+    part = in_parts.out / "sids.parquet" / names[2]
+    pq.write_table(pq.read_table(part), part, compression="none")
+    with pytest.raises(DataError, match="not the file that was published, by its checksum"):
+        open_sids(in_parts.out).read()
+
+
+def test_a_killed_run_goes_on_from_whole_parts(in_parts, monkeypatch):
+    expected = encode_corpus.main(dataclasses.replace(in_parts, out=in_parts.out.with_name("whole")))
+    encoded: list[int] = []
+    digits = Tokenizer.digits
+
+    def dying(self, items):
+        encoded.append(len(items))
+        if sum(encoded) > 80:
+            raise OSError("the disk is gone")
+        return digits(self, items)
+
+    monkeypatch.setattr(Tokenizer, "digits", dying)
+    with pytest.raises(OSError, match="the disk is gone"):
+        encode_corpus.main(in_parts)
+    assert not (in_parts.out / "manifest.json").exists()
+    encoded[:] = [-1000]
+    assert encode_corpus.main(in_parts) == expected
+    assert sum(encoded) + 1000 < 70  # of 120 items
+    assert {path.name for path in in_parts.out.iterdir()} == {
+        path.name for path in in_parts.out.with_name("whole").iterdir()
+    }
+    for path in (in_parts.out / "sids.parquet").iterdir():
+        assert path.read_bytes() == (in_parts.out.with_name("whole") / "sids.parquet" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("world_size", [3])
+def test_any_number_of_processes_writes_the_same_file(world_size, in_parts, run_distributed, monkeypatch):
+    config = dataclasses.replace(in_parts, report="full")
     one = encode_corpus.main(config)
     several = dataclasses.replace(config, out=config.out.with_name("several"))
     results = run_distributed(encode_in_small_blocks, world_size, several)
-    assert (several.out / "sids.parquet").read_bytes() == (config.out / "sids.parquet").read_bytes()
+    for path in (config.out / "sids.parquet").iterdir():
+        assert (several.out / "sids.parquet" / path.name).read_bytes() == path.read_bytes()
     for result in results:
         assert result["digits"] == one["digits"]
         assert result["prefixes"] == one["prefixes"]

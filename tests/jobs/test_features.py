@@ -72,7 +72,7 @@ def sequences(featured, tmp_path_factory) -> dict[str, Path]:
 def trained(request, featured, sequences, sids, tmp_path_factory):
     arm, model = RANKERS[request.param]
     out = tmp_path_factory.mktemp("ranker") / request.param
-    config = make_config(featured, sequences["train"], sids, out, arm, model=model, epochs=4, batch_events=512)
+    config = make_config(featured, sequences["train"], sids, out, arm, model=model, epochs=5, batch_events=512)
     config = dataclasses.replace(config, arm_options=dataclasses.replace(config.arm_options, digit_dropout=0.0))
     return config, train_ranker.main(config)
 

@@ -15,6 +15,7 @@ import torch
 
 import sidrec_torchrec
 from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.data import requests as requests_module
 from sidrec_torchrec.data.batch_plan import pools
 from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
@@ -455,3 +456,39 @@ def test_what_else_is_refused(ranker, corpus, tmp_path):
     with pytest.raises(ValueError, match="batch_events must be at least 1"):
         dataclasses.replace(config, batch_events=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["requests"]
+
+
+def test_a_killed_run_goes_on_behind_its_last_part(ranker, corpus, tested, tmp_path, monkeypatch):
+    events = pq.read_table(corpus / "events.parquet")
+    requests = requests_of(events, list(range(0, len(events), 7)))
+    pq.write_table(requests, tmp_path / "requests.parquet")
+    config = PredictConfig(ranker=ranker, out=tmp_path / "whole.parquet", requests=tmp_path / "requests.parquet")
+    counts = predict.main(config)
+    whole = pq.read_table(config.out)
+    size = len(requests) // 9
+    monkeypatch.setattr(requests_module, "_BATCH", size)
+    monkeypatch.setattr(predict, "_PART_BATCHES", 2)
+    config = dataclasses.replace(config, out=tmp_path / "parts.parquet")
+    scored: list[int] = []
+    score = Predictor._probabilities
+
+    def dying(self, batch, histories):
+        scored.append(len(batch))
+        if len(scored) == 5:
+            raise OSError("the disk is gone")
+        return score(self, batch, histories)
+
+    monkeypatch.setattr(Predictor, "_probabilities", dying)
+    with pytest.raises(OSError, match="the disk is gone"):
+        predict.main(config)
+    assert not config.out.exists()
+    scored.clear()
+    scored += [0] * 5
+    assert predict.main(config) == counts
+    assert len(scored) - 5 == -(-len(requests) // size) - 4  # two parts of two batches were whole
+    assert config.out.is_dir() and pq.read_table(config.out) == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.parquet", "requests.parquet", "whole.parquet"]
+    assert predict.main(config) == counts  # into what it wrote itself
+    (config.out / "mine.txt").write_text("")
+    with pytest.raises(SidrecError, match="parts.parquet: a folder is there; name a file"):
+        predict.main(config)

@@ -29,7 +29,7 @@ def test_the_jobs_train_with_them_and_encode_without(corpus: Path, tmp_path):
     tastes = [None if row is None else row[:3] for row in text_ND]
     with_tastes = tmp_path / "data"
     with_tastes.mkdir()
-    column = pa.array(tastes, pa.list_(pa.float32(), 3))
+    column = pa.array(tastes, pa.list_(pa.float32()))
     pq.write_table(table.append_column("tastes", column), with_tastes / "items.parquet")
     train = TrainTokenizerConfig(
         data=with_tastes, out=tmp_path / "t", predict=("tastes",), target=("category",), epochs=6, model=SMALL

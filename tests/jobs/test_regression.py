@@ -146,7 +146,7 @@ def test_the_pipeline_reports_numbers_alone(watched, tmp_path, capsys):
     report = pipeline.main(config)
     assert "Predicted as numbers: dwell" in report["protocol"]
     base, other = (report["arms"][name]["nmse_cold"][0] for name in ("none", "id"))
-    assert max(base, other) < 0.9 and "ne_cold" not in report["arms"]["id"]
+    assert max(base, other) < 0.97 and "ne_cold" not in report["arms"]["id"]
     assert report["arms"]["id"]["nmse_gain_cold"] == pytest.approx((base - other) / base)
     assert report["data"]["summary"]["labels"].keys() == {"dwell"}
     printed, page = capsys.readouterr().out, (tmp_path / "run" / "report.html").read_text()

@@ -64,7 +64,7 @@ def scaled_items(items: Path, folder: Path, scale: float) -> Path:
     values = [vector and [x * scale for x in vector] for vector in vectors(items, "image_emb")]
     place = table.schema.get_field_index("image_emb")
     pq.write_table(
-        table.set_column(place, "image_emb", pa.array(values, pa.list_(pa.float32(), 12))), folder / "items.parquet"
+        table.set_column(place, "image_emb", pa.array(values, pa.list_(pa.float32()))), folder / "items.parquet"
     )
     return folder
 

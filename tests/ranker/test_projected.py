@@ -60,8 +60,8 @@ def test_events_carry_principal_components_of_what_training_has(block_items, sou
     assert (values[row_F].abs().max(0).values == 127).all()  # every component uses its whole range
 
     column = arm.stored(item_N)["projection"]
-    assert column.type.list_size == DIM and column.values.type == "int8"
-    np.testing.assert_array_equal(column.values.to_numpy().reshape(ITEMS, DIM), values.numpy())
+    assert column.type.value_type == "int8"
+    np.testing.assert_array_equal(column.to_pylist(), values.numpy())
 
 
 def test_an_axis_and_its_opposite_are_one(sources):

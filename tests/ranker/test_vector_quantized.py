@@ -57,14 +57,14 @@ def test_an_event_carries_eight_bytes_which_the_model_decodes(sources, tmp_path)
     vectors = {name: tmp_path / f"{name}.npy" for name in "ab"}
     arm = ARMS["pq"](ArmInputs(num_items=ITEMS, vectors=vectors, training_events=tmp_path / "events.npy"), ArmConfig())
     item_N = np.array([5, ITEMS - 1, -1, 0], np.int32)
-    word_N = arm.values(item_N)["pq"]
+    word_N = arm.values(item_N)["pq_codes"]
     assert word_N.dtype == torch.int64 and word_N.shape == (4,)
-    batch = KeyedJaggedTensor(keys=["pq"], values=word_N, lengths=torch.ones(4, dtype=torch.int64))
+    batch = KeyedJaggedTensor(keys=["pq_codes"], values=word_N, lengths=torch.ones(4, dtype=torch.int64))
     vector_ND = arm.module(CPU)(batch).numpy()
     quantizer = ProductQuantizer.fit(sources, np.flatnonzero(events_N), PARTS)  # of what training has alone
     expected_ID = decode(quantizer.encode(sources), quantizer.codebooks).astype(np.float32)
     np.testing.assert_array_equal(vector_ND[[0, 1, 3]], expected_ID[[5, ITEMS - 1, 0]])
-    assert arm.stored(item_N)["pq"].to_pylist() == [word_N[0].item(), word_N[1].item(), None, word_N[3].item()]
+    assert arm.stored(item_N)["pq_codes"].to_pylist() == [word_N[0].item(), word_N[1].item(), None, word_N[3].item()]
 
 
 def test_short_vectors_and_few_items(sources):

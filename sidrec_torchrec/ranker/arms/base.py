@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import NO_SID, SIDSpec, word_names
+from sidrec_torchrec.data.columns import vector_lists
 from sidrec_torchrec.errors import check_at_least, check_share
 from sidrec_torchrec.registry import Registry
 from sidrec_torchrec.side.expansion import MODES, SIDEConfig
@@ -118,8 +119,7 @@ def side_by_side(sources: Sequence[np.ndarray], row_F: np.ndarray) -> Iterator[n
 
 def stored_vectors(vectors_ID: np.ndarray, item_N: np.ndarray) -> pa.Array:
     """A column of a log that keeps vectors as they are; null for a missing item."""
-    values, mask = pa.array(vectors_of(vectors_ID, item_N).reshape(-1)), pa.array(item_N < 0)
-    return pa.FixedSizeListArray.from_arrays(values, vectors_ID.shape[1], mask=mask)
+    return vector_lists(vectors_of(vectors_ID, item_N), item_N >= 0)
 
 
 def _rows_of(array_IX: np.ndarray, item_N: np.ndarray, missing: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Ne
 _PARTS = 8  # bytes of a code, as many as an int64 has
 _CENTROIDS = 256
 _MOST_FITTED = 64 * _CENTROIDS  # items that a codebook is made of; faiss, too, draws a bounded number
-_KEY = "pq"
+_KEY = "pq_codes"
 
 
 @dataclass(frozen=True)

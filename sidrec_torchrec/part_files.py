@@ -1,0 +1,86 @@
+"""Parquet that is made part by part: a run that was killed goes on from the parts that are whole."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sidrec_torchrec.files import read_object, remove, replace_path, write_json
+
+_PART = re.compile(r"part-\d{5}\.parquet")
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """Parts beside what they will become. Made by ``PartFiles.of``.
+
+    A part is whole when what is known of it is there, which is written last.
+
+    Args:
+        path: of the file, or of the folder of its parts by that name, that they become.
+        folder: of the parts until then; its name says what they are made of.
+    """
+
+    path: Path
+    folder: Path
+
+    @staticmethod
+    def of(path: Path, made_of: Any) -> "PartFiles":
+        """Parts of ``path``.
+
+        Args:
+            path: what they become.
+            made_of: a JSON value that tells these parts from those of other inputs or another config.
+        """
+        digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+        return PartFiles(path, path.with_name(f".{path.name}.parts-{digest}"))
+
+    def begin(self) -> None:
+        """Removes parts that are made of something else; for one process, before any writes."""
+        for other in self.path.parent.glob(f".{self.path.name}.parts-*"):
+            if other != self.folder:
+                remove(other)
+
+    @contextmanager
+    def writing(self, part: int) -> Iterator[Path]:
+        """Yields where a part is to be written, whole or not at all; where that fails, nothing is left that is of no use."""
+        try:
+            yield self._file(part)
+        except BaseException:
+            with suppress(OSError):  # other parts are there
+                self.folder.rmdir()
+            raise
+
+    def known(self, part: int) -> dict[str, Any] | None:
+        """What ``finish`` was told of a part; None if it is not whole yet."""
+        path = self._known_file(part)
+        return read_object(path) if path.exists() else None
+
+    def finish(self, part: int, known: dict[str, Any]) -> None:
+        """Notes that a part has been written, and what is known of it."""
+        write_json(self._known_file(part), known, sealed=True)
+
+    def join(self, count: int) -> None:
+        """Makes the parts what they were to become: a file of one part, or a folder of several; for one process, when all are whole."""
+        for part in range(count):
+            self._known_file(part).unlink(missing_ok=True)
+        if count > 1 and not self.path.is_dir():
+            remove(self.path)
+        replace_path(self._file(0) if count == 1 else self.folder, self.path)
+        remove(self.folder)
+
+    def _file(self, part: int) -> Path:
+        return self.folder / f"part-{part:05}.parquet"
+
+    def _known_file(self, part: int) -> Path:
+        return self.folder / f"part-{part:05}.json"
+
+
+def is_of_parts(path: Path) -> bool:
+    """Whether a folder holds parts and nothing else."""
+    names = [file.name for file in path.iterdir()] if path.is_dir() else []
+    return bool(names) and all(map(_PART.fullmatch, names))
