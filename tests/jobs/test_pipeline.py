@@ -11,7 +11,7 @@ import pytest
 
 from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.errors import DataError, RunMismatchError, SidrecError
-from sidrec_torchrec.files import read_json
+from sidrec_torchrec.files import read_json, read_object
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
 from sidrec_torchrec.jobs import pipeline, train_ranker, train_tokenizer
@@ -48,7 +48,7 @@ def finished(corpus, tmp_path_factory):
 
 def test_report_holds_what_it_promises(finished, corpus):
     out, report = finished
-    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
+    assert read_object(out / "report.json") == json.loads(json.dumps(report))
     assert list(report["arms"]) == ["none", "prefix-ngram", "side"]
     for name, arm in report["arms"].items():
         metrics = json.loads((out / "rankers" / name / "seed-0" / "metrics.json").read_text())
