@@ -21,6 +21,7 @@ from typing import Any
 
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
+from sidrec_torchrec.files import read_object
 
 TIMES = ("train_seconds", "train_events_per_s")
 
@@ -138,7 +139,7 @@ def leftovers(folder: Path) -> list[Path]:
 
 def outcome(out: Path) -> tuple[dict[str, Any], list[str]]:
     """Metrics without times, and the digests of all weights and optimizer states."""
-    metrics = {k: v for k, v in json.loads((out / "metrics.json").read_text()).items() if k not in TIMES}
+    metrics = {k: v for k, v in read_object(out / "metrics.json").items() if k not in TIMES}
     digests = []
     for name in ("best", "last"):
         entries = json.loads((out / "checkpoints" / name / "checkpoint.json").read_text())["entries"]
