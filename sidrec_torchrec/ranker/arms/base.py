@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.packing import NO_SID, SIDSpec, word_names
 from sidrec_torchrec.data.columns import vector_lists
-from sidrec_torchrec.errors import check_at_least, check_share
+from sidrec_torchrec.data.item_arrays import map_rows
+from sidrec_torchrec.errors import SidrecError, check_at_least, check_share
 from sidrec_torchrec.registry import Registry
 from sidrec_torchrec.side.expansion import MODES, SIDEConfig
 
@@ -115,6 +116,18 @@ def side_by_side(sources: Sequence[np.ndarray], row_F: np.ndarray) -> Iterator[n
     for start in range(0, len(row_F), _BLOCK_ITEMS):
         rows = row_F[start : start + _BLOCK_ITEMS]
         yield np.concatenate([array[rows] for array in sources], axis=1, dtype=np.float64)
+
+
+def trained_sources(inputs: "ArmInputs") -> tuple[list[np.ndarray], np.ndarray]:
+    """What an arm that looks at vectors learns from: the sources, [num_items, d] each, and rows of the items that training has, int64.
+
+    Raises:
+        SidrecError: if the inputs do not say how often training has each item.
+    """
+    own = inputs.learned
+    if own.training_events is None:
+        raise SidrecError("this arm needs training_events: it looks at the items that training has")
+    return [map_rows(path) for path in own.vectors.values()], np.flatnonzero(map_rows(own.training_events))
 
 
 def stored_vectors(vectors_ID: np.ndarray, item_N: np.ndarray) -> pa.Array:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.data.item_arrays import map_rows
-from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.arms.base import (
     ARMS,
     Arm,
@@ -19,6 +18,7 @@ from sidrec_torchrec.ranker.arms.base import (
     Needs,
     side_by_side,
     stored_vectors,
+    trained_sources,
     vectors_of,
 )
 
@@ -93,11 +93,7 @@ class ProjectedArm(Arm):
     keys = (_KEY,)
 
     def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
-        own = inputs.learned
-        if own.training_events is None:
-            raise SidrecError("the arm 'projected' needs training_events: it looks at the items that training has")
-        own_sources = [map_rows(path) for path in own.vectors.values()]
-        projection = Int8Projection.fit(own_sources, np.flatnonzero(map_rows(own.training_events)), _DIM)
+        projection = Int8Projection.fit(*trained_sources(inputs), _DIM)
         self.dim = len(projection.scale_K)
         self._scale_K = projection.scale_K
         self._items_IK = projection.of([map_rows(path) for path in inputs.vectors.values()])

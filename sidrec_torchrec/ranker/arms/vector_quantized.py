@@ -11,8 +11,16 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.kmeans import kmeans
 from sidrec_torchrec.data.item_arrays import map_rows
-from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, side_by_side, vectors_of
+from sidrec_torchrec.ranker.arms.base import (
+    ARMS,
+    Arm,
+    ArmConfig,
+    ArmInputs,
+    Needs,
+    side_by_side,
+    trained_sources,
+    vectors_of,
+)
 
 _PARTS = 8  # bytes of a code, as many as an int64 has
 _CENTROIDS = 256
@@ -75,11 +83,7 @@ class ProductQuantizedArm(Arm):
     keys = (_KEY,)
 
     def __init__(self, inputs: ArmInputs, config: ArmConfig) -> None:
-        own = inputs.learned
-        if own.training_events is None:
-            raise SidrecError("the arm 'pq' needs training_events: it looks at the items that training has")
-        own_sources = [map_rows(path) for path in own.vectors.values()]
-        quantizer = ProductQuantizer.fit(own_sources, np.flatnonzero(map_rows(own.training_events)), _PARTS)
+        quantizer = ProductQuantizer.fit(*trained_sources(inputs), _PARTS)
         self._codebooks = quantizer.codebooks
         self.dim = sum(codebook.shape[1] for codebook in self._codebooks)
         code_IM = quantizer.encode([map_rows(path) for path in inputs.vectors.values()])
