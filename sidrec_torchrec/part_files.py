@@ -51,8 +51,7 @@ class PartFiles:
         try:
             yield self._file(part)
         except BaseException:
-            with suppress(OSError):  # other parts are there
-                self.folder.rmdir()
+            self._drop(part)
             raise
 
     def known(self, part: int) -> dict[str, Any] | None:
@@ -62,7 +61,11 @@ class PartFiles:
 
     def finish(self, part: int, known: dict[str, Any]) -> None:
         """Notes that a part has been written, and what is known of it."""
-        write_json(self._known_file(part), known, sealed=True)
+        try:
+            write_json(self._known_file(part), known, sealed=True)
+        except BaseException:
+            self._drop(part)
+            raise
 
     def join(self, count: int) -> None:
         """Makes the parts what they were to become: a file of one part, or a folder of several; for one process, when all are whole."""
@@ -72,6 +75,11 @@ class PartFiles:
             remove(self.path)
         replace_path(self._file(0) if count == 1 else self.folder, self.path)
         remove(self.folder)
+
+    def _drop(self, part: int) -> None:
+        remove(self._file(part))
+        with suppress(OSError):  # other parts are there
+            self.folder.rmdir()
 
     def _file(self, part: int) -> Path:
         return self.folder / f"part-{part:05}.parquet"

@@ -138,8 +138,8 @@ class Prepared:
         return self.folder / "arrays" / f"item-features-{hashlib.sha256(names).hexdigest()[:16]}.npy"
 
     def files(self) -> list[Path]:
-        """The files that say what the sequences are: of all others they hold the digests."""
-        return [self.folder / PREPARED_FILE, self.folder / LIST_FILE]
+        """The files that say what the sequences are. Of their parts, which each process checks as it reads them, one has the digests."""
+        return [*self.files_beside_sequences(), self.folder / LIST_FILE]
 
     def files_beside_sequences(self) -> list[Path]:
         """What is known besides, of items, features and tasks."""

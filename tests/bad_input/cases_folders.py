@@ -20,6 +20,19 @@ DECODE = "decode-sids --sids {}/sids --tokenizer {}/tokenizer --out {}/decoded.p
 PREDICT = "predict --ranker {}/ranker --requests {}/requests.parquet --out {}/p.parquet"
 
 
+# of training that began, and goes on once the sequences are what they were
+BEGUN = (
+    "out",
+    "out/run.json",
+    "out/trained_on",
+    "out/trained_on/",
+    "out/tensorboard",
+    "out/tensorboard/",
+    "out/checkpoints",
+    "out/checkpoints/",
+)
+
+
 def byte(file: str, place: float = 0.5) -> Spoil:
     """Another byte at this share of the file."""
 
@@ -81,12 +94,17 @@ PREPARED = [
         "prepared.json: not found",
     ),
     *(
+        Kind(f"a byte changed in {file}", TRAIN, says, byte(f"prepared/sequences/{file}"), leaves=BEGUN)
+        for file, says in (
+            ("train/part-00000.parquet", "part-00000.parquet: not what was written"),
+            ("test/_index.arrow", "_index.arrow: not what was written"),
+        )
+    ),
+    *(
         Kind(f"a byte changed in {file}", TRAIN, says, byte(f"prepared/sequences/{file}"))
         for file, says in (
             ("prepared.json", "prepared.json: not"),
             ("files.json", "files.json: not"),
-            ("train/part-00000.parquet", "part-00000.parquet: not what was written"),
-            ("test/_index.arrow", "_index.arrow: not what was written"),
             ("seen.npy", "seen.npy: not what was written"),
             ("item_ids.parquet", "item_ids.parquet: not what was written"),
         )
@@ -114,6 +132,7 @@ PREPARED = [
         TRAIN,
         "part-00000.parquet: is not there any more",
         gone("prepared/sequences/train/part-00000.parquet"),
+        leaves=BEGUN,
     ),
     Kind(
         "a folder where an array should be",
@@ -215,7 +234,12 @@ SIDS = [
     ),
     Kind("a codec without its tables", TRAIN_SIDE, "codec.pt: not found", gone("sids/codec/codec.pt")),
     Kind("a codec without its description", TRAIN_SIDE, "codec", gone("sids/codec/codec.json")),
-    Kind("a byte changed in codec.pt", TRAIN_SIDE, "codec: not a codec, or a broken one", byte("sids/codec/codec.pt")),
+    Kind(
+        "a byte changed in codec.pt",
+        TRAIN_SIDE,
+        "codec: not a codec, or a broken one",
+        byte("sids/codec/codec.pt", 0.4),
+    ),
     Kind("a byte changed in codec.json", TRAIN_SIDE, "codec", byte("sids/codec/codec.json")),
     Kind(
         "SIDs of another tokenizer to decode",

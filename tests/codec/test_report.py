@@ -36,10 +36,9 @@ def bits(counts) -> float:
 @given(specs_and_digits(), st.integers(0, 12))
 def test_digit_use(spec_and_digits, cut):
     spec, digits = spec_and_digits
-    use, other = DigitUse(spec), DigitUse(spec)
-    use.update(np.array(digits[:cut], int).reshape(-1, spec.num_digits))
-    other.update(np.array(digits[cut:], int).reshape(-1, spec.num_digits))
-    use.merge(other)
+    use = DigitUse(spec)
+    for part in (digits[:cut], digits[cut:]):
+        use.update(np.array(part, int).reshape(-1, spec.num_digits))
     unused, entropies = use.unused(), use.entropy()
     for j, radix in enumerate(spec.radices):
         counts = Counter(row[j] for row in digits)

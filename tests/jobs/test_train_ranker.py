@@ -13,6 +13,7 @@ import torch
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.data.sequences import from_table
 from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError, SidrecError
+from sidrec_torchrec.files import read_json
 from sidrec_torchrec.jobs import evaluate, train_ranker
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, Tokenizers
@@ -307,7 +308,7 @@ def test_a_ranker_is_tested_on_a_later_week(corpus, sids, tmp_path, capsys):
     values = evaluate.main(evaluate.EvaluateConfig(ranker=config.out, prepared=folders[1].folder, out=out))
     printed = capsys.readouterr().out
     shown = values | {"bootstrap": {n: {"interval": own["interval"]} for n, own in values["bootstrap"].items()}}
-    assert json.loads(out.read_text()) == values and json.loads(printed) == shown
+    assert read_json(out) == values and json.loads(printed) == shown
     assert printed.count("\n") < 80 and '{ "bucket": "no earlier event", "targets":' in printed
     age = {row["bucket"]: row["targets"] for row in values["breakdown"]["model_age"]["label"]}
     assert age["30 days and more"] == values["targets_all"] == (time_N >= later).sum()
