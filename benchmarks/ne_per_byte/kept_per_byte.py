@@ -1,6 +1,6 @@
 """One figure of all corpora: what each arm keeps of the gain of raw embeddings, against the bytes it takes.
 
-    python benchmarks/ne_per_byte/figure.py benchmarks/ne_per_byte/results/*.json --out docs/figures/kept-per-byte.png
+    python benchmarks/ne_per_byte/kept_per_byte.py benchmarks/ne_per_byte/results/*.json --out docs/figures/kept-per-byte.png
 
 Each file is a ``summary.json`` that run.py wrote, called after its corpus; a colour is an arm, a marker a corpus, a bar a 95% interval
 over users.
