@@ -50,7 +50,7 @@ def test_make_keeps_other_versions_of_torch_apart():
 def _make_setup(*given: str) -> str:
     """What ``make setup`` would run."""
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "VENV", "TORCH")}
-    command = ["make", "--always-make", "--dry-run", "setup", "DEVICE=cpu", *given]
+    command = ["make", "--no-print-directory", "--always-make", "--dry-run", "setup", "DEVICE=cpu", *given]
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True).stdout
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch.distributed as dist
 
 from sidrec_torchrec import __version__
 from sidrec_torchrec.data.folder import DataFolder, is_data_folder
@@ -129,10 +130,11 @@ def main(config: PredictConfig) -> dict[str, Any]:
             if not done and processes.is_main:  # no requests: a file of none
                 with parts.writing(0) as file, _writer(file, schema, is_main=True):
                     pass
-            on_first_process(lambda: parts.join(max(1, done)))  # it is there when any process goes on
+            on_first_process(lambda: parts.join(max(1, done)))
             progress.advance(0, f"{counts['requests']:,} requests, {counts['without_history']:,} without history")
         if processes.is_main:
             print(f"{config.out}: sha256 {sha256_of(config.out)}")
+        dist.barrier()  # processes leave together, when the file is there
         return counts
 
 
