@@ -49,7 +49,7 @@ class PartFiles:
     def writing(self, part: int) -> Iterator[Path]:
         """Yields where a part is to be written, whole or not at all; where that fails, nothing is left that is of no use."""
         try:
-            yield self._file(part)
+            yield part_path(self.folder, part)
         except BaseException:
             self._drop(part)
             raise
@@ -73,19 +73,21 @@ class PartFiles:
             self._known_file(part).unlink(missing_ok=True)
         if count > 1 and not self.path.is_dir():
             remove(self.path)
-        replace_path(self._file(0) if count == 1 else self.folder, self.path)
+        replace_path(part_path(self.folder, 0) if count == 1 else self.folder, self.path)
         remove(self.folder)
 
     def _drop(self, part: int) -> None:
-        remove(self._file(part))
+        remove(part_path(self.folder, part))
         with suppress(OSError):  # other parts are there
             self.folder.rmdir()
 
-    def _file(self, part: int) -> Path:
-        return self.folder / f"part-{part:05}.parquet"
-
     def _known_file(self, part: int) -> Path:
-        return self.folder / f"part-{part:05}.json"
+        return part_path(self.folder, part).with_suffix(".json")
+
+
+def part_path(folder: Path, part: int) -> Path:
+    """The file of a part."""
+    return folder / f"part-{part:05}.parquet"
 
 
 def is_of_parts(path: Path) -> bool:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from sidrec_torchrec.data.sequences import Sequence, from_table, to_record_batch
 from sidrec_torchrec.errors import DataError, first_line
 from sidrec_torchrec.files import check_listed
+from sidrec_torchrec.part_files import part_path
 
 HANDS = 64  # row groups of a deal: so many processes can read different ones of any 64
 _DEAL_EVENTS, _DEAL_ROWS = 1 << 22, 1 << 15  # events and rows of a deal, at most: about 100 MB in memory
@@ -113,11 +114,6 @@ class PartWriter:
                 }
             )
         self._pending, self._events = [], 0
-
-
-def part_path(folder: Path, part: int) -> Path:
-    """The file of a part."""
-    return folder / f"part-{part:05}.parquet"
 
 
 def write_index(folder: Path, parts: Iterable[pa.RecordBatch]) -> None:

@@ -13,8 +13,8 @@ from sidrec_torchrec.data.collaborative import CollaborativeConfig, collaborativ
 from sidrec_torchrec.data.fingerprint import files_fingerprint
 from sidrec_torchrec.data.item_arrays import map_rows, write_rows
 from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, open_prepared, prepare
-from sidrec_torchrec.data.sequence_files import part_path
 from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.part_files import part_path
 from sidrec_torchrec.ranker.arms import ArmConfig, ArmInputs, NoneArm
 
 

@@ -22,8 +22,8 @@ from sidrec_torchrec.data.parquet import ArrowTable
 from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, prepare
 from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents
 from sidrec_torchrec.data.seen_by import check_alike, seen_by
-from sidrec_torchrec.data.sequence_files import part_path
 from sidrec_torchrec.errors import DataError, SidrecError
+from sidrec_torchrec.part_files import part_path
 from tests.data.test_prepare import rows_of, write_corpus
 
 SCHEMA = DataSchema(event_features=("device", "hour"), history_features=("dwell:dense:4",))

@@ -19,9 +19,9 @@ from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.data.propose import propose
 from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents
 from sidrec_torchrec.data.seen_by import check_alike, seen_by
-from sidrec_torchrec.data.sequence_files import part_path
 from sidrec_torchrec.data.user_lists import Lists
 from sidrec_torchrec.errors import DataError, SidrecError
+from sidrec_torchrec.part_files import part_path
 from tests.data.test_features import CONFIG, NoFeatures
 from tests.data.test_format import fixed
 from tests.data.test_prepare import rows_of, write_corpus
