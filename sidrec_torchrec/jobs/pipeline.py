@@ -23,6 +23,7 @@ from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, Needs, Tokenizers
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
+from sidrec_torchrec.storage.urls import as_urls
 from sidrec_torchrec.study.explorer import explore
 from sidrec_torchrec.study.plans import TokenizerPlan, Variant
 from sidrec_torchrec.study.report import REPORT_FILE, print_report, summarize_arm
@@ -129,7 +130,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
             write_json(config.out / REPORT_FILE, report, sealed=True)
             write_html(report, config.out / REPORT_PAGE, explore(data, _sids(workspace, variants)))
             print_report(report)
-            print(f"report: {config.out / REPORT_PAGE}")
+            print(as_urls(f"report: {config.out / REPORT_PAGE}"))
         tell_launcher("", {}, config.out / "report.json", config.out / REPORT_PAGE)
         dist.barrier()
         return report

@@ -26,6 +26,8 @@ from sidrec_torchrec.ranker.arms import ARMS, Needs
 from sidrec_torchrec.ranker.predictor import Predictor
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.warm_start import weight_files
+from sidrec_torchrec.storage.mirror import bring
+from sidrec_torchrec.storage.urls import absolute, as_urls
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
@@ -133,7 +135,7 @@ def main(config: PredictConfig) -> dict[str, Any]:
             on_first_process(lambda: parts.join(max(1, done)))
             progress.advance(0, f"{counts['requests']:,} requests, {counts['without_history']:,} without history")
         if processes.is_main:
-            print(f"{config.out}: sha256 {sha256_of(config.out)}")
+            print(as_urls(f"{config.out}: sha256 {sha256_of(config.out)}"))
         dist.barrier()  # processes leave together, when the file is there
         return counts
 
@@ -158,14 +160,15 @@ def _made_of(config: PredictConfig, trained: TrainedRanker) -> Any:
     for path in (config.requests, config.events, config.users, config.data):
         if path is not None:
             files += DataFolder.of(path).files() if is_data_folder(path) else find_files(path)
-    return [str(config), [[str(file), glance(file)] for file in files if file.exists()]]
+    return [as_urls(str(config)), [[as_urls(str(file)), glance(file)] for file in files if file.exists()]]
 
 
 def _check_out(config: PredictConfig) -> None:
+    bring(config.out, clean=True)
     if config.out.is_dir() and not is_of_parts(config.out):
         raise SidrecError(f"{config.out}: a folder is there; name a file")
     folder = config.requests
-    if folder is not None and folder.is_dir() and config.out.resolve().parent == folder.resolve():
+    if folder is not None and folder.is_dir() and absolute(config.out.parent) == absolute(folder):
         raise SidrecError(
             f"{config.out}: would be one of the requests the next time; name a file elsewhere than {folder}"
         )
@@ -182,7 +185,7 @@ def _schema(columns: pa.Schema, predictor: Predictor, config: PredictConfig) -> 
             raise SidrecError(f"{config.requests}: has a column '{name}' already, which is to be added; rename it")
         columns = columns.append(pa.field(name, pa.float32()))
     metadata = {
-        _RANKER: str(config.ranker.resolve()),
+        _RANKER: absolute(config.ranker),
         _FINGERPRINTS: json.dumps(_fingerprints(predictor.trained)),
         _VERSION: __version__,
     }

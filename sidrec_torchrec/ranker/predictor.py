@@ -34,6 +34,7 @@ from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents, Re
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.processes import sum_over_processes
 from sidrec_torchrec.ranker.recipe import TrainedRanker
+from sidrec_torchrec.storage.mirror import local
 from sidrec_torchrec.training.group import Processes, current_processes, process_group
 
 _TARGETS_PER_ROW = 256  # requests of one history that are scored together
@@ -108,7 +109,7 @@ class Predictor:
         """
         shared = dist.is_initialized()
         with process_group() as processes:
-            trained = TrainedRanker.open(Path(ranker))
+            trained = TrainedRanker.open(local(ranker))
             recipe, own = trained.recipe, trained.trained_on.prepared
             folder = recipe.folder if data is None else DataFolder.of(data, own.schema.columns_alone)
             parts = trained.parts(
