@@ -26,7 +26,7 @@ from sidrec_torchrec.ranker.arms import ARMS, Needs
 from sidrec_torchrec.ranker.predictor import Predictor
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.warm_start import weight_files
-from sidrec_torchrec.storage.mirror import bring
+from sidrec_torchrec.storage.mirror import bring, slim
 from sidrec_torchrec.storage.urls import absolute, as_urls
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
@@ -136,6 +136,7 @@ def main(config: PredictConfig) -> dict[str, Any]:
             progress.advance(0, f"{counts['requests']:,} requests, {counts['without_history']:,} without history")
         if processes.is_main:
             print(as_urls(f"{config.out}: sha256 {sha256_of(config.out)}"))
+            slim(config.out)
         dist.barrier()  # processes leave together, when the file is there
         return counts
 

@@ -181,10 +181,10 @@ def listed(folder: Path, pattern: str) -> list[Path]:
 
 
 def slim(folder: Path) -> None:
-    """Of a mirror's files that stay where they are, and have been put there, leaves stand-ins."""
+    """Of a mirror's files that stay where they are, and have been put there, leaves stand-ins: of a file, or those of a folder."""
     if not is_mirrored(folder):
         return
-    for path in folder.rglob("*"):
+    for path in [folder, *folder.rglob("*")]:
         if path.suffix in STAY and path.is_file() and path.stat().st_size and _written(path) is not None:
             _leave_stand_in(path)
 

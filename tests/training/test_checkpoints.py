@@ -108,7 +108,9 @@ def test_the_checkpoint_before_is_whole_until_the_new_one_is(tmp_path, monkeypat
             before = {path.name: path.read_bytes() for path in (tmp_path / LAST).iterdir()}
             assert len(before) == 2
             monkeypatch.setattr(storage, "write_json", _killed)
-            monkeypatch.setattr(checkpoints_module, "remove_others", lambda folder: None)  # a killed process tidies nothing
+            monkeypatch.setattr(
+                checkpoints_module, "remove_others", lambda folder: None
+            )  # a killed process tidies nothing
             with pytest.raises(SidrecError, match="KeyboardInterrupt"):
                 checkpoints.save(LAST, state(10, -1.0))
             monkeypatch.undo()
