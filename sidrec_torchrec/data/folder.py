@@ -14,7 +14,7 @@ from sidrec_torchrec.data.parts import find_files
 from sidrec_torchrec.errors import DataError, check_once
 from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.storage.mirror import bring, is_mirrored, local
-from sidrec_torchrec.storage.urls import is_url
+from sidrec_torchrec.storage.urls import is_url, output_of
 from sidrec_torchrec.training.config import JobConfig
 
 ITEMS_FILE = "items.parquet"
@@ -186,7 +186,7 @@ class DataFolder:
 
     def write_schema(self) -> Path:
         """Writes the schema into the folder, where every job finds it."""
-        path = self.path / SCHEMA_FILE
+        path = output_of(self.path) / SCHEMA_FILE
         write_json(path, self.schema.to_json())
         return path
 

@@ -180,7 +180,10 @@ class Store:
         return f"{self._prefix}/{place.key}" if self._prefix else f"/{place.key}"
 
     def _place(self, folder: Place, path: str) -> Place:
-        return Place(folder.area, folder.base, path.removeprefix(self._prefix).lstrip("/"))
+        key = path.removeprefix(self._prefix).lstrip("/")
+        if ".." in key.split("/"):  # its mirror would lie elsewhere
+            raise StorageError(f"{folder.short}: holds '{key}', a name with '..', which no folder can hold; remove it")
+        return Place(folder.area, folder.base, key)
 
     def _again(self, place: Place, work: Callable[[], Result]) -> Result:
         return again(place, work)

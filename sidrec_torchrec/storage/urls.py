@@ -99,6 +99,12 @@ def place_of(path: Path) -> Place | None:
     return Place(area, unquote(base), key) if area in (IN, OUT) and base else None
 
 
+def output_of(path: Path) -> Path:
+    """The mirror that is worked in, of one that is read; any other path as it is."""
+    place = place_of(path)
+    return path if place is None else Place(OUT, place.base, place.key).path
+
+
 def as_urls(text: str) -> str:
     """A text with the URLs in place of their mirrors, for people."""
     if "%3A%2F%2F" not in text:

@@ -132,6 +132,13 @@ def test_an_upload_that_fails_for_good_leaves_what_was_there(s3, monkeypatch):
     assert read_json(bring(out, clean=True) / "a.json") == {"a": 1}
 
 
+def test_a_name_that_leads_elsewhere_is_refused(s3, tmp_path):
+    s3.ask(f"/{s3.bucket}/data/..%2F..%2F..%2Fx.json", "PUT")
+    with pytest.raises(StorageError, match=f"{s3.url}/data: holds 'data/../../../x.json', a name with '..'"):
+        local(f"{s3.url}/data")
+    assert not [*tmp_path.rglob("x.json")]
+
+
 def test_the_endpoint_may_be_in_the_url(s3, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     url = f"{s3.url}/out/a.bin?endpoint_override=127.0.0.1:{s3.port}&scheme=http"
