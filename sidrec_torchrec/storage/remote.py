@@ -27,6 +27,7 @@ _DENIED = re.compile(
     re.IGNORECASE,
 )
 _NO_BUCKET = re.compile("NO_SUCH_BUCKET|bucket .*not found|does not exist", re.IGNORECASE)
+_ONE_REQUEST = {"allow_delayed_open": "true"}  # that puts a small file
 _OBJECTS = ("s3", "gcs", "abfs")  # kinds of stores where a file appears when it is whole
 _ASKED_AFTER = 3  # tries after which somebody is told
 
@@ -193,14 +194,14 @@ def again(place: Place, work: Callable[[], Result]) -> Result:
     """What ``work`` gives, tried until the environment's ``SIDREC_STORAGE_MINUTES`` are over (5, if it does not say), ever more seldom.
 
     Raises:
-        FileNotFoundError: as ``work`` does.
+        FileNotFoundError, ValueError, NotImplementedError: as ``work`` does.
         StorageError: what it raised the last time, or at once where it would not help to try again.
     """
     end, tries = time.monotonic() + 60 * _minutes(), 0
     while True:
         try:
             return work()
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, NotImplementedError):  # which would come again
             raise
         except (OSError, pa.ArrowException) as error:
             text, tries = _without_secrets(first_line(error)), tries + 1
@@ -249,27 +250,32 @@ def _opened(base: str) -> tuple[pafs.FileSystem, str]:
     """
     url = urlsplit(base)
     query = dict(parse_qsl(url.query))
-    if url.scheme == "s3":
-        query = _s3_defaults() | query
-    text = f"{url.scheme}://{url.netloc}/{'?' * bool(query)}{urlencode(query)}"
     place = Place("", base, "")
     try:
-        if url.scheme == "s3":  # asks S3 for the region, where nobody says it
-            system, prefix = again(place, lambda: pafs.FileSystem.from_uri(text))
+        if url.scheme != "s3":
+            system, prefix = pafs.FileSystem.from_uri(_uri(url.scheme, url.netloc, query))
         else:
-            system, prefix = pafs.FileSystem.from_uri(text)
+            query = _s3_defaults() | query
+            try:
+                uri = _uri(url.scheme, url.netloc, _ONE_REQUEST | query)
+                system, prefix = again(place, lambda: pafs.FileSystem.from_uri(uri))
+            except ValueError:  # pyarrow before 19 does not know it
+                uri = _uri(url.scheme, url.netloc, query)
+                system, prefix = again(place, lambda: pafs.FileSystem.from_uri(uri))
     except (ValueError, NotImplementedError) as error:  # what Arrow raises for a URI that it does not know
-        if isinstance(error, SidrecError):
-            raise
         return _opened_by_fsspec(base, error)
     except OSError as error:  # of hdfs, a library that is not there
         raise StorageError(f"{place.short}: cannot be opened: {_without_secrets(first_line(error))}") from error
     return system, prefix.rstrip("/")
 
 
+def _uri(scheme: str, host: str, query: dict[str, str]) -> str:
+    return f"{scheme}://{host}/{'?' * bool(query)}{urlencode(query)}"
+
+
 def _s3_defaults() -> dict[str, str]:
     """What the environment says of S3, and Arrow reads from no variable: where to ask, and the region."""
-    values = {"allow_delayed_open": "true"}  # a small file is one request
+    values: dict[str, str] = {}
     names = (("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), ("AWS_REGION", "AWS_DEFAULT_REGION"))
     endpoint, region = (next((os.environ[name] for name in both if os.environ.get(name)), "") for both in names)
     if endpoint:

@@ -16,6 +16,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -233,6 +234,8 @@ def remove_others(folder: Path) -> None:
         is_left = path.name not in known and ((folder / INDEX_FILE).exists() or _TENSOR_FILE.fullmatch(path.name))
         if is_left:
             remove(path)
+    with suppress(OSError):  # there is a checkpoint in it
+        folder.rmdir()
 
 
 def _write_tensors(

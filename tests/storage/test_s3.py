@@ -146,3 +146,11 @@ def test_the_endpoint_may_be_in_the_url(s3, monkeypatch):
         file.write_bytes(b"content")
     with open_input(local(url)) as file:
         assert file.read() == b"content"
+
+
+def test_a_pyarrow_that_cannot_put_by_one_request_puts_by_several(s3, monkeypatch):
+    monkeypatch.setattr(remote, "_ONE_REQUEST", {"no_such_option": "true"})
+    remote._store.cache_clear()
+    write_json(local(f"{s3.url}/a.json", is_output=True), {"a": 1})
+    assert read_json(local(f"{s3.url}/a.json")) == {"a": 1}
+    remote._store.cache_clear()
