@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,6 +41,15 @@ class Processes:
     def is_main(self) -> bool:
         """True on the one process that writes files and shows progress."""
         return self.rank == 0
+
+
+def fixed_buckets() -> dict[str, Any]:
+    """Arguments of DistributedDataParallel with which a resumed run adds gradients up as the one that was interrupted.
+
+    By default it lays them out anew after its first step, in the order in which they came; and where a gradient lies says in
+    which order three processes or more add it up, which shows in the last bits.
+    """
+    return {"static_graph": False, "find_unused_parameters": True} if dist.get_world_size() > 1 else {}
 
 
 @contextmanager
