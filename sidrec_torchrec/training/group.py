@@ -66,6 +66,8 @@ def process_group() -> Iterator[Processes]:
         _start_group()
     try:
         yield current_processes()
+        if joined and dist.get_world_size() > 1:
+            dist.barrier()  # all leave together: one still at work may need those that are done
     except RuntimeError as error:
         if dist.get_world_size() == 1 or not _LOST.search(str(error)):
             raise
