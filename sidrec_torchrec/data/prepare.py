@@ -168,14 +168,13 @@ class Prepared:
         """Refuses other items than the sequences' rows point into.
 
         Raises:
-            DataError: if ``data``'s items changed since ``prepare``.
+            DataError: if ``data`` has no items, or they changed since ``prepare``.
         """
-        self._check(data, "items")
-
-    def _check(self, data: DataFolder, kind: str) -> None:
-        if not data.has(kind) or files_fingerprint(data.files(kind)) != self.data.get(kind):
+        if not data.has("items"):
+            raise DataError(f"{data.where('items')}: not found; name the data that {self.folder} was prepared from")
+        if files_fingerprint(data.files("items")) != self.data.get("items"):
             raise DataError(
-                f"{data.where(kind)}: not the {kind} that {self.folder} was prepared from; prepare this data again"
+                f"{data.where('items')}: not the items that {self.folder} was prepared from; prepare this data again"
             )
 
     def path(self, split: str) -> Path:
