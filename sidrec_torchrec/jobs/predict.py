@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch.distributed as dist
 
 from sidrec_torchrec import __version__
 from sidrec_torchrec.data.folder import DataFolder, is_data_folder
@@ -137,7 +136,6 @@ def main(config: PredictConfig) -> dict[str, Any]:
         if processes.is_main:
             print(as_urls(f"{config.out}: sha256 {sha256_of(config.out)}"))
             slim(config.out)
-        dist.barrier()  # processes leave together, when the file is there
         return counts
 
 

@@ -31,7 +31,7 @@ from sidrec_torchrec.data.items import ItemRows, Items
 from sidrec_torchrec.data.parquet import ArrowTable
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents, RequestBatch, Requests
-from sidrec_torchrec.errors import DataError, SidrecError
+from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.processes import sum_over_processes
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.storage.mirror import local
@@ -54,7 +54,7 @@ class Predictor:
         collate: makes its batches.
         known: what requests are joined with by default.
         items: the item file.
-        values: by user feature, what its codes stand for; see ``Prepared.user_values``.
+        values: by user feature, what its codes stand for; see ``Prepared.vocabularies``.
         max_history: most events of a history, the last ones.
         batch_events: events in a batch over all processes, padding included.
         processes: the group.
@@ -103,7 +103,7 @@ class Predictor:
             batch_events: events in a batch over all processes, padding included.
 
         Raises:
-            SidrecError: on a folder without a trained ranker, or one whose sequences do not say their ``max_history``.
+            SidrecError: on a folder without a trained ranker.
             CodecMismatchError: if the SIDs it reads have been encoded anew, by another codec.
             DataError: on bad events or users; names file, column and row.
         """
@@ -126,13 +126,8 @@ class Predictor:
             parts = replace(parts, prepared=met)
             model = parts.sharded(processes) if shared else parts.whole(processes.device)
             trained.load(model)
-        longest = max_history or own.max_history
-        if longest is None:
-            raise SidrecError(
-                f"{own.folder}: prepared by an earlier version, which did not say how long histories are; name --max-history"
-            )
         items = open_items(folder, sources=(), targets=())
-        rows, values = ItemRows(items), own.user_values(recipe.folder)
+        rows, values = ItemRows(items), own.vocabularies
         if users is None:
             is_folder = isinstance(events, str | Path) and Path(events).is_dir()
             users = events if is_folder else folder
@@ -151,7 +146,7 @@ class Predictor:
             ),
             items=items,
             values=values,
-            max_history=longest,
+            max_history=max_history or own.max_history,
             batch_events=batch_events,
             processes=current_processes() if shared else Processes(rank=0, world_size=1, device=processes.device),
         )
