@@ -52,12 +52,6 @@ def local(path: str | Path, *, is_output: bool = False) -> Path:
     return place.path if is_output else bring(place.path)
 
 
-@lru_cache(maxsize=256)
-def local_once(path: str) -> Path:
-    """``local`` of what is to be read; looked at once in a process."""
-    return local(path)
-
-
 def is_mirrored(path: Path) -> bool:
     """Whether a path is a URL's mirror."""
     return place_of(path) is not None

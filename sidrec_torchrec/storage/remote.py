@@ -1,5 +1,6 @@
 """What is asked of a store, again where it fails: listing, reading by ranges, putting, moving, deleting."""
 
+import errno
 import io
 import os
 import posixpath
@@ -26,7 +27,7 @@ _DENIED = re.compile(
     "|Unauthorized|HTTP status 40[13]",
     re.IGNORECASE,
 )
-_NO_BUCKET = re.compile("NO_SUCH_BUCKET|bucket .*not found|does not exist", re.IGNORECASE)
+_NO_BUCKET = re.compile("NO_SUCH_BUCKET|bucket .*(not found|does not exist)", re.IGNORECASE)
 _ONE_REQUEST = {"allow_delayed_open": "true"}  # that puts a small file
 _OBJECTS = ("s3", "gcs", "abfs")  # kinds of stores where a file appears when it is whole
 _ASKED_AFTER = 3  # tries after which somebody is told
@@ -90,8 +91,21 @@ class Store:
         return self._again(place, lambda: self._system.open_input_file(self._path(place)))
 
     def read(self, place: Place, file: Any, count: int, offset: int) -> bytes:
-        """Some bytes of what ``open`` gave."""
-        return self._again(place, lambda: file.read_at(count, offset))
+        """Some bytes of what ``open`` gave.
+
+        Raises:
+            FileNotFoundError: if it is not there any more.
+        """
+
+        def work() -> bytes:
+            try:
+                return file.read_at(count, offset)
+            except OSError:  # stores say in many ways that it is gone
+                if self._system.get_file_info(self._path(place)).type == pafs.FileType.NotFound:
+                    raise FileNotFoundError(errno.ENOENT, "it has been removed", place.short) from None
+                raise
+
+        return self._again(place, work)
 
     def fetch(self, place: Place, path: Path) -> None:
         """Writes a file's content to a local path.
@@ -112,14 +126,15 @@ class Store:
         return self._again(place, lambda: self._put(path, place))
 
     def move(self, old: Place, new: Place) -> None:
-        """Gives a file another name. A try that was answered too late may have done it."""
+        """Gives a file another name."""
 
         def work() -> None:
             try:
                 self._make_folder(new)
                 self._system.move(self._path(old), self._path(new))
-            except FileNotFoundError:
-                if not self._system.get_file_info(self._path(new)).is_file:
+            except OSError:  # maybe since it has been done, and its answer was lost
+                there, here = self._system.get_file_info([self._path(old), self._path(new)])
+                if there.is_file or not here.is_file:
                     raise
 
         self._again(new, work)

@@ -11,9 +11,10 @@ import pytest
 from sidrec_torchrec.cli import main as cli
 from sidrec_torchrec.errors import StorageError
 from sidrec_torchrec.files import atomic_path, read_json, remove, sha256_of, write_json
-from sidrec_torchrec.part_files import open_parquet
+from sidrec_torchrec.part_files import PartFiles, open_parquet
 from sidrec_torchrec.storage import remote
 from sidrec_torchrec.storage.mirror import bring, is_stand_in, local, open_input, slim
+from sidrec_torchrec.storage.urls import place_of
 
 CONTENT = os.urandom(3 << 20)
 
@@ -42,6 +43,33 @@ def test_half_of_the_requests_fail_and_nothing_but_time_is_lost(s3):
         assert sha256_of(folder / "part.parquet") == sha256_of(out / f"folder-{number}" / "part.parquet")
     kinds = {request["status"][:3] for request in s3.log()}
     assert {"500", "503", "dro", "200"} <= kinds
+
+
+def test_moves_whose_answers_are_lost_are_done_once(s3):
+    parts = PartFiles.of(local(f"{s3.url}/out/x.parquet", is_output=True), "these inputs")
+    for number in range(12):
+        with parts.writing(number) as path, atomic_path(path) as file:
+            pq.write_table(pa.table({"a": [number]}), file)
+        parts.finish(number, {})
+    s3.fails(0.5, seed=5)
+    s3.log()
+    parts.join(12)
+    assert any(r["status"] == "dropped when done" and r["method"] == "PUT" for r in s3.log())
+    s3.fails(0)
+    found = local(f"{s3.url}/out")
+    assert [path.name for path in found.iterdir()] == ["x.parquet"] and len([*found.glob("*/*")]) == 12
+    for number in range(12):
+        with open_parquet(found / "x.parquet" / f"part-{number:05}.parquet") as file:
+            assert file.read()["a"].to_pylist() == [number]
+
+
+def test_a_file_that_is_removed_while_it_is_read_is_missed_at_once(s3):
+    write_json(local(f"{s3.url}/a.json", is_output=True), {"a": 1})
+    place = place_of(local(f"{s3.url}/a.json"))
+    file = remote.RemoteFile(place)
+    remove(local(f"{s3.url}/a.json", is_output=True))
+    with pytest.raises(FileNotFoundError, match=f"removed: '{s3.url}/a.json'"):
+        file.read()
 
 
 def test_a_file_is_read_by_ranges(s3):
