@@ -39,10 +39,15 @@ class PartFiles:
         digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         return PartFiles(path, path.with_name(f".{path.name}.parts-{digest}"))
 
+    @property
+    def scratch(self) -> Path:
+        """A folder for what the parts are made from; it goes when they are what they were to become."""
+        return self.folder.with_name(f"{self.folder.name}.scratch")
+
     def begin(self) -> None:
         """Removes parts that are made of something else; for one process, before any writes."""
         for other in self.path.parent.glob(f".{self.path.name}.parts-*"):
-            if other != self.folder:
+            if other not in (self.folder, self.scratch):
                 remove(other)
 
     @contextmanager
@@ -75,6 +80,7 @@ class PartFiles:
             remove(self.path)
         replace_path(part_path(self.folder, 0) if count == 1 else self.folder, self.path)
         remove(self.folder)
+        remove(self.scratch)
 
     def _drop(self, part: int) -> None:
         remove(part_path(self.folder, part))

@@ -103,7 +103,7 @@ class _Share:
                 raw += [*batch.values.T, *([] if batch.weights is None else [batch.weights])]
                 columns = [batch.user_ids, item_N, batch.timestamps, action_N, *raw]
                 kept = np.flatnonzero(item_N >= 0) if policy.unknown_items == "drop" else None
-                _write(writers, buckets.event_schema, columns, kept)
+                write_by_user(writers, buckets.event_schema, columns, kept)
         return counts.unknown_items, targets
 
     @cached_property
@@ -122,7 +122,7 @@ def _scatter_users(
         for batch in users.batches(columns=[feature.name for feature in user_features]):
             codes, lists = encode_users(user_features, batch.columns)
             user_ids = _of_type(batch.user_ids, users, events)
-            _write(writers, buckets.user_schema, [user_ids, *codes, *(own.to_arrow() for own in lists)])
+            write_by_user(writers, buckets.user_schema, [user_ids, *codes, *(own.to_arrow() for own in lists)])
 
 
 def _of_type(user_ids: pa.Array, users: Users, events: Events) -> pa.Array:
@@ -136,8 +136,15 @@ def _of_type(user_ids: pa.Array, users: Users, events: Events) -> pa.Array:
     )
 
 
-def _write(writers: list, schema: pa.Schema, columns: list, kept: np.ndarray | None = None) -> None:
-    """Appends each row, or those of ``kept``, to the writer of its user's bucket, in order; users come first."""
+def write_by_user(writers: list, schema: pa.Schema, columns: list, kept: np.ndarray | None = None) -> None:
+    """Appends each row, or those of ``kept``, to the writer of its user's bucket, in order; users come first.
+
+    Args:
+        writers: of the buckets.
+        schema: theirs.
+        columns: Arrow or numpy arrays; users' ids come first.
+        kept: places of the rows to write; None for all.
+    """
     # Fibonacci hashing: consecutive user ids spread over all buckets.
     hashed_N = (keys(columns[0]).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
     bucket_N = (hashed_N % np.uint64(len(writers))).astype(np.int64)
