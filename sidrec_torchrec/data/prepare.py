@@ -279,7 +279,7 @@ def prepare(
         if like is not None:
             features = like.features
         else:
-            features = fit_features(data, events, items, buckets, splitter, census, drafts)
+            features = fit_features(data, events, items, buckets, splitter, census, drafts, working)
         vocabularies = {feature.name: feature.codes_json() for feature in user_features}
         sequences = BucketSequences(
             buckets,

@@ -140,13 +140,22 @@ class _Cut:
             files = [self.folder / own.file(kind, bucket, share).name for bucket in range(own.count)]
             writers = [stack.enter_context(pa.ipc.new_file(str(file), schema)) for file in files]
             if kind == "events":
-                for batch in coded_events(own.log, own.rows, own.policy, own.features, (share, shares)):
-                    write_by_user(writers, schema, batch.columns)
-            elif own.requests is not None:
-                for first_row, asked in own.requests.asked(own.rows, own.features, (share, shares)):
-                    row_R = np.arange(first_row, first_row + len(asked.user_ids))
-                    columns = [asked.user_ids, row_R, asked.items, asked.timestamps]
-                    write_by_user(writers, schema, [*columns, *np.ascontiguousarray(asked.features.T)])
+                batches = coded_events(own.log, own.rows, own.policy, own.features, (share, shares))
+            else:
+                batches = self._coded_requests(schema, (share, shares))
+            for batch in batches:
+                write_by_user(writers, batch)
+
+    def _coded_requests(self, schema: pa.Schema, share: tuple[int, int]) -> Iterator[pa.RecordBatch]:
+        own = self.buckets
+        if own.requests is None:
+            return
+        for first_row, asked in own.requests.asked(own.rows, own.features, share):
+            row_R = np.arange(first_row, first_row + len(asked.user_ids))
+            columns = [asked.user_ids, row_R, asked.items, asked.timestamps]
+            columns += [*np.ascontiguousarray(asked.features.T)]
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 @dataclass(frozen=True)
