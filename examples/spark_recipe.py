@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -26,17 +25,9 @@ from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import LongType, StructType
 
 from sidrec_torchrec import Predictor, Tokenizer
-from sidrec_torchrec.data.buckets import EventBuckets
-from sidrec_torchrec.data.census import Census
-from sidrec_torchrec.data.events import events_of, open_events
-from sidrec_torchrec.data.features import Coder
-from sidrec_torchrec.data.items import open_items
-from sidrec_torchrec.data.parquet import ArrowTable
-from sidrec_torchrec.data.policy import EventPolicy
+from sidrec_torchrec.data.of_tables import of_tables
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
-from sidrec_torchrec.data.protocol import Splitter
-from sidrec_torchrec.data.scatter import EventCoder, bucket_of
-from sidrec_torchrec.data.splits import BucketSequences
+from sidrec_torchrec.data.scatter import bucket_of
 from sidrec_torchrec.engines.base import Engine
 from sidrec_torchrec.errors import SidrecError
 
@@ -71,31 +62,13 @@ class SparkEngine(Engine):
 
 def sequences(spark: SparkSession, data: Path, config: PrepareConfig) -> DataFrame:
     """Rows of sequences with their split, of a log with labels; users' features are left out."""
-    items, log = open_items(data, sources=(), targets=()), open_events(data, config.tasks)
-    buckets = EventBuckets(
-        path=log.path,
-        folder=Path(),  # Spark keeps them
-        count=BUCKETS,
-        shares=1,
-        tasks=log.tasks,
-        regressions=log.regressions,
-        id_type=log.user_id_type,
-        num_features=0,
-        num_lists=0,
-        num_raw=0,
-        is_weighted=False,
-        policy=EventPolicy(),
-    )
-    coder, tasks = EventCoder(buckets, items), config.tasks
-    zeros = np.zeros(items.num_items, np.int64)  # a census is for logs without labels, whose negatives are drawn by it
-    census = Census(training_I=zeros, test_I=zeros, seen_I=zeros > 0, first_event_I=zeros, last_training_event=None)
-    make = BucketSequences(buckets, Splitter(config, items.num_items), census, Coder([], ()))
+    coder, make = of_tables(data, config)
+    buckets = make.buckets
     placed = pa.schema([*buckets.event_schema, ("place", pa.int64()), ("bucket", pa.int64())])
 
     def code(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            events = events_of(ArrowTable.of(pa.Table.from_batches([batch]), "events"), tasks)
-            coded = pa.Table.from_batches(coder(events), buckets.event_schema)
+            coded = coder(pa.Table.from_batches([batch]))
             bucket_N = bucket_of(coded.column("user_id").combine_chunks(), BUCKETS)
             coded = coded.append_column("place", batch.column("place")).append_column("bucket", pa.array(bucket_N))
             yield from spark_types(coded, placed).to_batches()
@@ -105,7 +78,7 @@ def sequences(spark: SparkSession, data: Path, config: PrepareConfig) -> DataFra
         return spark_types(make(ordered, buckets.user_schema.empty_table()), split_schema)
 
     split_schema = make.schema.append(pa.field("split", pa.string()))
-    events = spark.read.parquet(str(log.path)).withColumn("place", F.monotonically_increasing_id())
+    events = spark.read.parquet(str(buckets.path)).withColumn("place", F.monotonically_increasing_id())
     coded = events.mapInArrow(code, from_arrow_schema(placed))
     return coded.groupBy("bucket").applyInArrow(cut, from_arrow_schema(split_schema))
 

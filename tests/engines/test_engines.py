@@ -102,9 +102,9 @@ def test_what_it_raises_is_raised_here(name):
 
 @needs_ray
 def test_an_actor_that_is_killed_is_an_error():
-    with closing(ENGINES["ray"]()) as engine:
-        with pytest.raises(SidrecError, match="a process of the Ray cluster is gone: "):
-            list(engine.map(die, range(4)))
+    gone = "a process of the Ray cluster is gone: "
+    with closing(ENGINES["ray"]()) as engine, pytest.raises(SidrecError, match=gone):
+        list(engine.map(die, range(4)))
 
 
 def test_an_engine_that_there_is_not_is_named():
@@ -145,7 +145,9 @@ def test_processes_end_with_their_parent(tmp_path):
 def test_sequences_are_the_same_whatever_prepares_them(name, tmp_path, monkeypatch):
     table = write_corpus(tmp_path / "data", users=60, labels=False)
     drawn = np.random.default_rng(0).integers(5, size=len(table))
-    table = table.append_column("device", pa.array([f"d{n}" for n in drawn])).append_column("dwell", pa.array(drawn / 3))
+    table = table.append_column("device", pa.array([f"d{n}" for n in drawn])).append_column(
+        "dwell", pa.array(drawn / 3)
+    )
     pq.write_table(table, tmp_path / "data" / "events.parquet", row_group_size=len(table) // 5)
     monkeypatch.setattr(features, "_SAMPLE", 500)
     data = DataFolder(tmp_path / "data", DataSchema(event_features=("device",), history_features=("dwell",)))
