@@ -31,8 +31,9 @@ ROOM = 1 << 30
 SMALL = "--dim 16 --num-heads 2 --head-dims 16 --epochs 1"
 TOKENIZER = "--epochs 1 --latent-dim 8 --hidden-dim 16 --stages ternary*8"
 STUDY = "--data {}/data --protocol.validation-fraction 0.2 --tokenizer.epochs 1 --tune false --collaborative false"
-# what differs from run to run, and from folder to folder
+# what differs from run to run, and from folder to folder: keys, and names of files
 TIMES = {
+    "steps.json",
     "created",
     "seconds",
     "train_seconds",
@@ -272,7 +273,7 @@ def contents(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in sorted(path.rglob("*")):
         name = str(file.relative_to(path))
-        if not file.is_file() or "tensorboard" in name or file.suffix in (".html", ".png"):
+        if not file.is_file() or "tensorboard" in name or file.suffix in (".html", ".png") or file.name in TIMES:
             continue
         content = file.read_bytes()
         found[name] = (

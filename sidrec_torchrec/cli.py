@@ -115,6 +115,8 @@ def call(name: str, arguments: list[str], *, is_dry: bool = False) -> int:
         print(command_help(name, HELP.get(name, line), flags_of(declared)))
         return 0
     values = parse_config(declared, arguments, prog=f"sidrec {name}")
+    # before torch is imported: each process would warn of what ``fixed_buckets`` asks for
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     (check_if_installed if name in WITHOUT_TORCHREC else check_environment)()
     from sidrec_torchrec.training.progress import stage  # a tenth of a second
 

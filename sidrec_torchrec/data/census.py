@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 
 from sidrec_torchrec.data.buckets import EventBuckets
 from sidrec_torchrec.data.policy import EventCounts
@@ -99,10 +100,9 @@ class _Bucket:
         for split, met in targets.items():
             census.targets[split] = np.unique(np.concatenate(met), return_counts=True)
         census.seen = np.unique(np.concatenate(seen))
-        item_N, time_N = np.concatenate(items), np.concatenate(times)
-        order = np.lexsort((time_N, item_N))
-        item_M, place_M = np.unique(item_N[order], return_index=True)
-        census.first_events = item_M, time_N[order][place_M]
+        events = pa.table({"item": np.concatenate(items), "time": np.concatenate(times)})
+        first = events.group_by("item", use_threads=False).aggregate([("time", "min")])
+        census.first_events = first["item"].to_numpy(), first["time_min"].to_numpy()
         return census
 
 

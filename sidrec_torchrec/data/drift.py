@@ -18,7 +18,6 @@ from sidrec_torchrec.data.sequence_files import open_sequences
 from sidrec_torchrec.data.sequences import Sequence
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
 from sidrec_torchrec.data.user_lists import list_classes
-from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.output import Amount, output, warn
 
@@ -163,11 +162,8 @@ def drift(own: "Prepared", given: "Prepared") -> dict[str, Any]:
         over codes; ``without_training_events`` (share), ``history_length`` (mean, with ``psi`` over powers of
         two), ``label_rate`` by task, ``value_mean`` by task of regression, if there is any, and ``targets_per_day``. Each share, rate or mean is [then, now]; null where there is
         nothing to take it of. ``warnings``: in words, what is over ``MOST_PSI`` or ``MOST_UNKNOWN``.
-
-    Raises:
-        DataError: if an earlier version prepared either, which did not count.
     """
-    then, now = _profile(own), _profile(given)
+    then, now = own.profile, given.profile
     of_log = given.features.of_log
     regressions = [own.name for own in given.regressions]
     targets = (
@@ -265,14 +261,6 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
         for what, psi in indices.items()
         if psi > MOST_PSI
     ]
-
-
-def _profile(prepared: "Prepared") -> dict[str, Any]:
-    if prepared.profile is None:
-        raise DataError(
-            f"{prepared.folder}: prepared by an earlier version, which kept no counts to compare; prepare it again"
-        )
-    return prepared.profile
 
 
 def _row_groups(path: Path) -> Iterator[list[Sequence]]:

@@ -89,14 +89,9 @@ def like_users(data: DataFolder, users: Users | None, own: "Prepared") -> tuple[
     """``own``'s user features.
 
     Raises:
-        SidrecError: if ``own`` does not say them.
         DataError: if the users are missing, or a feature of them, or it is of another type.
     """
-    if own.vocabularies is None and own.user_features:
-        raise SidrecError(
-            f"{own.folder}: prepared by an earlier version, which did not keep users' values; prepare it again"
-        )
-    values = own.vocabularies or {}
+    values = own.vocabularies
     if values and users is None:
         raise DataError(f"{data.where('users')}: not found; {own.folder} has the user features {', '.join(values)}")
     features = tuple(Feature.of_codes(name, known) for name, known in values.items())

@@ -67,15 +67,16 @@ class Prepared:
         data: fingerprints of the data; see ``data_fingerprint``.
         counts: by split.
         tasks: names of the labels, in the order of an action's digits; see ``data.tasks``. Those of regression are none of them.
-        max_history: most context events of a row; None if it was prepared by a version that did not say.
-        vocabularies: by user feature, the values whose codes are 1, 2, ..., or ``Feature.codes_json``'s; None as above.
+        max_history: most context events of a row.
+        vocabularies: by user feature, the values whose codes are 1, 2, ..., or ``Feature.codes_json``'s; code 0 stands for a missing
+            or unknown value.
         policy: what became of events that a log should not have; other logs are read alike.
         schema: what the data's files and columns are called.
         met: how many such events there were; see ``EventCounts.to_json``.
-        last_training_event: time of the last training target; None as above, or where nothing trains.
-        targets_per_row: most targets of a row; None as above.
-        negatives: sampled negatives per event, where they are sampled; None as above.
-        profile: counts of what users and test targets are like, for ``data.drift``; None as above.
+        last_training_event: time of the last training target; None where nothing trains.
+        targets_per_row: most targets of a row.
+        negatives: sampled negatives per event; None where there are labels.
+        profile: counts of what users and test targets are like, for ``data.drift``.
         features: of its events.
         regressions: numbers to be predicted besides.
     """
@@ -87,15 +88,15 @@ class Prepared:
     data: dict[str, str]
     counts: dict[str, SplitCounts]
     tasks: tuple[str, ...]
-    max_history: int | None = None
-    vocabularies: dict[str, Any] | None = None
+    max_history: int
+    vocabularies: dict[str, Any]
     policy: EventPolicy = field(default_factory=EventPolicy)
     schema: DataSchema = field(default_factory=DataSchema)
     met: dict[str, dict[str, Any]] = field(default_factory=dict)
     last_training_event: int | None = None
-    targets_per_row: int | None = None
-    negatives: int | None = None
-    profile: dict[str, Any] | None = None
+    targets_per_row: int
+    negatives: int | None
+    profile: dict[str, Any]
     features: Features = field(default_factory=Features)
     regressions: tuple[Regression, ...] = ()
 
@@ -112,7 +113,7 @@ class Prepared:
     @property
     def user_lists(self) -> tuple[str, ...]:
         """The user features that are lists."""
-        return list_names(self.vocabularies or {})
+        return list_names(self.vocabularies)
 
     def item_codes(self) -> np.ndarray | None:
         """Codes of the items' features, int16 [num_items, F], mapped from disk; None without such features.
@@ -167,28 +168,14 @@ class Prepared:
         """Refuses other items than the sequences' rows point into.
 
         Raises:
-            DataError: if ``data``'s items changed since ``prepare``.
+            DataError: if ``data`` has no items, or they changed since ``prepare``.
         """
-        self._check(data, "items")
-
-    def _check(self, data: DataFolder, kind: str) -> None:
-        if not data.has(kind) or files_fingerprint(data.files(kind)) != self.data.get(kind):
+        if not data.has("items"):
+            raise DataError(f"{data.where('items')}: not found; name the data that {self.folder} was prepared from")
+        if files_fingerprint(data.files("items")) != self.data.get("items"):
             raise DataError(
-                f"{data.where(kind)}: not the {kind} that {self.folder} was prepared from; prepare this data again"
+                f"{data.where('items')}: not the items that {self.folder} was prepared from; prepare this data again"
             )
-
-    def user_values(self, data: DataFolder) -> dict[str, Any]:
-        """By user feature, the values whose codes are 1, 2, ..., or its bounds; code 0 stands for a missing or unknown value.
-
-        Raises:
-            DataError: if an earlier version prepared it, which did not keep them, and ``data``'s users changed since.
-        """
-        if self.vocabularies is not None:
-            return self.vocabularies
-        if not self.user_features:
-            return {}
-        self._check(data, "users")
-        return {feature.name: feature.codes_json() for feature in fit_users(open_users(data))}
 
     def path(self, split: str) -> Path:
         """The folder of ``train``, ``validation`` or ``test``; see ``data.sequence_files``."""

@@ -96,9 +96,6 @@ def _difference(own: Prepared, given: Prepared) -> str | None:
         if missing or more:
             return f"user feature '{(missing or more)[0]}' is {'missing' if missing else 'new'}"
         return f"user features are in the order {', '.join(others)}, not {', '.join(names)}"
-    if own.vocabularies is None or given.vocabularies is None:  # an earlier version kept their sizes alone
-        differ = [name for name in names if own.user_features[name] != given.user_features[name]]
-        return f"user feature '{differ[0]}' has another number of values" if differ else None
     for name in names:
         values, there = own.vocabularies[name], given.vocabularies[name]
         if difference := _other_codes(*(Feature.of_codes(name, kept) for kept in (values, there))):

@@ -27,6 +27,8 @@ from sidrec_torchrec.part_files import part_path
 
 HANDS = 64  # row groups of a deal: so many processes can read different ones of any 64
 _DEAL_EVENTS, _DEAL_ROWS = 1 << 22, 1 << 15  # events and rows of a deal, at most: about 100 MB in memory
+# a dictionary of their values would be as long as they are
+_DISTINCT = ("user_id", "timestamp", "order", "num_targets")
 _OPEN_PARTS = 16
 _INDEX = "_index.arrow"  # names that begin so are no data to readers of Parquet folders
 _INDEX_SCHEMA = pa.schema(
@@ -94,7 +96,10 @@ class PartWriter:
     def _open(self) -> pq.ParquetWriter:
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._path, self._schema, compression="zstd", write_page_checksum=True)
+            repeating = [f"{name}.list.element" for name in self._schema.names if name not in _DISTINCT]
+            self._writer = pq.ParquetWriter(
+                self._path, self._schema, compression="zstd", use_dictionary=repeating, write_page_checksum=True
+            )
         return self._writer
 
     def _deal(self) -> None:

@@ -17,7 +17,7 @@ from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.lengths import Lengths
 from sidrec_torchrec.fusion.model import ItemTensors, Standardize, VQFusion
 from sidrec_torchrec.processes import is_first_process
-from sidrec_torchrec.training.group import Processes
+from sidrec_torchrec.training.group import Processes, fixed_buckets
 from sidrec_torchrec.training.loop import LoopConfig
 from sidrec_torchrec.training.profiler import profiled
 from sidrec_torchrec.training.progress import Stage, say
@@ -135,7 +135,7 @@ class TokenizerTraining(Trainee):
 
     def steps(self, epoch: int, first: int, before_step: Callable[[], None]) -> Iterator[Step]:
         """See ``Trainee``. Items are shuffled as they are read: those of the first batches are read again."""
-        self._parallel = self._parallel or DistributedDataParallel(self.model)
+        self._parallel = self._parallel or DistributedDataParallel(self.model, **fixed_buckets())
         rank, world_size = self._processes.rank, self._processes.world_size
         batches = zip_longest(self._batches(epoch), self._only_kept(self._order(epoch)))
         for batch, kept in self.waits.timed(islice(batches, first, None)):

@@ -155,10 +155,8 @@ def _backtest(config: EvaluateConfig, out: Path, processes: Processes) -> dict[s
 
 
 def _drift(trained: TrainedRanker, parts: RankerParts, out: Path | None) -> dict[str, Any]:
-    """``drift``, which is printed, and written into a folder if there is one; nothing where an earlier version kept no counts."""
+    """``drift``, which is printed, and written into a folder if there is one."""
     own = trained.trained_on.prepared
-    if own.profile is None or parts.prepared.profile is None:
-        return {}
 
     def report() -> dict[str, Any]:
         found = drift(own, parts.prepared)

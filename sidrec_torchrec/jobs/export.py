@@ -66,7 +66,7 @@ def main(config: ExportConfig) -> dict[str, Any]:
         ranker = parts.whole(cpu).eval()
         model = ServingRanker.of(ranker, parts.arm)
         trained.load(ranker)
-        user_values = trained.trained_on.prepared.user_values(trained.recipe.folder)
+        user_values = trained.trained_on.prepared.vocabularies
         prepared = parts.prepared
         values = [own.name for own in prepared.regressions]
         metadata = describe(model.sids, user_values, prepared.tasks, prepared.features, values)

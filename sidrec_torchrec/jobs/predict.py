@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch.distributed as dist
 
 from sidrec_torchrec import __version__
 from sidrec_torchrec.data.events import Events
@@ -131,7 +130,6 @@ def main(config: PredictConfig) -> dict[str, Any]:
                 progress.advance(0, _summary(counts))
         if processes.is_main:
             print(f"{config.out}: sha256 {sha256_of(config.out)}")
-        dist.barrier()  # processes leave together, when the file is there
         return counts
 
 

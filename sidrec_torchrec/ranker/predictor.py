@@ -32,7 +32,7 @@ from sidrec_torchrec.data.items import ItemRows, Items
 from sidrec_torchrec.data.parquet import ArrowTable
 from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents, RequestBatch, Requests
-from sidrec_torchrec.errors import DataError, SidrecError
+from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.processes import sum_over_processes
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.training.group import Processes, current_processes, process_group
@@ -71,7 +71,7 @@ class Predictor:
         rows: of its items.
         log: events that histories come from by default.
         users: features of users, by default.
-        values: by user feature, what its codes stand for; see ``Prepared.user_values``.
+        values: by user feature, what its codes stand for; see ``Prepared.vocabularies``.
         max_history: most events of a history, the last ones.
         batch_events: events in a batch over all processes, padding included.
         processes: the group.
@@ -128,7 +128,7 @@ class Predictor:
             read: whether to read the events at once; else when they are first needed.
 
         Raises:
-            SidrecError: on a folder without a trained ranker, or one whose sequences do not say their ``max_history``.
+            SidrecError: on a folder without a trained ranker.
             CodecMismatchError: if the SIDs it reads have been encoded anew, by another codec.
             DataError: on bad events or users; names file, column and row.
         """
@@ -152,13 +152,8 @@ class Predictor:
             parts = replace(parts, prepared=met)
             model = parts.sharded(processes) if shared else parts.whole(processes.device)
             trained.load(model)
-        longest = max_history or own.max_history
-        if longest is None:
-            raise SidrecError(
-                f"{own.folder}: prepared by an earlier version, which did not say how long histories are; name --max-history"
-            )
         items = open_items(folder, sources=(), targets=())
-        rows, values = ItemRows(items), own.user_values(recipe.folder)
+        rows, values = ItemRows(items), own.vocabularies
         if users is None:
             is_folder = isinstance(events, str | Path) and Path(events).is_dir()
             users = events if is_folder else folder
@@ -173,7 +168,7 @@ class Predictor:
             log=log,
             users=UserCodes.read(_users(users, values, own.schema), values),
             values=values,
-            max_history=longest,
+            max_history=max_history or own.max_history,
             batch_events=batch_events,
             processes=current_processes() if shared else Processes(rank=0, world_size=1, device=processes.device),
             opened=opened,

@@ -8,13 +8,14 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from sidrec_torchrec.errors import check_at_least, check_share
 from sidrec_torchrec.ranker.model import Ranker
+from sidrec_torchrec.training.group import fixed_buckets
 from sidrec_torchrec.training.schedule import rate_factor
 from sidrec_torchrec.training.trainee import NotFiniteError
 
@@ -66,7 +67,10 @@ def shard(model: Ranker, config: OptimizerConfig, device: torch.device) -> Distr
     plan = EmbeddingShardingPlanner(topology=topology, debug=False).collective_plan(
         model, sharders, torch.distributed.GroupMember.WORLD
     )
-    return DistributedModelParallel(module=model, device=device, plan=plan, sharders=sharders)
+    replicated = DefaultDataParallelWrapper(**fixed_buckets())
+    return DistributedModelParallel(
+        module=model, device=device, plan=plan, sharders=sharders, data_parallel_wrapper=replicated
+    )
 
 
 class RankerOptimizer:

@@ -70,8 +70,8 @@ def _differences(own: RankerRecipe, its: RankerRecipe) -> Iterator[str]:
     if here.named_tasks != there.named_tasks or here.tasks != there.tasks:
         tasks = (", ".join(p.named_tasks or p.tasks) for p in (there, here))
         yield "it predicts {}, not {}".format(*tasks)
-    for name, values in here.user_values(own.folder).items():
-        if values != there.user_values(its.folder).get(name):
+    for name, values in here.vocabularies.items():
+        if values != there.vocabularies.get(name):
             yield f"its user feature '{name}' has other values"
     if here.features != there.features:
         yield "features of its events have other codes"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -42,6 +43,15 @@ class Processes:
         return self.rank == 0
 
 
+def fixed_buckets() -> dict[str, Any]:
+    """Arguments of DistributedDataParallel with which a resumed run adds gradients up as the one that was interrupted.
+
+    By default it lays them out anew after its first step, in the order in which they came; and where a gradient lies says in
+    which order three processes or more add it up, which shows in the last bits.
+    """
+    return {"static_graph": False, "find_unused_parameters": True} if dist.get_world_size() > 1 else {}
+
+
 @contextmanager
 def process_group() -> Iterator[Processes]:
     """Joins torchrun's process group, or makes one of a single process; reuses a group that is already up.
@@ -56,6 +66,8 @@ def process_group() -> Iterator[Processes]:
         _start_group()
     try:
         yield current_processes()
+        if joined and dist.get_world_size() > 1:
+            dist.barrier()  # all leave together: one still at work may need those that are done
     except RuntimeError as error:
         if dist.get_world_size() == 1 or not _LOST.search(str(error)):
             raise

@@ -141,6 +141,12 @@ PREPARED = [
         lambda f: ((f / "prepared/sequences/seen.npy").unlink(), (f / "prepared/sequences/seen.npy").mkdir()),
     ),
     Kind(
+        "data that is not there any more",
+        TRAIN,
+        "data/items.parquet: not found; name the data that",
+        lambda f: (f / "data").rename(f / "elsewhere"),
+    ),
+    Kind(
         "items that changed since prepare",
         TRAIN,
         "not the items that",

@@ -263,7 +263,7 @@ def test_users_have_dense_features_beside_categories(tmp_path):
     present = np.sort(age_U[age_U <= 70])
     bounds = [float(present[int(np.ceil(len(present) * q)) - 1]) for q in (0.25, 0.5, 0.75)]
     assert prepared.user_features == {"kind": 3, "age": 5}
-    values = prepared.user_values(DataFolder.of(tmp_path))
+    values = prepared.vocabularies
     assert values == {"kind": ["a", "b"], "age": {"bounds": bounds}}
     own = dict(
         zip(users["user_id"].to_pylist(), zip(users["kind"].to_pylist(), age_U.tolist(), strict=True), strict=True)

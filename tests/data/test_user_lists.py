@@ -91,7 +91,7 @@ def test_sequences_batches_and_requests_have_the_codes_of_their_users(tmp_path):
     folder = DataFolder.of(tmp_path, DataSchema(user_columns=("genres", "kind", "rooms")))
     prepared = prepare(folder, tmp_path / "out", CONFIG)
     assert prepared.user_features == {"kind": 3, "genres": 4, "rooms": 5} and prepared.user_lists == ("genres", "rooms")
-    values = prepared.user_values(folder)
+    values = prepared.vocabularies
     assert values == {
         "kind": ["a", "b"],
         "genres": {"lists_of": ["folk", "jazz", "pop"]},

@@ -1,11 +1,15 @@
 """A run that goes on with another number of processes than it began with."""
 
+import dataclasses
 import json
+from contextlib import suppress
 
 import pytest
 
-from sidrec_torchrec.jobs import train_ranker
+from sidrec_torchrec.fusion.config import QuantizerConfig, VQFusionOptions
+from sidrec_torchrec.jobs import train_ranker, train_tokenizer
 from sidrec_torchrec.jobs.train_ranker import TrainRankerConfig
+from sidrec_torchrec.jobs.train_tokenizer import TrainTokenizerConfig
 from sidrec_torchrec.ranker.arms import ArmConfig
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.training import RankerTraining
@@ -76,3 +80,55 @@ def test_each_event_is_trained_on_once_and_the_result_is_that_of_one(
         assert result["test"][name] == pytest.approx(whole["test"][name], abs=1e-4)
     checkpoint = tmp_path / "run" / "checkpoints" / LAST
     assert len([*checkpoint.glob("*.safetensors")]) <= then  # none of the processes that are no more
+
+
+def whole_and_killed(ranker: TrainRankerConfig, tokenizer: TrainTokenizerConfig) -> list[tuple[list, list]]:
+    """Losses and results of a whole run, and of one that was killed and went on; of both jobs."""
+    both = []
+    for job, config, told in (
+        (train_ranker, ranker, ("train_loss", "test")),
+        (train_tokenizer, tokenizer, ("course", "validation")),
+    ):
+        whole = job.main(config)
+        with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+            patch.setattr(Checkpoints, "save", second_kills(Checkpoints.save))
+            job.main(dataclasses.replace(config, out=config.out / "killed"))
+        went_on = job.main(dataclasses.replace(config, out=config.out / "killed"))
+        both.append(tuple([result[name] for name in told] for result in (whole, went_on)))
+    return both
+
+
+def second_kills(save):
+    saves = []
+
+    def save_then_die(self, name, state):
+        save(self, name, state)
+        saves.append(name)
+        if len(saves) == 2:
+            raise Killed
+
+    return save_then_die
+
+
+def test_of_three_processes_each_sum_is_added_up_as_before(corpus, prepared, tmp_path, run_distributed):
+    """With two the order of adding does not matter, and with one there is none."""
+    ranker = TrainRankerConfig(
+        data=corpus,
+        prepared=prepared,
+        out=tmp_path / "ranker",
+        arm="none",
+        epochs=2,
+        batch_events=1024,
+        checkpoint_batches=EVERY,
+        model=RankerConfig(dim=16, num_heads=2, head_dims=(16, 8)),
+    )
+    tokenizer = TrainTokenizerConfig(
+        data=corpus,
+        out=tmp_path / "tokenizer",
+        epochs=2,
+        batch_size=24,
+        model=VQFusionOptions(latent_dim=16, quantizer=QuantizerConfig(stages="ternary*6")),
+    )
+    for results in run_distributed(whole_and_killed, 3, ranker, tokenizer):
+        for whole, went_on in results:
+            assert went_on == whole

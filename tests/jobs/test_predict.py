@@ -27,7 +27,6 @@ from sidrec_torchrec.data.sequences import Sequence
 from sidrec_torchrec.engines.base import ENGINES, Inline
 from sidrec_torchrec.engines.local import LocalEngine
 from sidrec_torchrec.errors import DataError, SidrecError
-from sidrec_torchrec.files import read_json, write_json
 from sidrec_torchrec.jobs import encode_corpus, predict, train_ranker
 from sidrec_torchrec.jobs.predict import PredictConfig
 from sidrec_torchrec.ranker.by_user import ScoreBucket
@@ -334,24 +333,6 @@ def test_other_events(ranker, corpus):
     assert not np.allclose(short, usual, atol=1e-4)
     with pytest.raises(SidrecError, match="requests: must be a frame .*, is list"):
         predictor.predict([1])
-
-
-def test_sequences_of_an_earlier_version(corpus, sids, tmp_path):
-    sequences = prepare(corpus, tmp_path / "sequences", PrepareConfig(max_history=48)).folder
-    path = sequences / "prepared.json"
-    values = read_json(path)
-    assert values.pop("max_history") == 48 and values.pop("vocabularies").keys() == values["user_features"].keys()
-    now = path.read_text()
-    write_json(path, values)
-    out = train("none", corpus, sequences, sids, tmp_path / "run")
-    shutil.rmtree(out / "trained_on")
-    config = PredictConfig(ranker=out, newest=2, out=tmp_path / "old.parquet")
-    with pytest.raises(SidrecError, match="did not say how long histories are; name --max-history"):
-        predict.main(config)
-    predict.main(dataclasses.replace(config, max_history=48))
-    path.write_text(now)
-    predict.main(dataclasses.replace(config, out=tmp_path / "new.parquet"))
-    assert pq.read_table(tmp_path / "old.parquet").equals(pq.read_table(tmp_path / "new.parquet"))
 
 
 def test_items_that_came_later(corpus, sids, tmp_path):

@@ -27,21 +27,40 @@ with process_group() as processes:
         os._exit(error.exit_code)
 """
 
+UNLIKE = """
+import time
+from sidrec_torchrec.training.group import process_group
+with process_group() as processes:
+    time.sleep(2 * processes.rank)
+    done = time.monotonic()
+print(done, time.monotonic())
+"""
 
-def test_a_process_that_loses_another_ends_in_words():
+
+def two_processes(work: str) -> list[subprocess.Popen]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
-    jobs = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", WORK],
+            [sys.executable, "-c", work],
             env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,
         )
         for rank in (0, 1)
     ]
+
+
+def test_processes_leave_together():
+    told = [job.communicate(timeout=120)[0].split() for job in two_processes(UNLIKE)]
+    (_, left), (done, _) = told
+    assert float(left) >= float(done)
+
+
+def test_a_process_that_loses_another_ends_in_words():
+    jobs = two_processes(WORK)
     output, _ = jobs[0].communicate(timeout=120)
     assert jobs[1].wait() == 9 and jobs[0].returncode == 4
     assert output.startswith("process 0 of 2: another process has ended, and said why")
