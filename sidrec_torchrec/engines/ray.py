@@ -34,25 +34,25 @@ class RayEngine(Engine):
                 raise SidrecError(
                     f"Ray does not start: {first_line(error)}; see RAY_ADDRESS, and `ray status`"
                 ) from error
+        free = ray.available_resources()
+        self._most = {kind: int(free.get(kind, 0)) for kind in ("CPU", "GPU")}
+        self._actors: dict[str, list[Any]] = {"CPU": [], "GPU": []}
 
     def map(self, work: Callable[[Item], Result], items: Sequence[Item], *, on_gpus: bool = False) -> Iterator[Result]:
         """See ``Engine``."""
-        if not items:
-            return
-        free = self._ray.available_resources()
-        gpus = int(free.get("GPU", 0)) if on_gpus else 0
-        actor = self._ray.remote(_Actor).options(
-            num_cpus=1, num_gpus=int(gpus > 0), max_restarts=_AGAIN, max_task_retries=_AGAIN
-        )
+        actors = self._of("GPU" if on_gpus and self._most["GPU"] else "CPU", len(items))
         held = self._ray.put(work)  # once on each machine
-        actors = [actor.remote(held) for _ in range(max(1, min(len(items), gpus or int(free.get("CPU", 1)))))]
-        try:
-            yield from self._results(actors, items)
-        finally:
-            for one in actors:
-                self._ray.kill(one)
+        yield from self._results(actors, [held], items)
 
-    def _results(self, actors: list[Any], items: Sequence[Item]) -> Iterator[Any]:
+    def _of(self, kind: str, count: int) -> list[Any]:
+        """So many actors, if there is room; those of GPUs take no cores of the others'."""
+        actors, most = self._actors[kind], max(1, self._most[kind])
+        resources = {"num_cpus": int(kind == "CPU"), "num_gpus": int(kind == "GPU")}
+        actor = self._ray.remote(_Actor).options(**resources, max_restarts=_AGAIN, max_task_retries=_AGAIN)
+        actors += [actor.remote() for _ in range(min(count, most) - len(actors))]
+        return actors
+
+    def _results(self, actors: list[Any], held: list[Any], items: Sequence[Item]) -> Iterator[Any]:
         """Each actor has a piece of work at hand, and the next goes to whichever is done; results wait for those before them."""
         todo, busy, done = deque(enumerate(items)), {}, {}
         free, next_one = deque(actors), 0
@@ -60,7 +60,7 @@ class RayEngine(Engine):
             while free and todo and todo[0][0] <= next_one + _WAITING * len(actors):
                 place, item = todo.popleft()
                 one = free.popleft()
-                busy[one.call.remote(item)] = place, one
+                busy[one.call.remote(held, item)] = place, one
             ready, _ = self._ray.wait(list(busy))
             for result in ready:
                 place, one = busy.pop(result)
@@ -71,7 +71,9 @@ class RayEngine(Engine):
                 next_one += 1
 
     def close(self) -> None:
-        """Leaves the cluster."""
+        """Gives the actors back, and leaves the cluster."""
+        for actor in (*self._actors["CPU"], *self._actors["GPU"]):
+            self._ray.kill(actor)
         if self._is_ours:
             self._ray.shutdown()
 
@@ -87,11 +89,21 @@ class RayEngine(Engine):
 
 
 class _Actor:
-    """Holds the work, with what it has loaded."""
+    """Does pieces of work, one after the other; keeps the work, with what it has loaded."""
 
-    def __init__(self, work: Callable[[Any], Any]) -> None:
-        self._work = work
+    def __init__(self) -> None:
+        self._held: Any = None
+        self._work: Callable[[Any], Any] = lambda item: item
 
-    def call(self, item: Any) -> Any:
-        """What it gives for an item."""
+    def call(self, held: list[Any], item: Any) -> Any:
+        """What the work gives for an item.
+
+        Args:
+            held: reference to the work, in a list, as Ray would fetch it for each item.
+            item: the item.
+        """
+        if held[0] != self._held:
+            import ray
+
+            self._held, self._work = held[0], ray.get(held[0])
         return self._work(item)
