@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidrec_torchrec.files import read_object, remove, replace_path, write_json
+from sidrec_torchrec.files import read_object, remove, remove_temporaries, replace_path, write_json
 
 _PART = re.compile(r"part-\d{5}\.parquet")
 
@@ -45,10 +45,12 @@ class PartFiles:
         return self.folder.with_name(f"{self.folder.name}.scratch")
 
     def begin(self) -> None:
-        """Removes parts that are made of something else; for one process, before any writes."""
+        """Removes parts that are made of something else, and halves of these; for one process, before any writes."""
         for other in self.path.parent.glob(f".{self.path.name}.parts-*"):
             if other not in (self.folder, self.scratch):
                 remove(other)
+            else:
+                remove_temporaries(other)
 
     @contextmanager
     def writing(self, part: int) -> Iterator[Path]:
@@ -74,6 +76,7 @@ class PartFiles:
 
     def join(self, count: int) -> None:
         """Makes the parts what they were to become: a file of one part, or a folder of several; for one process, when all are whole."""
+        remove_temporaries(self.folder)  # of a killed run's process that lived on for a moment
         for part in range(count):
             self._known_file(part).unlink(missing_ok=True)
         if count > 1 and not self.path.is_dir():

@@ -133,6 +133,8 @@ def test_a_killed_run_goes_on_from_whole_parts(in_parts, monkeypatch):
     with pytest.raises(OSError, match="the disk is gone"):
         encode_corpus.main(in_parts)
     assert not (in_parts.out / "manifest.json").exists()
+    (parts,) = in_parts.out.glob(".sids.parquet.parts-*")
+    (parts / ".part-00003.parquet.host-7-0123456789abcdef.tmp").write_text("half of it")  # by a process that was killed
     encoded[:] = [-1000]
     assert encode_corpus.main(in_parts) == expected
     assert sum(encoded) + 1000 < 70  # of 120 items

@@ -497,6 +497,8 @@ def test_a_bucket_that_is_scored_is_not_scored_again(ranker, corpus, tmp_path, b
     with pytest.raises(OSError, match="the disk is gone"):
         predict.main(config)
     assert not config.out.exists()
+    (scratch,) = tmp_path.glob(".*.scratch")
+    (scratch / ".scores-5.arrow.host-7-0123456789abcdef.tmp").write_text("half of it")
     monkeypatch.setattr(request_buckets, "write_by_user", None)  # nothing is cut again
     counts = predict.main(config)
     assert scored == [0, 1, 2, 3, 4, 4, 5, 6, 7]
@@ -548,6 +550,8 @@ def test_a_killed_run_goes_on_behind_its_last_part(ranker, corpus, tested, tmp_p
     with pytest.raises(OSError, match="the disk is gone"):
         predict.main(config)
     assert not config.out.exists()
+    (parts,) = tmp_path.glob(".parts.parquet.parts-*")
+    (parts / ".part-00003.parquet.host-7-0123456789abcdef.tmp").write_text("half of it")  # by a process that was killed
     scored.clear()
     scored += [0] * 5
     assert predict.main(config) == counts
