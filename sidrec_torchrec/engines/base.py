@@ -1,5 +1,6 @@
 """An engine maps a function over pieces of work that know nothing of each other."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -52,6 +53,12 @@ ENGINES: Registry[Callable[[], Engine]] = Registry(
     "engine",
     late={"local": "sidrec_torchrec.engines.local:LocalEngine", "ray": "sidrec_torchrec.engines.ray:RayEngine"},
 )
+
+
+def leave_group() -> None:
+    """For a process that an engine started: it is no part of the group of torchrun's whose variables it has inherited."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        os.environ.pop(name, None)
 
 
 def check_engine(name: str | None) -> None:

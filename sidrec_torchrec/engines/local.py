@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sidrec_torchrec.engines.base import Engine, Item, Result
+from sidrec_torchrec.engines.base import Engine, Item, Result, leave_group
 from sidrec_torchrec.errors import SidrecError
 
 
@@ -97,6 +97,7 @@ def _load(path: Path) -> Callable[[Any], Any]:
 def _start(gpus: Any) -> None:
     """A process's first steps: it takes a GPU, if it is to have one, and one thread, as the others have the other cores."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    leave_group()
     gpu = gpus.get()
     if gpu is not None:
         os.environ["LOCAL_RANK"] = str(gpu)

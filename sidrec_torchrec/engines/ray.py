@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from sidrec_torchrec.engines.base import Engine, Item, Result
+from sidrec_torchrec.engines.base import Engine, Item, Result, leave_group
 from sidrec_torchrec.errors import SidrecError, first_line
 
 _WAITING = 2  # results for each actor that may wait for an earlier one
@@ -92,6 +92,7 @@ class _Actor:
     """Does pieces of work, one after the other; keeps the work, with what it has loaded."""
 
     def __init__(self) -> None:
+        leave_group()
         self._held: Any = None
         self._work: Callable[[Any], Any] = lambda item: item
 

@@ -61,6 +61,10 @@ class Opened:
         return self._here, Opened.count
 
 
+def group_of(_: int) -> list[str | None]:
+    return [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+
+
 def gathered(count: int) -> list[int]:
     """On each process of a group."""
     engine = open_engine(None)
@@ -87,6 +91,14 @@ def test_what_the_work_loads_is_loaded_once_a_process(name):
     with closing(made(name)) as engine:
         opened = dict(engine.map(Opened(), range(12)))
     assert set(opened.values()) == {1} and len(opened) <= 2
+
+
+@pytest.mark.parametrize("name", ALL[1:])
+def test_its_processes_are_none_of_torchruns(name, monkeypatch):
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(variable, "1")
+    with closing(made(name)) as engine:
+        assert list(engine.map(group_of, range(2))) == [[None] * 3] * 2
 
 
 @pytest.mark.parametrize("count", [0, 2, 5])
