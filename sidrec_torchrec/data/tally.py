@@ -13,7 +13,7 @@ from sidrec_torchrec.data.target_counts import TargetCounts
 from sidrec_torchrec.engines.base import Engine
 from sidrec_torchrec.errors import DataError
 
-_PER_SHARE = 1 << 23  # events
+_PER_SHARE = 1 << 22  # events
 _FEW = 1 << 22  # that one process has counted before others have started
 _EVER = np.iinfo(np.int64).min
 

@@ -446,11 +446,17 @@ def test_what_else_is_refused(ranker, corpus, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["requests"]
 
 
-@pytest.fixture
-def by_user(monkeypatch) -> None:
-    """Nothing is too little to be cut by user, and there are several shares of everything."""
+def cut_by_user(monkeypatch) -> None:
+    """Nothing is too little to be cut by user, and there are several shares of everything; this process scores all buckets."""
     monkeypatch.setattr(predict, "_FEW_EVENTS", 0)
     monkeypatch.setattr(request_buckets, "_PER_SHARE", 100)
+    monkeypatch.setitem(ENGINES._entries, "local", Inline)
+
+
+@pytest.fixture
+def by_user(monkeypatch) -> None:
+    """As ``cut_by_user``, but two processes score them."""
+    cut_by_user(monkeypatch)
     monkeypatch.setitem(ENGINES._entries, "local", lambda: LocalEngine(2))
 
 
@@ -462,20 +468,18 @@ def test_an_engine_writes_the_same_file(name, ranker, corpus, tmp_path, by_user,
     strangers = pa.array([-7, 10**12, *requests["user_id"].to_pylist()[2:]])
     requests = requests.set_column(1, "user_id", strangers)
     pq.write_table(requests, tmp_path / "requests.parquet", row_group_size=150)
-    for name_of, asked in (("given", {"requests": tmp_path / "requests.parquet"}), ("newest", {"newest": 3})):
-        one = PredictConfig(ranker=ranker, out=tmp_path / f"{name_of}-one.parquet", **asked)
-        with monkeypatch.context() as context:
-            context.setattr(predict, "_FEW_EVENTS", 10**9)
-            counts = predict.main(one)
-        assert counts["without_history"] > 1 or name_of == "newest"
-        shared = dataclasses.replace(one, out=tmp_path / f"{name_of}-shared.parquet", engine=name)
-        with monkeypatch.context() as context:
-            context.setattr(Predictor, "_probabilities", None)  # in this process
-            assert predict.main(shared) == counts
-        tables = [pq.read_table(config.out) for config in (one, shared)]
-        assert tables[0].drop_columns("probability").equals(tables[1].drop_columns("probability"))
-        columns = [table["probability"].to_numpy() for table in tables]
-        np.testing.assert_allclose(*columns, rtol=0, atol=1e-6)  # other users are beside one in a batch
+    one = PredictConfig(ranker=ranker, requests=tmp_path / "requests.parquet", out=tmp_path / "one.parquet")
+    with monkeypatch.context() as context:
+        context.setattr(predict, "_FEW_EVENTS", 10**9)
+        counts = predict.main(one)
+    assert counts["without_history"] > 1
+    shared = dataclasses.replace(one, out=tmp_path / "shared.parquet", engine=name)
+    monkeypatch.setattr(Predictor, "_probabilities", None)  # in this process
+    assert predict.main(shared) == counts
+    tables = [pq.read_table(config.out) for config in (one, shared)]
+    assert tables[0].drop_columns("probability").equals(tables[1].drop_columns("probability"))
+    columns = [table["probability"].to_numpy() for table in tables]
+    np.testing.assert_allclose(*columns, rtol=0, atol=1e-6)  # other users are beside one in a batch
     assert not list(tmp_path.glob(".*"))
 
 
