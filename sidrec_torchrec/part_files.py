@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec_torchrec.files import read_object, remove, replace_path, write_json
+from sidrec_torchrec.files import read_object, remove, remove_temporaries, replace_path, write_json
 from sidrec_torchrec.storage.mirror import bring, is_stand_in, listed, open_input
 
 _REMOTE_BUFFER_BYTES = 8 << 20  # a request takes as long as some megabytes
@@ -44,11 +44,18 @@ class PartFiles:
         digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         return PartFiles(path, path.with_name(f".{path.name}.parts-{digest}"))
 
+    @property
+    def scratch(self) -> Path:
+        """A folder for what the parts are made from; it goes when they are what they were to become."""
+        return self.folder.with_name(f"{self.folder.name}.scratch")
+
     def begin(self) -> None:
-        """Removes parts that are made of something else; for one process, before any writes."""
+        """Removes parts that are made of something else, and halves of these; for one process, before any writes."""
         for other in listed(self.path.parent, f".{self.path.name}.parts-*"):
-            if other != self.folder:
+            if other not in (self.folder, self.scratch):
                 remove(other)
+            else:
+                remove_temporaries(other)
 
     @contextmanager
     def writing(self, part: int) -> Iterator[Path]:
@@ -74,6 +81,7 @@ class PartFiles:
 
     def join(self, count: int) -> None:
         """Makes the parts what they were to become: a file of one part, or a folder of several; for one process, when all are whole."""
+        remove_temporaries(self.folder)  # of a killed run's process that lived on for a moment
         for part in range(count):
             bring(part_path(self.folder, part))  # of another process, perhaps of another machine
             remove(self._known_file(part))
@@ -81,6 +89,7 @@ class PartFiles:
             remove(self.path)
         replace_path(part_path(self.folder, 0) if count == 1 else self.folder, self.path)
         remove(self.folder)
+        remove(self.scratch)
 
     def _drop(self, part: int) -> None:
         remove(part_path(self.folder, part))

@@ -2,6 +2,7 @@
 
 import os
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # else 15, which on a busy machine is for ever
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the tests' own processes share the cores
 
 import socket

@@ -6,6 +6,7 @@ flags that make them small (``SMALLER``). What cannot run says why (``NOT_RUN``)
 
 import contextlib
 import doctest
+import importlib
 import io
 import re
 import runpy
@@ -21,16 +22,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from sidrec_torchrec import cli
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
+from sidrec_torchrec.flags import flags_of, is_config
 from sidrec_torchrec.jobs import encode_corpus, export, train_ranker, train_tokenizer
 from sidrec_torchrec.ranker.arms import ARMS
 from sidrec_torchrec.ranker.config import RankerConfig
 from tests.conftest import ROOT
 
-LANGUAGES = {"bash", "python", "toml", "text", "dockerfile"}  # the last two are not run
+LANGUAGES = {"bash", "python", "toml", "yaml", "text", "dockerfile"}  # the last two are not run
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 # By page, what lies in the folder where its blocks run: names of the page, and of the ``shelf``.
@@ -43,6 +46,12 @@ GIVEN = {
         "runs/ml-25m/sids/side": "sids",
     },
     "docs/data.md": {"DIR": "data", "DATA": "data", "data": "data", "ml-1m": "data"},
+    "docs/engines.md": {
+        "DATA": "data",
+        "TOKENIZER": "tokenizer",
+        "RANKER": "ranker",
+        "requests.parquet": "requests.parquet",
+    },
     "docs/dpca.md": {"DATA": "data", "vectors": "vectors"},
     "docs/index.md": {"DATA": "data"},
     "docs/migrate.md": {"DATA": "data"},
@@ -97,6 +106,7 @@ NOT_RUN = {
     "sidrec report": "of two finished runs of the pipeline; tests/study makes reports of some",
     "pip install": "changes what is installed",
     "make": "sets up an environment and runs for minutes",
+    "sbatch": "submits to a cluster",
     "torchx run": "submits to clusters; tests/test_torchx.py makes every component's request, and runs one",
     "docker build": "needs a Docker engine",
     "curl": "needs a server; test_the_request_is_answered asks one",
@@ -236,10 +246,21 @@ def test_blocks_run(page, shelf, here, capsys):
                 run_command(block.where, command, here)
         elif block.language == "python" and not re.match(r"# (\w+\.py)\n", block.text):
             run_python(block, names)
+        elif block.language == "yaml":
+            run_entrypoint(block)
         elif block.language == "toml" and sys.version_info >= (3, 11):
             import tomllib
 
             tomllib.loads(block.text)
+
+
+def run_entrypoint(block: Block) -> None:
+    """Of a job for Kubernetes: it is YAML, and its command has these flags."""
+    words = shlex.split(yaml.safe_load(block.text)["spec"]["entrypoint"])
+    assert words[0] == "sidrec", block.where
+    config = importlib.import_module(f"sidrec_torchrec.jobs.{words[1].replace('-', '_')}")
+    known = {flag.name for one in vars(config).values() if is_config(one) for flag in flags_of(one).values()}
+    assert {word.removeprefix("--") for word in words if word.startswith("--")} <= known, block.where
 
 
 def run_command(where: str, line: str, here: Path) -> None:

@@ -265,13 +265,14 @@ class FeatureFit:
 
     Args:
         drafts: F of them.
-        num_events: about how many will be added.
+        num_events: about how many will be added, to this one and those that are merged with it.
+        seed: of the sample.
     """
 
-    def __init__(self, drafts: Sequence[Draft], num_events: int) -> None:
+    def __init__(self, drafts: Sequence[Draft], num_events: int, seed: int = 0) -> None:
         self._drafts = drafts
         self._share = min(1.0, _SAMPLE / max(num_events, 1))
-        self._rng = np.random.default_rng(0)
+        self._rng = np.random.default_rng(seed)
         self._seen = [np.zeros(len(draft.values or ()), bool) for draft in drafts]
         self._sample: list[list[np.ndarray]] = [[] for _ in drafts]
 
@@ -284,6 +285,13 @@ class FeatureFit:
             else:
                 raw_N = raw_NF[:, f]
                 self._seen[f][raw_N[~np.isnan(raw_N)].astype(np.int64)] = True
+
+    def merge(self, other: "FeatureFit") -> None:
+        """Takes the events that another has taken, of the same drafts."""
+        for own, its in zip(self._seen, other._seen, strict=True):
+            own |= its
+        for mine, theirs in zip(self._sample, other._sample, strict=True):
+            mine += theirs
 
     def features(self) -> tuple[Feature, ...]:
         """One per draft.

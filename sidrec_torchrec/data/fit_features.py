@@ -1,7 +1,7 @@
 """Features as training has them, of events and of items; and items' codes as an array that the loader joins events with."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from sidrec_torchrec.data.item_arrays import write_rows
 from sidrec_torchrec.data.items import Items, open_items
 from sidrec_torchrec.data.protocol import Splitter
 from sidrec_torchrec.data.vocabulary import scan_vocabularies
+from sidrec_torchrec.engines.base import Engine
 from sidrec_torchrec.errors import DataError
 
 _BATCH = 1 << 16
@@ -28,6 +29,7 @@ def fit_features(
     splitter: Splitter,
     census: Census,
     drafts: Sequence[Draft],
+    engine: Engine,
 ) -> Features:
     """The features that the schema names, of the events that training reads and of the items it has.
 
@@ -39,11 +41,12 @@ def fit_features(
         splitter: says what training reads.
         census: says which items training has.
         drafts: of the log's features.
+        engine: that reads the log.
 
     Raises:
         DataError: if a column is missing, cannot be a feature, or has no value in training; names file and column.
     """
-    of_log = _fit_events(events, buckets, splitter, drafts) if drafts else ()
+    of_log = _fit_events(events, buckets, splitter, drafts, engine) if drafts else ()
     known = events.num_known
     return Features(event=of_log[:known], item=_fit_items(data, items, census.seen_I), history=of_log[known:])
 
@@ -75,15 +78,30 @@ def choose_users(users: Users, features: Sequence[Feature]) -> Users:
 
 
 def _fit_events(
-    events: Events, buckets: EventBuckets, splitter: Splitter, drafts: Sequence[Draft]
+    events: Events, buckets: EventBuckets, splitter: Splitter, drafts: Sequence[Draft], engine: Engine
 ) -> tuple[Feature, ...]:
     fit = FeatureFit(drafts, events.num_events)
-    for bucket in range(buckets.count):
-        for user in buckets.users(bucket):
-            for split, places, _ in splitter.split(user):
+    for its in engine.map(_Bucket(buckets, splitter, tuple(drafts), events.num_events), range(buckets.count)):
+        fit.merge(its)
+    return _made(fit, buckets.path)
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """What training has of the features in a bucket."""
+
+    buckets: EventBuckets
+    splitter: Splitter
+    drafts: tuple[Draft, ...]
+    num_events: int
+
+    def __call__(self, bucket: int) -> FeatureFit:
+        fit = FeatureFit(self.drafts, self.num_events, seed=bucket)
+        for user in self.buckets.users(bucket):
+            for split, places, _ in self.splitter.split(user):
                 if split == "train":
                     fit.add(user.features[places])
-    return _made(fit, buckets.path)
+        return fit
 
 
 def _fit_items(data: DataFolder, items: Items, seen_I: np.ndarray) -> tuple[Feature, ...]:

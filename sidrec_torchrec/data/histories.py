@@ -1,6 +1,6 @@
 """Events by user and users' features, in memory: what requests are joined with."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from sidrec_torchrec.data.features import Feature, Features, encode
 from sidrec_torchrec.data.format import Events, Users
 from sidrec_torchrec.data.ids import IdIndex, shown
 from sidrec_torchrec.data.items import ItemRows
+from sidrec_torchrec.data.parquet import ParquetTable
 from sidrec_torchrec.data.policy import EventCounts, EventPolicy, item_rows, repeats
 from sidrec_torchrec.data.tasks import action_of
 from sidrec_torchrec.data.user_lists import Lists, encode_users
@@ -61,18 +62,37 @@ class Histories:
             DataError: on bad events, or what the policy refuses; names file, column and row.
         """
         policy, features = policy or EventPolicy(), features or Features()
-        users, counts = IdIndex(), EventCounts()
-        user_N, time_N = np.empty(events.num_events, np.int64), np.empty(events.num_events, np.int64)
-        item_N = np.empty(events.num_events, np.int32)
-        action_N = np.ones(events.num_events, np.int8)
-        features_NF = np.zeros((events.num_events, len(features.of_log)), np.int16)
-        for batch in events.batches(to_learn=False):
-            part = slice(batch.first_row, batch.first_row + len(batch))
-            user_N[part], time_N[part] = users.add(batch.user_ids), batch.timestamps
-            item_N[part] = item_rows(rows, batch.item_ids, events.table, batch.first_row, policy, counts)
-            if events.tasks:
-                action_N[part] = action_of(batch.labels)
-            features_NF[part] = encode(features.of_log, batch.features, len(batch), events.table)
+        batches = coded_events(events, rows, policy, features)
+        return Histories.of(batches, events.num_events, len(features.of_log), policy, events.table)
+
+    @staticmethod
+    def of(
+        batches: Iterable[pa.RecordBatch], num_events: int, num_features: int, policy: EventPolicy, table: ParquetTable
+    ) -> "Histories":
+        """All events of some users.
+
+        Args:
+            batches: as ``coded_events`` gives them, in the order of the log.
+            num_events: in all batches.
+            num_features: of the log.
+            policy: as ``read`` has it.
+            table: the log, to name its rows.
+
+        Raises:
+            DataError: if a user's time goes backwards, and is not to be sorted; names the row.
+        """
+        users = IdIndex()
+        user_N, time_N, place_N = (np.empty(num_events, np.int64) for _ in range(3))
+        item_N, action_N = np.empty(num_events, np.int32), np.empty(num_events, np.int8)
+        features_NF = np.empty((num_events, num_features), np.int16)
+        end = 0
+        for batch in batches:
+            part, end = slice(end, end + len(batch)), end + len(batch)
+            columns = [column.to_numpy() for column in batch.columns[1:]]
+            user_N[part] = users.add(batch.column(0))
+            place_N[part], item_N[part], time_N[part], action_N[part] = columns[:4]
+            for f, code_N in enumerate(columns[4:]):
+                features_NF[part, f] = code_N
         row_N = np.lexsort((time_N, user_N)) if policy.sort else np.argsort(user_N, kind="stable")
         if policy.unknown_items == "drop":
             row_N = row_N[item_N[row_N] >= 0]
@@ -83,11 +103,11 @@ class Histories:
         if len(back):
             place = back[0] + 1
             raise DataError(
-                f"{events.table.at('timestamp', row_N[place])}: goes backwards for user_id {shown(users.ids, user_N[place])}, "
+                f"{table.at('timestamp', place_N[row_N[place]])}: goes backwards for user_id {shown(users.ids, user_N[place])}, "
                 f"{time_N[place]} after {time_N[place - 1]}; sort each user's events by time"
             )
         first_U1 = np.searchsorted(user_N, np.arange(len(users) + 1))
-        return Histories(users, first_U1, row_N, item_N[row_N], time_N, action_N[row_N], features_NF[row_N])
+        return Histories(users, first_U1, place_N[row_N], item_N[row_N], time_N, action_N[row_N], features_NF[row_N])
 
     def before(self, user_ids: pa.Array, timestamps_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A user's events strictly before a time: from where to where, int64 [R] each; equal where there are none.
@@ -117,6 +137,34 @@ class Histories:
         place_M = place_M[self.item_N[place_M] >= 0]
         place_M = place_M[np.argsort(self.row_N[place_M])]
         return begin_N[place_M], place_M
+
+
+def event_schema(user_ids: pa.DataType, num_features: int) -> pa.Schema:
+    """Of what ``coded_events`` gives: users' ids of that type, row of the log, row of the item file, time, labels and features."""
+    columns = [("user_id", user_ids), ("row", pa.int64()), ("item", pa.int32()), ("timestamp", pa.int64())]
+    return pa.schema([*columns, ("action", pa.int8()), *((f"feature_{f}", pa.int16()) for f in range(num_features))])
+
+
+def coded_events(
+    events: Events, rows: ItemRows, policy: EventPolicy, features: Features, share: tuple[int, int] = (0, 1)
+) -> Iterator[pa.RecordBatch]:
+    """A log as ``Histories.of`` takes it, batch by batch; see there for what the arguments are.
+
+    Args:
+        share: which share of the file to read, and of how many.
+
+    Raises:
+        DataError: on bad events, or an unknown item that is to be refused; names file, column and row.
+    """
+    schema, counts = event_schema(events.user_id_type, len(features.of_log)), EventCounts()
+    for batch in events.batches(to_learn=False, share=share):
+        row_N = np.arange(batch.first_row, batch.first_row + len(batch))
+        item_N = item_rows(rows, batch.item_ids, events.table, batch.first_row, policy, counts)
+        action_N = action_of(batch.labels) if events.tasks else np.ones(len(batch), np.int8)
+        codes_NF = encode(features.of_log, batch.features, len(batch), events.table)
+        columns = [batch.user_ids, row_N, item_N, batch.timestamps, action_N, *np.ascontiguousarray(codes_NF.T)]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,9 @@ def prepare(
             tasks = () if like.sampled_negatives else events.tasks  # whatever labels there are
             events = replace(events, tasks=tasks, features=like.features.named)
         drafts = [Draft.of(events, named) for named in events.features]
-        working = engine if engine is not None and events.num_events >= _SMALL else Inline()
+        working = engine or Inline()
+        if events.num_events < _SMALL:
+            working = working.for_little()
         buckets, counted = scatter(
             folder / "buckets",
             events,
@@ -271,7 +273,7 @@ def prepare(
         if like is not None:
             features = like.features
         else:
-            features = fit_features(data, events, items, buckets, splitter, census, drafts)
+            features = fit_features(data, events, items, buckets, splitter, census, drafts, working)
         vocabularies = {feature.name: feature.codes_json() for feature in user_features}
         sequences = BucketSequences(
             buckets,

@@ -108,6 +108,47 @@ class Known:
     num_values: int = 0
 
 
+@dataclass(frozen=True)
+class AskedBatch:
+    """R requests before they are joined with what is known of their users.
+
+    Args:
+        columns, user_ids, items, timestamps, features: as ``RequestBatch`` has them.
+        where: the first one's place, as messages name it.
+    """
+
+    columns: pa.RecordBatch
+    user_ids: pa.Array
+    items: np.ndarray
+    timestamps: np.ndarray
+    features: np.ndarray
+    where: str
+
+    def joined(self, known: Known) -> RequestBatch:
+        """With their users' histories and features.
+
+        Raises:
+            DataError: if users are numbers here and text there.
+        """
+        try:
+            begins_R, ends_R = known.histories.before(self.user_ids, self.timestamps)
+            codes_RF, lists = known.users.of(self.user_ids)
+        except TypeError as error:
+            raise DataError(f"{self.where}: {error}: write users alike everywhere") from None
+        return RequestBatch(
+            columns=self.columns,
+            user_ids=self.user_ids,
+            codes=codes_RF,
+            lists=lists,
+            items=self.items,
+            timestamps=self.timestamps,
+            features=self.features,
+            begins=begins_R,
+            ends=ends_R,
+            num_values=known.num_values,
+        )
+
+
 class Requests(Protocol):
     """Something to read requests from, batch by batch, in an order that stays."""
 
@@ -175,9 +216,24 @@ class GivenRequests:
             DataError: on a null, a time below 0, or an unknown item; names file, column and row. On a missing column of a
                 feature that is known of a target.
         """
-        for feature in known.features.event:
+        return (asked.joined(known) for _, asked in self.asked(known.items, known.features))
+
+    def asked(
+        self, rows: ItemRows, features: Features, share: tuple[int, int] | None = None
+    ) -> Iterator[tuple[int, AskedBatch]]:
+        """Reads them without any histories; gives each batch with its first row.
+
+        Args:
+            rows: of the item file.
+            features: of events and requests.
+            share: which share of the table to read, and of how many; None for all of it.
+
+        Raises:
+            DataError: as ``batches``.
+        """
+        for feature in features.event:
             self.table.type_of(feature.name, what="feature of requests")
-        for first_row, columns in self.table.batches(self.table.schema.names, _BATCH):
+        for first_row, columns in self.table.batches(self.table.schema.names, _BATCH, share=share):
             user_ids, item_ids = (self.table.ids(columns, name, first_row) for name in ("user_id", "item_id"))
             timestamps_R = timestamps(self.table, columns, first_row, self.time_unit)
             if (timestamps_R < 0).any():
@@ -186,27 +242,27 @@ class GivenRequests:
                     f"{self.table.at('timestamp', first_row + bad)}: {timestamps_R[bad]} is below 0; give seconds since 1970, "
                     "as events do"
                 )
-            try:
-                begins_R, ends_R = known.histories.before(user_ids, timestamps_R)
-                codes_RF, lists = known.users.of(user_ids)
-            except TypeError as error:
-                raise DataError(
-                    f"{self.table.at('user_id', first_row)}: {error}: write users alike everywhere"
-                ) from None
             named = dict(zip(columns.schema.names, columns.columns, strict=True))
-            arrays = [array.cast(kind.type) for array, kind in zip(columns.columns, self.schema, strict=True)]
-            yield RequestBatch(
-                columns=pa.RecordBatch.from_arrays(arrays, schema=self.schema.remove_metadata()),
-                user_ids=user_ids,
-                codes=codes_RF,
-                lists=lists,
-                items=known.items.find_all(item_ids, self.table, first_row, _REMEDY),
-                timestamps=timestamps_R,
-                features=encode(known.features.event, named, len(columns), self.table),
-                begins=begins_R,
-                ends=ends_R,
-                num_values=known.num_values,
+            yield (
+                first_row,
+                AskedBatch(
+                    columns=self._written(columns),
+                    user_ids=user_ids,
+                    items=rows.find_all(item_ids, self.table, first_row, _REMEDY),
+                    timestamps=timestamps_R,
+                    features=encode(features.event, named, len(columns), self.table),
+                    where=self.table.at("user_id", first_row),
+                ),
             )
+
+    def columns(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """First row and columns of each of ``batches``, as they are written."""
+        for first_row, columns in self.table.batches(self.table.schema.names, _BATCH):
+            yield first_row, self._written(columns)
+
+    def _written(self, columns: pa.RecordBatch) -> pa.RecordBatch:
+        arrays = [array.cast(kind.type) for array, kind in zip(columns.columns, self.schema, strict=True)]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema.remove_metadata())
 
 
 @dataclass(frozen=True)
@@ -225,8 +281,7 @@ class NewestEvents:
 
     @property
     def schema(self) -> pa.Schema:
-        ids = [("user_id", self.histories.users.ids.type), ("item_id", self.items.ids().type)]
-        return pa.schema([*ids, ("timestamp", pa.int64()), (EVENT_ROW, pa.int64())])
+        return newest_schema(self.histories.users.ids.type, self.items.ids().type)
 
     @property
     def num_requests(self) -> int:
@@ -257,3 +312,8 @@ class NewestEvents:
                 ends=places_R,
                 num_values=known.num_values,
             )
+
+
+def newest_schema(user_ids: pa.DataType, item_ids: pa.DataType) -> pa.Schema:
+    """Of ``NewestEvents``, whose ids are of these types."""
+    return pa.schema([("user_id", user_ids), ("item_id", item_ids), ("timestamp", pa.int64()), (EVENT_ROW, pa.int64())])

@@ -1,6 +1,6 @@
 """A log and its users cut into buckets on disk by a hash of the user; share by share, in bounded memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,7 +72,7 @@ def scatter(
         policy=policy,
     )
     counts, targets = EventCounts(), TargetCounts.of(events.tasks, events.regressions)
-    for unknown, met in engine.map(_Share(buckets, events, items, tuple(drafts)), range(buckets.shares)):
+    for unknown, met in engine.map(_Share(EventCoder(buckets, items, tuple(drafts)), events), range(buckets.shares)):
         counts.unknown_items += unknown
         targets.merge(met)
     if to_learn:
@@ -82,33 +82,73 @@ def scatter(
 
 
 @dataclass(frozen=True)
-class _Share:
-    """Cuts one share of the log."""
+class EventCoder:
+    """Makes events what ``EventBuckets.users_of`` takes: items by their row, labels as an action. Can be pickled.
+
+    Args:
+        buckets: says what is made.
+        items: the item file.
+        drafts: of the features of events.
+    """
 
     buckets: EventBuckets
-    events: Events
     items: Items
-    drafts: tuple[Draft, ...]
+    drafts: tuple[Draft, ...] = ()
 
-    def __call__(self, share: int) -> tuple[int, TargetCounts]:
-        buckets, policy, events = self.buckets, self.buckets.policy, self.events
-        counts, targets = EventCounts(), TargetCounts.of(events.tasks, events.regressions)
-        with ExitStack() as stack:
-            files = [buckets.event_file(bucket, share) for bucket in range(buckets.count)]
-            writers = [stack.enter_context(pa.ipc.new_file(file, buckets.event_schema)) for file in files]
-            for batch in events.batches(share=(share, buckets.shares), met=targets):
-                item_N = item_rows(self._rows, batch.item_ids, events.table, batch.first_row, policy, counts)
-                action_N = action_of(batch.labels) if events.tasks else np.ones(len(batch), np.int8)
-                raw = [draft.raw(batch.features[draft.named.column]) for draft in self.drafts]
-                raw += [*batch.values.T, *([] if batch.weights is None else [batch.weights])]
-                columns = [batch.user_ids, item_N, batch.timestamps, action_N, *raw]
-                kept = np.flatnonzero(item_N >= 0) if policy.unknown_items == "drop" else None
-                _write(writers, buckets.event_schema, columns, kept)
-        return counts.unknown_items, targets
+    def __call__(
+        self,
+        events: Events,
+        *,
+        share: tuple[int, int] = (0, 1),
+        counts: EventCounts | None = None,
+        targets: TargetCounts | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of ``EventBuckets.event_schema``, in the order of the log; without events that the policy drops.
+
+        Args:
+            events: the log, or some of it.
+            share: which share of it to read, and of how many.
+            counts: counts what the policy meets.
+            targets: counts what there is to learn.
+
+        Raises:
+            DataError: on bad events; names file, column and row.
+        """
+        policy, schema = self.buckets.policy, self.buckets.event_schema
+        counts = EventCounts() if counts is None else counts
+        targets = TargetCounts.of(events.tasks, events.regressions) if targets is None else targets
+        for batch in events.batches(share=share, met=targets):
+            item_N = item_rows(self._rows, batch.item_ids, events.table, batch.first_row, policy, counts)
+            action_N = action_of(batch.labels) if events.tasks else np.ones(len(batch), np.int8)
+            raw = [draft.raw(batch.features[draft.named.column]) for draft in self.drafts]
+            raw += [*batch.values.T, *([] if batch.weights is None else [batch.weights])]
+            columns = [batch.user_ids, item_N, batch.timestamps, action_N, *raw]
+            coded = pa.RecordBatch.from_arrays(
+                [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+            )
+            yield coded.filter(pa.array(item_N >= 0)) if policy.unknown_items == "drop" else coded
 
     @cached_property
     def _rows(self) -> ItemRows:
         return ItemRows(self.items)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Cuts one share of the log."""
+
+    coder: EventCoder
+    events: Events
+
+    def __call__(self, share: int) -> tuple[int, TargetCounts]:
+        buckets, events = self.coder.buckets, self.events
+        counts, targets = EventCounts(), TargetCounts.of(events.tasks, events.regressions)
+        with ExitStack() as stack:
+            files = [buckets.event_file(bucket, share) for bucket in range(buckets.count)]
+            writers = [stack.enter_context(pa.ipc.new_file(file, buckets.event_schema)) for file in files]
+            for batch in self.coder(events, share=(share, buckets.shares), counts=counts, targets=targets):
+                write_by_user(writers, batch)
+        return counts.unknown_items, targets
 
 
 def _scatter_users(
@@ -122,7 +162,9 @@ def _scatter_users(
         for batch in users.batches(columns=[feature.name for feature in user_features]):
             codes, lists = encode_users(user_features, batch.columns)
             user_ids = _of_type(batch.user_ids, users, events)
-            _write(writers, buckets.user_schema, [user_ids, *codes, *(own.to_arrow() for own in lists)])
+            columns = [user_ids, *map(pa.array, codes), *(own.to_arrow() for own in lists)]
+            arrays = [column.cast(field.type) for column, field in zip(columns, buckets.user_schema, strict=True)]
+            write_by_user(writers, pa.RecordBatch.from_arrays(arrays, schema=buckets.user_schema))
 
 
 def _of_type(user_ids: pa.Array, users: Users, events: Events) -> pa.Array:
@@ -136,20 +178,17 @@ def _of_type(user_ids: pa.Array, users: Users, events: Events) -> pa.Array:
     )
 
 
-def _write(writers: list, schema: pa.Schema, columns: list, kept: np.ndarray | None = None) -> None:
-    """Appends each row, or those of ``kept``, to the writer of its user's bucket, in order; users come first."""
-    # Fibonacci hashing: consecutive user ids spread over all buckets.
-    hashed_N = (keys(columns[0]).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
-    bucket_N = (hashed_N % np.uint64(len(writers))).astype(np.int64)
-    if kept is not None:
-        dropped_N = np.ones(len(bucket_N), bool)
-        dropped_N[kept] = False
-        bucket_N[dropped_N] = -1
-    arrays = [
-        pa.array(c, field.type) if isinstance(c, np.ndarray) else c for c, field in zip(columns, schema, strict=True)
-    ]
-    rows = pa.RecordBatch.from_arrays(arrays, schema=schema)
+def write_by_user(writers: list, rows: pa.RecordBatch) -> None:
+    """Appends each row to the writer of its user's bucket, in order; the first column is users' ids."""
+    bucket_N = bucket_of(rows.column(0), len(writers))
     for bucket, writer in enumerate(writers):
         chosen = np.flatnonzero(bucket_N == bucket)
         if len(chosen):
             writer.write_batch(rows.take(pa.array(chosen)))
+
+
+def bucket_of(user_ids: pa.Array, count: int) -> np.ndarray:
+    """Which of so many buckets each user belongs to, int64 [N]; ids are canonical."""
+    # Fibonacci hashing: consecutive user ids spread over all buckets.
+    hashed_N = (keys(user_ids).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
+    return (hashed_N % np.uint64(count)).astype(np.int64)

@@ -11,21 +11,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sidrec_torchrec.data.columns import is_multi_label
-from sidrec_torchrec.data.events import EventBatch, Events, Users, open_events, open_users, timestamps
+from sidrec_torchrec.data.events import Events, Users, open_events, open_users, timestamps
 from sidrec_torchrec.data.features import Draft, FeatureName
 from sidrec_torchrec.data.folder import DataFolder
-from sidrec_torchrec.data.ids import IdIndex, shown
+from sidrec_torchrec.data.ids import IdIndex
 from sidrec_torchrec.data.items import ItemRows, Items, open_items
-from sidrec_torchrec.data.policy import EventCounts, EventPolicy, goes_back
-from sidrec_torchrec.data.regression import Moments
+from sidrec_torchrec.data.policy import EventPolicy
+from sidrec_torchrec.data.tally import tally_events
 from sidrec_torchrec.data.tasks import RegressionName
 from sidrec_torchrec.data.unread import Unread, unread_events, unread_items, unread_users
 from sidrec_torchrec.data.vocabulary import UnfitColumn, Vocabulary
+from sidrec_torchrec.engines.base import Engine, Inline
 from sidrec_torchrec.errors import DataError
+
+_PER_SHARE = 1 << 18  # items
+_FEW_ITEMS = 1 << 20  # that one process has read before others have started
 
 
 def validate(
-    data: str | Path | DataFolder, tasks: tuple[str, ...] = (), policy: EventPolicy | None = None
+    data: str | Path | DataFolder,
+    tasks: tuple[str, ...] = (),
+    policy: EventPolicy | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Reads all files of a data folder and checks everything that can be wrong with them.
 
@@ -35,6 +42,7 @@ def validate(
         data: the data folder; it may have items alone.
         tasks: columns of labels; none named means ``label``, if there is one.
         policy: what may be wrong with events; None for nothing.
+        engine: that works on shares of large files; None for this process alone. It changes nothing of the result.
 
     Returns:
         JSON-ready counts: ``items``, ``sources`` (``dim`` and ``missing`` by name), ``missing_categories`` (by name),
@@ -49,17 +57,17 @@ def validate(
     folder = DataFolder.of(data)
     if not folder.path.is_dir():
         raise DataError(f"{folder.path}: no such folder; give the folder that holds items.parquet and events.parquet")
-    wrong = Problems()
+    wrong, engine = Problems(), engine or Inline()
     items = wrong.collect(lambda: open_items(folder))
     users = wrong.collect(lambda: open_users(folder))
     unread: dict[str, Unread] = {}
-    summary = {} if items is None else _check_items(items, wrong, unread)
+    summary = {} if items is None else _check_items(items, wrong, unread, engine)
     if users is not None:
         unread["users"] = unread_users(users, [*_user_features(users, wrong), *(named.column for named in users.dense)])
     for named in map(FeatureName.parse, folder.schema.item_features if items is not None else ()):
         wrong.collect(partial(Draft.of, items, named))
         unread.get("items", {}).pop(named.column, None)
-    summary |= _check_events(folder, tasks, policy or EventPolicy(), items, users, wrong, unread)
+    summary |= _check_events(folder, tasks, policy or EventPolicy(), items, users, wrong, unread, engine)
     wrong.check()
     return summary | {"unread": unread}
 
@@ -91,9 +99,9 @@ class Problems:
             raise DataError(self.messages[0])
 
 
-def _check_items(items: Items, wrong: Problems, unread: dict[str, Unread]) -> dict[str, Any]:
+def _check_items(items: Items, wrong: Problems, unread: dict[str, Unread], engine: Engine) -> dict[str, Any]:
     found = len(wrong.messages)
-    summary = wrong.collect(lambda: _summarize_items(items))
+    summary = wrong.collect(lambda: _summarize_items(items, engine))
     if len(wrong.messages) > found:  # of each column its first row, where one alone stopped the pass
         for source in items.source_dims:
             wrong.collect(partial(_read_all, items, source))
@@ -116,19 +124,35 @@ def _read_all(items: Items, source: str) -> None:
         pass
 
 
-def _summarize_items(items: Items) -> dict[str, Any]:
-    missing_vectors = dict.fromkeys(items.source_dims, 0)
-    missing_categories = dict.fromkeys(items.categorical, 0)
-    for batch in items.batches():
-        for name, present_N in batch.present.items():
-            missing_vectors[name] += int((~present_N).sum())
-        for name, column in batch.targets.items():
-            missing_categories[name] += _count_missing(column)
+def _summarize_items(items: Items, engine: Engine) -> dict[str, Any]:
+    items.ids()  # read once, for all shares
+    shares = max(1, min(items.num_items // _PER_SHARE, items.table.num_row_groups))
+    working = engine if items.num_items >= _FEW_ITEMS else engine.for_little()
+    missing = dict.fromkeys((*items.source_dims, *items.categorical), 0)
+    for its in working.map(_ItemShare(items, shares), range(shares)):
+        missing = {name: count + its[name] for name, count in missing.items()}
     return {
         "items": items.num_items,
-        "sources": {name: {"dim": dim, "missing": missing_vectors[name]} for name, dim in items.source_dims.items()},
-        "missing_categories": missing_categories,
+        "sources": {name: {"dim": dim, "missing": missing[name]} for name, dim in items.source_dims.items()},
+        "missing_categories": {name: missing[name] for name in items.categorical},
     }
+
+
+@dataclass(frozen=True)
+class _ItemShare:
+    """Reads a share of the items; counts what is missing, by source and categorical column."""
+
+    items: Items
+    shares: int
+
+    def __call__(self, share: int) -> dict[str, int]:
+        missing = dict.fromkeys((*self.items.source_dims, *self.items.categorical), 0)
+        for batch in self.items.batches(share=(share, self.shares)):
+            for name, present_N in batch.present.items():
+                missing[name] += int((~present_N).sum())
+            for name, column in batch.targets.items():
+                missing[name] += _count_missing(column)
+        return missing
 
 
 def _count_missing(column: pa.Array) -> int:
@@ -163,6 +187,7 @@ def _check_events(
     users: Users | None,
     wrong: Problems,
     unread: dict[str, Unread],
+    engine: Engine,
 ) -> dict[str, Any]:
     if not folder.has("events") and not tasks:
         return dict(_NO_EVENTS)
@@ -171,7 +196,7 @@ def _check_events(
     if events is None:
         return {}
     found = len(wrong.messages)
-    summary = wrong.collect(lambda: _summarize_events(events, rows, policy, users))
+    summary = wrong.collect(lambda: _summarize_events(events, rows, policy, users, engine))
     if len(wrong.messages) > found:
         _check_columns(events, wrong)
         return {}
@@ -211,19 +236,16 @@ def _check_column(events: Events, column: str, check: Callable[[pa.RecordBatch, 
 
 
 def _summarize_events(
-    events: Events, rows: ItemRows | None, policy: EventPolicy, users: Users | None
+    events: Events, rows: ItemRows | None, policy: EventPolicy, users: Users | None, engine: Engine
 ) -> dict[str, Any]:
-    tally = _Tally(events, rows, policy)
-    for batch in events.batches():
-        tally.add(batch)
-    tally.check()
+    tally = tally_events(events, rows, policy, engine)
     counts_U = tally.counts_U[: len(tally.users)]
     without_row = None if users is None else _count_without_row(users, tally.users.ids)
     return {
-        "items_without_events": None if rows is None else len(rows) - int(tally.is_met_I.sum()),
+        "items_without_events": None if rows is None else len(rows) - len(tally.items),
         "events": events.num_events,
         "met": tally.met.to_json(policy),
-        "labels": tally.labels(),
+        "labels": tally.labels(events),
         "users": len(tally.users),
         "history": {
             "p50": int(np.percentile(counts_U, 50)),
@@ -241,96 +263,3 @@ def _count_without_row(users: Users, user_ids: pa.Array) -> int:
         raise DataError(
             f"{users.path}: column 'user_id' holds {users.ids().type}, events have {user_ids.type}; write both with one type"
         ) from None
-
-
-class _Tally:
-    """What is known after some batches of events.
-
-    Args:
-        events: the log.
-        rows: of the item file; None if that cannot be read.
-        policy: what may be wrong.
-    """
-
-    def __init__(self, events: Events, rows: ItemRows | None, policy: EventPolicy) -> None:
-        self.events = events
-        self.rows = rows
-        self.policy = policy
-        self.met = EventCounts()
-        self.users = IdIndex()
-        self.counts_U = np.zeros(1024, np.int64)  # of each user, and room for more
-        self.last_U = np.full(1024, np.iinfo(np.int64).min)
-        self.labels_K3 = np.zeros((len(events.tasks), 3), np.int64)  # how many are 0, 1 and UNKNOWN
-        self.moments = [Moments(named) for named in events.regressions]
-        self.is_met_I = np.zeros(0 if rows is None else len(rows), bool)
-        self.first_unknown = ""
-
-    def add(self, batch: EventBatch) -> None:
-        """Counts a batch.
-
-        Raises:
-            DataError: if a user's time goes backwards, and is not to be sorted.
-        """
-        self.labels_K3 += (batch.labels[:, :, None] == np.arange(3)).sum(0)
-        for r, own in enumerate(self.moments):
-            own.add(batch.values[:, r])
-        if self.rows is not None:
-            self._add_items(batch, self.rows)
-        self._add_users(batch)
-
-    def labels(self) -> dict[str, dict[str, Any]]:
-        """Rate of positives, and how many are missing, by task; of regressions mean and deviation instead of a rate."""
-        rates = {
-            task: {"rate": float(positives / (negatives + positives)), "missing": int(missing)}
-            for task, (negatives, positives, missing) in zip(self.events.tasks, self.labels_K3, strict=True)
-        }
-        num_events = self.events.num_events
-        return rates | {
-            own.named.column: {
-                "mean": own.mean,
-                "deviation": own.deviation,
-                "is_log": own.named.is_log,
-                "missing": num_events - own.count,
-            }
-            for own in self.moments
-        }
-
-    def check(self) -> None:
-        """Raises DataError if there were unknown items, and they are to be refused."""
-        self.met.short_users = int((self.counts_U[: len(self.users)] < self.policy.min_events).sum())
-        if self.first_unknown and self.policy.unknown_items == "refuse":
-            raise DataError(
-                f"{self.first_unknown}; {self.met.unknown_items} of {self.events.num_events} events name items that are not "
-                "there: add the items, or say what to do with such events: --unknown-items drop, or keep"
-            )
-
-    def _add_items(self, batch: EventBatch, rows: ItemRows) -> None:
-        item_N = rows.find(batch.item_ids, self.events.table, batch.first_row)
-        self.is_met_I[item_N[item_N >= 0]] = True
-        unknown = np.flatnonzero(item_N < 0)
-        if len(unknown) and not self.first_unknown:
-            where = self.events.table.at("item_id", batch.first_row + int(unknown[0]))
-            self.first_unknown = f"{where}: item_id {shown(batch.item_ids, unknown[0])} is not in {rows.path}"
-        self.met.unknown_items += len(unknown)
-
-    def _add_users(self, batch: EventBatch) -> None:
-        number_N = self.users.add(batch.user_ids)
-        if (more := len(self.users) - len(self.counts_U)) > 0:
-            more = max(more, len(self.counts_U))
-            self.counts_U = np.append(self.counts_U, np.zeros(more, np.int64))
-            self.last_U = np.append(self.last_U, np.full(more, np.iinfo(np.int64).min))
-        order = np.argsort(number_N, kind="stable")
-        user_N, time_N = number_N[order], batch.timestamps[order]
-        starts = np.flatnonzero(np.r_[True, user_N[1:] != user_N[:-1]])
-        before_N = np.r_[time_N[:1], time_N[:-1]]
-        before_N[starts] = self.last_U[user_N[starts]]
-        backwards = order[time_N < before_N]
-        if backwards.size and not self.policy.sort:
-            row = int(backwards.min())
-            before = int(before_N[np.flatnonzero(order == row)[0]])
-            where = self.events.table.at("timestamp", batch.first_row + row)
-            raise goes_back(where, shown(batch.user_ids, row), before, int(batch.timestamps[row]))
-        self.met.unsorted += backwards.size
-        ends = np.r_[starts[1:], len(user_N)]
-        self.counts_U[user_N[starts]] += ends - starts
-        self.last_U[user_N[starts]] = time_N[ends - 1]

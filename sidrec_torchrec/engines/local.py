@@ -13,12 +13,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sidrec_torchrec.engines.base import Engine, Item, Result
+import torch
+
+from sidrec_torchrec.engines.base import Engine, Item, Result, leave_group
 from sidrec_torchrec.errors import SidrecError
 
 
 class LocalEngine(Engine):
-    """Processes of this machine, one a core; started when there is work for two.
+    """Processes of this machine, one a core, or a GPU; started when there is work for two.
 
     A script that uses it without the command line needs Python's guard, ``if __name__ == "__main__":``, as its processes
     import the script.
@@ -30,27 +32,39 @@ class LocalEngine(Engine):
     def __init__(self, cores: int | None = None) -> None:
         self._cores = cores or len(os.sched_getaffinity(0))
         self._pool: ProcessPoolExecutor | None = None
+        self._places = 0  # for how many processes the pool is
 
-    def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    def map(self, work: Callable[[Item], Result], items: Sequence[Item], *, on_gpus: bool = False) -> Iterator[Result]:
         """See ``Engine``."""
-        if self._cores == 1 or len(items) <= 1:
+        gpus = torch.cuda.device_count() if on_gpus else 0
+        places = gpus or self._cores
+        if places == 1 or len(items) <= 1:
             yield from map(work, items)
             return
-        if self._pool is None:
-            # forked processes would have this one's locks, but not the threads that hold them
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._cores, mp_context=spawn, initializer=_end_with_parent)
         with tempfile.TemporaryDirectory(prefix="sidrec-") as folder:
             path = Path(folder) / "work.pickle"
             path.write_bytes(pickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL))
-            yield from self._results(self._pool, path, items)
+            yield from self._results(self._of(places, is_gpu=bool(gpus)), path, items)
+
+    def _of(self, places: int, *, is_gpu: bool) -> ProcessPoolExecutor:
+        """Processes for so many places."""
+        if self._pool is None or self._places != places:
+            self.close()
+            # forked processes would have this one's locks, but not the threads that hold them
+            spawn = multiprocessing.get_context("spawn")
+            numbers = spawn.SimpleQueue()
+            for number in range(places):
+                numbers.put(number if is_gpu else None)
+            self._pool = ProcessPoolExecutor(places, mp_context=spawn, initializer=_start, initargs=(numbers,))
+            self._places = places
+        return self._pool
 
     def _results(self, pool: ProcessPoolExecutor, path: Path, items: Sequence[Item]) -> Iterator[Any]:
         waiting: deque[Future[Any]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(_work_on, path, item))
-                if len(waiting) > 2 * self._cores:
+                if len(waiting) > 2 * self._places:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -80,13 +94,20 @@ def _load(path: Path) -> Callable[[Any], Any]:
     return pickle.loads(path.read_bytes())  # noqa: S301 (of our own parent, in a folder that is its alone)
 
 
+def _start(gpus: Any) -> None:
+    """A process's first steps: it takes a GPU, if it is to have one, and one thread, as the others have the other cores."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    leave_group()
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ["LOCAL_RANK"] = str(gpu)
+        torch.cuda.set_device(gpu)
+    torch.set_num_threads(1)
+
+
 def _end_with_parent() -> None:
     """A parent that is killed cannot tell its processes so."""
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)

@@ -1,5 +1,6 @@
 """Checks a data folder, and prints what is in it."""
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from sidrec_torchrec.data.format import DataConfig
 from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.tasks import check_tasks
 from sidrec_torchrec.data.validate import validate
+from sidrec_torchrec.engines.base import open_engine
 from sidrec_torchrec.training.progress import stage
 
 
@@ -22,10 +24,13 @@ class DataValidateConfig(DataConfig):
         schema: what its files and columns are called, said over the folder's own ``schema.json``.
         tasks: columns of labels, and of numbers (``dwell:regression``); none named means ``label``, if there is one.
         policy: what may be wrong with events.
+        engine: what reads shares of large files: ``local``, all cores of this machine, or ``ray``, a Ray cluster that shares the folder; none
+            named: ``local``. The result is the same.
     """
 
     tasks: tuple[str, ...] = ()
     policy: EventPolicy = field(default_factory=EventPolicy)
+    engine: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,8 +43,8 @@ def main(config: DataValidateConfig) -> dict[str, Any]:
     Raises:
         DataError: as ``validate`` does.
     """
-    with stage("check data", None, show=True, line=False):
-        summary = validate(config.folder, config.tasks, config.policy)
+    with stage("check data", None, show=True, line=False), closing(open_engine(config.engine)) as engine:
+        summary = validate(config.folder, config.tasks, config.policy, engine)
     table = Table(title=f"{config.data}: valid", show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")

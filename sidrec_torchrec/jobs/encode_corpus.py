@@ -1,13 +1,14 @@
 """Writes the SID of every item of a corpus, or of those that came since, and a report on what the SIDs keep."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch.distributed as dist
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER
 from sidrec_torchrec.codec.report import shared_sids
@@ -15,19 +16,21 @@ from sidrec_torchrec.data.format import DataConfig, DataFolder, open_items
 from sidrec_torchrec.data.ids import IdIndex, mixed_types
 from sidrec_torchrec.data.sid_manifest import Generation, Manifest, generation_file, remove_unpublished
 from sidrec_torchrec.data.sids import SIDs, open_sids, published, write_sids
+from sidrec_torchrec.engines.base import Engine, open_engine
 from sidrec_torchrec.files import sha256_of
 from sidrec_torchrec.fusion.item_tensors import ItemStream, check_widths
 from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import Tokenizer, tokenizer_files
 from sidrec_torchrec.part_files import PartFiles
-from sidrec_torchrec.processes import on_first_process
+from sidrec_torchrec.processes import is_first_process, on_first_process
 from sidrec_torchrec.storage.urls import as_urls
-from sidrec_torchrec.training.group import Processes, process_group
+from sidrec_torchrec.training.group import own_device, process_group
 from sidrec_torchrec.training.progress import say, stage
 from sidrec_torchrec.training.runs import Run, open_run
 
 _BLOCK = 8192  # items encoded at once
 _PART_ITEMS = 1 << 18
+_FEW_PARTS = 4  # of which no other process is started: one is done in seconds, as a process starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +46,15 @@ class EncodeCorpusConfig(DataConfig):
             SIDs keeps of the items, which takes longer than encoding.
         append: encode only the items that ``out`` has no SID of, as a new generation; SIDs it has stay as they are, whatever
             has become of their items.
+        engine: what encodes the parts: ``local``, all cores of this machine, or ``ray``, a Ray cluster that shares the folders; none
+            named: ``local``, or torchrun's processes. The SIDs are the same.
     """
 
     tokenizer: Path
     out: Path
     report: Literal["short", "full"] = "short"
     append: bool = False
+    engine: str | None = None
 
     def files(self) -> list[Path]:
         """The files the SIDs are made from."""
@@ -56,7 +62,7 @@ class EncodeCorpusConfig(DataConfig):
 
 
 def main(config: EncodeCorpusConfig) -> dict[str, Any]:
-    """Encodes items in the order of the item file, stretch by stretch; what a killed run has done stays.
+    """Encodes items in the order of the item file, part by part; parts that a killed run has written stay.
 
     Returns:
         The content of ``metrics.json``: fingerprints of codec and encoding, and what ``TokenizerReport.result`` says of the last
@@ -69,8 +75,8 @@ def main(config: EncodeCorpusConfig) -> dict[str, Any]:
         RunMismatchError: if ``out`` belongs to something else; or, unless it is to be added to, to other items, another tokenizer or
             report.
     """
-    with process_group() as processes:
-        tokenizer = Tokenizer.load(config.tokenizer).to(processes.device)
+    with process_group(), closing(open_engine(config.engine)) as engine:
+        tokenizer = Tokenizer.load(config.tokenizer)
         with open_run(
             config.out,
             config,
@@ -84,7 +90,7 @@ def main(config: EncodeCorpusConfig) -> dict[str, Any]:
             if manifest is not None:
                 tokenizer.codec.check(manifest.spec.fingerprint, f"{config.out} holds SIDs")
             if manifest is None or config.append:
-                manifest = _encode(config, tokenizer, processes, manifest)
+                manifest = _encode(config, tokenizer, engine, manifest)
             result = {"fingerprint": manifest.spec.fingerprint} | manifest.generations[-1].report
             return result if run.result == result else run.finish(result)
 
@@ -99,9 +105,7 @@ def _published(run: Run) -> Manifest | None:
     return replace(first, generations=(replace(first.generations[0], report=report),))
 
 
-def _encode(
-    config: EncodeCorpusConfig, tokenizer: Tokenizer, processes: Processes, before: Manifest | None
-) -> Manifest:
+def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, engine: Engine, before: Manifest | None) -> Manifest:
     """Publishes SIDs of the items that have none yet; gives what is published then."""
     is_full = config.report == "full"
     stream = _open_items(config.folder, tokenizer, is_full)
@@ -111,8 +115,7 @@ def _encode(
         is_new_N, gone = _new(stream, have)
         stream, count = replace(stream, rows=is_new_N), int(is_new_N.sum())
     if before is not None and not count:
-        if processes.is_main:
-            say(f"{config.out}: nothing new: all {stream.items.num_items:,} items have SIDs")
+        say(f"{config.out}: nothing new: all {stream.items.num_items:,} items have SIDs")
         return before
     report = TokenizerReport(tokenizer, None if is_full else ())
     path = config.out / generation_file(len(before.generations) if before else 0)
@@ -121,21 +124,19 @@ def _encode(
     parts = PartFiles.of(path, made_of)
     num_parts = max(1, min(-(-count // _PART_ITEMS), 2 * stream.items.table.num_row_groups))
 
-    def begin() -> None:
+    def begin() -> list[int]:
         parts.begin()
         if before is not None:
             remove_unpublished(config.out, before)
+        return [part for part in range(num_parts) if parts.known(part) is None]
 
-    on_first_process(begin)
-    with stage("encode corpus", count // processes.world_size, show=processes.is_main) as progress:
-        for part in range(processes.rank, num_parts, processes.world_size):
-            if parts.known(part) is None:
-                own = TokenizerReport(tokenizer, report.depths)
-                encoded = _encoded(tokenizer, stream, own, (part, num_parts), progress.advance)
-                with parts.writing(part) as file:
-                    write_sids(file, tokenizer.codec.spec, encoded, stream.items.ids().type)
-                parts.finish(part, own.to_json())
-        dist.barrier()  # every part is there
+    todo = on_first_process(begin)
+    with stage("encode corpus", num_parts, show=is_first_process()) as progress:
+        progress.advance(num_parts - len(todo))
+        working = engine if len(todo) >= _FEW_PARTS else engine.for_little()
+        encode_part = EncodePart(tokenizer, stream, parts, num_parts, report.depths, _BLOCK)
+        for _ in working.map(encode_part, todo, on_gpus=True):
+            progress.advance()
 
         def publish() -> Manifest:
             for part in range(num_parts):
@@ -158,19 +159,42 @@ def _encode(
     return manifest
 
 
-def _encoded(
-    tokenizer: Tokenizer,
-    stream: ItemStream,
-    report: TokenizerReport,
-    share: tuple[int, int],
-    advance: Callable[[int], object],
-) -> Iterator[tuple[pa.Array, np.ndarray]]:
-    """Ids of a share of the items, canonical [N], and their packed SIDs, int64 [N, W], block by block; tells the report."""
-    for item_ids, items in stream.blocks(_BLOCK, share=share):
-        digits_NL = tokenizer.digits(items)
-        report.update(items, digits_NL)
-        yield item_ids, tokenizer.codec.spec.pack(digits_NL).numpy()
-        advance(len(item_ids))
+@dataclass(frozen=True)
+class EncodePart:
+    """Encodes a part of the items, and writes it.
+
+    Args:
+        tokenizer: that encodes, on the CPU.
+        stream: the items.
+        parts: where to.
+        num_parts: how many there are.
+        depths: what the report decodes; see ``TokenizerReport``.
+        block: items encoded at once.
+    """
+
+    tokenizer: Tokenizer
+    stream: ItemStream
+    parts: PartFiles
+    num_parts: int
+    depths: tuple[int, ...]
+    block: int
+
+    def __call__(self, part: int) -> None:
+        report = TokenizerReport(self._tokenizer, self.depths)
+        with self.parts.writing(part) as file:
+            write_sids(file, self.tokenizer.codec.spec, self._encoded(part, report), self.stream.items.ids().type)
+        self.parts.finish(part, report.to_json())
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return self.tokenizer.to(own_device())
+
+    def _encoded(self, part: int, report: TokenizerReport) -> Iterator[tuple[pa.Array, np.ndarray]]:
+        """Ids, canonical [N], and packed SIDs, int64 [N, W], block by block; tells the report."""
+        for item_ids, items in self.stream.blocks(self.block, share=(part, self.num_parts)):
+            digits_NL = self._tokenizer.digits(items)
+            report.update(items, digits_NL)
+            yield item_ids, self.tokenizer.codec.spec.pack(digits_NL).numpy()
 
 
 def _total(have: SIDs, words_NW: np.ndarray) -> dict[str, Any]:

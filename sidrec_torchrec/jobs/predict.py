@@ -2,36 +2,39 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec_torchrec import __version__
+from sidrec_torchrec.data.events import Events
 from sidrec_torchrec.data.folder import DataFolder, is_data_folder
 from sidrec_torchrec.data.parts import find_files
-from sidrec_torchrec.data.requests import GivenRequests, RequestBatch, Requests
+from sidrec_torchrec.data.requests import GivenRequests, newest_schema
 from sidrec_torchrec.data.sids import open_sids, sid_files
+from sidrec_torchrec.engines.base import open_engine
 from sidrec_torchrec.errors import SidrecError, check_at_least
 from sidrec_torchrec.files import atomic_path, glance, sha256_of
 from sidrec_torchrec.part_files import PartFiles, is_of_parts
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms import ARMS, Needs
-from sidrec_torchrec.ranker.predictor import Predictor
+from sidrec_torchrec.ranker.by_user import score_by_user
+from sidrec_torchrec.ranker.predictor import Predictor, Scored
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.warm_start import weight_files
 from sidrec_torchrec.storage.mirror import bring, slim
 from sidrec_torchrec.storage.urls import absolute, as_urls
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
-from sidrec_torchrec.training.progress import stage
+from sidrec_torchrec.training.progress import Stage, stage
 
 _PART_BATCHES = 64  # of 16,384 requests
+_FEW_EVENTS, _FEW_REQUESTS = 1 << 22, 1 << 18
 _RANKER, _FINGERPRINTS, _VERSION = "sidrec.ranker", "sidrec.fingerprints", "sidrec.version"
 
 
@@ -51,6 +54,8 @@ class PredictConfig(JobConfig):
         sids: folders of its items' SIDs, by the codecs that the ranker reads; none given: the ranker's own folders.
         max_history: most events of a history, the last ones; 0 for as many as the ranker's sequences carry.
         batch_events: events in a batch over all processes, padding included.
+        engine: what scores: ``local``, all cores of this machine, or ``ray``, a Ray cluster that shares the folders; none named: ``local``,
+            or torchrun's processes.
     """
 
     ranker: Path
@@ -64,6 +69,7 @@ class PredictConfig(JobConfig):
     sids: tuple[Path, ...] = ()
     max_history: int = 0
     batch_events: int = 8192
+    engine: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,10 +83,12 @@ def main(config: PredictConfig) -> dict[str, Any]:
     """Writes the requests, in their order, with ``probability``, or ``probability_TASK`` for each of several tasks; ``predicted_TASK`` is a
     number that a regression predicts.
 
-    A run that was killed and is called again goes on behind the last million requests that are written.
+    Many requests, or events, are cut by user, and each of the engine's processes scores a bucket of users at a time: its memory is bounded by
+    the model, a bucket and what ``Predictor`` keeps of users and items. Under torchrun, whose processes may share the model, each keeps
+    all events, and scores its share of every batch.
 
-    Memory is bounded by the model, a batch and what ``Predictor`` keeps of events, users and items; under torchrun on each
-    process, which scores its share of every batch.
+    A run that was killed and is called again goes on from the buckets that are scored, or under torchrun behind the last million
+    requests that are written.
 
     Returns:
         Counts: ``requests``, and those ``without_history``.
@@ -92,7 +100,7 @@ def main(config: PredictConfig) -> dict[str, Any]:
         CodecMismatchError: if the folders of SIDs the ranker reads have been encoded anew, by another codec.
     """
     _check_out(config)
-    with process_group() as processes:
+    with process_group() as processes, closing(open_engine(config.engine)) as engine:
         predictor = Predictor.open(
             config.ranker,
             events=config.events,
@@ -102,41 +110,67 @@ def main(config: PredictConfig) -> dict[str, Any]:
             sids=config.sids,
             max_history=config.max_history or None,
             batch_events=config.batch_events,
+            read=False,
         )
-        requests: Requests
-        requests = (
-            predictor.newest(config.newest)
-            if config.requests is None
-            else GivenRequests.open(config.requests, predictor.prepared.schema)
-        )
-        schema = _schema(requests.schema, predictor, config)
+        given = None if config.requests is None else GivenRequests.open(config.requests, predictor.prepared.schema)
+        schema = _schema(given, predictor, config)
         parts = PartFiles.of(config.out, _made_of(config, predictor.trained))
         counts, done = on_first_process(lambda: _begin(parts))
+        first = done * _PART_BATCHES
         title = f"{predictor.trained.recipe.arm} predict"
-        scored = predictor.score(requests, first=done * _PART_BATCHES)
-        with stage(title, requests.num_requests, show=processes.is_main) as progress:
-            progress.advance(counts["requests"])
-            while part := list(islice(scored, 1)):
-                with parts.writing(done) as file, _writer(file, schema, is_main=processes.is_main) as write:
-                    own = dict.fromkeys(counts, 0)
-                    for batch, probability_RK in chain(part, islice(scored, _PART_BATCHES - 1)):
-                        write(batch, probability_RK)
-                        own["requests"] += len(batch)
-                        own["without_history"] += int((batch.begins == batch.ends).sum())
-                        progress.advance(len(batch))
-                if processes.is_main:
-                    parts.finish(done, own)
-                counts = {name: count + own[name] for name, count in counts.items()}
-                done += 1
-            if not done and processes.is_main:  # no requests: a file of none
-                with parts.writing(0) as file, _writer(file, schema, is_main=True):
-                    pass
-            on_first_process(lambda: parts.join(max(1, done)))
-            progress.advance(0, f"{counts['requests']:,} requests, {counts['without_history']:,} without history")
+        if processes.world_size > 1 or _is_little(predictor.log, given):
+            requests = predictor.newest(config.newest) if given is None else given
+            with stage(title, requests.num_requests, show=processes.is_main) as progress:
+                progress.advance(counts["requests"])
+                scored = _advancing(predictor.score(requests, first=first), progress)
+                counts = _write(scored, parts, schema, counts, done, is_main=processes.is_main)
+                progress.advance(0, _summary(counts))
+        else:
+            with stage(title, None, show=True) as progress:
+                scores = score_by_user(predictor, given, config.newest, parts.scratch, engine, progress)
+                counts = _write(scores.batches(first), parts, schema, counts, done, is_main=True)
+                progress.advance(0, _summary(counts))
         if processes.is_main:
             print(as_urls(f"{config.out}: sha256 {sha256_of(config.out)}"))
             slim(config.out)
         return counts
+
+
+def _is_little(log: Events, given: GivenRequests | None) -> bool:
+    """Whether one process does it sooner than others start, and holds it."""
+    return log.num_events < _FEW_EVENTS and (0 if given is None else given.num_requests) < _FEW_REQUESTS
+
+
+def _advancing(scored: Iterator[Scored], progress: Stage) -> Iterator[Scored]:
+    for batch in scored:
+        yield batch
+        progress.advance(len(batch.columns))
+
+
+def _write(
+    scored: Iterator[Scored], parts: PartFiles, schema: pa.Schema, counts: dict[str, int], done: int, *, is_main: bool
+) -> dict[str, int]:
+    """Writes what is scored behind the parts that are done; gives what is counted in all of them."""
+    while part := list(islice(scored, 1)):
+        with parts.writing(done) as file, _writer(file, schema, is_main=is_main) as write:
+            own = dict.fromkeys(counts, 0)
+            for batch in chain(part, islice(scored, _PART_BATCHES - 1)):
+                write(batch)
+                own["requests"] += len(batch.columns)
+                own["without_history"] += int(batch.is_without_history.sum())
+        if is_main:
+            parts.finish(done, own)
+        counts = {name: count + own[name] for name, count in counts.items()}
+        done += 1
+    if not done and is_main:  # no requests: a file of none
+        with parts.writing(0) as file, _writer(file, schema, is_main=True):
+            pass
+    on_first_process(lambda: parts.join(max(1, done)))
+    return counts
+
+
+def _summary(counts: dict[str, int]) -> str:
+    return f"{counts['requests']:,} requests, {counts['without_history']:,} without history"
 
 
 def _begin(parts: PartFiles) -> tuple[dict[str, int], int]:
@@ -159,7 +193,10 @@ def _made_of(config: PredictConfig, trained: TrainedRanker) -> Any:
     for path in (config.requests, config.events, config.users, config.data):
         if path is not None:
             files += DataFolder.of(path).files() if is_data_folder(path) else find_files(path)
-    return [as_urls(str(config)), [[as_urls(str(file)), glance(file)] for file in files if file.exists()]]
+    return [
+        as_urls(str(replace(config, engine=None))),
+        [[as_urls(str(file)), glance(file)] for file in files if file.exists()],
+    ]
 
 
 def _check_out(config: PredictConfig) -> None:
@@ -173,12 +210,13 @@ def _check_out(config: PredictConfig) -> None:
         )
 
 
-def _schema(columns: pa.Schema, predictor: Predictor, config: PredictConfig) -> pa.Schema:
+def _schema(given: GivenRequests | None, predictor: Predictor, config: PredictConfig) -> pa.Schema:
     """Of the file that is written; its metadata says what made it.
 
     Raises:
         SidrecError: if a column has the name of one that is to be added.
     """
+    columns = newest_schema(predictor.log.user_id_type, predictor.items.ids().type) if given is None else given.schema
     for name in predictor.names:
         if name in columns.names:
             raise SidrecError(f"{config.requests}: has a column '{name}' already, which is to be added; rename it")
@@ -199,18 +237,18 @@ def _fingerprints(trained: TrainedRanker) -> dict[str, str]:
 
 
 @contextmanager
-def _writer(out: Path, schema: pa.Schema, *, is_main: bool) -> Iterator[Callable[[RequestBatch, np.ndarray], None]]:
-    """What writes a batch and its probabilities; nothing but on the main process, there the whole file or none."""
+def _writer(out: Path, schema: pa.Schema, *, is_main: bool) -> Iterator[Callable[[Scored], None]]:
+    """What writes a batch with its probabilities; nothing but on the main process, there the whole file or none."""
     if not is_main:
-        yield lambda batch, probability_RK: None
+        yield lambda batch: None
         return
     with (
         atomic_path(out) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
 
-        def write(batch: RequestBatch, probability_RK: np.ndarray) -> None:
-            columns = [*batch.columns.columns, *map(pa.array, probability_RK.T)]
+        def write(batch: Scored) -> None:
+            columns = [*batch.columns.columns, *map(pa.array, batch.probability_RK.T)]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
 
         yield write

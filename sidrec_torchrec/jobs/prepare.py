@@ -12,7 +12,7 @@ from sidrec_torchrec.data.like import like_config, like_folder, prepared_of
 from sidrec_torchrec.data.prepare import PREPARED_FILE, SEQUENCES, PrepareConfig, Prepared, open_prepared, prepare
 from sidrec_torchrec.data.seen_by import seen_by
 from sidrec_torchrec.data.unread import in_words, unread_events, unread_users
-from sidrec_torchrec.engines.base import ENGINES
+from sidrec_torchrec.engines.base import ENGINES, check_engine
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import say, stage
@@ -31,13 +31,13 @@ class PrepareJobConfig(DataConfig):
             none given: codes are made of the data's own values.
         protocol: which events train, validate and test.
         engine: what works on shares of a large log: ``local``, all cores of this machine, or ``ray``, a Ray cluster that shares
-            the folders. The sequences are the same.
+            the folders; none named: ``local``, of torchrun's processes the first. The sequences are the same.
     """
 
     out: Path
     like: Path | None = None
     protocol: PrepareConfig = field(default_factory=PrepareConfig)
-    engine: str = "local"
+    engine: str | None = None
 
     def files(self) -> list[Path]:
         """The files the sequences are made from."""
@@ -56,6 +56,7 @@ def main(config: PrepareJobConfig) -> dict[str, Any]:
         RunMismatchError: if ``out`` holds sequences of another protocol or other data.
     """
     with process_group(), open_run(config.out, config, inputs=config.files()) as run:
+        check_engine(config.engine)
         return run.result or run.finish(on_first_process(lambda: _prepare(config)))
 
 
@@ -66,7 +67,7 @@ def _prepare(config: PrepareJobConfig) -> dict[str, Any]:
     for line in _unread(folder, protocol.tasks, like):
         say(line)
     with stage("prepare sequences", None, show=True) as progress:
-        with closing(ENGINES[config.engine]()) as engine:
+        with closing(ENGINES[config.engine or "local"]()) as engine:
             prepared = prepare(folder, config.out / SEQUENCES, config.protocol, like, engine)
         progress.advance(0, ", ".join(f"{s} {c['targets']:,} targets" for s, c in prepared.counts.items()))
     for name, met in prepared.met.items():

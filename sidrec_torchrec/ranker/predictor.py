@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,21 @@ _TARGETS_PER_ROW = 256  # requests of one history that are scored together
 
 
 @dataclass(frozen=True)
+class Scored:
+    """R requests with what is predicted of them.
+
+    Args:
+        columns: of the requests.
+        is_without_history: bool [R].
+        probability_RK: float32; see ``Predictor.names``.
+    """
+
+    columns: pa.RecordBatch
+    is_without_history: np.ndarray
+    probability_RK: np.ndarray
+
+
+@dataclass(frozen=True)
 class Predictor:
     """Scores requests by a trained ranker. Made by ``Predictor.open``.
 
@@ -52,12 +68,17 @@ class Predictor:
         prepared: sequences whose items requests are about.
         model: the ranker's best epoch; whole, or sharded over the processes.
         collate: makes its batches.
-        known: what requests are joined with by default.
         items: the item file.
+        rows: of its items.
+        log: events that histories come from by default.
+        users: features of users, by default.
         values: by user feature, what its codes stand for; see ``Prepared.vocabularies``.
         max_history: most events of a history, the last ones.
         batch_events: events in a batch over all processes, padding included.
         processes: the group.
+        opened: what ``open`` was given.
+
+    Pickled, it is what ``open`` was given, and is opened where it arrives, alone.
 
     Example::
 
@@ -70,12 +91,15 @@ class Predictor:
     prepared: Prepared
     model: nn.Module
     collate: Collator
-    known: Known
     items: Items
+    rows: ItemRows
+    log: Events
+    users: UserCodes
     values: dict[str, Any]
     max_history: int
     batch_events: int
     processes: Processes
+    opened: dict[str, Any]
 
     @staticmethod
     def open(
@@ -88,6 +112,7 @@ class Predictor:
         sids: Sequence[str | Path] = (),
         max_history: int | None = None,
         batch_events: int = 8192,
+        read: bool = True,
     ) -> "Predictor":
         """Opens the best epoch of a ranker and reads the events; on every process of a group, if there is one.
 
@@ -101,13 +126,15 @@ class Predictor:
             sids: folders of its items' SIDs, by the codecs that the ranker reads; none given: its own folders.
             max_history: most events of a history, the last ones; None for as many as the ranker's sequences carry.
             batch_events: events in a batch over all processes, padding included.
+            read: whether to read the events at once; else when they are first needed.
 
         Raises:
             SidrecError: on a folder without a trained ranker.
             CodecMismatchError: if the SIDs it reads have been encoded anew, by another codec.
             DataError: on bad events or users; names file, column and row.
         """
-        shared = dist.is_initialized()
+        opened = {name: value for name, value in locals().items() if name != "read"}
+        shared = dist.is_initialized() and dist.get_world_size() > 1
         with process_group() as processes:
             trained = TrainedRanker.open(local(ranker))
             recipe, own = trained.recipe, trained.trained_on.prepared
@@ -132,24 +159,46 @@ class Predictor:
             is_folder = isinstance(events, str | Path) and Path(events).is_dir()
             users = events if is_folder else folder
         log = _events(folder if events is None else events, own)
-        return Predictor(
+        predictor = Predictor(
             trained=trained,
             prepared=parts.prepared,
             model=model.eval(),
             collate=Collator(parts.prepared, parts.arm),
-            known=Known(
-                rows,
-                Histories.read(log, rows, own.policy, own.features),
-                UserCodes.read(_users(users, values, own.schema), values),
-                own.features,
-                len(own.regressions),
-            ),
             items=items,
+            rows=rows,
+            log=log,
+            users=UserCodes.read(_users(users, values, own.schema), values),
             values=values,
             max_history=max_history or own.max_history,
             batch_events=batch_events,
             processes=current_processes() if shared else Processes(rank=0, world_size=1, device=processes.device),
+            opened=opened,
         )
+        if read:
+            _ = predictor.known
+        return predictor
+
+    def __reduce__(self) -> Any:
+        return _open, (self.opened,)
+
+    @cached_property
+    def known(self) -> Known:
+        """What requests are joined with by default; holds ``log``.
+
+        Raises:
+            DataError: on bad events; names file, column and row.
+        """
+        return self.joining(Histories.read(self.log, self.rows, self._own.policy, self._own.features))
+
+    def joining(self, histories: Histories, users: UserCodes | None = None) -> Known:
+        """What requests are joined with: these events, and these users, or those by default."""
+        own = self._own
+        return Known(self.rows, histories, users or self.users, own.features, len(own.regressions))
+
+    @property
+    def _own(self) -> Prepared:
+        """What the ranker was trained on."""
+        return self.trained.trained_on.prepared
 
     @property
     def names(self) -> list[str]:
@@ -208,26 +257,23 @@ class Predictor:
 
     def _predict(self, requests: Any, events: Any, users: Any) -> np.ndarray:
         """float32 [R, K]."""
-        known = self.known
-        if events is not None:
-            known = replace(
-                known,
-                histories=Histories.read(
-                    _events(events, self.prepared), known.items, self.prepared.policy, self.prepared.features
-                ),
-            )
-        if users is not None:
-            known = replace(known, users=UserCodes.read(_users(users, self.values, self.prepared.schema), self.values))
+        own, log = self._own, None if events is None else _events(events, self.prepared)
+        histories = self.known.histories if log is None else Histories.read(log, self.rows, own.policy, own.features)
+        known = self.joining(
+            histories,
+            None if users is None else UserCodes.read(_users(users, self.values, self.prepared.schema), self.values),
+        )
         columns = (*EVENT_IDS, *(feature.name for feature in self.prepared.features.event))
         table = ArrowTable.of(read_frame(requests, "requests", columns), "requests")
         given = GivenRequests(table, self.prepared.schema.time_unit or "s")
-        scores = [np.empty((0, len(self.names)), np.float32), *(score for _, score in self.score(given, known))]
+        scores = [
+            np.empty((0, len(self.names)), np.float32),
+            *(scored.probability_RK for scored in self.score(given, known)),
+        ]
         return np.concatenate(scores)
 
-    def score(
-        self, requests: Requests, known: Known | None = None, *, first: int = 0
-    ) -> Iterator[tuple[RequestBatch, np.ndarray]]:
-        """Batches of requests, in their order, with float32 [R, K] probabilities; the same on every process.
+    def score(self, requests: Requests, known: Known | None = None, *, first: int = 0) -> Iterator[Scored]:
+        """Batches of requests, in their order; the same on every process.
 
         Args:
             requests: to read.
@@ -236,7 +282,8 @@ class Predictor:
         """
         known = self.known if known is None else known
         for batch in islice(requests.batches(known), first, None):
-            yield batch, self._probabilities(batch, known.histories)
+            probability_RK = self._probabilities(batch, known.histories)
+            yield Scored(batch.columns, batch.begins == batch.ends, probability_RK)
 
     @torch.no_grad()
     def _probabilities(self, batch: RequestBatch, histories: Histories) -> np.ndarray:
@@ -257,6 +304,10 @@ class Predictor:
         if world_size > 1:
             sum_over_processes(probability_RK)
         return probability_RK.numpy()
+
+
+def _open(opened: dict[str, Any]) -> Predictor:
+    return Predictor.open(**opened, read=False)
 
 
 def _events(source: Any, prepared: Prepared) -> Events:

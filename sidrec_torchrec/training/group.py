@@ -82,9 +82,13 @@ def process_group() -> Iterator[Processes]:
 
 def current_processes() -> Processes:
     """The running group, as seen from here."""
+    return Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=own_device())
+
+
+def own_device() -> torch.device:
+    """Where this process computes: on its GPU, ``LOCAL_RANK`` of the machine, or the CPU if there is none."""
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    return Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
 
 
 def _minutes() -> float:

@@ -49,6 +49,7 @@ CASES = [
         PREPARE + " --unknown-items ask",
         "--protocol.policy.unknown-items: must be one of 'refuse', 'drop', 'keep', got 'ask'",
     ),
+    Kind("an unknown engine", PREPARE + " --engine flink", "unknown engine 'flink'; there are"),
     Kind("a task twice", PREPARE + " --tasks label,label", "label"),
     Kind("a switch that is neither", PREPARE + " --sort perhaps", "sort"),
     Kind("a config that is not there", CONFIG, "config.yaml"),

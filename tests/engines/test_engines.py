@@ -7,17 +7,20 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sidrec_torchrec.data import features, scatter
 from sidrec_torchrec.data import prepare as prepare_module
-from sidrec_torchrec.data import scatter
+from sidrec_torchrec.data.folder import DataFolder, DataSchema
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.data.splits import SPLITS
-from sidrec_torchrec.engines.base import ENGINES, Inline
+from sidrec_torchrec.engines.base import ENGINES, Inline, open_engine
 from sidrec_torchrec.engines.local import LocalEngine
 from sidrec_torchrec.errors import DataError, SidrecError
 from tests.data.test_prepare import write_corpus
@@ -43,6 +46,32 @@ class Power:
         return base**self.exponent, os.getpid()
 
 
+class Opened:
+    """Says in which process it was opened, and how often."""
+
+    count = 0
+
+    @cached_property
+    def _here(self) -> int:
+        Opened.count += 1
+        return os.getpid()
+
+    def __call__(self, _: int) -> tuple[int, int]:
+        time.sleep(0.05)
+        return self._here, Opened.count
+
+
+def group_of(_: int) -> list[str | None]:
+    return [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+
+
+def gathered(count: int) -> list[int]:
+    """On each process of a group."""
+    engine = open_engine(None)
+    assert engine.for_little() is engine
+    return [base for base, _ in engine.map(Power(1), range(count))]
+
+
 def die(_: int) -> None:
     os._exit(9)
 
@@ -58,9 +87,42 @@ def test_results_come_in_order(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_what_the_work_loads_is_loaded_once_a_process(name):
+    with closing(made(name)) as engine:
+        opened = dict(engine.map(Opened(), range(12)))
+    assert set(opened.values()) == {1} and len(opened) <= 2
+
+
+@pytest.mark.parametrize("name", ALL[1:])
+def test_its_processes_are_none_of_torchruns(name, monkeypatch):
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(variable, "1")
+    with closing(made(name)) as engine:
+        assert list(engine.map(group_of, range(2))) == [[None] * 3] * 2
+
+
+@pytest.mark.parametrize("count", [0, 2, 5])
+def test_processes_of_torchrun_share_the_work(count, run_distributed):
+    assert run_distributed(gathered, 2, count) == [list(range(count))] * 2
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_what_it_raises_is_raised_here(name):
     with closing(made(name)) as engine, pytest.raises(DataError, match="base 13: an unlucky number"):
         list(engine.map(Power(3), range(40)))
+
+
+@needs_ray
+def test_an_actor_that_is_killed_is_an_error(monkeypatch):
+    monkeypatch.setattr("sidrec_torchrec.engines.ray._AGAIN", 0)  # starts of processes that die take their time
+    gone = "a process of the Ray cluster is gone: "
+    with closing(ENGINES["ray"]()) as engine, pytest.raises(SidrecError, match=gone):
+        list(engine.map(die, range(4)))
+
+
+def test_an_engine_that_there_is_not_is_named():
+    with pytest.raises(SidrecError, match="unknown engine 'flink'; there are "):
+        open_engine("flink")
 
 
 def test_a_process_that_is_killed_is_an_error():
@@ -94,9 +156,14 @@ def test_processes_end_with_their_parent(tmp_path):
 
 @pytest.mark.parametrize("name", ALL[1:])
 def test_sequences_are_the_same_whatever_prepares_them(name, tmp_path, monkeypatch):
-    write_corpus(tmp_path / "data", users=60, labels=False)
-    table = pq.read_table(tmp_path / "data" / "events.parquet")
+    table = write_corpus(tmp_path / "data", users=60, labels=False)
+    drawn = np.random.default_rng(0).integers(5, size=len(table))
+    table = table.append_column("device", pa.array([f"d{n}" for n in drawn])).append_column(
+        "dwell", pa.array(drawn / 3)
+    )
     pq.write_table(table, tmp_path / "data" / "events.parquet", row_group_size=len(table) // 5)
+    monkeypatch.setattr(features, "_SAMPLE", 500)
+    data = DataFolder(tmp_path / "data", DataSchema(event_features=("device",), history_features=("dwell",)))
     for module, constant in (
         (scatter, "EVENTS_PER_BUCKET"),
         (scatter, "_LEAST_PER_BUCKET"),
@@ -104,9 +171,9 @@ def test_sequences_are_the_same_whatever_prepares_them(name, tmp_path, monkeypat
     ):
         monkeypatch.setattr(module, constant, 200)
     monkeypatch.setattr(prepare_module, "_SMALL", 0)
-    alone = prepare(tmp_path / "data", tmp_path / "alone", PrepareConfig())
+    alone = prepare(data, tmp_path / "alone", PrepareConfig())
     with closing(made(name)) as engine:
-        shared = prepare(tmp_path / "data", tmp_path / "shared", PrepareConfig(), engine=engine)
+        shared = prepare(data, tmp_path / "shared", PrepareConfig(), engine=engine)
     names = [sorted(path.relative_to(p.folder) for path in p.folder.rglob("*")) for p in (alone, shared)]
     assert names[0] == names[1] and sum(path.suffix == ".parquet" for path in names[0]) > 3 * len(SPLITS)
     for path in names[0]:

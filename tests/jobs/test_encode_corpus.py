@@ -1,6 +1,7 @@
 """Encoding a corpus: every item's SID in the order of the file, the same file from any number of processes."""
 
 import dataclasses
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -13,12 +14,16 @@ import torch
 from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.data.format import open_items
 from sidrec_torchrec.data.sids import open_sids, read_sids
+from sidrec_torchrec.engines.base import ENGINES
+from sidrec_torchrec.engines.local import LocalEngine
 from sidrec_torchrec.errors import DataError, RunMismatchError
 from sidrec_torchrec.fusion.config import VQFusionOptions
 from sidrec_torchrec.fusion.model import ItemTensors
 from sidrec_torchrec.fusion.tokenizer import Tokenizer
 from sidrec_torchrec.jobs import encode_corpus, train_tokenizer
-from sidrec_torchrec.jobs.encode_corpus import EncodeCorpusConfig
+from sidrec_torchrec.jobs.encode_corpus import EncodeCorpusConfig, EncodePart
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra ray)")
 
 
 @pytest.fixture
@@ -62,6 +67,7 @@ def in_parts(config, tmp_path, monkeypatch) -> EncodeCorpusConfig:
     pq.write_table(table, tmp_path / "data" / "items.parquet", row_group_size=24)
     monkeypatch.setattr(encode_corpus, "_BLOCK", 13)
     monkeypatch.setattr(encode_corpus, "_PART_ITEMS", 30)
+    monkeypatch.setattr(encode_corpus, "_FEW_PARTS", 10**6)  # done by this process
     return dataclasses.replace(config, data=tmp_path / "data")
 
 
@@ -79,6 +85,39 @@ def test_parts_are_the_file(config, in_parts):
         open_sids(in_parts.out).read()
 
 
+@pytest.mark.parametrize("name", ["local", pytest.param("ray", marks=needs_ray)])
+def test_an_engine_writes_the_same_parts(name, in_parts, tmp_path, monkeypatch):
+    config = dataclasses.replace(in_parts, report="full")
+    one = encode_corpus.main(config)
+    monkeypatch.setattr(encode_corpus, "_FEW_PARTS", 2)
+    monkeypatch.setitem(ENGINES._entries, "local", lambda: LocalEngine(2))
+    shared = dataclasses.replace(config, out=tmp_path / "shared", engine=name)
+    monkeypatch.setattr(EncodePart, "_encoded", None)  # in this process
+    assert encode_corpus.main(shared) == one
+    for path in (config.out / "sids.parquet").iterdir():
+        assert (shared.out / "sids.parquet" / path.name).read_bytes() == path.read_bytes()
+    assert {path.name for path in shared.out.iterdir()} == {path.name for path in config.out.iterdir()}
+
+
+def test_a_bad_item_is_named_whoever_meets_it(in_parts, tmp_path, monkeypatch):
+    table = pq.read_table(in_parts.data / "items.parquet")
+    vectors = [None if v is None else list(v) for v in table["text_emb"].to_pylist()]
+    vectors[77][3] = float("nan")
+    place = table.schema.get_field_index("text_emb")
+    table = table.set_column(place, "text_emb", pa.array(vectors, table["text_emb"].type))
+    pq.write_table(table, in_parts.data / "items.parquet", row_group_size=24)
+    monkeypatch.setattr(encode_corpus, "_FEW_PARTS", 2)
+    monkeypatch.setitem(ENGINES._entries, "local", lambda: LocalEngine(2))
+    with pytest.raises(DataError, match=r"items.parquet: column 'text_emb', row 77"):
+        encode_corpus.main(in_parts)
+    assert not (in_parts.out / "manifest.json").exists()
+
+
+def test_an_engine_under_torchrun_is_refused(config, run_distributed):
+    with pytest.raises(RuntimeError, match="--engine local under torchrun, which started 2 processes to do the work"):
+        run_distributed(encode_in_small_blocks, 2, dataclasses.replace(config, engine="local"))
+
+
 def test_a_killed_run_goes_on_from_whole_parts(in_parts, monkeypatch):
     expected = encode_corpus.main(dataclasses.replace(in_parts, out=in_parts.out.with_name("whole")))
     encoded: list[int] = []
@@ -94,6 +133,8 @@ def test_a_killed_run_goes_on_from_whole_parts(in_parts, monkeypatch):
     with pytest.raises(OSError, match="the disk is gone"):
         encode_corpus.main(in_parts)
     assert not (in_parts.out / "manifest.json").exists()
+    (parts,) = in_parts.out.glob(".sids.parquet.parts-*")
+    (parts / ".part-00003.parquet.host-7-0123456789abcdef.tmp").write_text("half of it")  # by a process that was killed
     encoded[:] = [-1000]
     assert encode_corpus.main(in_parts) == expected
     assert sum(encoded) + 1000 < 70  # of 120 items

@@ -18,7 +18,7 @@ from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.serving import WithWords, alone, requests_of
 from sidrec_torchrec.training.group import process_group
-from tests.jobs.test_predict import TESTED, evaluated, untied
+from tests.jobs.test_predict import TESTED, cut_by_user, evaluated, untied
 from tests.jobs.test_train_ranker import SMALL, assert_two_processes_equal, make_config
 
 SCHEMA = DataSchema(
@@ -95,7 +95,10 @@ def test_two_processes_equal_one(trained, tmp_path, run_distributed):
     )  # sums of weights
 
 
-def test_prediction_is_what_evaluation_says(trained, featured, sequences, tmp_path):
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_prediction_is_what_evaluation_says(is_cut, trained, featured, sequences, tmp_path, monkeypatch):
+    if is_cut:
+        cut_by_user(monkeypatch)
     config, _ = trained
     events = pq.read_table(featured / "events.parquet")
     expected = evaluated(config.out, sequences["test"], events)
@@ -122,7 +125,12 @@ def test_prediction_is_what_evaluation_says(trained, featured, sequences, tmp_pa
         predictor.predict(requests, events=events.drop_columns(["dwell"]))
 
 
-def test_newest_events_are_asked_for_with_their_own_features(trained, featured, sequences, tmp_path):
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_newest_events_are_asked_for_with_their_own_features(
+    is_cut, trained, featured, sequences, tmp_path, monkeypatch
+):
+    if is_cut:
+        cut_by_user(monkeypatch)
     config, _ = trained
     events = pq.read_table(featured / "events.parquet")
     expected = evaluated(config.out, sequences["test"], events)

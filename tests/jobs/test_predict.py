@@ -1,7 +1,9 @@
 """The predict job: what it writes is what evaluation's model says of the same targets, in the order of the requests."""
 
 import dataclasses
+import importlib.util
 import json
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,21 +17,26 @@ import torch
 
 import sidrec_torchrec
 from sidrec_torchrec.codec.codec import Codec
+from sidrec_torchrec.data import request_buckets
 from sidrec_torchrec.data import requests as requests_module
 from sidrec_torchrec.data.batch_plan import pools
 from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.data.sequence_files import open_sequences
 from sidrec_torchrec.data.sequences import Sequence
+from sidrec_torchrec.engines.base import ENGINES, Inline
+from sidrec_torchrec.engines.local import LocalEngine
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.jobs import encode_corpus, predict, train_ranker
 from sidrec_torchrec.jobs.predict import PredictConfig
+from sidrec_torchrec.ranker.by_user import ScoreBucket
 from sidrec_torchrec.ranker.predictor import Predictor
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.training.group import process_group
 from tests.data.test_frames import each_library, of
 from tests.jobs.test_train_ranker import SMALL, make_config
 
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra ray)")
 CODES = dataclasses.replace(SMALL, attention="codes")
 PLUS = {"learned_queries": 2, "blocks": 1, "block_events": 8}
 RANKERS = {
@@ -439,6 +446,90 @@ def test_what_else_is_refused(ranker, corpus, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["requests"]
 
 
+def cut_by_user(monkeypatch) -> None:
+    """Nothing is too little to be cut by user, and there are several shares of everything; this process scores all buckets."""
+    monkeypatch.setattr(predict, "_FEW_EVENTS", 0)
+    monkeypatch.setattr(request_buckets, "_PER_SHARE", 100)
+    monkeypatch.setitem(ENGINES._entries, "local", Inline)
+
+
+@pytest.fixture
+def by_user(monkeypatch) -> None:
+    """As ``cut_by_user``, but two processes score them."""
+    cut_by_user(monkeypatch)
+    monkeypatch.setitem(ENGINES._entries, "local", lambda: LocalEngine(2))
+
+
+@pytest.mark.parametrize("name", ["local", pytest.param("ray", marks=needs_ray)])
+def test_an_engine_writes_the_same_file(name, ranker, corpus, tmp_path, by_user, monkeypatch):
+    events = pq.read_table(corpus / "events.parquet")
+    order = np.random.default_rng(0).permutation(len(events))[:601].tolist()
+    requests = requests_of(events, order)
+    strangers = pa.array([-7, 10**12, *requests["user_id"].to_pylist()[2:]])
+    requests = requests.set_column(1, "user_id", strangers)
+    pq.write_table(requests, tmp_path / "requests.parquet", row_group_size=150)
+    one = PredictConfig(ranker=ranker, requests=tmp_path / "requests.parquet", out=tmp_path / "one.parquet")
+    with monkeypatch.context() as context:
+        context.setattr(predict, "_FEW_EVENTS", 10**9)
+        counts = predict.main(one)
+    assert counts["without_history"] > 1
+    shared = dataclasses.replace(one, out=tmp_path / "shared.parquet", engine=name)
+    monkeypatch.setattr(Predictor, "_probabilities", None)  # in this process
+    assert predict.main(shared) == counts
+    tables = [pq.read_table(config.out) for config in (one, shared)]
+    assert tables[0].drop_columns("probability").equals(tables[1].drop_columns("probability"))
+    columns = [table["probability"].to_numpy() for table in tables]
+    np.testing.assert_allclose(*columns, rtol=0, atol=1e-6)  # other users are beside one in a batch
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_bucket_that_is_scored_is_not_scored_again(ranker, corpus, tmp_path, by_user, monkeypatch):
+    events = pq.read_table(corpus / "events.parquet")
+    pq.write_table(requests_of(events, list(range(0, len(events), 7))), tmp_path / "requests.parquet")
+    config = PredictConfig(ranker=ranker, out=tmp_path / "out.parquet", requests=tmp_path / "requests.parquet")
+    monkeypatch.setitem(ENGINES._entries, "local", Inline)
+    scored: list[int] = []
+    score = ScoreBucket.__call__
+
+    def dying(self, bucket):
+        scored.append(bucket)
+        if len(scored) == 5:
+            raise OSError("the disk is gone")
+        return score(self, bucket)
+
+    monkeypatch.setattr(ScoreBucket, "__call__", dying)
+    with pytest.raises(OSError, match="the disk is gone"):
+        predict.main(config)
+    assert not config.out.exists()
+    (scratch,) = tmp_path.glob(".*.scratch")
+    (scratch / ".scores-5.arrow.host-7-0123456789abcdef.tmp").write_text("half of it")
+    monkeypatch.setattr(request_buckets, "write_by_user", None)  # nothing is cut again
+    counts = predict.main(config)
+    assert scored == [0, 1, 2, 3, 4, 4, 5, 6, 7]
+    assert counts["requests"] == len(pq.read_table(config.out)) == -(-len(events) // 7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "requests.parquet"]
+
+
+def test_bad_rows_are_named_by_whoever_meets_them(ranker, corpus, tmp_path, by_user):
+    requests = requests_of(pq.read_table(corpus / "events.parquet"), list(range(500)))
+    pq.write_table(put(requests, "item_id", 440, 10**9), tmp_path / "requests.parquet", row_group_size=100)
+    config = PredictConfig(ranker=ranker, requests=tmp_path / "requests.parquet", out=tmp_path / "out.parquet")
+    with pytest.raises(DataError, match=r"requests.parquet: column 'item_id', row 440: item_id 1000000000 is not in"):
+        predict.main(config)
+    text = requests.cast(requests.schema.set(1, pa.field("user_id", pa.string())))
+    pq.write_table(text, tmp_path / "requests.parquet")
+    with pytest.raises(DataError, match=r"column 'user_id', row \d+: ids are large_string here and int64 there"):
+        predict.main(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["requests.parquet"]
+
+
+def test_it_can_be_pickled(ranker, corpus):
+    predictor = Predictor.open(ranker)
+    requests = requests_of(pq.read_table(corpus / "events.parquet"), [8, 3, 5, 900])
+    again = pickle.loads(pickle.dumps(predictor))
+    assert again.predict_table(requests).equals(predictor.predict_table(requests))
+
+
 def test_a_killed_run_goes_on_behind_its_last_part(ranker, corpus, tested, tmp_path, monkeypatch):
     events = pq.read_table(corpus / "events.parquet")
     requests = requests_of(events, list(range(0, len(events), 7)))
@@ -463,6 +554,8 @@ def test_a_killed_run_goes_on_behind_its_last_part(ranker, corpus, tested, tmp_p
     with pytest.raises(OSError, match="the disk is gone"):
         predict.main(config)
     assert not config.out.exists()
+    (parts,) = tmp_path.glob(".parts.parquet.parts-*")
+    (parts / ".part-00003.parquet.host-7-0123456789abcdef.tmp").write_text("half of it")  # by a process that was killed
     scored.clear()
     scored += [0] * 5
     assert predict.main(config) == counts

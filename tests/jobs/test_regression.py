@@ -15,7 +15,7 @@ from sidrec_torchrec.jobs import evaluate, export, pipeline, predict, train_rank
 from sidrec_torchrec.ranker.predictor import Predictor
 from sidrec_torchrec.ranker.scorer import Scorer
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
-from tests.jobs.test_predict import TESTED, evaluated, untied
+from tests.jobs.test_predict import TESTED, cut_by_user, evaluated, untied
 from tests.jobs.test_train_ranker import SMALL, make_config, train_here
 
 TASKS = ("label", "dwell:log")
@@ -82,7 +82,12 @@ def test_two_processes_equal_one(trained, tmp_path, run_distributed):
         assert first["test"][name] == pytest.approx(one["test"][name], rel=2e-3)
 
 
-def test_predictions_are_those_of_evaluation_on_the_scale_of_the_log(trained, watched, sequences, tmp_path):
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_predictions_are_those_of_evaluation_on_the_scale_of_the_log(
+    is_cut, trained, watched, sequences, tmp_path, monkeypatch
+):
+    if is_cut:
+        cut_by_user(monkeypatch)
     config, _ = trained
     tested = prepare(
         watched, tmp_path / "tested", PrepareConfig(**TESTED | {"test_fraction": 0.1}), like=open_prepared(sequences)
