@@ -46,8 +46,8 @@ class PartFiles:
 
     @property
     def scratch(self) -> Path:
-        """A folder for what the parts are made from; it goes when they are what they were to become."""
-        return self.folder.with_name(f"{self.folder.name}.scratch")
+        """A folder of this machine for what the parts are made from; it goes when they are what they were to become."""
+        return self.folder.with_name(f"{self.folder.name}.scratch.tmp")
 
     def begin(self) -> None:
         """Removes parts that are made of something else, and halves of these; for one process, before any writes."""
