@@ -129,7 +129,7 @@ def write_kinds(folder: Path) -> dict[str, Kind]:
         "seen.npy": Kind(sequences / "seen.npy", lambda: np.array(open_prepared(sequences).seen())),
         "SIDs by row (.npy)": Kind(array, lambda: np.array(map_rows(array))),
         "sids.parquet": Kind(folder / "sids" / "sids.parquet", lambda: open_sids(folder / "sids").read()),
-        "checkpoint, best": Kind(checkpoints / "best" / "process-0.safetensors", best),
+        "checkpoint, best": Kind(next((checkpoints / "best").glob("process-0*.safetensors")), best),
         "checkpoint, best: index": Kind(checkpoints / "best" / "checkpoint.json", best),
         "checkpoint, last: index": Kind(checkpoints / "last" / "checkpoint.json", last),
     }

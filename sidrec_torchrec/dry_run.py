@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from sidrec_torchrec.storage.mirror import bring
+from sidrec_torchrec.storage.urls import as_urls, place_of
 from sidrec_torchrec.training.runs import look
 
 
@@ -27,19 +29,19 @@ def print_plan(name: str, function: Callable[[Any], Any], config: Any) -> None:
     steps = getattr(sys.modules[function.__module__], "plan", None)
     if steps is not None:
         for step, state in steps(config).items():
-            print(f"# {step}: {state}")
+            print(as_urls(f"# {step}: {state}"))
         return
     inputs = _inputs(config)
     for file in inputs:
         if not file.exists():
-            print(f"# {file}: not there; the command says whether it can do without")
+            print(as_urls(f"# {file}: not there; the command says whether it can do without"))
     out = getattr(config, "out", None)
     if out is None:
         print("# nothing is kept in a folder")
     elif out.is_dir() or not out.suffix:
-        print(f"# {out}: {look(out, config, inputs)}")
+        print(as_urls(f"# {out}: {look(out, config, inputs)}"))
     else:
-        print(f"# {out}: {'there is one, which would be replaced' if out.exists() else 'new'}")
+        print(as_urls(f"# {out}: {'there is one, which would be replaced' if bring(out).exists() else 'new'}"))
 
 
 def _inputs(config: Any) -> list[Path]:
@@ -53,4 +55,7 @@ def _plain(value: Any) -> Any:
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        place = place_of(value)
+        return str(value) if place is None else place.url
+    return value

@@ -4,6 +4,8 @@ import math
 import re
 from typing import Any
 
+from sidrec_torchrec.storage.urls import as_urls
+
 _NO_MEMORY = re.compile(
     "can't allocate memory|out of memory|not enough memory|Storage size calculation overflowed", re.IGNORECASE
 )  # torch says so
@@ -17,6 +19,9 @@ class SidrecError(Exception):
     """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return as_urls(super().__str__())  # URLs, and not where their files are kept here
 
 
 class DataError(SidrecError, ValueError):
@@ -58,6 +63,10 @@ class PreemptedError(SidrecError):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal
+
+
+class StorageError(SidrecError):
+    """The store that a URL is in cannot be reached, or refuses."""
 
 
 class OutOfMemoryError(SidrecError):

@@ -1,4 +1,7 @@
-"""Whole files or none: write under a temporary name, then rename."""
+"""Whole files or none: write under a temporary name, then rename.
+
+What gets its final name here, or goes, also does so at its URL, where the path is the mirror of one (``storage``).
+"""
 
 import hashlib
 import json
@@ -15,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.storage.mirror import drop, open_input, publish, size_of, time_of
 
 # as ``atomic_path`` names them; earlier versions did by process id alone
 _TEMPORARY = re.compile(r"\..+\.(\d+|.*-\d+-[0-9a-f]{16})\.tmp")
 LIST_FILE = "files.json"
 _DIGEST = "sha256"  # the last key of a sealed JSON object: of all the others
 _HEX = re.compile("[0-9a-f]{64}")
+_BLOCK_BYTES = 1 << 22
 
 
 @contextmanager
@@ -56,6 +61,7 @@ def replace_path(new: Path, path: Path) -> None:
         shutil.rmtree(path)
     os.replace(new, path)
     _sync_folder(path.parent)
+    publish(path, new)
 
 
 def sync_to_disk(path: Path) -> None:
@@ -164,7 +170,7 @@ def list_files(folder: Path) -> None:
     """
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".json", ".lock")]
     listed = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
+        path.relative_to(folder).as_posix(): {"bytes": size_of(path), "sha256": sha256_of(path)} for path in files
     }
     write_json(folder / LIST_FILE, listed, sealed=True)
 
@@ -189,7 +195,7 @@ def check_listed(path: Path, *, content: bool = True) -> None:
         return
     if not path.is_file():
         raise DataError(f"{path}: is not there any more; restore it, or remove its folder and run again")
-    if known["bytes"] != path.stat().st_size or (content and known["sha256"] != sha256_of(path)):
+    if known["bytes"] != size_of(path) or (content and known["sha256"] != sha256_of(path)):
         raise DataError(f"{path}: not what was written; restore it, or remove its folder and run again")
 
 
@@ -211,6 +217,8 @@ def sha256_of(path: Path) -> str:
 def glance(path: Path) -> list[int]:
     """Size, times and place of a file: while they stay, its content does. Anybody can set the time of its last change, but not
     that at which it was set."""
+    if (time := time_of(path)) is not None:  # the same on every machine
+        return [size_of(path), time]
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
@@ -218,8 +226,8 @@ def glance(path: Path) -> list[int]:
 @lru_cache(maxsize=1024)
 def _sha256(path: Path, *glance: int) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as content:
-        while block := content.read(1 << 20):
+    with open_input(path) as content:
+        while block := content.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
@@ -230,3 +238,4 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+    drop(path)

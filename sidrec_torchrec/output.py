@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 from enum import IntEnum
 from typing import Any
 
+from sidrec_torchrec.storage.urls import as_urls
+
 
 class Amount(IntEnum):
     """How much is said."""
@@ -95,7 +97,7 @@ def rank() -> int:
 
 
 def _write(text: str, level: str, step: float | None = None, numbers: Mapping[str, Any] | None = None) -> None:
-    how = output()
+    how, text = output(), as_urls(text)
     if how.is_json:
         line: dict[str, Any] = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}
         line |= {"level": level, "rank": rank(), "job": how.job, "message": text}

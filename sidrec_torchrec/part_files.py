@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidrec_torchrec.files import read_object, remove, remove_temporaries, replace_path, write_json
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from sidrec_torchrec.files import read_object, remove, remove_temporaries, replace_path, write_json
+from sidrec_torchrec.storage.mirror import bring, is_stand_in, listed, open_input
+
+_REMOTE_BUFFER_BYTES = 8 << 20  # a request takes as long as some megabytes
 _PART = re.compile(r"part-\d{5}\.parquet")
 
 
@@ -46,7 +51,7 @@ class PartFiles:
 
     def begin(self) -> None:
         """Removes parts that are made of something else, and halves of these; for one process, before any writes."""
-        for other in self.path.parent.glob(f".{self.path.name}.parts-*"):
+        for other in listed(self.path.parent, f".{self.path.name}.parts-*"):
             if other not in (self.folder, self.scratch):
                 remove(other)
             else:
@@ -63,7 +68,7 @@ class PartFiles:
 
     def known(self, part: int) -> dict[str, Any] | None:
         """What ``finish`` was told of a part; None if it is not whole yet."""
-        path = self._known_file(part)
+        path = bring(self._known_file(part))
         return read_object(path) if path.exists() else None
 
     def finish(self, part: int, known: dict[str, Any]) -> None:
@@ -78,7 +83,8 @@ class PartFiles:
         """Makes the parts what they were to become: a file of one part, or a folder of several; for one process, when all are whole."""
         remove_temporaries(self.folder)  # of a killed run's process that lived on for a moment
         for part in range(count):
-            self._known_file(part).unlink(missing_ok=True)
+            bring(part_path(self.folder, part))  # of another process, perhaps of another machine
+            remove(self._known_file(part))
         if count > 1 and not self.path.is_dir():
             remove(self.path)
         replace_path(part_path(self.folder, 0) if count == 1 else self.folder, self.path)
@@ -92,6 +98,23 @@ class PartFiles:
 
     def _known_file(self, part: int) -> Path:
         return part_path(self.folder, part).with_suffix(".json")
+
+
+def open_parquet(path: Path, *, buffer_size: int = 0) -> pq.ParquetFile:
+    """A Parquet file whose pages are compared with their checksums; what is at a URL is read by ranges.
+
+    Args:
+        path: the file.
+        buffer_size: bytes that a column is read by; 0 for a row group's columns whole.
+    """
+    if not is_stand_in(path):
+        return pq.ParquetFile(path, buffer_size=buffer_size, page_checksum_verification=True)
+    return pq.ParquetFile(
+        pa.PythonFile(open_input(path), mode="r"),
+        buffer_size=buffer_size and max(buffer_size, _REMOTE_BUFFER_BYTES),
+        pre_buffer=not buffer_size,  # neighbouring columns by one request
+        page_checksum_verification=True,
+    )
 
 
 def part_path(folder: Path, part: int) -> Path:

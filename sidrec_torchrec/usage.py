@@ -4,7 +4,8 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 from sidrec_torchrec.flags import Flag, goes_by_its_last_name, is_config
 
@@ -70,6 +71,8 @@ def command_help(name: str, text: str, flags: dict[str, Flag]) -> str:
             f"--{nested.name.rpartition('.')[0]} FILE reads them all from a YAML or JSON file."
         )
         lines += [*_wrapped(note), ""]
+    if any(Path in (flag.kind, *get_args(flag.kind)) for flag in flags.values()):
+        lines += [*_wrapped("A PATH may be a URL, such as s3://bucket/folder; docs/storage.md says how."), ""]
     lines += ["of every command:", ""]
     for flag_name, help_text in _OF_EVERY_COMMAND.items():
         lines += _entry(f"--{flag_name}", help_text)

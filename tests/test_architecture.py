@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "sidrec_torchrec"
 # Bottom to top. A module may import from its own floor and from those before it.
 FLOORS = (
-    ("errors", "files", "part_files", "names", "registry", "processes", "environment", "output"),
+    ("errors", "files", "part_files", "names", "registry", "processes", "environment", "output", "storage"),
     ("engines",),
     ("native",),
     ("ops",),

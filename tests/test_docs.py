@@ -15,7 +15,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +112,8 @@ NOT_RUN = {
     "curl": "needs a server; test_the_request_is_answered asks one",
     "python benchmarks/": "takes minutes to hours",
 }
+
+BUCKET = "s3://BUCKET"  # a page's; here a folder, which is at a URL as well: tests/jobs/test_urls.py has a server
 
 SHARED_FLAGS = (ROOT / "benchmarks" / "comparison.py",)  # that several benchmarks have
 
@@ -219,6 +221,7 @@ def here(tmp_path, monkeypatch) -> Iterator[Path]:
     """The folder where a page's blocks run; what they register is forgotten."""
     monkeypatch.setattr(ARMS, "_entries", dict(ARMS._entries))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIDREC_STORAGE", str(tmp_path / "mirrors"))
     yield tmp_path
 
 
@@ -261,6 +264,7 @@ def run_entrypoint(block: Block) -> None:
 
 
 def run_command(where: str, line: str, here: Path) -> None:
+    line = line.replace(BUCKET, f"file://{here}/bucket")
     words = shlex.split(line, comments=True)
     if words[0] == "torchrun":  # in one process: tests/jobs/test_predict.py has two
         words = ["sidrec", *words[words.index("sidrec_torchrec.cli") + 1 :]]
@@ -302,6 +306,8 @@ def check_flags_of_a_benchmark(where: str, words: list[str]) -> None:
 
 def run_python(block: Block, names: dict) -> None:
     """Runs it with what the page's blocks before have made; a comment after a print is what it prints."""
+    if "folder" in names:
+        block = replace(block, text=block.text.replace(BUCKET, f"file://{names['folder']}/bucket"))
     if block.text.startswith(">>>"):
         test = doctest.DocTestParser().get_doctest(block.text, names, block.where, None, 0)
         assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0, block.where

@@ -16,6 +16,7 @@ from sidrec_torchrec.codec.quantizer import Quantizer, add_tables
 from sidrec_torchrec.codec.tensor_file import save_tensors
 from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
 from sidrec_torchrec.files import atomic_path, check_is_file, write_json
+from sidrec_torchrec.storage.mirror import local
 
 CODEC_FILES = _JSON_FILE, _TENSOR_FILE = "codec.json", "codec.pt"
 CODEC_FOLDER = "codec"  # beside SIDs, so that a folder of them decodes by itself
@@ -148,7 +149,7 @@ class Codec:
         Raises:
             DataError: if a file is missing, broken, not what was saved, or of a newer format than this version reads.
         """
-        folder = Path(folder)
+        folder = local(folder)
         if not (folder / _JSON_FILE).exists() and (folder / CODEC_FOLDER).is_dir():
             folder = folder / CODEC_FOLDER
         try:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from sidrec_torchrec.data.conversion import EventSink, with_sources, write_parquet, write_sorted_events
 from sidrec_torchrec.data.folder import EVENTS_FILE, ITEMS_FILE
 from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.training.config import JobConfig
 
 USER_IDS_FILE = "user_ids.parquet"
 
@@ -27,7 +28,7 @@ _BATCH = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class AmazonReviewsConfig:
+class AmazonReviewsConfig(JobConfig):
     """What to convert.
 
     Args:

@@ -170,7 +170,8 @@ def _from_npy(path: Path, num_items: int) -> pa.Array:
 
 
 def _from_parquet(path: Path, items: pa.Table) -> dict[str, pa.Array]:
-    schema = ParquetTable.open(path).schema
+    opened = ParquetTable.open(path)
+    schema = opened.schema
     keys = [name for name in items.column_names if name in schema.names and not is_vector(schema.field(name).type)]
     names = [field.name for field in schema if is_vector(field.type)]
     if not keys or not names:
@@ -178,7 +179,7 @@ def _from_parquet(path: Path, items: pa.Table) -> dict[str, pa.Array]:
             f"{path}: need a key column (one of {', '.join(items.column_names)}) and a column of float lists; the file "
             f"has {', '.join(schema.names)}"
         )
-    table = pq.read_table(path, columns=[keys[0], *names], page_checksum_verification=True).combine_chunks()
+    table = pa.Table.from_batches([batch for _, batch in opened.batches([keys[0], *names], 1 << 16)]).combine_chunks()
     key = table[keys[0]].cast(items.schema.field(keys[0]).type)
     if pc.count_distinct(key, mode="all").as_py() != len(key):
         raise DataError(f"{path}: column '{keys[0]}' repeats a value; each item needs one row")

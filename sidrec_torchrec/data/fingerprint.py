@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.folder import DataFolder
 from sidrec_torchrec.errors import DataError, first_line
+from sidrec_torchrec.part_files import open_parquet
+from sidrec_torchrec.storage.mirror import open_input, size_of
 
 
 def data_fingerprint(folder: DataFolder) -> dict[str, str]:
@@ -33,11 +34,12 @@ def files_fingerprint(paths: Sequence[Path]) -> str:
 
 
 def _footer(path: Path) -> bytes:
-    size = path.stat().st_size
+    size = size_of(path)
     try:
-        footer = pq.read_metadata(path).serialized_size + 8  # length and magic number behind it
+        with open_parquet(path) as parquet:
+            footer = parquet.metadata.serialized_size + 8  # length and magic number behind it
     except pa.ArrowException as error:
         raise DataError(f"{path}: not a Parquet file, or cut short: {first_line(error)}; make it again") from error
-    with path.open("rb") as file:
+    with open_input(path) as file:
         file.seek(size - footer)
         return size.to_bytes(8, "little") + file.read()

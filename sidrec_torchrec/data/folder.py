@@ -1,6 +1,7 @@
 """A data folder: where its files are and what their columns are called."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from sidrec_torchrec.data.parquet import ArrowTable, ParquetTable
 from sidrec_torchrec.data.parts import find_files
 from sidrec_torchrec.errors import DataError, check_once
 from sidrec_torchrec.files import read_json, write_json
+from sidrec_torchrec.storage.mirror import bring, is_mirrored, local
+from sidrec_torchrec.storage.urls import is_url, output_of
 from sidrec_torchrec.training.config import JobConfig
 
 ITEMS_FILE = "items.parquet"
@@ -27,7 +30,7 @@ class DataSchema:
     """Where data are and what they are called; what is not said is as docs/data.md has it.
 
     Args:
-        items: file, folder of parts, or glob in place of ``items.parquet``; relative to the data folder.
+        items: file, folder of parts, or glob in place of ``items.parquet``; relative to the data folder, or a URL.
         embeddings: a second file, folder or glob of ``item_id`` and embeddings, in any order, beside those of ``items``.
         events: likewise in place of ``events.parquet``.
         users: likewise in place of ``users.parquet``.
@@ -137,7 +140,7 @@ class DataFolder:
         """
         if isinstance(data, DataFolder):
             return data if schema is None else replace(data, schema=schema.over(data.schema))
-        path = Path(data)
+        path = local(data)
         own = DataSchema()
         if (path / SCHEMA_FILE).exists():
             own = DataSchema.from_json(read_json(path / SCHEMA_FILE), path / SCHEMA_FILE)
@@ -150,7 +153,8 @@ class DataFolder:
             kind: ``items``, ``embeddings``, ``events`` or ``users``.
         """
         if named := getattr(self.schema, kind):
-            return self.path / named
+            path = local(named) if is_url(named) else self.path / named
+            return bring(Path(os.path.normpath(path))) if is_mirrored(path) else path
         file, folder = self.path / f"{kind}.parquet", self.path / kind
         return folder if folder.is_dir() and not file.exists() else file
 
@@ -182,7 +186,7 @@ class DataFolder:
 
     def write_schema(self) -> Path:
         """Writes the schema into the folder, where every job finds it."""
-        path = self.path / SCHEMA_FILE
+        path = output_of(self.path) / SCHEMA_FILE
         write_json(path, self.schema.to_json())
         return path
 
@@ -248,7 +252,7 @@ def open_table(
         folder = replace(folder, schema=folder.schema.over(schema or DataSchema()))
         return folder.table(kind), folder.schema
     schema = schema or DataSchema()
-    return ParquetTable.open(Path(data), names=schema.names), schema
+    return ParquetTable.open(local(data), names=schema.names), schema
 
 
 def is_data_folder(data: Any) -> bool:
@@ -257,7 +261,7 @@ def is_data_folder(data: Any) -> bool:
         return False
     if isinstance(data, DataFolder):
         return True
-    path = Path(data)
+    path = local(data)
     if not path.is_dir():
         return False
     names = {SCHEMA_FILE, *_KINDS, *(f"{kind}.parquet" for kind in _KINDS)}

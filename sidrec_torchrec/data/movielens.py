@@ -12,12 +12,13 @@ from sidrec_torchrec.data.conversion import EventSink, with_sources, write_parqu
 from sidrec_torchrec.data.folder import EVENTS_FILE, ITEMS_FILE, USERS_FILE
 from sidrec_torchrec.data.movielens_files import Movie, find_release
 from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.training.config import JobConfig
 
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MovieLensConfig:
+class MovieLensConfig(JobConfig):
     """What to convert.
 
     Args:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sidrec_torchrec.data.columns import is_list, is_number, plain_type
 from sidrec_torchrec.data.ids import ID_TYPES, canonical, check_unique, id_type
 from sidrec_torchrec.data.parts import Part, open_parts
 from sidrec_torchrec.errors import DataError, first_line
+from sidrec_torchrec.part_files import open_parquet
+from sidrec_torchrec.storage.mirror import local
 
 _BUFFER_BYTES = 1 << 20
 _NULL_OF_FIXED_SIZE = "Expected all lists to be of size"
@@ -53,7 +54,7 @@ class ParquetTable:
         Raises:
             DataError: if there is no file, one is no (whole) Parquet file, the parts' columns differ, or there are no rows.
         """
-        path = Path(path)
+        path = local(path)
         parts = open_parts(path)
         num_rows = sum(part.num_rows for part in parts)
         if num_rows == 0 and not may_be_empty:
@@ -233,9 +234,7 @@ class ParquetTable:
         first_row = 0
         try:
             # a row group's columns are streamed, not held whole; threads cost more than they save of a few columns
-            with pq.ParquetFile(
-                part.path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
-            ) as file:
+            with open_parquet(part.path, buffer_size=_BUFFER_BYTES) as file:
                 groups = None if group is None else [group]
                 for batch in file.iter_batches(batch_size, row_groups=groups, columns=stored, use_threads=False):
                     arrays = [

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
+import pyarrow.fs as pafs
 
 from sidrec_torchrec.errors import DataError, first_line
 from sidrec_torchrec.files import check_listed
+from sidrec_torchrec.part_files import open_parquet
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _is_data(path: Path) -> bool:
 def _open_part(path: Path) -> Part:
     check_listed(path)
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with open_parquet(path) as file:
             groups = tuple(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
             return Part(path, file.schema_arrow, groups, {})
     except (pa.ArrowException, OSError) as error:
@@ -101,10 +102,14 @@ def _partitions(root: Path, files: list[Path]) -> list[dict[str, pa.Scalar]]:
     """By file, what its folders' names ``column=value`` below ``root`` say: integers, or else text; null for hive's default."""
     if not any("=" in folder for file in files for folder in file.relative_to(root).parts[:-1]):
         return [{} for _ in files]
-    hive = ds.partitioning(flavor="hive")
-    found = ds.dataset(list(map(str, files)), format="parquet", partitioning=hive, partition_base_dir=str(root))
-    keys = [ds.get_partition_keys(fragment.partition_expression) for fragment in found.get_fragments()]
-    return [{name: pa.scalar(its[name], found.schema.field(name).type) for name in its} for its in keys]
+    options = ds.FileSystemFactoryOptions(
+        partitioning=ds.partitioning(flavor="hive"), partition_base_dir=str(root.absolute())
+    )
+    paths = [str(file.absolute()) for file in files]
+    factory = ds.FileSystemDatasetFactory(pafs.LocalFileSystem(), paths, ds.ParquetFileFormat(), options)
+    schema = factory.inspect(fragments=0)  # of the folders' names; no file is read
+    keys = [ds.get_partition_keys(fragment.partition_expression) for fragment in factory.finish(schema).get_fragments()]
+    return [{name: pa.scalar(its[name], schema.field(name).type) for name in its} for its in keys]
 
 
 def _root(path: Path) -> Path:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ from sidrec_torchrec.data.user_lists import list_names
 from sidrec_torchrec.engines.base import Engine, Inline
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import LIST_FILE, atomic_path, list_files, read_object, write_json
-from sidrec_torchrec.processes import on_first_process
+from sidrec_torchrec.processes import made_once
+from sidrec_torchrec.storage.mirror import local
+from sidrec_torchrec.storage.urls import made_beside
 
 PREPARED_FILE, SEEN_FILE = "prepared.json", "seen.npy"
 TRAINING_FILE, FIRST_EVENT_FILE = "training_events.npy", "first_event.npy"
@@ -130,13 +133,17 @@ class Prepared:
             DataError: if a column is missing or holds something else than it did in training; names file and column.
         """
         if self.features.item:
-            path = self._item_codes
-            on_first_process(lambda: None if path.exists() else write_item_codes(data, self.features.item, path))
+            made_once(self._item_codes, partial(write_item_codes, data, self.features.item))
+
+    @property
+    def arrays(self) -> Path:
+        """The folder of what is laid out by item, to be mapped."""
+        return made_beside(self.folder, PREPARED_FILE) / "arrays"
 
     @property
     def _item_codes(self) -> Path:
         names = json.dumps(self.features.to_json()["item"]).encode()
-        return self.folder / "arrays" / f"item-features-{hashlib.sha256(names).hexdigest()[:16]}.npy"
+        return self.arrays / f"item-features-{hashlib.sha256(names).hexdigest()[:16]}.npy"
 
     def files(self) -> list[Path]:
         """The files that say what the sequences are. Of their parts, which each process checks as it reads them, one has the digests."""
@@ -191,7 +198,7 @@ def open_prepared(folder: Path) -> Prepared:
     Raises:
         DataError: if the folder is not one.
     """
-    folder = Path(folder)
+    folder = local(folder)
     if not (folder / PREPARED_FILE).exists() and (folder / SEQUENCES / PREPARED_FILE).exists():
         folder = folder / SEQUENCES
     path = folder / PREPARED_FILE

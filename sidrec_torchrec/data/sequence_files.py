@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from sidrec_torchrec.data.sequences import Sequence, from_table, to_record_batch
 from sidrec_torchrec.errors import DataError, first_line
 from sidrec_torchrec.files import check_listed
-from sidrec_torchrec.part_files import part_path
+from sidrec_torchrec.part_files import open_parquet, part_path
 
 HANDS = 64  # row groups of a deal: so many processes can read different ones of any 64
 _DEAL_EVENTS, _DEAL_ROWS = 1 << 22, 1 << 15  # events and rows of a deal, at most: about 100 MB in memory
@@ -187,7 +187,7 @@ class SequenceFiles:
             path = part_path(self._folder, part)
             rank, world_size = self._share
             check_listed(path, content=part % world_size == rank)
-            self._parts[part] = pq.ParquetFile(path, page_checksum_verification=True)
+            self._parts[part] = open_parquet(path)
             if len(self._parts) > _OPEN_PARTS:
                 self._parts.popitem(last=False)[1].close()
         self._parts.move_to_end(part)

@@ -27,6 +27,7 @@ from sidrec_torchrec.data.ids import as_ids, keys
 from sidrec_torchrec.data.sids import SIDs, open_sids
 from sidrec_torchrec.errors import CodecMismatchError, DataError, first_line
 from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.storage.mirror import local
 
 INDEX_FILE = "sids.index"
 _MAGIC, _FORMAT, _ALIGNMENT = b"sidindex", 1, 64
@@ -71,7 +72,7 @@ class SIDLookup:
             DataError: if there is no index, or it is broken, or not of all the generations there are by now.
             CodecMismatchError: if it is of SIDs of another codec.
         """
-        folder = Path(folder)
+        folder = local(folder)
         sids, path = open_sids(folder), folder / INDEX_FILE
         header, arrays = _map(path, verify=verify)
         spec = SIDSpec.from_json(header)

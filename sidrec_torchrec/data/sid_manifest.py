@@ -12,12 +12,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.parts import find_files
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import read_object, remove, sha256_of, write_json
+from sidrec_torchrec.part_files import open_parquet
 
 MANIFEST_FILE = "manifest.json"
 SIDS_FILE = "sids.parquet"  # of generation 0
@@ -54,9 +53,14 @@ class Generation:
     @staticmethod
     def of(path: Path, **known: Any) -> "Generation":
         """A generation whose file, or parts, have been written; ``known`` are the other fields."""
-        rows = sum(pq.read_metadata(part).num_rows for part in find_files(path))
+        rows = sum(_rows(part) for part in find_files(path))
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return Generation(file=path.name, rows=rows, sha256=sha256_of(path), **{"created": now} | known)
+
+
+def _rows(part: Path) -> int:
+    with open_parquet(part) as file:
+        return file.metadata.num_rows
 
 
 @dataclass(frozen=True)

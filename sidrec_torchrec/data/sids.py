@@ -20,6 +20,7 @@ from sidrec_torchrec.data.sid_manifest import MANIFEST_FILE, SIDS_FILE, Generati
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path, sha256_of
 from sidrec_torchrec.part_files import is_of_parts
+from sidrec_torchrec.storage.mirror import local
 
 _INT64 = pa.int64()
 _FINGERPRINT, _STAGES = b"sidrec.fingerprint", b"sidrec.stages"
@@ -179,7 +180,7 @@ def open_sids(path: str | Path) -> SIDs:
     Raises:
         DataError: if a file is missing, broken, empty, no SID file or not as the manifest has it.
     """
-    path = Path(path)
+    path = local(path)
     if not path.is_dir() or is_of_parts(path):
         return _alone(_open_file(path))
     manifest = Manifest.read(path)

@@ -21,6 +21,7 @@ from sidrec_torchrec.fusion.encoder import Encoder
 from sidrec_torchrec.fusion.item_tensors import ItemStream, check_widths
 from sidrec_torchrec.fusion.model import ItemTensors, Standardize, VQFusion
 from sidrec_torchrec.names import escape
+from sidrec_torchrec.storage.mirror import local
 
 _JSON_FILE, _WEIGHTS_FILE = "tokenizer.json", "tokenizer.pt"
 TOKENIZER_FOLDER = "tokenizer"  # where train-tokenizer and tune-tokenizer put it, in their output folder
@@ -184,7 +185,7 @@ class Tokenizer:
             DataError: if a file is missing or broken.
             CodecMismatchError: if the weights are not those it was saved with.
         """
-        folder = tokenizer_folder(Path(folder))
+        folder = tokenizer_folder(local(folder))
         try:
             value = read_object(folder / _JSON_FILE)
             check_is_file(folder / _WEIGHTS_FILE)

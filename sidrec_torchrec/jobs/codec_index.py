@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sidrec_torchrec.data.sid_index import SIDLookup, write_index
+from sidrec_torchrec.storage.mirror import bring
+from sidrec_torchrec.storage.urls import as_urls
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.progress import stage
 
@@ -16,6 +18,8 @@ class CodecIndexConfig(JobConfig):
         sids: folder encode-corpus wrote; the index goes into it.
     """
 
+    writes = ("sids",)
+
     sids: Path
 
 
@@ -25,7 +29,8 @@ def main(config: CodecIndexConfig) -> None:
     Raises:
         DataError: if the SIDs are missing or broken.
     """
+    bring(config.sids)
     with stage("index", None, show=True, line=False):
         path = write_index(config.sids)
     lookup = SIDLookup.open(config.sids, verify=True)
-    print(f"{path}: {len(lookup):,} items, {path.stat().st_size / max(len(lookup), 1):.0f} bytes each")
+    print(as_urls(f"{path}: {len(lookup):,} items, {path.stat().st_size / max(len(lookup), 1):.0f} bytes each"))

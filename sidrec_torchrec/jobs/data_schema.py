@@ -9,6 +9,7 @@ from sidrec_torchrec.data.format import DataConfig, DataFolder, open_events
 from sidrec_torchrec.data.propose import propose
 from sidrec_torchrec.data.unread import unread_events
 from sidrec_torchrec.files import write_json
+from sidrec_torchrec.storage.urls import as_urls
 from sidrec_torchrec.training.progress import stage
 
 
@@ -39,7 +40,7 @@ def main(config: DataSchemaConfig) -> dict[str, Any]:
         path = DataFolder(config.data, schema).write_schema()
     else:
         write_json(path, schema.to_json())
-    print(f"{path}: {json.dumps(schema.to_json(), indent=2)}")
+    print(as_urls(f"{path}: {json.dumps(schema.to_json(), indent=2)}"))
     _print_candidates(DataFolder(config.data, schema))
     return schema.to_json()
 

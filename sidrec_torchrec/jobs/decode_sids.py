@@ -12,6 +12,7 @@ from sidrec_torchrec.data.sids import read_sids
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import atomic_path, sha256_of
 from sidrec_torchrec.fusion.tokenizer import Decoded, Tokenizer
+from sidrec_torchrec.storage.urls import as_urls
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.progress import stage
 
@@ -59,7 +60,7 @@ def main(config: DecodeSIDsConfig) -> None:
             progress.advance(len(table))
         if writer is not None:
             writer.close()
-    print(f"{config.out}: {len(item_ids):,} items, sha256 {sha256_of(config.out)}")
+    print(as_urls(f"{config.out}: {len(item_ids):,} items, sha256 {sha256_of(config.out)}"))
 
 
 def _columns(decoded: Decoded) -> Iterator[tuple[str, pa.Array]]:

@@ -23,6 +23,7 @@ from sidrec_torchrec.fusion.report import TokenizerReport
 from sidrec_torchrec.fusion.tokenizer import Tokenizer, tokenizer_files
 from sidrec_torchrec.part_files import PartFiles
 from sidrec_torchrec.processes import is_first_process, on_first_process
+from sidrec_torchrec.storage.urls import as_urls
 from sidrec_torchrec.training.group import own_device, process_group
 from sidrec_torchrec.training.progress import say, stage
 from sidrec_torchrec.training.runs import Run, open_run
@@ -118,7 +119,8 @@ def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, engine: Engine, be
         return before
     report = TokenizerReport(tokenizer, None if is_full else ())
     path = config.out / generation_file(len(before.generations) if before else 0)
-    made_of = [sha256_of(file) for file in config.files()] + [before.identity if before else "", config.report]
+    digests = on_first_process(lambda: [sha256_of(file) for file in config.files()])  # each file is read by one process
+    made_of = [*digests, before.identity if before else "", config.report]
     parts = PartFiles.of(path, made_of)
     num_parts = max(1, min(-(-count // _PART_ITEMS), 2 * stream.items.table.num_row_groups))
 
@@ -146,7 +148,7 @@ def _encode(config: EncodeCorpusConfig, tokenizer: Tokenizer, engine: Engine, be
                 result |= {"generation": len(before.generations), "gone": gone, "total": _total(have, words_NW)}
             else:
                 tokenizer.codec.save(config.out / CODEC_FOLDER)
-            generation = Generation.of(path, tokenizer=str(config.tokenizer), report=result)
+            generation = Generation.of(path, tokenizer=as_urls(str(config.tokenizer)), report=result)
             spec, earlier = tokenizer.codec.spec, before.generations if before else ()
             manifest = Manifest(spec, (*earlier, generation))
             manifest.write(config.out)

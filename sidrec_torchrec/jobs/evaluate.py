@@ -25,7 +25,7 @@ from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import CHECKPOINTS
 from sidrec_torchrec.training.progress import stage
-from sidrec_torchrec.training.runs import open_run
+from sidrec_torchrec.training.runs import open_run, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +146,7 @@ def _backtest(config: EvaluateConfig, out: Path, processes: Processes) -> dict[s
     trained = TrainedRanker.open(config.ranker)
     own = trained.trained_on.prepared
     on_first_process(lambda: _prepare(config, out, own))
+    share(out / SEQUENCES)
     prepared = open_prepared(out)
     assert config.data is not None
     parts = trained.parts(

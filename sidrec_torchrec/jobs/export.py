@@ -24,6 +24,7 @@ from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import FORMAT, METADATA, Scorer
 from sidrec_torchrec.ranker.serving import INPUTS, ServingRanker, WithWords, alone, export, more_inputs, requests_of
+from sidrec_torchrec.storage.urls import as_urls
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
@@ -82,9 +83,13 @@ def main(config: ExportConfig) -> dict[str, Any]:
                 with atomic_path(config.out) as temporary:
                     shutil.copyfile(file, temporary)
                 progress.advance(1)
-            print(f"{config.out}: sha256 {sha256_of(config.out)}")
+            print(as_urls(f"{config.out}: sha256 {sha256_of(config.out)}"))
             for sid in metadata["sids"]:
-                print(f"{config.out}: reads SIDs '{sid['name']}' of {sid['stages']}, fingerprint {sid['fingerprint']}")
+                print(
+                    as_urls(
+                        f"{config.out}: reads SIDs '{sid['name']}' of {sid['stages']}, fingerprint {sid['fingerprint']}"
+                    )
+                )
     return metadata
 
 

@@ -23,6 +23,7 @@ from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, Needs, Tokenizers
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
+from sidrec_torchrec.storage.urls import as_urls
 from sidrec_torchrec.study.explorer import explore
 from sidrec_torchrec.study.plans import TokenizerPlan, Variant
 from sidrec_torchrec.study.report import REPORT_FILE, print_report, summarize_arm
@@ -32,8 +33,9 @@ from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.launcher import tell_launcher
 from sidrec_torchrec.training.progress import stage
-from sidrec_torchrec.training.runs import look, open_run
+from sidrec_torchrec.training.runs import look, open_run, share
 
+DATA_FOLDER = "data"  # of a corpus that is made
 DATA_FILE = "data.json"  # what validation found
 REPORT_PAGE = "report.html"
 SYNTHETIC_SOURCES, SYNTHETIC_TARGETS = ("text_emb", "image_emb"), ("category", "tags")
@@ -129,7 +131,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
             write_json(config.out / REPORT_FILE, report, sealed=True)
             write_html(report, config.out / REPORT_PAGE, explore(data, _sids(workspace, variants)))
             print_report(report)
-            print(f"report: {config.out / REPORT_PAGE}")
+            print(as_urls(f"report: {config.out / REPORT_PAGE}"))
         tell_launcher("", {}, config.out / "report.json", config.out / REPORT_PAGE)
         dist.barrier()
         return report
@@ -144,7 +146,7 @@ def plan(config: PipelineConfig) -> dict[str, str]:
     state = look(config.out, config, _inputs(config), ignore=_MAY_GROW)
     if state not in ("new", "begun, and would go on"):
         return {f"pipeline {config.out}": state}
-    data = DataFolder.of(config.data or config.out / "data", config.schema)
+    data = DataFolder.of(config.data or config.out / DATA_FOLDER, config.schema)
     if config.data is None and not data.has("items"):
         sources, targets = config.source or SYNTHETIC_SOURCES, config.target or SYNTHETIC_TARGETS
     else:
@@ -243,7 +245,7 @@ def _sids(workspace: Workspace, variants: list[Variant]) -> dict[str, Path]:
 
 def _make_data(config: PipelineConfig) -> DataFolder:
     """The data's folder; on the main process makes it if there is none, and checks it, once."""
-    data = config.data or config.out / "data"
+    data = config.data or config.out / DATA_FOLDER
 
     def make() -> None:
         if (config.out / DATA_FILE).exists():
@@ -257,6 +259,7 @@ def _make_data(config: PipelineConfig) -> DataFolder:
         write_json(config.out / DATA_FILE, {"summary": summary}, sealed=True)
 
     on_first_process(make)
+    share(config.out / DATA_FOLDER)
     return DataFolder.of(data, config.schema)
 
 

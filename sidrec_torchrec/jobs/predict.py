@@ -27,6 +27,8 @@ from sidrec_torchrec.ranker.by_user import score_by_user
 from sidrec_torchrec.ranker.predictor import Predictor, Scored
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.warm_start import weight_files
+from sidrec_torchrec.storage.mirror import bring, slim
+from sidrec_torchrec.storage.urls import absolute, as_urls
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import Stage, stage
@@ -129,7 +131,8 @@ def main(config: PredictConfig) -> dict[str, Any]:
                 counts = _write(scores.batches(first), parts, schema, counts, done, is_main=True)
                 progress.advance(0, _summary(counts))
         if processes.is_main:
-            print(f"{config.out}: sha256 {sha256_of(config.out)}")
+            print(as_urls(f"{config.out}: sha256 {sha256_of(config.out)}"))
+            slim(config.out)
         return counts
 
 
@@ -190,14 +193,18 @@ def _made_of(config: PredictConfig, trained: TrainedRanker) -> Any:
     for path in (config.requests, config.events, config.users, config.data):
         if path is not None:
             files += DataFolder.of(path).files() if is_data_folder(path) else find_files(path)
-    return [str(replace(config, engine=None)), [[str(file), glance(file)] for file in files if file.exists()]]
+    return [
+        as_urls(str(replace(config, engine=None))),
+        [[as_urls(str(file)), glance(file)] for file in files if file.exists()],
+    ]
 
 
 def _check_out(config: PredictConfig) -> None:
+    bring(config.out, clean=True)
     if config.out.is_dir() and not is_of_parts(config.out):
         raise SidrecError(f"{config.out}: a folder is there; name a file")
     folder = config.requests
-    if folder is not None and folder.is_dir() and config.out.resolve().parent == folder.resolve():
+    if folder is not None and folder.is_dir() and absolute(config.out.parent) == absolute(folder):
         raise SidrecError(
             f"{config.out}: would be one of the requests the next time; name a file elsewhere than {folder}"
         )
@@ -215,7 +222,7 @@ def _schema(given: GivenRequests | None, predictor: Predictor, config: PredictCo
             raise SidrecError(f"{config.requests}: has a column '{name}' already, which is to be added; rename it")
         columns = columns.append(pa.field(name, pa.float32()))
     metadata = {
-        _RANKER: str(config.ranker.resolve()),
+        _RANKER: absolute(config.ranker),
         _FINGERPRINTS: json.dumps(_fingerprints(predictor.trained)),
         _VERSION: __version__,
     }

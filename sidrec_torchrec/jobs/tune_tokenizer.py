@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from sidrec_torchrec.fusion.item_tensors import ItemStream
 from sidrec_torchrec.fusion.published import Published
 from sidrec_torchrec.fusion.report import kept
 from sidrec_torchrec.fusion.tokenizer import TOKENIZER_FOLDER, Tokenizer, tokenizer_files
-from sidrec_torchrec.processes import on_first_process
+from sidrec_torchrec.processes import made_once
 from sidrec_torchrec.ranker.sharding import shard
 from sidrec_torchrec.ranker.training import RankerTraining, RankerTrainingConfig
 from sidrec_torchrec.ranker.tuning import ItemRows, TokenizedItems, TuningRanker
+from sidrec_torchrec.storage.urls import is_made_beside, made_beside
 from sidrec_torchrec.training.group import Processes, process_group
 from sidrec_torchrec.training.loop import Loop
-from sidrec_torchrec.training.runs import open_run
+from sidrec_torchrec.training.runs import CONFIG_FILE, open_run
 from sidrec_torchrec.training.trackers import Trackers, open_trackers
 
 
@@ -101,9 +103,9 @@ def _tune(config: TuneTokenizerConfig, processes: Processes, trackers: Trackers)
     prepared.lay_out_item_codes(config.folder)
     tokenizer = Tokenizer.load(config.tokenizer)
     before = tokenizer.codec.spec.fingerprint
-    store = config.out / "items"
+    store = made_beside(config.out, CONFIG_FILE) / "items"
     stream = _open_items(config, tokenizer, prepared)
-    on_first_process(lambda: None if store.exists() else ItemStore.write(stream, store))
+    made_once(store, partial(ItemStore.write, stream))
     content = ItemStore.open(store)
     if config.keep is not None:
         tokenizer.model.hold(Keep(weight=config.keep_weight, margin=config.keep_margin))
@@ -128,7 +130,8 @@ def _tune(config: TuneTokenizerConfig, processes: Processes, trackers: Trackers)
     refreshed = {} if config.keep is None else {"kept": kept(tuned, stream, **share)}
     if processes.is_main:
         tuned.save(config.out / TOKENIZER_FOLDER)
-        shutil.rmtree(store)
+    if processes.is_main or is_made_beside(store):  # of this machine alone
+        shutil.rmtree(store, ignore_errors=True)
     fingerprints = {"fingerprint": tuned.codec.spec.fingerprint, "encoding": tuned.encoding, "before": before}
     return fingerprints | refreshed | training.result(course)
 

@@ -35,6 +35,7 @@ from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents, Re
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.processes import sum_over_processes
 from sidrec_torchrec.ranker.recipe import TrainedRanker
+from sidrec_torchrec.storage.mirror import local
 from sidrec_torchrec.training.group import Processes, current_processes, process_group
 
 _TARGETS_PER_ROW = 256  # requests of one history that are scored together
@@ -135,7 +136,7 @@ class Predictor:
         opened = {name: value for name, value in locals().items() if name != "read"}
         shared = dist.is_initialized() and dist.get_world_size() > 1
         with process_group() as processes:
-            trained = TrainedRanker.open(Path(ranker))
+            trained = TrainedRanker.open(local(ranker))
             recipe, own = trained.recipe, trained.trained_on.prepared
             folder = recipe.folder if data is None else DataFolder.of(data, own.schema.columns_alone)
             parts = trained.parts(

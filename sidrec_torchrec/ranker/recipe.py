@@ -24,6 +24,7 @@ from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.sharding import shard
 from sidrec_torchrec.ranker.trained_on import TrainedOn
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
+from sidrec_torchrec.storage.mirror import local
 from sidrec_torchrec.training.checkpoints import BEST, Checkpoints
 from sidrec_torchrec.training.config import config_from_json
 from sidrec_torchrec.training.group import Processes
@@ -132,7 +133,7 @@ class TrainedRanker:
             CodecMismatchError: if an earlier version trained it, and the SIDs it reads have been encoded anew, by another codec;
                 others are checked by ``parts``.
         """
-        folder = Path(folder)
+        folder = local(folder)
         path = folder / CONFIG_FILE
         if not path.exists():
             raise SidrecError(f"{path}: not found; name a folder train-ranker wrote")

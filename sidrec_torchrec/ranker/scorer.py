@@ -20,6 +20,7 @@ from sidrec_torchrec.data.tasks import DEFAULT_TASKS, num_actions
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.files import sha256_of
 from sidrec_torchrec.native import build
+from sidrec_torchrec.storage.mirror import local
 
 METADATA = "sidrec.json"
 FEATURE_NAMES = {"feature_NF", "known_MF"}
@@ -60,9 +61,10 @@ class Scorer:
     def __init__(self, path: str | Path, *, parallel: int = 1, sha256: str | None = None) -> None:
         if parallel < 1:
             raise DataError(f"parallel must be at least 1, got {parallel}")
-        if sha256 is not None and (actual := sha256_of(Path(path))) != sha256.lower():
+        path = local(path)
+        if sha256 is not None and (actual := sha256_of(path)) != sha256.lower():
             raise DataError(f"{path}: not the package that was asked for: its sha256 is {actual}, expected {sha256}")
-        self._program, metadata = _load(Path(path), parallel)
+        self._program, metadata = _load(path, parallel)
         if metadata is None:
             raise SidrecError(f"{path}: not a ranker that `sidrec export` wrote")
         self.metadata: dict[str, Any] = json.loads(metadata)

@@ -23,6 +23,7 @@ from sidrec_torchrec.names import escape
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms import ARMS, ArmInputs, Needs, SIDArray
 from sidrec_torchrec.ranker.arms.open import named, training_events_file
+from sidrec_torchrec.storage.mirror import is_mirrored, open_input
 
 ARM_FILE, _ARRAYS = "arm.json", "arrays"
 
@@ -173,7 +174,11 @@ def _link(paths: Iterable[Path], folder: Path) -> None:
 
 
 def _link_as(path: Path, to: Path) -> None:
-    """A second name of the file, which takes no room; a copy where the disk has no such thing."""
+    """A second name of the file, which takes no room; a copy where the disk has no such thing, or it is of a URL, or for one."""
+    if is_mirrored(path) or is_mirrored(to):
+        with open_input(path) as source, to.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+        return
     try:
         os.link(path, to)
     except OSError:

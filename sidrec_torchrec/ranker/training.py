@@ -18,6 +18,7 @@ from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.evaluation import evaluate
 from sidrec_torchrec.ranker.model import RankerOutput
 from sidrec_torchrec.ranker.sharding import OptimizerConfig, RankerOptimizer
+from sidrec_torchrec.storage.mirror import is_mirrored
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.loop import Course, LoopConfig
 from sidrec_torchrec.training.profiler import profiled
@@ -179,4 +180,7 @@ def _loader(data: SequenceBatches, device: torch.device) -> Iterable[RankBatch]:
     """Batches made one ahead by a worker where the device is a GPU; on CPU the cores are busy with the model."""
     if device.type == "cpu":
         return data
-    return DataLoader(data, batch_size=None, num_workers=1, pin_memory=True, prefetch_factor=4)
+    start = "spawn" if is_mirrored(data.prepared.folder) else None  # a forked process cannot use a store's connections
+    return DataLoader(
+        data, batch_size=None, num_workers=1, pin_memory=True, prefetch_factor=4, multiprocessing_context=start
+    )

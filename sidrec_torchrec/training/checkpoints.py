@@ -1,20 +1,17 @@
 """Distributed checkpoints in a run's folder: the last state, to go on from, and the best one, to keep."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import StorageReader
 
 from sidrec_torchrec.errors import SidrecError, first_line
-from sidrec_torchrec.files import replace_path, sync_to_disk
+from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.training.old_storage import OLD_INDEX_FILE, OldLoadPlanner, OldReader
 from sidrec_torchrec.training.storage import (
     INDEX_FILE,
@@ -22,6 +19,7 @@ from sidrec_torchrec.training.storage import (
     JSONSavePlanner,
     TensorFileReader,
     TensorFileWriter,
+    remove_others,
 )
 
 BEST, LAST = "best", "last"  # the checkpoint to keep, and the one to go on from
@@ -40,8 +38,7 @@ class Checkpoints:
 
     def has(self, name: str) -> bool:
         """Whether there is a whole checkpoint ``name``."""
-        self._settle(name)
-        return (self._folder / name).exists()
+        return any((self._folder / name / index).exists() for index in (INDEX_FILE, OLD_INDEX_FILE))
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Replaces checkpoint ``name`` by ``state`` (tensors, sharded tensors, strings, numbers); on every process.
@@ -49,24 +46,16 @@ class Checkpoints:
         Raises:
             SidrecError: if it cannot be written, say on a full disk; the one before stays.
         """
-        new, old = self._folder / f"{name}.new", self._folder / f"{name}.old"
-        with _explained(f"{new}: cannot be written", "run again where it can, and the run goes on from the one before"):
-            if dist.get_rank() == 0:
-                shutil.rmtree(new, ignore_errors=True)  # of a job that was killed, with other processes perhaps
-            dist.barrier()
+        folder = self._folder / name
+        with _explained(
+            f"{folder}: cannot be written", "run again where it can, and the run goes on from the one before"
+        ):
             try:
-                dcp.save(state, storage_writer=TensorFileWriter(new), planner=JSONSavePlanner())
+                dcp.save(state, storage_writer=TensorFileWriter(folder), planner=JSONSavePlanner())
             except CheckpointException:  # all processes have it
-                shutil.rmtree(new, ignore_errors=True)
+                on_first_process(lambda: remove_others(folder))
                 raise
-        if dist.get_rank() == 0:
-            sync_to_disk(new)
-            shutil.rmtree(old, ignore_errors=True)
-            if (self._folder / name).exists():
-                os.replace(self._folder / name, old)
-            replace_path(new, self._folder / name)
-            shutil.rmtree(old, ignore_errors=True)
-        dist.barrier()
+        on_first_process(lambda: remove_others(folder))
 
     def load(self, name: str, state: dict[str, Any]) -> None:
         """Fills ``state`` in place from checkpoint ``name``; on every process.
@@ -106,12 +95,6 @@ class Checkpoints:
             raise SidrecError(
                 f"{path}: {_BROKEN} ({first_line(error)}); remove {self._folder} to train anew"
             ) from error
-
-    def _settle(self, name: str) -> None:
-        """Takes the old checkpoint back if the process died between two renames."""
-        if dist.get_rank() == 0 and (self._folder / f"{name}.old").exists() and not (self._folder / name).exists():
-            os.replace(self._folder / f"{name}.old", self._folder / name)
-        dist.barrier()
 
 
 def _reader(path: Path) -> StorageReader:

@@ -1,11 +1,14 @@
-"""Config dataclasses of jobs: paths that may be given as text, and JSON, as run folders keep it."""
+"""Config dataclasses of jobs: paths that may be given as text or as URLs, and JSON, as run folders keep it."""
 
 import dataclasses
 import os
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from sidrec_torchrec.storage.mirror import bring, local
+from sidrec_torchrec.storage.urls import absolute, is_url, relative
 
 POSITIONAL = {
     "is_positional": True
@@ -15,15 +18,23 @@ _WAS = "was"
 
 
 class JobConfig:
-    """Base of dataclasses with fields that are paths, which may be given as text."""
+    """Base of dataclasses with fields that are paths, which may be given as text, or as URLs.
+
+    Of a URL the field holds the mirror, which shows what is there, if it is to be read; see ``storage``.
+
+    Attributes:
+        writes: fields that name what is written.
+    """
+
+    writes: ClassVar[tuple[str, ...]] = ("out", "json")
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
-                object.__setattr__(self, name, Path(value))
+            value, is_output = getattr(self, name), name in self.writes
+            if isinstance(value, str | Path) and Path in (hint, *typing.get_args(hint)):
+                object.__setattr__(self, name, local(value, is_output=is_output))
             elif isinstance(value, tuple | list) and typing.get_args(hint) == (Path, ...):
-                object.__setattr__(self, name, tuple(map(Path, value)))
+                object.__setattr__(self, name, tuple(local(path, is_output=is_output) for path in value))
 
 
 def config_json(config: Any, folder: Path) -> dict[str, Any]:
@@ -107,18 +118,21 @@ def _typed(hint: Any, value: Any, folder: Path) -> Any:
 
 
 def located(value: dict[str, str] | str, folder: Path) -> Path:
-    """A path as ``config_json`` wrote it; see ``config_from_json``."""
+    """A path as ``config_json`` wrote it; see ``config_from_json``. What is at a URL is brought."""
     if isinstance(value, str):  # of an earlier version
         return Path(value)
+    if is_url(value[_PATH]):
+        return local(value[_PATH])
     path = Path(os.path.normpath(folder.resolve() / value[_PATH]))
-    return path if path.exists() or not Path(value[_WAS]).exists() else Path(value[_WAS])
+    bring(path)
+    return path if path.exists() or not is_url(value[_WAS]) and not Path(value[_WAS]).exists() else local(value[_WAS])
 
 
 def _plain(value: Any, folder: Path) -> Any:
     if dataclasses.is_dataclass(value):
         return config_json(value, folder)
     if isinstance(value, Path):
-        return {_PATH: os.path.relpath(value.resolve(), folder.resolve()), _WAS: str(value.resolve())}
+        return {_PATH: relative(value, folder), _WAS: absolute(value)}
     if isinstance(value, list | tuple):
         return [_plain(v, folder) for v in value]
     if isinstance(value, dict):

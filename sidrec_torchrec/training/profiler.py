@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from sidrec_torchrec.storage.mirror import publish
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.progress import say
 
@@ -67,6 +68,7 @@ class Profiler:
         first, last = self._batches[0], min(self._count, self._batches[1])
         path = self._folder / f"batches-{first}-{last}-process-{self._processes.rank}.json.gz"
         self._running.export_chrome_trace(str(path))
+        publish(path)
         self._running = None
         if self._processes.is_main:
             say(f"{path}: a trace of batches {first} to {last}; open it at ui.perfetto.dev or chrome://tracing")

@@ -4,6 +4,7 @@ A folder knows its inputs by their content, so that it may be moved or copied, w
 not taken for one of inputs that have changed since.
 
 While a job works in a folder it holds a lock there, so that no second one does. The kernel lets go of a killed job's lock.
+Of a folder at a URL only jobs of this machine are kept out.
 """
 
 import fcntl
@@ -19,15 +20,16 @@ from typing import Any, TextIO
 import torch.distributed as dist
 
 from sidrec_torchrec.errors import FolderBusyError, RunMismatchError
-from sidrec_torchrec.files import check_listed, glance, read_object, remove_temporaries, sha256_of, write_json
-from sidrec_torchrec.processes import on_first_process
+from sidrec_torchrec.files import check_listed, glance, read_object, remove, remove_temporaries, sha256_of, write_json
+from sidrec_torchrec.processes import is_first_process, on_first_process
+from sidrec_torchrec.storage.mirror import LOCK, bring, is_mirrored, slim
 from sidrec_torchrec.training.config import config_json, located, without, without_paths
 from sidrec_torchrec.training.launcher import tell_launcher
 from sidrec_torchrec.training.progress import say
 
 CONFIG_FILE = "run.json"
 RESULT_FILE = "metrics.json"
-LOCK_FILE = "run.lock"
+LOCK_FILE = f"run{LOCK}"
 INPUTS = "inputs"  # in CONFIG_FILE, beside the config's fields: what each input file was
 _NO_RESULT = (
     "checkpoint_batches",
@@ -66,6 +68,7 @@ class Run:
             write_json(self.folder / RESULT_FILE, result, sealed=True)
         tell_launcher(self.step, result, self.folder / RESULT_FILE)
         dist.barrier()
+        share(self.folder / RESULT_FILE)
         return read_object(self.folder / RESULT_FILE)
 
 
@@ -101,15 +104,25 @@ def open_run(
     folder, inputs = Path(folder), list(inputs)
     with ExitStack() as stack:
 
-        def claim() -> dict[str, Any] | None:
+        def lock() -> bool:
             is_locked = stack.enter_context(_locked(folder))
+            bring(folder, clean=True)
+            return is_locked
+
+        def claim() -> dict[str, Any] | None:
             fields = without({k: v for k, v in config_json(config, folder).items() if k not in ignore}, _NO_RESULT)
             stack.enter_context(_claimed(folder, fields, inputs, grows=grows, free=free, remedy=remedy))
             if is_locked:
                 remove_temporaries(folder)
             return _described(inputs) if grows else None
 
+        is_locked = on_first_process(lock)
+        if is_mirrored(folder):  # before anything is written there
+            if not is_first_process():
+                bring(folder, clean=True)
+            dist.barrier()
         described = on_first_process(claim)
+        share(folder / CONFIG_FILE)
         result_file = folder / RESULT_FILE
         result = read_object(result_file) if result_file.exists() else None
         outermost = _outermost.get()
@@ -121,6 +134,18 @@ def open_run(
             yield Run(folder, result, described, step)
         finally:
             _outermost.reset(token)
+        share(folder)
+        if outermost is None:
+            slim(folder)
+
+
+def share(path: Path) -> None:
+    """What the first process has written at a URL is then there for those of other machines, too; call on every process."""
+    if is_mirrored(path):
+        dist.barrier()
+        if not is_first_process():
+            bring(path)
+        dist.barrier()
 
 
 def look(folder: Path, config: Any, inputs: Iterable[Path] = (), *, ignore: tuple[str, ...] = ("out", "append")) -> str:
@@ -132,10 +157,11 @@ def look(folder: Path, config: Any, inputs: Iterable[Path] = (), *, ignore: tupl
         inputs: and
         ignore: fields.
     """
-    if not folder.is_dir() or not _files(folder):
-        return "new"
     if _is_locked(folder / LOCK_FILE):
         return "another process is working in it"
+    bring(folder, clean=True)
+    if not folder.is_dir() or not _files(folder):
+        return "new"
     path = folder / CONFIG_FILE
     if not path.exists():
         return "refused: it holds files of something else"
@@ -261,7 +287,7 @@ def _claimed(
         yield
     except Exception:
         if _files(folder) == {CONFIG_FILE}:
-            path.unlink()
+            remove(path)
         raise
 
 

@@ -1,5 +1,8 @@
 """How checkpoints lie on the disk: a file of tensors per process, and one of JSON that says where each is, with its digest.
 
+The JSON is the checkpoint: the tensors' files are written first, under names that those of the checkpoint before have not, and
+when the JSON is replaced, all at once, the new checkpoint is there instead of the old one.
+
 Torch's own storage keeps pickles, and whoever reads a pickle runs its author's code. Here tensors lie in the safetensors
 format (a length, a JSON header, bytes), which other tools can read; all else is JSON. A tensor's bytes are compared with its
 digest whenever they are read, the JSON with its own.
@@ -13,6 +16,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,11 +47,12 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import read_object, sync_to_disk, write_json
+from sidrec_torchrec.files import read_object, remove, sync_to_disk, write_json
+from sidrec_torchrec.storage.mirror import bring, listed, open_input, publish, size_of
 
 INDEX_FILE = "checkpoint.json"
 _FORMAT = 1
-_TENSOR_FILE = re.compile(r"process-\d+\.safetensors")
+_TENSOR_FILE = re.compile(r"process-\d+b?\.safetensors")
 _DTYPES = {  # as safetensors calls them
     torch.float64: "F64",
     torch.float32: "F32",
@@ -86,7 +91,7 @@ class TensorFileWriter(StorageWriter):
     """Writes a checkpoint into a folder; a process writes its share of the tensors, the first one the index.
 
     Args:
-        folder: made if it is not there; no file of an earlier checkpoint may be in it.
+        folder: made if it is not there; that of the checkpoint that is replaced.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -102,7 +107,9 @@ class TensorFileWriter(StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        return [dataclasses.replace(plan, storage_data=f"process-{i}.safetensors") for i, plan in enumerate(plans)]
+        other = "b" * ("process-0.safetensors" in files_of(self._folder))
+        names = [f"process-{i}{other}.safetensors" for i in range(len(plans))]
+        return [dataclasses.replace(plan, storage_data=name) for plan, name in zip(plans, names, strict=True)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         results = []
@@ -117,6 +124,7 @@ class TensorFileWriter(StorageWriter):
             with path.open("wb") as file:
                 results += _write_tensors(file, tensors, planner, plan.storage_data)
             sync_to_disk(path)
+            publish(path)
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future
@@ -131,6 +139,7 @@ class TensorFileWriter(StorageWriter):
             described = {"dtype": _DTYPES[kept.properties.dtype], "shape": list(kept.size), "chunks": []}
             entries.setdefault(result.index.fqn, described)["chunks"].append(result.storage_data)
         index = {"format": _FORMAT, "entries": dict(sorted(entries.items()))}
+        sync_to_disk(self._folder)
         write_json(self._folder / INDEX_FILE, index, sealed=True)
 
     @classmethod
@@ -160,7 +169,7 @@ class TensorFileReader(StorageReader):
         """
         path = self._folder / INDEX_FILE
         try:
-            index = read_object(path)
+            index = read_object(bring(path))  # the first process wrote it, maybe on another machine
             if index["format"] != _FORMAT:
                 raise DataError(f"{path}: of format {index['format']}, which this version cannot read")
             kept, stored = {}, {}
@@ -203,6 +212,30 @@ class TensorFileReader(StorageReader):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike) -> bool:
         return True
+
+
+def files_of(folder: Path) -> set[str]:
+    """Names of the files that a checkpoint is in, but for its index; none where there is no checkpoint.
+
+    Raises:
+        DataError: if the index is broken.
+    """
+    path = folder / INDEX_FILE
+    if not path.exists():
+        return set()
+    entries = read_object(path)["entries"].values()
+    return {chunk["file"] for entry in entries for chunk in entry.get("chunks", ())}
+
+
+def remove_others(folder: Path) -> None:
+    """Removes what is in a checkpoint's folder and not of it: the checkpoint before, or one that could not be written."""
+    known = {INDEX_FILE, *files_of(folder)}
+    for path in listed(folder, "*"):
+        is_left = path.name not in known and ((folder / INDEX_FILE).exists() or _TENSOR_FILE.fullmatch(path.name))
+        if is_left:
+            remove(path)
+    with suppress(OSError):  # there is a checkpoint in it
+        folder.rmdir()
 
 
 def _write_tensors(
@@ -256,10 +289,10 @@ def _read_tensor(folder: Path, name: str, stored: dict[str, Any]) -> Tensor:
     path = folder / stored["file"]
     dtype = _TORCH_DTYPES[stored["dtype"]]
     size = math.prod(stored["shape"]) * dtype.itemsize
-    content = bytearray(size if size <= path.stat().st_size else 0)
-    with path.open("rb") as file:
+    content = bytearray(size if size <= size_of(path) else 0)
+    with open_input(path) as file:
         file.seek(stored["start"])
-        count = file.readinto(content)
+        count = file.readinto(content)  # type: ignore[attr-defined]
     if count != size or hashlib.sha256(content).hexdigest() != stored["sha256"]:
         raise DataError(f"{path}: '{name}' is not what was written")
     if not size:

@@ -14,6 +14,7 @@ from sidrec_torchrec.files import read_object, write_json
 from sidrec_torchrec.output import warn
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.registry import Registry
+from sidrec_torchrec.storage.mirror import publish
 from sidrec_torchrec.training.config import plain_fields
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.runs import CONFIG_FILE, RESULT_FILE, run_config
@@ -85,10 +86,16 @@ class TensorBoard(Tracker):
 
     def flush(self) -> None:
         self._writer.flush()
+        self._publish()
 
     def close(self, *, finished: bool) -> None:
         if "_writer" in vars(self):
             self._writer.close()
+            self._publish()
+
+    def _publish(self) -> None:
+        for file in self._folder.glob("*"):
+            publish(file)
 
 
 class Trackers:

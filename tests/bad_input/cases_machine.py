@@ -115,7 +115,39 @@ def folder_at(name: str) -> Callable[[Folder], object]:
     return lambda folder: (folder / name).mkdir()
 
 
+NOTHING_THERE = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_REGION": "us-east-1",
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "SIDREC_STORAGE_MINUTES": "0",
+}
+
+
 CASES = [
+    Kind(
+        "a URL that no library reads",
+        "data validate --data gopher://host/data",
+        "nothing here reads URLs of gopher://",
+    ),
+    Kind(
+        "a URL with credentials",
+        "data validate --data s3://key:secret@bucket/data",
+        "a URL of s3:// with credentials, which would end in logs",
+    ),
+    Kind("a URL where nothing is", "data validate --data file:///no/such/folder", "no/such/folder: no such folder"),
+    Kind(
+        "a store that does not answer",
+        PREPARE.replace("{}/out", "s3://bucket/out"),
+        "s3://bucket/out: tried 1 times",
+        environment(**NOTHING_THERE),
+    ),
+    Kind(
+        "minutes to try a store again that are none",
+        PREPARE.replace("{}/out", "s3://bucket/out"),
+        "SIDREC_STORAGE_MINUTES is 'soon'; give a number of minutes",
+        environment(**NOTHING_THERE | {"SIDREC_STORAGE_MINUTES": "soon"}),
+    ),
     Kind("a file where the output folder should be", PREPARE, "File exists", file_at("out")),
     Kind(
         "a file above the output folder", "prepare --data {}/data --out {}/file/out", "Not a directory", file_at("file")

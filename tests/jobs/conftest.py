@@ -11,6 +11,7 @@ from sidrec_torchrec.data.prepare import PrepareConfig, prepare
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.fusion.config import QuantizerConfig, VQFusionOptions
 from sidrec_torchrec.jobs import encode_corpus, train_tokenizer
+from tests.s3 import s3, s3_port  # noqa: F401
 
 
 @pytest.fixture(scope="session")

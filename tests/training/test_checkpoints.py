@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import read_json, write_json
+from sidrec_torchrec.training import checkpoints as checkpoints_module
+from sidrec_torchrec.training import storage
 from sidrec_torchrec.training.checkpoints import LAST, Checkpoints
 from sidrec_torchrec.training.group import process_group
 
@@ -90,11 +92,37 @@ def test_any_number_of_processes_reads_what_another_wrote(run_distributed, tmp_p
 
 
 def test_no_file_of_another_number_of_processes_stays(tmp_path):
-    (tmp_path / "last.new").mkdir()
-    (tmp_path / "last.new" / "process-3.safetensors").touch()  # of a job of four, killed while it wrote
+    (tmp_path / LAST).mkdir()
+    (tmp_path / LAST / "process-3.safetensors").touch()  # of a job of four, killed while it wrote
     with process_group():
         Checkpoints(tmp_path).save(LAST, state(3))
     assert sorted(path.name for path in (tmp_path / LAST).iterdir()) == ["checkpoint.json", "process-0.safetensors"]
+
+
+def test_the_checkpoint_before_is_whole_until_the_new_one_is(tmp_path, monkeypatch):
+    """Killed at any moment of saving: the index, which is written last, names files that nobody has touched since."""
+    with process_group():
+        checkpoints = Checkpoints(tmp_path)
+        for number in range(1, 4):
+            checkpoints.save(LAST, state(10, float(number)))
+            before = {path.name: path.read_bytes() for path in (tmp_path / LAST).iterdir()}
+            assert len(before) == 2
+            monkeypatch.setattr(storage, "write_json", _killed)
+            monkeypatch.setattr(
+                checkpoints_module, "remove_others", lambda folder: None
+            )  # a killed process tidies nothing
+            with pytest.raises(SidrecError, match="KeyboardInterrupt"):
+                checkpoints.save(LAST, state(10, -1.0))
+            monkeypatch.undo()
+            after = {path.name: path.read_bytes() for path in (tmp_path / LAST).iterdir()}
+            assert before.items() <= after.items() and len(after) == 3
+            held = state(10)
+            checkpoints.load(LAST, held)
+            assert (held["model"]["weight"] == number).all()
+
+
+def _killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _state(table: torch.Tensor, split: int, place: str) -> dict:
@@ -206,7 +234,7 @@ def test_on_a_full_disk_the_checkpoint_before_stays(tmp_path):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
         try:
-            with pytest.raises(SidrecError, match="last.new: cannot be written"):
+            with pytest.raises(SidrecError, match="last: cannot be written"):
                 checkpoints.save(LAST, state(100_000, 2.0))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

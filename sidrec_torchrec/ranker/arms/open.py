@@ -1,6 +1,6 @@
 """An arm by its name: what it needs per item is laid out as arrays beside the prepared sequences, once for all that share it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from sidrec_torchrec.data.prepare import Prepared
 from sidrec_torchrec.data.sids import open_sids, read_sids
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.names import escape
-from sidrec_torchrec.processes import on_first_process
+from sidrec_torchrec.processes import made_once
 from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, SIDArray
 
 
@@ -70,7 +70,7 @@ def arm_inputs(
     prepared.check_items(data)
     if kind.needs is Needs.SIDS and not sids:
         raise SidrecError(f"the arm '{name}' needs SIDs; name the folders encode-corpus wrote with --sids")
-    folder = prepared.folder / "arrays"
+    folder = prepared.arrays
     return ArmInputs(
         num_items=prepared.num_items,
         vectors=_vectors(data, sources, folder) if kind.needs is Needs.VECTORS else {},
@@ -82,23 +82,20 @@ def arm_inputs(
 def _vectors(data: DataFolder, sources: Sequence[str], folder: Path) -> dict[str, Path]:
     vectors = {}
     for source in sources or open_items(data).source_dims:
-        vectors[source] = folder / f"{escape(f'vectors-{source}')}.npy"
-        _once(vectors[source], partial(write_vectors, data, source))
+        path = folder / f"{escape(f'vectors-{source}')}.npy"
+        vectors[source] = made_once(path, partial(write_vectors, data, source))
     return vectors
 
 
 def _sid_array(data: DataFolder, encoded: Path, folder: Path) -> SIDArray:
     codec = Codec.load(encoded / CODEC_FOLDER)
     path = folder / f"sid-{codec.spec.fingerprint}-{open_sids(encoded).identity}.npy"
-    _once(path, partial(_write_sids, data, encoded, codec))
-    return SIDArray(path, codec)
+    return SIDArray(made_once(path, partial(_write_sids, data, encoded, codec)), codec)
 
 
 def training_events_file(prepared: Prepared) -> Path:
     """``ArmInputs.training_events`` of the sequences, laid out where it is not yet. On every process."""
-    path = prepared.folder / "arrays" / "training-events.npy"
-    _once(path, partial(_write_training_events, prepared))
-    return path
+    return made_once(prepared.arrays / "training-events.npy", partial(_write_training_events, prepared))
 
 
 def _write_training_events(prepared: Prepared, path: Path) -> None:
@@ -130,7 +127,3 @@ def _places(known_ids: pa.Array, item_ids: pa.Array, encoded: Path, items: Path)
             "with encode-corpus --append"
         )
     return place_N
-
-
-def _once(path: Path, write: Callable[[Path], None]) -> None:
-    on_first_process(lambda: None if path.exists() else write(path))

@@ -1,0 +1,3 @@
+"""The S3 server, for these tests."""
+
+from tests.s3 import s3, s3_port  # noqa: F401
