@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from sidrec_torchrec.files import read_object, remove, remove_temporaries, replace_path, write_json
 from sidrec_torchrec.storage.mirror import bring, is_stand_in, listed, open_input
+from sidrec_torchrec.storage.urls import of_this_machine
 
 _REMOTE_BUFFER_BYTES = 8 << 20  # a request takes as long as some megabytes
 _PART = re.compile(r"part-\d{5}\.parquet")
@@ -47,14 +48,14 @@ class PartFiles:
     @property
     def scratch(self) -> Path:
         """A folder of this machine for what the parts are made from; it goes when they are what they were to become."""
-        return self.folder.with_name(f"{self.folder.name}.scratch.tmp")
+        return of_this_machine(self.folder.with_name(f"{self.folder.name}.scratch"))
 
     def begin(self) -> None:
         """Removes parts that are made of something else, and halves of these; for one process, before any writes."""
         for other in listed(self.path.parent, f".{self.path.name}.parts-*"):
             if other not in (self.folder, self.scratch):
                 remove(other)
-            else:
+            elif other.is_dir():  # here, and not at its URL alone
                 remove_temporaries(other)
 
     @contextmanager
@@ -81,10 +82,10 @@ class PartFiles:
 
     def join(self, count: int) -> None:
         """Makes the parts what they were to become: a file of one part, or a folder of several; for one process, when all are whole."""
-        remove_temporaries(self.folder)  # of a killed run's process that lived on for a moment
         for part in range(count):
             bring(part_path(self.folder, part))  # of another process, perhaps of another machine
             remove(self._known_file(part))
+        remove_temporaries(self.folder)  # of a killed run's process that lived on for a moment
         if count > 1 and not self.path.is_dir():
             remove(self.path)
         replace_path(part_path(self.folder, 0) if count == 1 else self.folder, self.path)
