@@ -86,7 +86,7 @@ def _sync_folder(path: Path) -> None:
 
 def remove_temporaries(folder: Path) -> None:
     """Removes what killed processes were writing into ``folder``; only for one that no other process writes into."""
-    for path in folder.iterdir():
+    for path in folder.glob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             remove(path)
 

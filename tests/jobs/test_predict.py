@@ -32,6 +32,7 @@ from sidrec_torchrec.jobs.predict import PredictConfig
 from sidrec_torchrec.ranker.by_user import ScoreBucket
 from sidrec_torchrec.ranker.predictor import Predictor
 from sidrec_torchrec.ranker.recipe import TrainedRanker
+from sidrec_torchrec.storage.remote import Store
 from sidrec_torchrec.training.group import process_group
 from tests.data.test_frames import each_library, of
 from tests.jobs.test_train_ranker import SMALL, make_config
@@ -483,6 +484,20 @@ def test_an_engine_writes_the_same_file(name, ranker, corpus, tmp_path, by_user,
     assert not list(tmp_path.glob(".*"))
 
 
+def test_only_what_is_asked_for_is_put_at_a_url(ranker, corpus, tmp_path, by_user, monkeypatch):
+    events = pq.read_table(corpus / "events.parquet")
+    pq.write_table(requests_of(events, list(range(0, len(events), 7))), tmp_path / "requests.parquet")
+    here = PredictConfig(ranker=ranker, requests=tmp_path / "requests.parquet", out=tmp_path / "here.parquet")
+    put, store = [], Store.put
+    monkeypatch.setattr(Store, "put", lambda own, path, place: (put.append(place.key), store(own, path, place))[1])
+    predict.main(here)
+    assert not put
+    predict.main(dataclasses.replace(here, out=f"file://{tmp_path}/there/p.parquet"))
+    assert pq.read_table(here.out).equals(pq.read_table(tmp_path / "there" / "p.parquet"))
+    assert put and not any("scratch" in key for key in put)
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["p.parquet"]
+
+
 def test_a_bucket_that_is_scored_is_not_scored_again(ranker, corpus, tmp_path, by_user, monkeypatch):
     events = pq.read_table(corpus / "events.parquet")
     pq.write_table(requests_of(events, list(range(0, len(events), 7))), tmp_path / "requests.parquet")
@@ -501,7 +516,7 @@ def test_a_bucket_that_is_scored_is_not_scored_again(ranker, corpus, tmp_path, b
     with pytest.raises(OSError, match="the disk is gone"):
         predict.main(config)
     assert not config.out.exists()
-    (scratch,) = tmp_path.glob(".*.scratch")
+    (scratch,) = tmp_path.glob(".*.scratch.tmp")
     (scratch / ".scores-5.arrow.host-7-0123456789abcdef.tmp").write_text("half of it")
     monkeypatch.setattr(request_buckets, "write_by_user", None)  # nothing is cut again
     counts = predict.main(config)
