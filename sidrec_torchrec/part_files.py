@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from sidrec_torchrec.files import read_object, remove, remove_temporaries, replace_path, write_json
 from sidrec_torchrec.storage.mirror import bring, is_stand_in, listed, open_input
-from sidrec_torchrec.storage.urls import of_this_machine
 
 _REMOTE_BUFFER_BYTES = 8 << 20  # a request takes as long as some megabytes
 _PART = re.compile(r"part-\d{5}\.parquet")
@@ -48,7 +47,7 @@ class PartFiles:
     @property
     def scratch(self) -> Path:
         """A folder of this machine for what the parts are made from; it goes when they are what they were to become."""
-        return of_this_machine(self.folder.with_name(f"{self.folder.name}.scratch"))
+        return self.folder.with_name(f"{self.folder.name}.scratch.tmp")
 
     def begin(self) -> None:
         """Removes parts that are made of something else, and halves of these; for one process, before any writes."""

@@ -143,12 +143,6 @@ def made_beside(folder: Path, file: str) -> Path:
     return root() / _MADE / digest[:32]
 
 
-def of_this_machine(path: Path) -> Path:
-    """Where to work at what is put nowhere: the path itself, or, of a mirror, a place by its own."""
-    place = place_of(path)
-    return path if place is None else root() / _MADE / hashlib.sha256(place.url.encode()).hexdigest()[:32]
-
-
 def is_made_beside(path: Path) -> bool:
     """Whether a path is in such a place by its own, where each machine makes its own files."""
     return path.is_relative_to(root() / _MADE)

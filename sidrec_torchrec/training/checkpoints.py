@@ -8,11 +8,9 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.storage import StorageReader
 
 from sidrec_torchrec.errors import SidrecError, first_line
 from sidrec_torchrec.processes import on_first_process
-from sidrec_torchrec.training.old_storage import OLD_INDEX_FILE, OldLoadPlanner, OldReader
 from sidrec_torchrec.training.storage import (
     INDEX_FILE,
     JSONLoadPlanner,
@@ -38,7 +36,7 @@ class Checkpoints:
 
     def has(self, name: str) -> bool:
         """Whether there is a whole checkpoint ``name``."""
-        return any((self._folder / name / index).exists() for index in (INDEX_FILE, OLD_INDEX_FILE))
+        return (self._folder / name / INDEX_FILE).exists()
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Replaces checkpoint ``name`` by ``state`` (tensors, sharded tensors, strings, numbers); on every process.
@@ -65,10 +63,8 @@ class Checkpoints:
         """
         path = self._folder / name
         self._index(name)  # torch would warn at length of what is wrong with it
-        reader = _reader(path)
-        planner = OldLoadPlanner() if isinstance(reader, OldReader) else JSONLoadPlanner()
         with _explained(f"{path}: {_BROKEN}", f"remove {self._folder} to train anew"):
-            dcp.load(state, storage_reader=reader, planner=planner)
+            dcp.load(state, storage_reader=TensorFileReader(path), planner=JSONLoadPlanner())
 
     def names(self, name: str) -> set[str]:
         """Of all that checkpoint ``name`` holds, dotted; on every process.
@@ -90,17 +86,11 @@ class Checkpoints:
     def _index(self, name: str) -> Metadata:
         path = self._folder / name
         try:
-            return _reader(path).read_metadata()
-        except Exception as error:  # whatever unpickling an old one may raise
+            return TensorFileReader(path).read_metadata()
+        except Exception as error:  # whatever a broken one may raise
             raise SidrecError(
                 f"{path}: {_BROKEN} ({first_line(error)}); remove {self._folder} to train anew"
             ) from error
-
-
-def _reader(path: Path) -> StorageReader:
-    if (path / OLD_INDEX_FILE).exists() and not (path / INDEX_FILE).exists():
-        return OldReader(path)
-    return TensorFileReader(path)
 
 
 @contextmanager

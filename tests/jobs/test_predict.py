@@ -516,7 +516,7 @@ def test_a_bucket_that_is_scored_is_not_scored_again(ranker, corpus, tmp_path, b
     with pytest.raises(OSError, match="the disk is gone"):
         predict.main(config)
     assert not config.out.exists()
-    (scratch,) = tmp_path.glob(".*.scratch")
+    (scratch,) = tmp_path.glob(".*.scratch.tmp")
     (scratch / ".scores-5.arrow.host-7-0123456789abcdef.tmp").write_text("half of it")
     monkeypatch.setattr(request_buckets, "write_by_user", None)  # nothing is cut again
     counts = predict.main(config)

@@ -181,7 +181,8 @@ def test_parts_are_taken_over_and_joined_by_another_machine(tmp_path, there, mon
     parts().begin()
     with atomic_path(parts().scratch / "scores.bin") as file:
         file.write_bytes(b"of this machine")
-    assert listed(parts().path.parent, ".x*") == [parts().folder]
+    assert listed(parts().path.parent, ".x*") == [parts().folder, parts().scratch]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [parts().folder.name]
     assert parts().known(0) == {"number": 0} and parts().known(1) is None
     write(1)
     monkeypatch.setenv("SIDREC_STORAGE", str(tmp_path / "a-third"))

@@ -189,13 +189,16 @@ def test_nothing_that_is_in_a_foreign_one_runs(tmp_path):
             path.write_bytes(content)
         (tmp_path / LAST / ".metadata").write_bytes(payload)  # beside its own index, which is read
         checkpoints.load(LAST, state(10))
-        (tmp_path / LAST / "checkpoint.json").unlink()  # as of an earlier version
-        for read in (lambda: checkpoints.load(LAST, state(10)), lambda: checkpoints.names(LAST)):
-            with pytest.raises(SidrecError, match="a broken checkpoint.* is nothing that a checkpoint holds"):
-                read()
+        (tmp_path / LAST / "checkpoint.json").unlink()
         dcp.save({"model": {"weight": torch.zeros(10)}, "place": Payload(touched)}, checkpoint_id=tmp_path / "old")
-        with pytest.raises(SidrecError, match="a broken checkpoint"):
-            checkpoints.load("old", state(10))
+        for name in (LAST, "old"):  # as torch writes them, with an index that is a pickle
+            assert not checkpoints.has(name)
+            for read in (
+                lambda name=name: checkpoints.load(name, state(10)),
+                lambda name=name: checkpoints.names(name),
+            ):
+                with pytest.raises(SidrecError, match="a broken checkpoint"):
+                    read()
     assert not touched.exists()
 
 
