@@ -34,6 +34,7 @@ INPUTS = "inputs"  # in CONFIG_FILE, beside the config's fields: what each input
 _NO_RESULT = (
     "checkpoint_batches",
     "checkpoint_minutes",
+    "keep_epochs",
     "profile",
     "engine",
     "tracker",
