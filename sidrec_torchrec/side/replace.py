@@ -160,6 +160,9 @@ def _check_keys(configs: list[EmbeddingBagConfig] | list[EmbeddingConfig], codec
                     )
 
 
+_GATHERS = ("use_gather_select", "use_gather_select_per_sharding")  # the second since torchrec 1.8
+
+
 def _keep(collection: Any, configs: list[EmbeddingBagConfig] | list[EmbeddingConfig]) -> Any:
     """A collection of the same type, for sharders match it exactly, with these tables and their parameters."""
     nothing = torch.device("meta")  # allocated and initialised, that is
@@ -167,12 +170,8 @@ def _keep(collection: Any, configs: list[EmbeddingBagConfig] | list[EmbeddingCon
         kept = EmbeddingBagCollection(configs, collection.is_weighted(), device=nothing)
         kept.embedding_bags = nn.ModuleDict({c.name: collection.embedding_bags[c.name] for c in configs})
     else:
-        kept = EmbeddingCollection(
-            configs,
-            device=nothing,
-            use_gather_select=collection.use_gather_select(),
-            use_gather_select_per_sharding=collection.use_gather_select_per_sharding(),
-        )
+        known = [name for name in _GATHERS if hasattr(collection, name)]
+        kept = EmbeddingCollection(configs, device=nothing, **{name: getattr(collection, name)() for name in known})
         kept.embeddings = nn.ModuleDict({c.name: collection.embeddings[c.name] for c in configs})
     kept._device = collection.device
     return kept

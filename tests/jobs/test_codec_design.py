@@ -11,7 +11,7 @@ from sidrec_torchrec.jobs.codec_design import CodecDesignConfig, draw
 
 
 def write_items(path, vectors):
-    table = {"item_id": pa.array(range(len(vectors))), "emb": pa.array(vectors, pa.list_(pa.float32(), 2))}
+    table = {"item_id": pa.array(range(len(vectors))), "emb": pa.array(vectors, pa.list_(pa.float32()))}
     pq.write_table(pa.table(table), path)
 
 

@@ -87,5 +87,5 @@ def _cut(pieces: Pieces, words_IW: np.ndarray) -> np.ndarray:
     pieces_IL = np.empty((len(words_IW), pieces.spec.num_digits), np.int32)
     for first in range(0, len(words_IW), _BLOCK_ITEMS):
         block = slice(first, first + _BLOCK_ITEMS)
-        pieces_IL[block] = pieces.of(torch.from_numpy(np.array(words_IW[block])))
+        pieces_IL[block] = pieces.of(torch.from_numpy(np.array(words_IW[block]))).numpy()
     return pieces_IL
