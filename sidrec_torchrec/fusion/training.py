@@ -45,6 +45,7 @@ class TokenizerTrainingConfig:
         patience: epochs without improvement after which training stops. The first epochs lose some of what the closed form
             had found, so leave it room.
         checkpoint_minutes: minutes between two checkpoints; one is also made after each epoch. 0 makes one after every batch.
+        keep_epochs: of how many of the last epochs the states are kept, too, to go back to.
         profile: first and last batch to trace, such as ``10:20``, counted from 1 where the process begins; none given: none.
         tracker: where losses and measures go: ``tensorboard``, ``mlflow``, ``wandb``.
         seed: of weights, dropout and shuffling.
@@ -57,12 +58,13 @@ class TokenizerTrainingConfig:
     least_told: float = 0.05
     patience: int = 20
     checkpoint_minutes: float = 10.0
+    keep_epochs: int = 0
     profile: str = ""
     tracker: tuple[str, ...] = ("tensorboard",)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least(self, 0, "epochs", "learning_rate", "weight_decay", "checkpoint_minutes", "seed")
+        check_at_least(self, 0, "epochs", "learning_rate", "weight_decay", "checkpoint_minutes", "keep_epochs", "seed")
         check_at_least(self, 1, "batch_size", "patience")
         profiled(self.profile)
         check_trackers(self.tracker)
@@ -72,6 +74,7 @@ class TokenizerTrainingConfig:
         return LoopConfig(
             epochs=self.epochs,
             checkpoint_minutes=self.checkpoint_minutes,
+            keep_epochs=self.keep_epochs,
             patience=self.patience,
             profile=self.profile,
         )

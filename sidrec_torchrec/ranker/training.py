@@ -37,6 +37,7 @@ class RankerTrainingConfig:
             but 512 at least and 8,192 at most.
         checkpoint_batches: batches between two checkpoints; one is also made after each epoch.
         checkpoint_minutes: minutes between two, besides; 0 makes one after every batch.
+        keep_epochs: of how many of the last epochs the states are kept, too, to go back to.
         profile: first and last batch to trace, such as ``10:20``, counted from 1 where the process begins; none given: none.
         tracker: where losses and measures go: ``tensorboard``, ``mlflow``, ``wandb``.
         seed: of weights, dropout and shuffling.
@@ -48,6 +49,7 @@ class RankerTrainingConfig:
     batch_events: int = 0
     checkpoint_batches: int = 1000
     checkpoint_minutes: float = 10.0
+    keep_epochs: int = 0
     profile: str = ""
     tracker: tuple[str, ...] = ("tensorboard",)
     seed: int = 0
@@ -56,7 +58,7 @@ class RankerTrainingConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "epochs", "checkpoint_batches")
-        check_at_least(self, 0, "batch_events", "checkpoint_minutes", "seed")
+        check_at_least(self, 0, "batch_events", "checkpoint_minutes", "keep_epochs", "seed")
         profiled(self.profile)
         check_trackers(self.tracker)
 
@@ -70,6 +72,7 @@ class RankerTrainingConfig:
             epochs=self.epochs,
             checkpoint_batches=self.checkpoint_batches,
             checkpoint_minutes=self.checkpoint_minutes,
+            keep_epochs=self.keep_epochs,
             profile=self.profile,
         )
 

@@ -32,6 +32,7 @@ _PLACE = (
     "seeds",
     "arms",
     "checkpoint_minutes",
+    "keep_epochs",
     "checkpoint_batches",
 )
 

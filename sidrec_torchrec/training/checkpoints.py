@@ -1,5 +1,6 @@
 """Distributed checkpoints in a run's folder: the last state, to go on from, and the best one, to keep."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
 from sidrec_torchrec.errors import SidrecError, first_line
+from sidrec_torchrec.files import remove
 from sidrec_torchrec.processes import on_first_process
+from sidrec_torchrec.storage.mirror import listed
 from sidrec_torchrec.training.storage import (
     INDEX_FILE,
     JSONLoadPlanner,
@@ -21,7 +24,13 @@ from sidrec_torchrec.training.storage import (
 )
 
 BEST, LAST = "best", "last"  # the checkpoint to keep, and the one to go on from
+_EPOCH = re.compile(r"epoch-(\d+)")
 _BROKEN = "a broken checkpoint, or of another model"
+
+
+def epoch_name(epoch: int) -> str:
+    """Of the checkpoint that is kept of an epoch."""
+    return f"epoch-{epoch}"
 
 
 class Checkpoints:
@@ -54,6 +63,22 @@ class Checkpoints:
                 on_first_process(lambda: remove_others(folder))
                 raise
         on_first_process(lambda: remove_others(folder))
+
+    def epochs(self) -> list[str]:
+        """Names of the checkpoints of epochs, the newest first."""
+        found = [
+            (int(known[1]), path.name) for path in listed(self._folder, "*") if (known := _EPOCH.fullmatch(path.name))
+        ]
+        return [name for _, name in sorted(found, reverse=True)]
+
+    def remove(self, name: str) -> None:
+        """Removes checkpoint ``name``, its index first; on every process."""
+
+        def work() -> None:
+            remove(self._folder / name / INDEX_FILE)
+            remove(self._folder / name)
+
+        on_first_process(work)
 
     def load(self, name: str, state: dict[str, Any]) -> None:
         """Fills ``state`` in place from checkpoint ``name``; on every process.

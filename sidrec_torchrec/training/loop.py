@@ -5,6 +5,7 @@ import math
 import signal
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,10 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sidrec_torchrec.errors import DivergedError, PreemptedError
+from sidrec_torchrec.errors import DivergedError, PreemptedError, SidrecError
 from sidrec_torchrec.files import atomic_path
+from sidrec_torchrec.output import warn
 from sidrec_torchrec.training.agreement import Agreement, Signals, Wish, catch_signals
-from sidrec_torchrec.training.checkpoints import BEST, LAST, Checkpoints
+from sidrec_torchrec.training.checkpoints import BEST, LAST, Checkpoints, epoch_name
 from sidrec_torchrec.training.group import Processes
 from sidrec_torchrec.training.measures import Measures
 from sidrec_torchrec.training.profiler import Profiler
@@ -37,6 +39,7 @@ class LoopConfig:
         epochs: passes over the training data.
         checkpoint_batches: batches between two checkpoints within an epoch; None for none. One is made after each epoch.
         checkpoint_minutes: minutes between two, besides.
+        keep_epochs: of how many of the last epochs the states are kept, too, to go back to.
         patience: epochs without improvement after which training stops; None to go on to the end.
         profile: first and last batch to trace, such as ``10:20``, counted from 1 where the process begins; empty for none.
     """
@@ -44,6 +47,7 @@ class LoopConfig:
     epochs: int
     checkpoint_batches: int | None = None
     checkpoint_minutes: float = math.inf
+    keep_epochs: int = 0
     patience: int | None = None
     profile: str = ""
 
@@ -118,9 +122,7 @@ class Loop:
             SidrecError: if a checkpoint cannot be written or read.
         """
         with catch_signals() as self._signals:
-            if self._checkpoints.has(LAST):
-                self._resume()
-            else:
+            if not self._resume():
                 self._trainee.begin()
             if self._trainee.starts_trained and not self._course.epochs:
                 self._end_epoch(self._validate())
@@ -280,6 +282,10 @@ class Loop:
             int(self._epoch * self._trainee.epoch_size),
         )
         self._trackers.flush()
+        if self._config.keep_epochs and self._epoch:
+            self._save(epoch_name(self._epoch))
+            for name in self._checkpoints.epochs()[self._config.keep_epochs :]:
+                self._checkpoints.remove(name)
         self._save(LAST)
 
     def _zeros(self) -> Tensor:
@@ -307,11 +313,26 @@ class Loop:
         self._checkpoints.save(name, state | {"place": json.dumps(place)})
         self._saved_at = time.monotonic()
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
+        """Takes the newest state that is whole, if there is any."""
+        names = [name for name in (LAST, *self._checkpoints.epochs()) if self._checkpoints.has(name)]
+        for name, older in zip_longest(names, names[1:]):
+            try:
+                self._take(name)
+            except SidrecError:
+                if older is None:
+                    raise
+                if self._processes.is_main:
+                    warn(f"{self._folder / CHECKPOINTS / name}: a broken checkpoint; the run goes on from '{older}'")
+            else:
+                return True
+        return False
+
+    def _take(self, name: str) -> None:
         trainee = self._trainee
         optimizer = trainee.optimizer.state_to_load()
         state: dict[str, Any] = {"model": trainee.model.state_dict(), "optimizer": optimizer, "place": ""}
-        self._checkpoints.load(LAST, state)
+        self._checkpoints.load(name, state)
         trainee.model.load_state_dict(state["model"])
         trainee.optimizer.load_state_dict(state["optimizer"])
         place = json.loads(state["place"])

@@ -34,6 +34,7 @@ INPUTS = "inputs"  # in CONFIG_FILE, beside the config's fields: what each input
 _NO_RESULT = (
     "checkpoint_batches",
     "checkpoint_minutes",
+    "keep_epochs",
     "profile",
     "engine",
     "tracker",
@@ -62,8 +63,7 @@ class Run:
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Marks the run as finished, and gives the result as it will be read back; on every process, the main one writes.
 
-        Raises:
-            RunMismatchError: if a job of another machine has claimed the folder's URL in the meantime.
+        Raises RunMismatchError if a job of another machine has claimed the folder's URL in the meantime.
         """
         if dist.get_rank() == 0:
             _check_is_ours(self.folder)

@@ -109,6 +109,22 @@ def test_checkpoints_by_time_change_nothing(tmp_path):
     assert train(Drawing(), tmp_path / "often", checkpoint_minutes=0) == train(Drawing(), tmp_path / "seldom")
 
 
+def test_states_of_the_last_epochs_are_kept_to_go_back_to(tmp_path, capsys):
+    whole = train(Drawing(), tmp_path / "whole")
+    with pytest.raises(PreemptedError):
+        train(Drawing((0, EPOCHS - 1, 2)), tmp_path / "kept", keep_epochs=2)
+    checkpoints = tmp_path / "kept" / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {"best", "last", "epoch-1", "epoch-2"}
+    for name in ("last", "epoch-2"):
+        (path,) = (checkpoints / name).glob("*.safetensors")
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert train(Drawing(), tmp_path / "kept", keep_epochs=2) == whole
+    said = capsys.readouterr().err
+    assert "checkpoints/last: a broken checkpoint; the run goes on from 'epoch-2'" in said
+    assert "checkpoints/epoch-2: a broken checkpoint; the run goes on from 'epoch-1'" in said
+    assert {path.name for path in checkpoints.iterdir()} == {"best", "last", "epoch-2", "epoch-3"}
+
+
 def test_two_processes(run_distributed, tmp_path):
     first, second = run_distributed(_on_two_processes, 2, tmp_path)
     for ran in (first, second):
