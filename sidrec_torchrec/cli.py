@@ -25,7 +25,7 @@ from sidrec_torchrec.errors import LostPeerError, SidrecError, out_of_memory
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.flags import UsageError, check_numbers, flags_of, is_config, missing, normalize, one_line
 from sidrec_torchrec.jobs import HELP, JOBS, WITHOUT_TORCHREC
-from sidrec_torchrec.output import Amount, Output, output, say, say_error, speaking
+from sidrec_torchrec.output import Amount, Output, output, say, say_error, show, speaking
 from sidrec_torchrec.usage import command_help, commands_help, completion_script, completion_words
 
 _DOCTOR, _COMPLETION = "doctor", "completion"
@@ -131,7 +131,7 @@ def call(name: str, arguments: list[str], *, is_dry: bool = False) -> int:
     if registry is CONVERTERS:
         with stage(name, None, show=True, line=False):
             result = function(config)
-        print(json.dumps(result, indent=2))
+        show(json.dumps(result, indent=2))
     else:
         function(config)
     out = getattr(config, "out", None)

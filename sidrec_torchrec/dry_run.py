@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from sidrec_torchrec.output import show
 from sidrec_torchrec.storage.mirror import bring
-from sidrec_torchrec.storage.urls import as_urls, place_of
+from sidrec_torchrec.storage.urls import place_of
 from sidrec_torchrec.training.runs import look
 
 
@@ -29,19 +30,19 @@ def print_plan(name: str, function: Callable[[Any], Any], config: Any) -> None:
     steps = getattr(sys.modules[function.__module__], "plan", None)
     if steps is not None:
         for step, state in steps(config).items():
-            print(as_urls(f"# {step}: {state}"))
+            show(f"# {step}: {state}")
         return
     inputs = _inputs(config)
     for file in inputs:
         if not file.exists():
-            print(as_urls(f"# {file}: not there; the command says whether it can do without"))
+            show(f"# {file}: not there; the command says whether it can do without")
     out = getattr(config, "out", None)
     if out is None:
         print("# nothing is kept in a folder")
     elif out.is_dir() or not out.suffix:
-        print(as_urls(f"# {out}: {look(out, config, inputs)}"))
+        show(f"# {out}: {look(out, config, inputs)}")
     else:
-        print(as_urls(f"# {out}: {'there is one, which would be replaced' if bring(out).exists() else 'new'}"))
+        show(f"# {out}: {'there is one, which would be replaced' if bring(out).exists() else 'new'}")
 
 
 def _inputs(config: Any) -> list[Path]:

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.storage.mirror import drop, open_input, publish, size_of, time_of
+from sidrec_torchrec.storage.urls import absolute
 
 # as ``atomic_path`` names them; earlier versions did by process id alone
 _TEMPORARY = re.compile(r"\..+\.(\d+|.*-\d+-[0-9a-f]{16})\.tmp")
@@ -95,6 +96,16 @@ def check_is_file(path: Path) -> None:
     """Raises DataError if there is something else than a file; a pipe would be waited for."""
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: not a file, but a folder, a pipe or a device; remove it, or name another")
+
+
+def check_is_no_input(out: Path, files: Iterable[Path]) -> None:
+    """Refuses to write a file in place of one that is read.
+
+    Raises:
+        DataError: if ``out`` is one of ``files``.
+    """
+    if absolute(out) in map(absolute, files):
+        raise DataError(f"{out}: is read by this command, which would write over it; name another file")
 
 
 def read_json(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""What a command says beside its result, on standard error: lines for people, or a JSON object per line."""
+"""What a command says: its result on standard output; all else on standard error, as lines for people, or a JSON object per line."""
 
 import json
 import os
@@ -89,6 +89,11 @@ def warn(text: str) -> None:
 def say_error(text: str) -> None:
     """What ended a command."""
     _write(text if output().is_json else f"error: {text}", "error")
+
+
+def show(text: str) -> None:
+    """A command's result, on standard output, from whichever process calls it."""
+    print(as_urls(text), flush=True)
 
 
 def rank() -> int:

@@ -86,3 +86,10 @@ def test_files_are_short(path):
 
 def test_every_module_stands_on_a_floor():
     assert {name_of(path).split(".")[0] for path in MODULES} - {"requirements"} <= set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "jobs").glob("*.py")), ids=name_of)
+def test_jobs_show_what_they_print(path):
+    """``output.show`` names URLs where paths are their mirrors; ``print`` would not."""
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls)

@@ -3,20 +3,24 @@
 import multiprocessing
 import os
 import pickle
+import signal
 import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from sidrec_torchrec.engines.base import Engine, Item, Result, leave_group
 from sidrec_torchrec.errors import SidrecError
+
+_SECONDS = 10  # that a process has to remove what it had begun
 
 
 class LocalEngine(Engine):
@@ -73,9 +77,22 @@ class LocalEngine(Engine):
             raise SidrecError(
                 "a process that worked on a part is gone; if the machine ran out of memory, give it fewer cores (taskset), or more memory"
             ) from error
-        finally:
-            for future in waiting:
-                future.cancel()
+        except BaseException:
+            self._give_up(pool)
+            raise
+
+    def _give_up(self, pool: ProcessPoolExecutor) -> None:
+        """Ends the processes in the middle of their work, which may be minutes from done, and that they have been handed already."""
+        self._pool = None
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            if process.pid is not None:  # it has been started
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGINT)
+        for process in processes:
+            process.join(_SECONDS)
+            process.kill()
 
     def close(self) -> None:
         """See ``Engine``."""
@@ -85,7 +102,13 @@ class LocalEngine(Engine):
 
 
 def _work_on(path: Path, item: Any) -> Any:
-    return _load(path)(item)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return _load(path)(item)
+    except KeyboardInterrupt:  # what it had begun has been removed
+        _leave()
+    finally:
+        signal.signal(signal.SIGINT, _leave)
 
 
 @lru_cache(maxsize=1)
@@ -97,12 +120,17 @@ def _load(path: Path) -> Callable[[Any], Any]:
 def _start(gpus: Any) -> None:
     """A process's first steps: it takes a GPU, if it is to have one, and one thread, as the others have the other cores."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, _leave)  # of a terminal's Ctrl-C, that all processes get, the parent speaks alone
     leave_group()
     gpu = gpus.get()
     if gpu is not None:
         os.environ["LOCAL_RANK"] = str(gpu)
         torch.cuda.set_device(gpu)
     torch.set_num_threads(1)
+
+
+def _leave(*_: Any) -> NoReturn:
+    os._exit(128 + signal.SIGINT)
 
 
 def _end_with_parent() -> None:

@@ -17,6 +17,7 @@ from sidrec_torchrec.data.items import Items, open_items
 from sidrec_torchrec.data.sids import SIDs, open_sids
 from sidrec_torchrec.errors import DataError, check_at_least
 from sidrec_torchrec.files import write_json
+from sidrec_torchrec.storage.urls import as_urls
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.progress import stage
 
@@ -83,7 +84,7 @@ def _report(config: CodecCollisionsConfig) -> dict[str, Any]:
     shown = [rows[: config.members] for rows, _ in largest]
     columns = _columns(items, item_ids, np.concatenate([np.empty(0, np.int64), *shown])) if items else {}
     return {
-        "path": str(sids.path),
+        "path": as_urls(str(sids.path)),
         "items": sids.num_items,
         "bits": sids.spec.bits,
         "prefixes": groups.result(),

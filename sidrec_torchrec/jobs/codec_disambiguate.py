@@ -20,8 +20,8 @@ from sidrec_torchrec.data.sids import SIDs, open_sids, published, sid_files, wri
 from sidrec_torchrec.errors import DataError, RunMismatchError, check_at_least
 from sidrec_torchrec.fusion.moved_items import MovedItems
 from sidrec_torchrec.fusion.tokenizer import Tokenizer, tokenizer_files
+from sidrec_torchrec.output import show
 from sidrec_torchrec.processes import on_first_process
-from sidrec_torchrec.storage.urls import as_urls
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import say, stage
@@ -159,7 +159,7 @@ class _Work:
             earlier = manifest.generations if manifest else ()
             manifest = Manifest(codec.spec, (*earlier, generation), self.config.capacity)
             manifest.write(out)
-            print(as_urls(f"{out}: {_summary(report)}"), flush=True)
+            show(f"{out}: {_summary(report)}")
         if manifest is before:
             say(f"{out}: nothing new: it has all {len(done)} generations of {self.config.sids}")
         assert manifest is not None  # SIDs have a generation at least

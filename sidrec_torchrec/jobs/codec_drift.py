@@ -18,6 +18,7 @@ from sidrec_torchrec.data.sid_manifest import SIDS_FILE
 from sidrec_torchrec.data.sids import SIDFile, SIDs, open_sids
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import read_object, write_json
+from sidrec_torchrec.storage.urls import as_urls
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.progress import stage
 from sidrec_torchrec.training.runs import RESULT_FILE
@@ -109,7 +110,7 @@ def _use(sids: SIDs, words_NW: np.ndarray) -> DigitUse:
 
 def _describe(sids: SIDs) -> dict[str, Any]:
     return {
-        "path": str(sids.path),
+        "path": as_urls(str(sids.path)),
         "items": sids.num_items,
         "generations": len(sids.generations),
         "stages": format_stages(sids.spec.stages),

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sidrec_torchrec.data.sid_index import SIDLookup, write_index
+from sidrec_torchrec.output import show
 from sidrec_torchrec.storage.mirror import bring
-from sidrec_torchrec.storage.urls import as_urls
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.progress import stage
 
@@ -33,4 +33,4 @@ def main(config: CodecIndexConfig) -> None:
     with stage("index", None, show=True, line=False):
         path = write_index(config.sids)
     lookup = SIDLookup.open(config.sids, verify=True)
-    print(as_urls(f"{path}: {len(lookup):,} items, {path.stat().st_size / max(len(lookup), 1):.0f} bytes each"))
+    show(f"{path}: {len(lookup):,} items, {path.stat().st_size / max(len(lookup), 1):.0f} bytes each")

@@ -9,7 +9,7 @@ from sidrec_torchrec.data.format import DataConfig, DataFolder, open_events
 from sidrec_torchrec.data.propose import propose
 from sidrec_torchrec.data.unread import unread_events
 from sidrec_torchrec.files import write_json
-from sidrec_torchrec.storage.urls import as_urls
+from sidrec_torchrec.output import show
 from sidrec_torchrec.training.progress import stage
 
 
@@ -40,7 +40,7 @@ def main(config: DataSchemaConfig) -> dict[str, Any]:
         path = DataFolder(config.data, schema).write_schema()
     else:
         write_json(path, schema.to_json())
-    print(as_urls(f"{path}: {json.dumps(schema.to_json(), indent=2)}"))
+    show(f"{path}: {json.dumps(schema.to_json(), indent=2)}")
     _print_candidates(DataFolder(config.data, schema))
     return schema.to_json()
 
@@ -52,7 +52,7 @@ def _print_candidates(data: DataFolder) -> None:
     events = open_events(data)
     names = [name for name, why in unread_events(events).items() if not why.endswith("a pandas index")]
     if names:
-        print(
+        show(
             f"{events.path}: not read: {', '.join(names)}. Labels are named by --tasks (a number to predict as dwell:regression); what is known when a ranker is asked (a device, "
             "an hour) may be one of --event-features, what comes out afterwards (a dwell time) one of --history-features"
         )

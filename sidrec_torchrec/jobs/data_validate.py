@@ -12,6 +12,7 @@ from sidrec_torchrec.data.policy import EventPolicy
 from sidrec_torchrec.data.tasks import check_tasks
 from sidrec_torchrec.data.validate import validate
 from sidrec_torchrec.engines.base import open_engine
+from sidrec_torchrec.storage.urls import as_urls
 from sidrec_torchrec.training.progress import stage
 
 
@@ -45,7 +46,7 @@ def main(config: DataValidateConfig) -> dict[str, Any]:
     """
     with stage("check data", None, show=True, line=False), closing(open_engine(config.engine)) as engine:
         summary = validate(config.folder, config.tasks, config.policy, engine)
-    table = Table(title=f"{config.data}: valid", show_header=False, title_justify="left")
+    table = Table(title=as_urls(f"{config.data}: valid"), show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
     table.add_row("items", f"{summary['items']:,}")

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sidrec_torchrec.data.sids import read_sids
+from sidrec_torchrec.data.sids import open_sids, read_sids
 from sidrec_torchrec.errors import SidrecError
-from sidrec_torchrec.files import atomic_path, sha256_of
+from sidrec_torchrec.files import atomic_path, check_is_no_input, sha256_of
 from sidrec_torchrec.fusion.tokenizer import Decoded, Tokenizer
-from sidrec_torchrec.storage.urls import as_urls
+from sidrec_torchrec.output import show
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.progress import stage
 
@@ -42,12 +42,15 @@ def main(config: DecodeSIDsConfig) -> None:
     Raises:
         CodecMismatchError: if another codec made the SIDs.
         DataError: if a file is missing or broken.
-        SidrecError: if the SIDs have fewer digits than asked for.
+        SidrecError: if the SIDs have fewer digits than asked for, or ``out`` is their file.
     """
     tokenizer = Tokenizer.load(config.tokenizer)
     available = tokenizer.codec.spec.num_digits
     if not 0 <= config.num_digits <= available:
         raise SidrecError(f"num_digits must be 0 to {available}, the digits of these SIDs; got {config.num_digits}")
+    check_is_no_input(
+        config.out, [part.path for file in open_sids(config.sids).generations for part in file.table.parts]
+    )
     item_ids, words_NW = read_sids(config.sids, tokenizer.codec)
     with atomic_path(config.out) as path, stage("decode", len(item_ids), show=True, line=False) as progress:
         writer: pq.ParquetWriter | None = None
@@ -60,7 +63,7 @@ def main(config: DecodeSIDsConfig) -> None:
             progress.advance(len(table))
         if writer is not None:
             writer.close()
-    print(as_urls(f"{config.out}: {len(item_ids):,} items, sha256 {sha256_of(config.out)}"))
+    show(f"{config.out}: {len(item_ids):,} items, sha256 {sha256_of(config.out)}")
 
 
 def _columns(decoded: Decoded) -> Iterator[tuple[str, pa.Array]]:

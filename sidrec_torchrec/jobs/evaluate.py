@@ -16,7 +16,7 @@ from sidrec_torchrec.data.sids import sid_files
 from sidrec_torchrec.data.splits import SPLITS
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import write_json
-from sidrec_torchrec.output import warn
+from sidrec_torchrec.output import show, warn
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.evaluation import BOOTSTRAP, check_defined, evaluate_in_detail
 from sidrec_torchrec.ranker.recipe import RankerParts, TrainedRanker
@@ -112,7 +112,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
                 values = run.result or run.finish(_backtest(config, config.out, processes))
             prepared = open_prepared(config.out)
         if processes.is_main:
-            print(_json(values))
+            show(_json(values))
         check_defined(values, prepared, config.split)
         return values
 

@@ -20,11 +20,11 @@ from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.data.user_lists import list_names
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.files import atomic_path, sha256_of
+from sidrec_torchrec.output import show
 from sidrec_torchrec.ranker.model import Ranker
 from sidrec_torchrec.ranker.recipe import TrainedRanker
 from sidrec_torchrec.ranker.scorer import FORMAT, METADATA, Scorer
 from sidrec_torchrec.ranker.serving import INPUTS, ServingRanker, WithWords, alone, export, more_inputs, requests_of
-from sidrec_torchrec.storage.urls import as_urls
 from sidrec_torchrec.training.config import JobConfig
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
@@ -83,13 +83,9 @@ def main(config: ExportConfig) -> dict[str, Any]:
                 with atomic_path(config.out) as temporary:
                     shutil.copyfile(file, temporary)
                 progress.advance(1)
-            print(as_urls(f"{config.out}: sha256 {sha256_of(config.out)}"))
+            show(f"{config.out}: sha256 {sha256_of(config.out)}")
             for sid in metadata["sids"]:
-                print(
-                    as_urls(
-                        f"{config.out}: reads SIDs '{sid['name']}' of {sid['stages']}, fingerprint {sid['fingerprint']}"
-                    )
-                )
+                show(f"{config.out}: reads SIDs '{sid['name']}' of {sid['stages']}, fingerprint {sid['fingerprint']}")
     return metadata
 
 

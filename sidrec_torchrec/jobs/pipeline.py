@@ -19,6 +19,7 @@ from sidrec_torchrec.errors import SidrecError, check_at_least, check_once
 from sidrec_torchrec.files import read_object, write_json
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
+from sidrec_torchrec.output import show
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms import ARMS, ArmConfig, Needs, Tokenizers
 from sidrec_torchrec.ranker.config import RankerConfig
@@ -122,7 +123,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
         variants = _variants(config, sources, targets)
         report = _compare(config, workspace, variants)
         report |= {
-            "data": {"folder": str(data.path), "sources": sources, "targets": targets}
+            "data": {"folder": as_urls(str(data.path)), "sources": sources, "targets": targets}
             | read_object(config.out / DATA_FILE)
             | _oracle(data),
             "processes": processes.world_size,
@@ -131,7 +132,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
             write_json(config.out / REPORT_FILE, report, sealed=True)
             write_html(report, config.out / REPORT_PAGE, explore(data, _sids(workspace, variants)))
             print_report(report)
-            print(as_urls(f"report: {config.out / REPORT_PAGE}"))
+            show(f"report: {config.out / REPORT_PAGE}")
         tell_launcher("", {}, config.out / "report.json", config.out / REPORT_PAGE)
         dist.barrier()
         return report

@@ -19,7 +19,8 @@ from sidrec_torchrec.data.requests import GivenRequests, newest_schema
 from sidrec_torchrec.data.sids import open_sids, sid_files
 from sidrec_torchrec.engines.base import open_engine
 from sidrec_torchrec.errors import SidrecError, check_at_least
-from sidrec_torchrec.files import atomic_path, glance, sha256_of
+from sidrec_torchrec.files import atomic_path, check_is_no_input, glance, sha256_of
+from sidrec_torchrec.output import show
 from sidrec_torchrec.part_files import PartFiles, is_of_parts
 from sidrec_torchrec.processes import on_first_process
 from sidrec_torchrec.ranker.arms import ARMS, Needs
@@ -114,7 +115,9 @@ def main(config: PredictConfig) -> dict[str, Any]:
         )
         given = None if config.requests is None else GivenRequests.open(config.requests, predictor.prepared.schema)
         schema = _schema(given, predictor, config)
-        parts = PartFiles.of(config.out, _made_of(config, predictor.trained))
+        files = _files(config, predictor.trained)
+        check_is_no_input(config.out, files)
+        parts = PartFiles.of(config.out, _made_of(config, files))
         counts, done = on_first_process(lambda: _begin(parts))
         first = done * _PART_BATCHES
         title = f"{predictor.trained.recipe.arm} predict"
@@ -131,7 +134,7 @@ def main(config: PredictConfig) -> dict[str, Any]:
                 counts = _write(scores.batches(first), parts, schema, counts, done, is_main=True)
                 progress.advance(0, _summary(counts))
         if processes.is_main:
-            print(as_urls(f"{config.out}: sha256 {sha256_of(config.out)}"))
+            show(f"{config.out}: sha256 {sha256_of(config.out)}")
             slim(config.out)
         return counts
 
@@ -183,8 +186,8 @@ def _begin(parts: PartFiles) -> tuple[dict[str, int], int]:
     return counts, done
 
 
-def _made_of(config: PredictConfig, trained: TrainedRanker) -> Any:
-    """What tells these predictions from others: the config, and the looks of the files that they are made of."""
+def _files(config: PredictConfig, trained: TrainedRanker) -> list[Path]:
+    """Of which predictions are made."""
     files = [
         *weight_files(config.ranker),
         *sid_files(config.sids or trained.recipe.sids),
@@ -193,6 +196,11 @@ def _made_of(config: PredictConfig, trained: TrainedRanker) -> Any:
     for path in (config.requests, config.events, config.users, config.data):
         if path is not None:
             files += DataFolder.of(path).files() if is_data_folder(path) else find_files(path)
+    return files
+
+
+def _made_of(config: PredictConfig, files: list[Path]) -> Any:
+    """What tells these predictions from others: the config, and the looks of the files that they are made of."""
     return [
         as_urls(str(replace(config, engine=None))),
         [[as_urls(str(file)), glance(file)] for file in files if file.exists()],

@@ -193,6 +193,19 @@ def open_input(path: Path) -> BinaryIO:
     return RemoteFile(place)  # type: ignore[return-value]
 
 
+def has_changed(path: Path) -> bool:
+    """Whether a small file's URL no longer has what its mirror has; not so of any other path."""
+    place = place_of(path)
+    if place is None:
+        return False
+    from sidrec_torchrec.storage.remote import RemoteFile
+
+    try:
+        return RemoteFile(place).read() != path.read_bytes()
+    except FileNotFoundError:
+        return True
+
+
 def is_stand_in(path: Path) -> bool:
     """Whether the content of a mirror is at its URL alone."""
     return path.suffix in STAY and is_mirrored(path) and not (path.is_file() and path.stat().st_size)

@@ -29,7 +29,9 @@ _DENIED = re.compile(
 )
 _NO_BUCKET = re.compile("NO_SUCH_BUCKET|bucket .*(not found|does not exist)", re.IGNORECASE)
 _ONE_REQUEST = {"allow_delayed_open": "true"}  # that puts a small file
+_OWN_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "file")  # Arrow's in each of its builds
 _OBJECTS = ("s3", "gcs", "abfs")  # kinds of stores where a file appears when it is whole
+_MOST_TEXT = 400  # letters of a library's error: Google's repeats itself for a page
 _ASKED_AFTER = 3  # tries after which somebody is told
 
 
@@ -278,6 +280,8 @@ def _opened(base: str) -> tuple[pafs.FileSystem, str]:
                 uri = _uri(url.scheme, url.netloc, query)
                 system, prefix = again(place, lambda: pafs.FileSystem.from_uri(uri))
     except (ValueError, NotImplementedError) as error:  # what Arrow raises for a URI that it does not know
+        if url.scheme in _OWN_SCHEMES and isinstance(error, ValueError):
+            raise StorageError(f"{place.short}: {_without_secrets(first_line(error))}") from error
         return _opened_by_fsspec(base, error)
     except OSError as error:  # of hdfs, a library that is not there
         raise StorageError(f"{place.short}: cannot be opened: {_without_secrets(first_line(error))}") from error
@@ -322,7 +326,8 @@ def _without_secrets(text: str) -> str:
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
         if value := os.environ.get(name):
             text = text.replace(value, f"${name}")
-    return re.sub(r" \(Request ID: [^)]*\)", "", text)
+    text = re.sub(r" \(Request ID: [^)]*\)", "", text)
+    return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]} ..."
 
 
 class RemoteFile(io.RawIOBase):

@@ -10,8 +10,11 @@ from urllib.parse import quote, unquote
 
 IN, OUT = "in", "out"
 _MADE = "made"
-_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+(.*)", re.DOTALL)  # pathlib leaves one slash of two
-_SECRET = re.compile(r"secret|password|token|access_key|session", re.IGNORECASE)
+_URL = re.compile(
+    r"([a-zA-Z][a-zA-Z0-9+.-]+):(?:/+(.*))?", re.DOTALL
+)  # pathlib leaves one slash of two, and none at the end
+_SECRET = re.compile(r"secret|password|token|access_key|session|\bsig\b|signature|account_key", re.IGNORECASE)
+_NAMED_BEFORE = ("abfs", "abfss", "hdfs")  # container@account.host, user@host
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,20 @@ def place_of_url(url: str | Path, area: str) -> Place:
     """Where a URL's mirror is.
 
     Raises:
-        ValueError: if it has credentials, which would end in logs, or no bucket.
+        ValueError: if it has credentials, which would end in logs; or no bucket, or is the whole disk.
     """
     found = _URL.fullmatch(str(url))
     assert found is not None
-    scheme, (rest, mark, query) = found[1].lower(), found[2].partition("?")
+    scheme, (rest, mark, query) = found[1].lower(), (found[2] or "").partition("?")
     query = re.sub(r"(https?):/+", r"\1://", query)
     if scheme == "file":
+        if not rest:
+            raise ValueError("file:///: names no file or folder")
         base, key = "file://", rest
     else:
         host, _, key = rest.partition("/")
-        if "@" in host or _SECRET.search(query):
+        before, at, _ = host.rpartition("@")
+        if "@" in query or _SECRET.search(query) or (at and (scheme not in _NAMED_BEFORE or ":" in before)):
             raise ValueError(
                 f"a URL of {scheme}:// with credentials, which would end in logs; give them by the environment, as docs/storage.md says"
             )

@@ -4,7 +4,7 @@ A folder knows its inputs by their content, so that it may be moved or copied, w
 not taken for one of inputs that have changed since.
 
 While a job works in a folder it holds a lock there, so that no second one does. The kernel lets go of a killed job's lock.
-Of a folder at a URL only jobs of this machine are kept out.
+Of a folder at a URL only jobs of this machine are kept out; those of others are noticed, by their claim.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from sidrec_torchrec.errors import FolderBusyError, RunMismatchError
 from sidrec_torchrec.files import check_listed, glance, read_object, remove, remove_temporaries, sha256_of, write_json
 from sidrec_torchrec.processes import is_first_process, on_first_process
-from sidrec_torchrec.storage.mirror import LOCK, bring, is_mirrored, slim
+from sidrec_torchrec.storage.mirror import LOCK, bring, has_changed, is_mirrored, slim
 from sidrec_torchrec.training.config import config_json, located, without, without_paths
 from sidrec_torchrec.training.launcher import tell_launcher
 from sidrec_torchrec.training.progress import say
@@ -61,8 +61,12 @@ class Run:
     step: str = ""
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Marks the run as finished, and gives the result as it will be read back; on every process, the main one writes."""
+        """Marks the run as finished, and gives the result as it will be read back; on every process, the main one writes.
+
+        Raises RunMismatchError if a job of another machine has claimed the folder's URL in the meantime.
+        """
         if dist.get_rank() == 0:
+            _check_is_ours(self.folder)
             if self.inputs is not None:
                 there = read_object(self.folder / CONFIG_FILE)
                 write_json(self.folder / CONFIG_FILE, there | {INPUTS: self.inputs}, sealed=True)
@@ -113,6 +117,7 @@ def open_run(
         def claim() -> dict[str, Any] | None:
             fields = without({k: v for k, v in config_json(config, folder).items() if k not in ignore}, _NO_RESULT)
             stack.enter_context(_claimed(folder, fields, inputs, grows=grows, free=free, remedy=remedy))
+            _check_is_ours(folder)
             if is_locked:
                 remove_temporaries(folder)
             return _described(inputs) if grows else None
@@ -287,9 +292,17 @@ def _claimed(
     try:
         yield
     except Exception:
-        if _files(folder) == {CONFIG_FILE}:
+        if _files(folder) == {CONFIG_FILE} and not has_changed(path):
             remove(path)
         raise
+
+
+def _check_is_ours(folder: Path) -> None:
+    """Refuses a folder at a URL, which no lock guards from other machines, if the claim there is not the one that is here."""
+    if has_changed(folder / CONFIG_FILE):
+        raise RunMismatchError(
+            f"{folder}: another job has claimed or removed it meanwhile, and files of both may be in it; remove it, and run one at a time"
+        )
 
 
 def _check_config(folder: Path, there: dict[str, Any], config: dict[str, Any]) -> None:

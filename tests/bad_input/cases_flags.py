@@ -137,6 +137,16 @@ CASES = [
         "decode-sids --sids {}/sids --tokenizer {}/tokenizer --out {}/d.parquet --num-digits -1",
         "num_digits",
     ),
+    Kind(
+        "decoded over the SIDs",
+        "decode-sids --sids {}/sids --tokenizer {}/tokenizer --out {}/sids/sids.parquet",
+        "sids.parquet: is read by this command",
+    ),
+    Kind(
+        "predictions over the log",
+        "predict --ranker {}/ranker --newest 1 --out {}/data/events.parquet",
+        "events.parquet: is read by this command",
+    ),
     Kind("no requests and none to make", "predict --ranker {}/ranker --out {}/p.parquet", "requests"),
     Kind(
         "requests and newest events, too",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -72,6 +73,12 @@ def gathered(count: int) -> list[int]:
     return [base for base, _ in engine.map(Power(1), range(count))]
 
 
+def fail_or_sleep(item: int) -> None:
+    if item == 1:
+        raise DataError("an unlucky number")
+    time.sleep(600 * (item > 1))
+
+
 def die(_: int) -> None:
     os._exit(9)
 
@@ -112,6 +119,15 @@ def test_what_it_raises_is_raised_here(name):
         list(engine.map(Power(3), range(40)))
 
 
+def test_pieces_at_hand_are_given_up_when_one_fails():
+    with closing(LocalEngine(2)) as engine:
+        begin = time.monotonic()
+        with pytest.raises(DataError, match="an unlucky number"):
+            list(engine.map(fail_or_sleep, range(8)))
+        assert time.monotonic() - begin < 120
+        assert [value for value, _ in engine.map(Power(1), range(4))] == [0, 1, 2, 3]
+
+
 @needs_ray
 def test_an_actor_that_is_killed_is_an_error(monkeypatch):
     monkeypatch.setattr("sidrec_torchrec.engines.ray._AGAIN", 0)  # starts of processes that die take their time
@@ -134,20 +150,34 @@ def test_a_process_that_is_killed_is_an_error():
         assert [value for value, _ in engine.map(Power(1), range(4))] == [0, 1, 2, 3]  # the next call starts anew
 
 
-def test_processes_end_with_their_parent(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_processes_end_with_their_parent(tmp_path, number):
+    """Of a command, or by Ctrl-C, which all of them get, also those that wait: they say nothing, and begin nothing more."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, time\nfrom sidrec_torchrec.engines.local import LocalEngine\n"
+        "import os, time\nfrom contextlib import closing\nfrom sidrec_torchrec import cli\n"
+        "from sidrec_torchrec.engines.local import LocalEngine\n"
         "def work(item):\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n"
-        "if __name__ == '__main__':\n    list(LocalEngine(2).map(work, range(2)))\n"
+        "def call(*_, **__):\n    with closing(LocalEngine(3)) as engine:\n        list(engine.map(work, range(2)))\n"
+        "if __name__ == '__main__':\n    cli.call = call\n    raise SystemExit(cli.main(['prepare']))\n"
     )
     root = Path(__file__).resolve().parents[2]
     parent = subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(root)}
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root), "TMPDIR": str(tmp_path)},
+        start_new_session=True,
     )
     children = [int(parent.stdout.readline()) for _ in range(2)]
-    parent.kill()
-    parent.wait()
+    if number == signal.SIGINT:
+        os.killpg(parent.pid, number)
+        assert parent.communicate(timeout=60) == ("", "error: interrupted\n") and parent.returncode == 130
+        assert not [*tmp_path.glob("sidrec-*")]
+    else:
+        parent.kill()
+        parent.communicate()
     deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in children):
         assert time.monotonic() < deadline, "a process outlived its parent"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from sidrec_torchrec.cli import main as cli
 from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
@@ -118,6 +119,25 @@ def test_all_jobs_at_urls_make_what_they_make_in_folders(s3: S3, corpus: Path, b
     with open_parquet(predicted) as theirs, open_parquet(folder / "predicted.parquet") as ours:
         assert theirs.read().equals(ours.read())
     assert {request["status"][:3] for request in s3.log()} >= {"200", "500", "503", "dro"}
+
+
+def test_what_people_read_names_urls_and_not_where_they_are_kept(by_hand, corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SIDREC_STORAGE", str(tmp_path / "mirrors"))
+    sids, data, made = f"file://{by_hand[0]}/sids", f"file://{corpus}", f"file://{tmp_path}/made"
+    commands = {
+        f"data synthetic --items 300 --users 20 --median-events 20 --out {made}": f"{made}: ",
+        f"data schema --data {made}": f"{made}/schema.json: ",
+        f"data validate --data {data}": f"{data}: ",
+        f"codec collisions --sids {sids} --json {made}.json": f"{sids}/sids.parquet: ",
+        f"codec drift --old {sids} --new {sids} --json {made}.drift": f"old: {sids}/sids.parquet: ",
+    }
+    monkeypatch.setenv("COLUMNS", "300")  # of tables, whose titles would be broken
+    for command, begins in commands.items():
+        assert cli(command.split()) == 0
+        said = capsys.readouterr()
+        assert said.out.startswith(begins) and "%3A" not in said.out + said.err
+    for file in (tmp_path / "made.json", tmp_path / "made.drift"):
+        assert f"{sids}/sids.parquet" in file.read_text() and "%3A" not in file.read_text()
 
 
 def killed(work: Callable[..., Any], *arguments: Any) -> None:

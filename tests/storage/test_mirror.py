@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidrec_torchrec.data.parquet import ParquetTable
-from sidrec_torchrec.errors import DataError, StorageError
+from sidrec_torchrec.errors import DataError, RunMismatchError, StorageError
 from sidrec_torchrec.files import atomic_path, glance, list_files, read_json, remove, sha256_of, write_json
 from sidrec_torchrec.files import check_listed as check
 from sidrec_torchrec.part_files import PartFiles
@@ -17,6 +18,15 @@ from sidrec_torchrec.processes import made_once
 from sidrec_torchrec.storage import remote
 from sidrec_torchrec.storage.mirror import bring, is_stand_in, listed, local, open_input, size_of, slim
 from sidrec_torchrec.storage.urls import made_beside
+from sidrec_torchrec.training import runs
+from sidrec_torchrec.training.group import process_group
+
+
+@dataclass(frozen=True)
+class Cores:
+    """A job's config."""
+
+    cores: int = 1
 
 
 @pytest.fixture
@@ -190,6 +200,34 @@ def test_parts_are_taken_over_and_joined_by_another_machine(tmp_path, there, mon
     assert names(tmp_path / "out") == ["x.parquet/part-00000.parquet", "x.parquet/part-00001.parquet"]
     table = ParquetTable.open(parts().path)
     assert [batch.column("a")[0].as_py() for _, batch in table.batches(["a"], 1)] == [0, 1]
+
+
+@pytest.mark.parametrize("when", ["claimed", "finished"])
+def test_two_machines_that_write_to_one_url_are_not_both_content(tmp_path, there, monkeypatch, when):
+    """Neither saw the other's claim when it looked."""
+    folder = local(url(tmp_path / "run"), is_output=True)
+    claim = write_json
+
+    def other_writes(*_: object, **__: object) -> None:
+        claim(tmp_path / "run" / "run.json", {"cores": 2}, sealed=True)
+
+    def claimed(path: Path, *rest: object, **options: object) -> None:
+        claim(path, *rest, **options)
+        other_writes()
+
+    if when == "claimed":
+        monkeypatch.setattr(runs, "write_json", claimed)
+    with (
+        process_group(),
+        pytest.raises(RunMismatchError, match=f"file://{tmp_path}/run: another job has claimed or removed it"),
+        runs.open_run(folder, Cores()) as run,
+    ):
+        assert when == "finished"
+        write_json(folder / "half.json", {})
+        other_writes()
+        run.finish({})
+    assert read_json(tmp_path / "run" / "run.json")["cores"] == 2
+    assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_what_a_machine_makes_of_an_input_it_makes_once(there):

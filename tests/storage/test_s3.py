@@ -131,6 +131,13 @@ def test_what_cannot_be_mended_is_said_at_once_and_in_a_line(s3, capsys, monkeyp
     assert time.monotonic() - begin < 30
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/a?nonsense=1", "s3://a bucket/a", "s3://bucket/a?scheme=ftp"])
+def test_a_url_that_arrow_does_not_take_is_not_laid_on_a_package_that_is_missing(s3, url):
+    with pytest.raises(StorageError, match="nonsense|a bucket|ftp") as raised:
+        local(url)
+    assert "fsspec" not in str(raised.value) and len(str(raised.value).splitlines()) == 1
+
+
 def test_a_server_that_is_gone_is_waited_for_only_so_long(s3, capsys, monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
