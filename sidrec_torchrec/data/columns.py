@@ -1,5 +1,7 @@
 """What a column of a data folder may hold: vectors, categories, times, labels; and how each is read."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +13,12 @@ UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _EARLIEST, _LATEST = 10**8, 10**11  # seconds: the years 1973 and 5138, between which logs are of today
+
+
+def record_batch(columns: Iterable[np.ndarray | pa.Array], schema: pa.Schema) -> pa.RecordBatch:
+    """Columns of numpy or Arrow, in the schema's order, as its types."""
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

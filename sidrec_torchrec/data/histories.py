@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sidrec_torchrec.data.columns import record_batch
 from sidrec_torchrec.data.features import Feature, Features, encode
 from sidrec_torchrec.data.format import Events, Users
 from sidrec_torchrec.data.ids import IdIndex, shown
@@ -163,8 +164,7 @@ def coded_events(
         action_N = action_of(batch.labels) if events.tasks else np.ones(len(batch), np.int8)
         codes_NF = encode(features.of_log, batch.features, len(batch), events.table)
         columns = [batch.user_ids, row_N, item_N, batch.timestamps, action_N, *np.ascontiguousarray(codes_NF.T)]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        yield record_batch(columns, schema)
 
 
 @dataclass(frozen=True)

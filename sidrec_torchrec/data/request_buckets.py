@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from sidrec_torchrec.data.columns import record_batch
 from sidrec_torchrec.data.events import Events
 from sidrec_torchrec.data.features import Features
 from sidrec_torchrec.data.histories import Histories, coded_events, event_schema
@@ -154,8 +155,7 @@ class _Cut:
             row_R = np.arange(first_row, first_row + len(asked.user_ids))
             columns = [asked.user_ids, row_R, asked.items, asked.timestamps]
             columns += [*np.ascontiguousarray(asked.features.T)]
-            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+            yield record_batch(columns, schema)
 
 
 @dataclass(frozen=True)

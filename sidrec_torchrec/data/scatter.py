@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from sidrec_torchrec.data.buckets import EventBuckets
+from sidrec_torchrec.data.columns import record_batch
 from sidrec_torchrec.data.features import Draft, Feature
 from sidrec_torchrec.data.format import Events, Items, Users
 from sidrec_torchrec.data.ids import keys
@@ -56,12 +57,11 @@ def scatter(
     """
     folder.mkdir(parents=True)
     per_bucket = min(max(events.num_events // _BUCKETS, _LEAST_PER_BUCKET), EVENTS_PER_BUCKET)
-    row_groups = sum(len(part.row_groups) for part in events.table.parts)
     buckets = EventBuckets(
         path=events.path,
         folder=folder,
         count=-(-events.num_events // per_bucket),
-        shares=max(1, min(events.num_events // _EVENTS_PER_SHARE, row_groups)),
+        shares=max(1, min(events.num_events // _EVENTS_PER_SHARE, events.table.num_row_groups)),
         tasks=events.tasks,
         regressions=events.regressions,
         id_type=events.user_id_type,
@@ -123,9 +123,7 @@ class EventCoder:
             raw = [draft.raw(batch.features[draft.named.column]) for draft in self.drafts]
             raw += [*batch.values.T, *([] if batch.weights is None else [batch.weights])]
             columns = [batch.user_ids, item_N, batch.timestamps, action_N, *raw]
-            coded = pa.RecordBatch.from_arrays(
-                [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
-            )
+            coded = record_batch(columns, schema)
             yield coded.filter(pa.array(item_N >= 0)) if policy.unknown_items == "drop" else coded
 
     @cached_property

@@ -30,8 +30,7 @@ def tally_events(events: Events, rows: ItemRows | None, policy: EventPolicy, eng
     Raises:
         DataError: on bad events, or what the policy refuses; names file, column and row.
     """
-    row_groups = sum(len(part.row_groups) for part in events.table.parts)
-    shares = max(1, min(events.num_events // _PER_SHARE, row_groups))
+    shares = max(1, min(events.num_events // _PER_SHARE, events.table.num_row_groups))
     whole = Tally.of(events)
     is_met_I = np.zeros(0 if rows is None else len(rows), bool)
     working = engine if events.num_events >= _FEW else engine.for_little()
