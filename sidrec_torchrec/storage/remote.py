@@ -7,6 +7,7 @@ import posixpath
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,7 +69,7 @@ class Store:
         Raises:
             StorageError: if the store does not answer, or refuses to; or if its bucket is not there.
         """
-        info = self._again(place, lambda: self._system.get_file_info(self._path(place)))
+        info = again(place, lambda: self._system.get_file_info(self._path(place)))
         if info.type == pafs.FileType.NotFound:
             self._check_bucket(place)
         return (_look(info, place) if info.is_file else None), info.type == pafs.FileType.Directory
@@ -76,13 +77,13 @@ class Store:
     def files(self, place: Place, *, recursive: bool = True) -> list[Look]:
         """All files below a folder, or those in it; none if there is no such folder."""
         selector = pafs.FileSelector(self._path(place), allow_not_found=True, recursive=recursive)
-        found = self._again(place, lambda: self._system.get_file_info(selector))
+        found = again(place, lambda: self._system.get_file_info(selector))
         return [_look(info, self._place(place, info.path)) for info in found if info.is_file]
 
     def names(self, place: Place) -> list[str]:
         """Of the files and folders in a folder."""
         selector = pafs.FileSelector(self._path(place), allow_not_found=True)
-        return [info.base_name for info in self._again(place, lambda: self._system.get_file_info(selector))]
+        return [info.base_name for info in again(place, lambda: self._system.get_file_info(selector))]
 
     def open(self, place: Place) -> Any:
         """A file to read by ``read_at`` and ``size``.
@@ -90,7 +91,7 @@ class Store:
         Raises:
             FileNotFoundError: if it is not there.
         """
-        return self._again(place, lambda: self._system.open_input_file(self._path(place)))
+        return again(place, lambda: self._system.open_input_file(self._path(place)))
 
     def read(self, place: Place, file: Any, count: int, offset: int) -> bytes:
         """Some bytes of what ``open`` gave.
@@ -107,7 +108,7 @@ class Store:
                     raise FileNotFoundError(errno.ENOENT, "it has been removed", place.short) from None
                 raise
 
-        return self._again(place, work)
+        return again(place, work)
 
     def fetch(self, place: Place, path: Path) -> None:
         """Writes a file's content to a local path.
@@ -125,7 +126,7 @@ class Store:
 
     def put(self, path: Path, place: Place) -> Look:
         """Makes a local file's content a file of the store, whole or not at all, in place of the one that is there."""
-        return self._again(place, lambda: self._put(path, place))
+        return again(place, lambda: self._put(path, place))
 
     def move(self, old: Place, new: Place) -> None:
         """Gives a file another name."""
@@ -139,29 +140,22 @@ class Store:
                 if there.is_file or not here.is_file:
                     raise
 
-        self._again(new, work)
+        again(new, work)
 
     def delete(self, place: Place) -> None:
         """Deletes a file, if there is one."""
-
-        def work() -> None:
-            try:
-                self._system.delete_file(self._path(place))
-            except FileNotFoundError:
-                pass
-
-        self._again(place, work)
+        self._delete(place, self._system.delete_file)
 
     def delete_folder(self, place: Place) -> None:
         """Deletes a folder and all that is in it, if there is one."""
+        self._delete(place, self._system.delete_dir)
 
+    def _delete(self, place: Place, delete: Callable[[str], None]) -> None:
         def work() -> None:
-            try:
-                self._system.delete_dir(self._path(place))
-            except FileNotFoundError:
-                pass
+            with suppress(FileNotFoundError):
+                delete(self._path(place))
 
-        self._again(place, work)
+        again(place, work)
 
     def _put(self, path: Path, place: Place) -> Look:
         to = self._path(place)
@@ -190,7 +184,7 @@ class Store:
     def _check_bucket(self, place: Place) -> None:
         if not self._is_of_objects or not self._prefix:
             return
-        info = self._again(place, lambda: self._system.get_file_info(self._prefix))
+        info = again(place, lambda: self._system.get_file_info(self._prefix))
         if info.type == pafs.FileType.NotFound:
             raise StorageError(f"{place.short}: there is no bucket '{self._prefix}'; make it, or name another")
 
@@ -202,9 +196,6 @@ class Store:
         if ".." in key.split("/"):  # its mirror would lie elsewhere
             raise StorageError(f"{folder.short}: holds '{key}', a name with '..', which no folder can hold; remove it")
         return Place(folder.area, folder.base, key)
-
-    def _again(self, place: Place, work: Callable[[], Result]) -> Result:
-        return again(place, work)
 
 
 def again(place: Place, work: Callable[[], Result]) -> Result:
