@@ -23,7 +23,8 @@
 namespace sidrec {
 namespace {
 
-constexpr int64_t kBlock = 128; // events whose scores are held at a time
+constexpr int64_t kBlock = 128;    // events whose scores are held at a time
+constexpr float kHeadroom = 16.0f; // weights are relative to a score that no other exceeds by more: floats have room for sums of e^16
 
 // Calls work(first, last, share) for shares of the cuts of about equally many events, in parallel.
 template <typename Work>
@@ -43,35 +44,65 @@ void for_shares(const Events& e, const std::vector<Lanes>& cuts, Work work) {
   });
 }
 
+// Scores of a block of events in weights, in place, relative to ``most``; returns their sum. All are vectors of 16 floats,
+// some events each: what is not a table's row need not be one event at a time.
+template <int HP>
+typename Vec<HP>::Float weigh(Vec<16>::Float* scores, int64_t n, typename Vec<HP>::Float most, bool softmax) {
+  Vec<16>::Float sums{};
+  const Vec<16>::Float base = repeat<HP>(most);
+  for (int64_t i = 0; i < n; ++i) {
+    scores[i] = softmax ? exp<16>(scores[i] - base) : scores[i] / (1.0f + exp<16>(-scores[i]));
+    sums += scores[i];
+  }
+  typename Vec<HP>::Float sum{};
+  for (int i = 0; i < 16 / HP; ++i) sum += part<HP>(sums, i);
+  return sum;
+}
+
+template <int HP>
+typename Vec<HP>::Float highest(const Vec<16>::Float* scores, int64_t n, typename Vec<HP>::Float most) {
+  Vec<16>::Float all = repeat<HP>(most);
+  for (int64_t i = 0; i < n; ++i) all = max(all, scores[i]);
+  for (int i = 0; i < 16 / HP; ++i) most = max(most, part<HP>(all, i));
+  return most;
+}
+
 template <int HP>
 void forward(const Events& e, const Lanes& lanes, const Window& window, const float* scores, float* mass, float* lse) {
   using Float = typename Vec<HP>::Float;
+  using Wide = Vec<16>::Float;
+  constexpr int64_t kBlock = 512 / HP, kAtOnce = 16 / HP;
+  const float lowest = -std::numeric_limits<float>::max();
   static thread_local std::vector<Float> table;
   table.resize(e.rows());
   Histogram<Float> histogram(e);
   expand(e, scores, lanes, table.data(), 1);
-  Float block[kBlock], most = Float{} - std::numeric_limits<float>::max(), sum{};
+  Wide wide[kBlock / kAtOnce];
+  Float* const block = reinterpret_cast<Float*>(wide);
+  Float scaled[kBlock], most = Float{} + lowest, sum{};
   const int64_t m = lanes.query;
   for (int64_t begin = e.begin[m]; begin < e.end[m]; begin += kBlock) {
-    const int64_t n = std::min(kBlock, e.end[m] - begin);
+    const int64_t n = std::min(kBlock, e.end[m] - begin), n_wide = (n + kAtOnce - 1) / kAtOnce;
     window.add_rows(table.data(), begin, n, block);
+    std::fill(block + n, block + n_wide * kAtOnce, Float{} + (e.softmax ? lowest : 0.0f)); // no weight, if any at all
     if (e.softmax) {
-      Float block_most = most;
-      for (int64_t t = 0; t < n; ++t) block_most = max(block_most, block[t]);
+      const Float block_most = highest<HP>(wide, n_wide, most);
       bool grew = false;
-      for (int h = 0; h < HP; ++h) grew |= block_most[h] > most[h];
-      if (grew) { // what is summed so far was relative to a smaller maximum
-        const Float scale = exp<HP>(most - block_most);
-        histogram.scale(scale);
-        sum *= scale;
+      for (int h = 0; h < HP; ++h) grew |= block_most[h] > most[h] + kHeadroom;
+      if (grew) { // what is summed so far is relative to a far smaller score
+        if (begin > e.begin[m]) {
+          const Float scale = exp<HP>(most - block_most);
+          histogram.scale(scale);
+          sum *= scale;
+        }
         most = block_most;
       }
     }
-    for (int64_t t = 0; t < n; ++t) {
-      block[t] = e.softmax ? exp<HP>(block[t] - most) : block[t] / (1.0f + exp<HP>(-block[t]));
-      sum += block[t];
+    sum += weigh<HP>(wide, n_wide, most, e.softmax);
+    if (e.scaled_chunks > 0) {
+      for (int64_t t = 0; t < n; ++t) scaled[t] = block[t] * e.scale[begin + t];
     }
-    histogram.add(window, e.scale, begin, n, [&](int64_t t) { return block[t]; });
+    histogram.add(window, begin, n, block, scaled);
   }
   const bool empty = e.begin[m] == e.end[m];
   if (e.softmax && !empty) histogram.scale(1.0f / sum);
@@ -111,6 +142,7 @@ void backward(const Events& e, const Lanes& lanes, const Window& window, const f
   };
   const Float lse_h = load(lse), shift_h = load(shift);
   Row block[kBlock], unscaled[kBlock];
+  Float grads[kBlock], scaled[kBlock];
   for (int64_t begin = e.begin[m]; begin < e.end[m]; begin += kBlock) {
     const int64_t n = std::min(kBlock, e.end[m] - begin);
     window.add_rows(table.data(), begin, n, block, grad_scale ? unscaled : nullptr);
@@ -119,32 +151,35 @@ void backward(const Events& e, const Lanes& lanes, const Window& window, const f
       Float weight;
       if (e.softmax) {
         weight = exp<HP>(score - lse_h);
-        block[t].grad = weight * (grad + shift_h);
+        grads[t] = weight * (grad + shift_h);
       } else {
         const Float sigmoid = 1.0f / (1.0f + exp<HP>(-score));
         weight = score * sigmoid;
-        block[t].grad = grad * sigmoid * (1.0f + score * (1.0f - sigmoid));
+        grads[t] = grad * sigmoid * (1.0f + score * (1.0f - sigmoid));
       }
       if (grad_scale) {
-        const Float of_heads = block[t].grad * unscaled[t].score + weight * unscaled[t].grad;
+        const Float of_heads = grads[t] * unscaled[t].score + weight * unscaled[t].grad;
         float sum = 0;
         for (int64_t h = 0; h < lanes.heads; ++h) sum += of_heads[h];
         grad_scale[begin + t] += sum;
       }
     }
-    histogram.add(window, e.scale, begin, n, [&](int64_t t) { return block[t].grad; });
+    if (e.scaled_chunks > 0) {
+      for (int64_t t = 0; t < n; ++t) scaled[t] = grads[t] * e.scale[begin + t];
+    }
+    histogram.add(window, begin, n, grads, scaled);
   }
   marginals(e, histogram.sums(window, e.begin[m]), lanes, grad_scores);
 }
 
-// Calls work(lanes, window, narrow, share) for each cut, in parallel; narrow ones have up to 4 lanes, the others up to 8.
+// Calls work(lanes, window, share) for each cut, of up to so many lanes, in parallel.
 template <typename Work>
-void for_lanes(const Events& e, bool join_queries, Work work) {
-  for_shares(e, cut(e, 8, join_queries), [&](const Lanes* first, const Lanes* last, int64_t share) {
+void for_lanes(const Events& e, int64_t most_lanes, bool join_queries, Work work) {
+  for_shares(e, cut(e, most_lanes, join_queries), [&](const Lanes* first, const Lanes* last, int64_t share) {
     Window window(e);
     for (const Lanes* lanes = first; lanes < last; ++lanes) {
       window.show(lanes->query, (last - 1)->query + 1);
-      work(*lanes, window, lanes->count() <= 4, share);
+      work(*lanes, window, share);
     }
   });
 }
@@ -202,9 +237,9 @@ std::tuple<at::Tensor, at::Tensor> code_attention_backward(
   const float *s = given.scores.const_data_ptr<float>(), *g = own_grad.const_data_ptr<float>();
   const float *l = own_lse.const_data_ptr<float>(), *d = own_shift.const_data_ptr<float>();
   float* out = grad.mutable_data_ptr<float>();
-  for_lanes(e, false, [&](const Lanes& lanes, const Window& window, bool narrow, int64_t share) {
-    double* own = sums.of(share);
-    narrow ? backward<4>(e, lanes, window, s, g, l, d, out, own) : backward<8>(e, lanes, window, s, g, l, d, out, own);
+  for_lanes(e, 8, false, [&](const Lanes& lanes, const Window& window, int64_t share) {
+    const auto run = lanes.count() <= 4 ? backward<4> : backward<8>;
+    run(e, lanes, window, s, g, l, d, out, sums.of(share));
   });
   sums.write(grad_scale.mutable_data_ptr<float>());
   return {grad, grad_scale};
@@ -216,8 +251,9 @@ std::tuple<at::Tensor, at::Tensor> attend(const Inputs& given, int64_t limit, bo
   at::Tensor mass = at::empty_like(given.scores), lse = at::empty({e.queries, e.heads}, given.scores.options());
   const float* s = given.scores.const_data_ptr<float>();
   float *m = mass.mutable_data_ptr<float>(), *l = lse.mutable_data_ptr<float>();
-  for_lanes(e, true, [&](const Lanes& lanes, const Window& window, bool narrow, int64_t) {
-    narrow ? forward<4>(e, lanes, window, s, m, l) : forward<8>(e, lanes, window, s, m, l);
+  for_lanes(e, kMostLanes, true, [&](const Lanes& lanes, const Window& window, int64_t) {
+    const auto run = lanes.count() <= 4 ? forward<4> : lanes.count() <= 8 ? forward<8> : forward<16>;
+    run(e, lanes, window, s, m, l);
   });
   return {mass, lse};
 }

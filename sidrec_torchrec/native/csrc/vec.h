@@ -6,7 +6,7 @@
 
 namespace sidrec {
 
-// HP floats; HP is 4 or 8.
+// HP floats; HP is 4, 8 or 16.
 template <int HP>
 struct Vec {
   typedef float Float __attribute__((vector_size(HP * 4)));
@@ -17,6 +17,21 @@ struct Vec {
 template <typename Float>
 inline Float max(Float a, Float b) {
   return a > b ? a : b;
+}
+
+// Few floats again and again, and the parts of many.
+template <int HP>
+inline Vec<16>::Float repeat(typename Vec<HP>::Float x) {
+  Vec<16>::Float wide;
+  for (int i = 0; i < 16 / HP; ++i) std::memcpy(reinterpret_cast<float*>(&wide) + i * HP, &x, sizeof(x));
+  return wide;
+}
+
+template <int HP>
+inline typename Vec<HP>::Float part(Vec<16>::Float wide, int i) {
+  typename Vec<HP>::Float x;
+  std::memcpy(&x, reinterpret_cast<float*>(&wide) + i * HP, sizeof(x));
+  return x;
 }
 
 // e^x to 2 ulp for x <= 88; below -87 it gives e^-87, about 1e-38. NaN stays NaN.
