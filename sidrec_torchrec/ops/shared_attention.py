@@ -19,7 +19,7 @@ from sidrec_torchrec.ops.side_decode import scaled_decode
 
 # Nanoseconds on one core of an AMD EPYC, 25 trits, 4 heads of 16. Only their ratios matter, which differ less elsewhere.
 _DECODE, _DECODE_AN_EVENT, _PAIR_DECODED = 350_000, 210, 6
-_QUERY_BY_CODE, _PAIR_BY_CODE = 5_500, 11
+_QUERY_BY_CODE, _PAIR_BY_CODE = 2_000, 7
 
 
 def reference(

@@ -258,40 +258,59 @@ std::tuple<at::Tensor, at::Tensor> attend(const Inputs& given, int64_t limit, bo
   return {mass, lse};
 }
 
-// A request of few candidates has fewer cuts than there are threads: its history is read in pieces of about kPiece events.
-// Their number does not depend on that of the threads, so that results do not.
-constexpr int64_t kPiece = 4'000, kFewCuts = 8;
+// A request of few candidates has fewer cuts than there are threads: its history is read in 2, 4 or 8 pieces of at least kPiece
+// events. Their number does not depend on that of the threads, so that results do not.
+constexpr int64_t kPiece = 2'000, kFewCuts = 8;
 
 int64_t pieces_of(const Inputs& given) {
   given.check_ranges();
-  const int64_t M = given.scores.size(0), cuts = M * ((given.scores.size(2) + 7) / 8);
-  if (cuts == 0 || cuts >= kFewCuts) return 1;
+  const int64_t M = given.scores.size(0), cuts = M * ((given.scores.size(2) + kMostLanes - 1) / kMostLanes);
   const int64_t *begin = given.begin.const_data_ptr<int64_t>(), *end = given.end.const_data_ptr<int64_t>();
-  int64_t most = 0;
+  int64_t most = 0, pieces = 1;
   for (int64_t m = 0; m < M; ++m) most = std::max(most, end[m] - begin[m]);
-  return std::clamp<int64_t>(most / kPiece, 1, kFewCuts / cuts);
+  while (cuts > 0 && 2 * pieces * cuts <= kFewCuts && 2 * pieces * kPiece <= most) pieces *= 2;
+  return pieces;
 }
 
 // As attend, by softmax: each piece of a query's events is a query of its own, and what they give is put together.
 std::tuple<at::Tensor, at::Tensor> attend_to_pieces(const Inputs& given, int64_t limit, int64_t pieces) {
-  const int64_t M = given.scores.size(0);
+  const int64_t M = given.scores.size(0), V = given.scores.size(1), H = given.scores.size(2);
   const int64_t *begin = given.begin.const_data_ptr<int64_t>(), *end = given.end.const_data_ptr<int64_t>();
   Inputs parts = given;
   parts.begin = at::empty({pieces * M}, given.begin.options());
   parts.end = at::empty_like(parts.begin);
-  int64_t *from = parts.begin.mutable_data_ptr<int64_t>(), *to = parts.end.mutable_data_ptr<int64_t>();
-  for (int64_t i = 0; i < pieces * M; ++i) {
-    const int64_t m = i % M, n = end[m] - begin[m];
-    from[i] = begin[m] + n * (i / M) / pieces;
-    to[i] = begin[m] + n * (i / M + 1) / pieces;
+  parts.scores = at::empty({pieces * M, V, H}, given.scores.options());
+  if (given.query_time) parts.query_time = at::empty_like(parts.begin);
+  for (int64_t p = 0; p < pieces; ++p) {
+    for (int64_t m = 0; m < M; ++m) {
+      const int64_t n = end[m] - begin[m];
+      parts.begin.mutable_data_ptr<int64_t>()[p * M + m] = begin[m] + n * p / pieces;
+      parts.end.mutable_data_ptr<int64_t>()[p * M + m] = begin[m] + n * (p + 1) / pieces;
+    }
+    std::copy_n(given.scores.const_data_ptr<float>(), M * V * H, parts.scores.mutable_data_ptr<float>() + p * M * V * H);
+    if (!given.query_time) continue;
+    std::copy_n(given.query_time->const_data_ptr<int64_t>(), M, parts.query_time->mutable_data_ptr<int64_t>() + p * M);
   }
-  parts.scores = given.scores.repeat({pieces, 1, 1});
-  if (given.query_time) parts.query_time = given.query_time->repeat({pieces});
-  const auto [mass, lse] = attend(parts, limit, true);
-  const at::Tensor lse_PMH = lse.unflatten(0, {pieces, M}), whole_MH = lse_PMH.logsumexp(0);
-  const at::Tensor is_empty_PMH = lse_PMH == -std::numeric_limits<float>::infinity();
-  const at::Tensor share_PMH = (lse_PMH - whole_MH).exp().masked_fill(is_empty_PMH, 0.0);
-  return {(mass.unflatten(0, {pieces, M}) * share_PMH.unsqueeze(2)).sum(0), whole_MH};
+  const auto [masses, lses] = attend(parts, limit, true);
+  at::Tensor mass = at::zeros_like(given.scores), lse = at::empty({M, H}, given.scores.options());
+  const float *of_parts = masses.const_data_ptr<float>(), *lse_of_parts = lses.const_data_ptr<float>();
+  float *sums = mass.mutable_data_ptr<float>(), *whole = lse.mutable_data_ptr<float>();
+  std::vector<float> share(H);
+  for (int64_t m = 0; m < M; ++m) {
+    for (int64_t h = 0; h < H; ++h) {
+      float most = -std::numeric_limits<float>::infinity(), sum = 0;
+      for (int64_t p = 0; p < pieces; ++p) most = std::max(most, lse_of_parts[(p * M + m) * H + h]);
+      for (int64_t p = 0; p < pieces && begin[m] < end[m]; ++p) sum += std::exp(lse_of_parts[(p * M + m) * H + h] - most);
+      whole[m * H + h] = most + std::log(sum);
+    }
+    for (int64_t p = 0; p < pieces && begin[m] < end[m]; ++p) {
+      for (int64_t h = 0; h < H; ++h) share[h] = std::exp(lse_of_parts[(p * M + m) * H + h] - whole[m * H + h]);
+      for (int64_t v = 0; v < V; ++v) {
+        for (int64_t h = 0; h < H; ++h) sums[(m * V + v) * H + h] += share[h] * of_parts[((p * M + m) * V + v) * H + h];
+      }
+    }
+  }
+  return {mass, lse};
 }
 
 } // namespace

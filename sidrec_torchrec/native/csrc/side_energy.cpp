@@ -67,6 +67,62 @@ inline int64_t for_columns(const float* table, int64_t width, const int64_t* row
   return first;
 }
 
+inline float total(Float x) {
+  float half[kLanes / 2];
+  for (int i = 0; i < kLanes / 2; ++i) half[i] = x[i] + x[i + kLanes / 2];
+  return (half[0] + half[1]) + (half[2] + half[3]);
+}
+
+// The rows of a chunk, from some column on.
+struct ChunkRows {
+  const float* first;
+  int64_t count;
+};
+
+constexpr int kMostVectors = 8; // that are summed at a time
+constexpr float kNoRow[kMostVectors * kLanes] = {};
+
+// Adds to n energies the squares of N vectors of columns of the sums of the events' rows.
+template <int N>
+inline void add_squares(const std::vector<ChunkRows>& chunks, int64_t width, const uint16_t* values, int64_t n, float* energy) {
+  for (int64_t t = 0; t < n; ++t) {
+    const uint16_t* value = values + t;
+    Float sum[N] = {};
+    for (const ChunkRows& rows : chunks) {
+      const float* row = *value < rows.count ? rows.first + *value * width : kNoRow;
+      value += kEvents;
+      for (int i = 0; i < N; ++i) {
+        Float x;
+        std::memcpy(&x, row + i * kLanes, sizeof(x));
+        sum[i] += x;
+      }
+    }
+    Float squares{};
+    for (int i = 0; i < N; ++i) squares += sum[i] * sum[i];
+    energy[t] += total(squares);
+  }
+}
+
+// The energies of the events from .. to - 1: of a block at a time, as many columns as there are registers for, then the next.
+void find_energies(const Layout& layout, const at::Tensor& words, const float* table, int64_t width, int64_t from, int64_t to,
+                   float* energy) {
+  std::vector<uint16_t> values(layout.num_chunks() * kEvents);
+  std::vector<ChunkRows> chunks;
+  for (const Chunk& chunk : layout.chunks()) chunks.push_back({table + chunk.first_row * width, chunk.radix});
+  for (int64_t begin = from; begin < to; begin += kEvents) {
+    const int64_t n = std::min(kEvents, to - begin);
+    layout.unpack(words.const_data_ptr<int64_t>(), words.size(1), begin, begin + n, values.data(), kEvents);
+    std::fill(energy + begin, energy + begin + n, 0.0f);
+    for (int64_t left = width / kLanes, vectors; left > 0; left -= vectors) {
+      vectors = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      const auto add = vectors == 8 ? add_squares<8> : vectors == 4 ? add_squares<4> : vectors == 2 ? add_squares<2> : add_squares<1>;
+      add(chunks, width, values.data(), n, energy + begin);
+      for (ChunkRows& rows : chunks) rows.first += vectors * kLanes;
+    }
+    for (ChunkRows& rows : chunks) rows.first -= width;
+  }
+}
+
 bool takes(const at::Tensor& words, const at::Tensor& table, at::IntArrayRef radices) {
   return may_run(table, {at::kFloat}) && words.dim() == 2 && table.dim() == 2 && table.size(0) == sum(radices);
 }
@@ -84,13 +140,7 @@ at::Tensor side_energy(const at::Tensor& all_words, const at::Tensor& table, at:
   const int64_t width = wide.size(1);
   float* energy = out.mutable_data_ptr<float>();
   at::parallel_for(0, words.size(0), 4 * kEvents, [&](int64_t from, int64_t to) {
-    for_events(layout, words, from, to, [&](int64_t t, const int64_t* rows, int64_t num_rows) {
-      Float squares{};
-      for_columns<8>(in, width, rows, num_rows, 0, width, [&](int64_t, Float x) { squares += x * x; });
-      float sum = 0;
-      for (int i = 0; i < kLanes; ++i) sum += squares[i];
-      energy[t] = sum;
-    });
+    find_energies(layout, words, in, width, from, to, energy);
   });
   return out;
 }
