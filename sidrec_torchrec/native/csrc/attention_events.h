@@ -11,6 +11,7 @@
 
 #include "codes.h"
 #include "kernel.h"
+#include "vec.h"
 
 namespace sidrec {
 namespace {
@@ -45,9 +46,6 @@ struct Events {
   int64_t rows() const { return layout.num_slots() + (has_times ? kGapBuckets : 0); }
 };
 
-// What a vector's lanes are: the heads of a query, and of as many that read the same events as there is room for.
-constexpr int64_t kMostLanes = 16;
-
 // Summing digits into chunks costs up to 2 * 256 additions per chunk and query, and saves most of an event's: short
 // histories do better with chunks of 27 values; so that tables stay in L1, or near it, wide vectors with chunks of 81.
 int64_t chunk_limit(const at::Tensor& begin, const at::Tensor& end, int64_t heads) {
@@ -58,7 +56,7 @@ int64_t chunk_limit(const at::Tensor& begin, const at::Tensor& end, int64_t head
     events += to[m] - from[m];
     joined += m > 0 && from[m] == from[m - 1] && to[m] == to[m - 1];
   }
-  const int64_t lanes = 2 * joined > queries ? kMostLanes : heads;
+  const int64_t lanes = 2 * joined > queries ? kWidest : heads;
   if (events < 300 * queries) return 32;
   return lanes > 4 ? 81 : 256;
 }

@@ -44,34 +44,33 @@ void for_shares(const Events& e, const std::vector<Lanes>& cuts, Work work) {
   });
 }
 
-// Scores of a block of events in weights, in place, relative to ``most``; returns their sum. All are vectors of 16 floats,
-// some events each: what is not a table's row need not be one event at a time.
+// Makes weights of scores, relative to ``most``; returns their sum. Vectors are as wide as can be, of some events each: only
+// tables' rows need be an event at a time.
 template <int HP>
-typename Vec<HP>::Float weigh(Vec<16>::Float* scores, int64_t n, typename Vec<HP>::Float most, bool softmax) {
-  Vec<16>::Float sums{};
-  const Vec<16>::Float base = repeat<HP>(most);
+typename Vec<HP>::Float weigh(Wide* scores, int64_t n, typename Vec<HP>::Float most, bool softmax) {
+  Wide sums{};
+  const Wide base = repeat<HP>(most);
   for (int64_t i = 0; i < n; ++i) {
-    scores[i] = softmax ? exp<16>(scores[i] - base) : scores[i] / (1.0f + exp<16>(-scores[i]));
+    scores[i] = softmax ? exp<kWidest>(scores[i] - base) : scores[i] / (1.0f + exp<kWidest>(-scores[i]));
     sums += scores[i];
   }
   typename Vec<HP>::Float sum{};
-  for (int i = 0; i < 16 / HP; ++i) sum += part<HP>(sums, i);
+  for (int i = 0; i < kWidest / HP; ++i) sum += part<HP>(sums, i);
   return sum;
 }
 
 template <int HP>
-typename Vec<HP>::Float highest(const Vec<16>::Float* scores, int64_t n, typename Vec<HP>::Float most) {
-  Vec<16>::Float all = repeat<HP>(most);
+typename Vec<HP>::Float highest(const Wide* scores, int64_t n, typename Vec<HP>::Float most) {
+  Wide all = repeat<HP>(most);
   for (int64_t i = 0; i < n; ++i) all = max(all, scores[i]);
-  for (int i = 0; i < 16 / HP; ++i) most = max(most, part<HP>(all, i));
+  for (int i = 0; i < kWidest / HP; ++i) most = max(most, part<HP>(all, i));
   return most;
 }
 
 template <int HP>
 void forward(const Events& e, const Lanes& lanes, const Window& window, const float* scores, float* mass, float* lse) {
   using Float = typename Vec<HP>::Float;
-  using Wide = Vec<16>::Float;
-  constexpr int64_t kBlock = 512 / HP, kAtOnce = 16 / HP;
+  constexpr int64_t kBlock = 512 / HP, kAtOnce = kWidest / HP;
   const float lowest = -std::numeric_limits<float>::max();
   static thread_local std::vector<Float> table;
   table.resize(e.rows());
@@ -251,8 +250,8 @@ std::tuple<at::Tensor, at::Tensor> attend(const Inputs& given, int64_t limit, bo
   at::Tensor mass = at::empty_like(given.scores), lse = at::empty({e.queries, e.heads}, given.scores.options());
   const float* s = given.scores.const_data_ptr<float>();
   float *m = mass.mutable_data_ptr<float>(), *l = lse.mutable_data_ptr<float>();
-  for_lanes(e, kMostLanes, true, [&](const Lanes& lanes, const Window& window, int64_t) {
-    const auto run = lanes.count() <= 4 ? forward<4> : lanes.count() <= 8 ? forward<8> : forward<16>;
+  for_lanes(e, kWidest, true, [&](const Lanes& lanes, const Window& window, int64_t) {
+    const auto run = lanes.count() <= 4 ? forward<4> : lanes.count() <= 8 ? forward<8> : forward<kWidest>;
     run(e, lanes, window, s, m, l);
   });
   return {mass, lse};
@@ -264,7 +263,7 @@ constexpr int64_t kPiece = 2'000, kFewCuts = 8;
 
 int64_t pieces_of(const Inputs& given) {
   given.check_ranges();
-  const int64_t M = given.scores.size(0), cuts = M * ((given.scores.size(2) + kMostLanes - 1) / kMostLanes);
+  const int64_t M = given.scores.size(0), cuts = M * ((given.scores.size(2) + kWidest - 1) / kWidest);
   const int64_t *begin = given.begin.const_data_ptr<int64_t>(), *end = given.end.const_data_ptr<int64_t>();
   int64_t most = 0, pieces = 1;
   for (int64_t m = 0; m < M; ++m) most = std::max(most, end[m] - begin[m]);

@@ -6,6 +6,13 @@
 
 namespace sidrec {
 
+// How many floats the processor adds at once. Of wider vectors compilers make single floats.
+#ifdef __AVX512F__
+constexpr int kWidest = 16;
+#else
+constexpr int kWidest = 8;
+#endif
+
 // HP floats; HP is 4, 8 or 16.
 template <int HP>
 struct Vec {
@@ -19,16 +26,18 @@ inline Float max(Float a, Float b) {
   return a > b ? a : b;
 }
 
-// Few floats again and again, and the parts of many.
+using Wide = Vec<kWidest>::Float;
+
+// Few floats again and again, and one of the parts of many.
 template <int HP>
-inline Vec<16>::Float repeat(typename Vec<HP>::Float x) {
-  Vec<16>::Float wide;
-  for (int i = 0; i < 16 / HP; ++i) std::memcpy(reinterpret_cast<float*>(&wide) + i * HP, &x, sizeof(x));
+inline Wide repeat(typename Vec<HP>::Float x) {
+  Wide wide;
+  for (int i = 0; i < kWidest / HP; ++i) std::memcpy(reinterpret_cast<float*>(&wide) + i * HP, &x, sizeof(x));
   return wide;
 }
 
 template <int HP>
-inline typename Vec<HP>::Float part(Vec<16>::Float wide, int i) {
+inline typename Vec<HP>::Float part(Wide wide, int i) {
   typename Vec<HP>::Float x;
   std::memcpy(&x, reinterpret_cast<float*>(&wide) + i * HP, sizeof(x));
   return x;
