@@ -70,7 +70,7 @@ typename Vec<HP>::Float highest(const Wide* scores, int64_t n, typename Vec<HP>:
 template <int HP>
 void forward(const Events& e, const Lanes& lanes, const Window& window, const float* scores, float* mass, float* lse) {
   using Float = typename Vec<HP>::Float;
-  constexpr int64_t kBlock = 512 / HP, kAtOnce = kWidest / HP;
+  constexpr int64_t kBlock = 8192 / (HP * HP), kAtOnce = kWidest / HP;
   const float lowest = -std::numeric_limits<float>::max();
   static thread_local std::vector<Float> table;
   table.resize(e.rows());

@@ -18,8 +18,10 @@ bool are_in_range(const at::Tensor& values, const at::Tensor& last, bool may_mis
   const int64_t *row = rows.const_data_ptr<int64_t>(), *most = bounds.const_data_ptr<int64_t>();
   bool are_all = true;
   if (C == 1) { // most often, and then vectors
-    for (int64_t i = 0; i < N; ++i) are_all &= (row[i] >= 0 && row[i] <= most[0]) || (may_miss && row[i] == -1);
-    return are_all;
+    const int64_t lowest = may_miss ? -1 : 0, highest = most[0];
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < N; ++i) wrong |= (row[i] < lowest) | (row[i] > highest);
+    return !wrong;
   }
   for (int64_t i = 0; i < N; ++i, row += C) {
     bool is_in_range = true, is_missing = may_miss;

@@ -20,8 +20,8 @@ namespace {
 
 constexpr int64_t kChunkLimit = 256; // as layout.py has it
 // Nanoseconds; as shared_attention.py has them.
-constexpr int64_t kDecode = 350'000, kDecodeAnEvent = 210, kPairDecoded = 6;
-constexpr int64_t kQueryByCode = 2'000, kPairByCode = 7;
+constexpr int64_t kDecode = 150'000, kDecodeAnEvent = 200, kPairDecoded = 5;
+constexpr int64_t kQueryByCode = 3'000, kPairByCode = 6;
 constexpr int64_t kFewQueries = 16; // that a thread is not worth while for
 
 // Neighbouring queries that read the same events at the same time.
