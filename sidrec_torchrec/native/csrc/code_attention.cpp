@@ -140,19 +140,23 @@ void backward(const Events& e, const Lanes& lanes, const Window& window, const f
     return x;
   };
   const Float lse_h = load(lse), shift_h = load(shift);
+  constexpr int64_t kAtOnce = kWidest / HP;
   Row block[kBlock], unscaled[kBlock];
   Float grads[kBlock], scaled[kBlock];
+  Wide wide[kBlock / kAtOnce] = {};
+  Float* const exps = reinterpret_cast<Float*>(wide); // e^(score - lse), or e^-score
   for (int64_t begin = e.begin[m]; begin < e.end[m]; begin += kBlock) {
     const int64_t n = std::min(kBlock, e.end[m] - begin);
     window.add_rows(table.data(), begin, n, block, grad_scale ? unscaled : nullptr);
+    for (int64_t t = 0; t < n; ++t) exps[t] = e.softmax ? block[t].score - lse_h : -block[t].score;
+    for (int64_t i = 0; i * kAtOnce < n; ++i) wide[i] = exp<kWidest>(wide[i]);
     for (int64_t t = 0; t < n; ++t) {
       const Float score = block[t].score, grad = block[t].grad;
-      Float weight;
+      Float weight = exps[t];
       if (e.softmax) {
-        weight = exp<HP>(score - lse_h);
         grads[t] = weight * (grad + shift_h);
       } else {
-        const Float sigmoid = 1.0f / (1.0f + exp<HP>(-score));
+        const Float sigmoid = 1.0f / (1.0f + weight);
         weight = score * sigmoid;
         grads[t] = grad * sigmoid * (1.0f + score * (1.0f - sigmoid));
       }

@@ -108,20 +108,25 @@ class Layout {
       for (const Part& p : parts_) {
         const int64_t place = chunks_[p.first_chunk].word;
         if (p.first_chunk == 0 || chunks_[p.first_chunk - 1].word != place) {
-          is_regular = true;
+          const int64_t last = static_cast<int64_t>(p.limit - 1);
+          int64_t signs = 0; // negative if a word is out of range
           for (int64_t t = 0; t < n; ++t) {
-            const int64_t word = words[(t0 + t) * num_words + place];
-            const bool is_in_range = static_cast<uint64_t>(word) < p.limit;
-            rest[t] = is_in_range ? word : 0;
-            is_regular &= is_in_range;
+            const int64_t word = words[(t0 + t) * num_words + place], sign = word | (last - word);
+            rest[t] = sign < 0 ? 0 : word;
+            signs |= sign;
+          }
+          is_regular = signs >= 0;
+        }
+        if (p.divisor == 1) {
+          for (int64_t t = 0; t < n; ++t) part[t] = static_cast<double>(rest[t]);
+        } else {
+          for (int64_t t = 0; t < n; ++t) {
+            const int64_t quotient = p.divide(rest[t]);
+            rest[t] -= quotient * p.divisor;
+            part[t] = static_cast<double>(quotient);
           }
         }
-        for (int64_t t = 0; t < n; ++t) {
-          const int64_t quotient = p.divisor == 1 ? rest[t] : static_cast<int64_t>(p.divide(rest[t]));
-          rest[t] -= quotient * p.divisor;
-          part[t] = static_cast<double>(quotient);
-          before[t] = 0;
-        }
+        std::fill(before, before + n, 0.0);
         for (int64_t f = p.first_chunk; f <= p.last_chunk; ++f) {
           divide_exactly(part, n, chunks_[f].divisor, chunks_[f].radix, before, out + f * stride);
         }
