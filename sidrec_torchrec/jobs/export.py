@@ -123,7 +123,7 @@ def write(program: ExportedProgram, metadata: dict[str, Any], file: Path, *, com
     if not compiled:
         torch.export.save(program, file, extra_files={METADATA: text})
         return
-    options = {"aot_inductor.metadata": {METADATA: text}}
+    options: dict[str, Any] = {"aot_inductor.metadata": {METADATA: text}}
     if _makes_vectors(program):
         options["cpp.dynamic_threads"] = True  # as many as the server has, not as many as there are here
     else:
