@@ -10,7 +10,6 @@ disk by a hash of their user.
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +43,16 @@ from sidrec_torchrec.data.splits import BucketSequences, SplitCounts, write_spli
 from sidrec_torchrec.data.user_lists import list_names
 from sidrec_torchrec.engines.base import Engine, Inline
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import LIST_FILE, atomic_path, list_files, read_object, write_json
+from sidrec_torchrec.files import (
+    LIST_FILE,
+    list_files,
+    read_object,
+    remove,
+    replace_path,
+    sync_to_disk,
+    work_folder,
+    write_json,
+)
 from sidrec_torchrec.processes import made_once
 from sidrec_torchrec.storage.mirror import local
 from sidrec_torchrec.storage.urls import made_beside
@@ -221,6 +229,7 @@ def prepare(
     config: PrepareConfig,
     like: Prepared | None = None,
     engine: Engine | None = None,
+    begun: Path | None = None,
 ) -> Prepared:
     """Splits ``data``'s events into sequences under ``out``.
 
@@ -231,6 +240,9 @@ def prepare(
         like: earlier sequences whose codes, columns, tasks and policy these have; see ``data.like``. None for their own.
         engine: that works on shares of the log; None for this process alone. It changes nothing of the result, and is not
             used for small logs, which are done sooner than other processes start.
+        begun: folder for what is not finished. After a kill it is still there, and a call with the same arguments goes on from the
+            shares of the log that have been cut and the buckets that have been written; the caller answers for it that they are
+            the same, and that one process at a time calls. None for one of its own, which a kill leaves of no use.
 
     Raises:
         DataError: on bad events (names file, column, row), what the policy refuses, or a protocol that leaves nothing to
@@ -245,7 +257,8 @@ def prepare(
     user_features = fit_users(users) if like is None else like_users(data, users, like)
     users = users and choose_users(users, user_features)
     fingerprint = data_fingerprint(data)
-    with atomic_path(out) as folder:
+    with work_folder(out, begun) as work:
+        folder = work / SEQUENCES
         events = open_events(data, config.tasks)
         if like is not None:
             tasks = () if like.sampled_negatives else events.tasks  # whatever labels there are
@@ -255,7 +268,7 @@ def prepare(
         if events.num_events < _SMALL:
             working = working.for_little()
         buckets, counted = scatter(
-            folder / "buckets",
+            work / "buckets",
             events,
             items,
             users,
@@ -283,11 +296,10 @@ def prepare(
             tuple(features.columns),
             list_names(vocabularies),
         )
-        counts, moments = write_splits(folder, sequences, working, counted.why_so_few(config.policy))
+        counts, moments = write_splits(folder, work / "written", sequences, working, counted.why_so_few(config.policy))
         for own in moments if like is None else ():
             own.check(events.path, "training targets")
         regressions = tuple(own.regression() for own in moments) if like is None else like.regressions
-        shutil.rmtree(folder / "buckets")
         for name, array_I in (
             (SEEN_FILE, census.seen_I),
             (TRAINING_FILE, census.training_I),
@@ -331,4 +343,7 @@ def prepare(
             sealed=True,
         )
         list_files(folder)
+        sync_to_disk(folder)
+        remove(work / "written")  # else a call that finds it would look for parts that have moved
+        replace_path(folder, out)
     return open_prepared(out)

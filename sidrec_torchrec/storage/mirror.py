@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STAY = (".parquet", ".safetensors")  # suffixes of files that stay where they are
 LOCK = ".lock"
+BEGUN = ".begun.tmp"  # ends the names of folders with what this machine has begun, and will go on from
 _AT_ONCE = 8  # files that are brought or put at the same time
 _TEMPORARY, _PARTIAL = ".tmp", ".partial"
 
@@ -287,14 +288,14 @@ def _below(place: Place, folder: Path, file: Path) -> Place:
 
 
 def _clean(folder: Path, known: set[Path]) -> None:
-    """Removes what is in a folder and not known, and folders that are empty then."""
+    """Removes what is in a folder and not known, and folders that are empty then; not what has been begun here."""
     if folder.is_file():
         folder.unlink()
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir():
             with suppress(OSError):  # something is in it
                 path.rmdir()
-        elif path not in known and path.suffix != LOCK:
+        elif path not in known and path.suffix != LOCK and not any(part.endswith(BEGUN) for part in path.parts):
             path.unlink(missing_ok=True)
 
 
