@@ -9,7 +9,8 @@ from typing import Any
 from sidrec_torchrec.data.drift import drift, report_drift
 from sidrec_torchrec.data.format import DataConfig, DataFolder, open_events, open_users
 from sidrec_torchrec.data.like import like_config, like_folder, prepared_of
-from sidrec_torchrec.data.prepare import PREPARED_FILE, SEQUENCES, PrepareConfig, Prepared, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import PREPARED_FILE, SEQUENCES, Prepared, open_prepared
 from sidrec_torchrec.data.seen_by import seen_by
 from sidrec_torchrec.data.unread import in_words, unread_events, unread_users
 from sidrec_torchrec.engines.base import ENGINES, check_engine

@@ -30,7 +30,7 @@ from sidrec_torchrec.data.frames import read_frame, with_columns
 from sidrec_torchrec.data.histories import Histories, UserCodes
 from sidrec_torchrec.data.items import ItemRows, Items
 from sidrec_torchrec.data.parquet import ArrowTable
-from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents, RequestBatch, Requests, newest_schema
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.processes import sum_over_processes
