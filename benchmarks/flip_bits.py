@@ -27,7 +27,8 @@ from sidrec_torchrec.codec.codec import Codec
 from sidrec_torchrec.codec.dpca import DPCA, DPCAConfig
 from sidrec_torchrec.data.format import ITEMS_FILE, open_events, open_items, open_users
 from sidrec_torchrec.data.item_arrays import map_rows
-from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import open_prepared
 from sidrec_torchrec.data.sequence_files import open_sequences
 from sidrec_torchrec.data.sid_index import SIDLookup, write_index
 from sidrec_torchrec.data.sids import open_sids

@@ -31,7 +31,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.data.prepare import SEQUENCES, PrepareConfig
+from sidrec_torchrec.data.prepare import PrepareConfig
+from sidrec_torchrec.data.prepared import SEQUENCES
 from sidrec_torchrec.data.sids import read_sids
 from sidrec_torchrec.environment import versions_and_hardware
 from sidrec_torchrec.files import read_json, write_json

@@ -16,7 +16,8 @@ from comparison import Comparisons
 
 from sidrec_torchrec.data.batch_plan import pools
 from sidrec_torchrec.data.batches import SequenceBatches
-from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import open_prepared
 from sidrec_torchrec.data.sequence_files import open_sequences
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.ranker.arms import ARMS, ArmInputs

@@ -33,7 +33,8 @@ import pyarrow.parquet as pq
 import torch
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec
-from sidrec_torchrec.data.prepare import COLD_ITEMS_FILE, SEQUENCES, PrepareConfig
+from sidrec_torchrec.data.prepare import PrepareConfig
+from sidrec_torchrec.data.prepared import COLD_ITEMS_FILE, SEQUENCES
 from sidrec_torchrec.data.sids import SIDS_FILE, read_sids, write_sids
 from sidrec_torchrec.environment import versions_and_hardware
 from sidrec_torchrec.files import read_json, write_json

@@ -39,15 +39,47 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Containers that share a folder have the same process ids, and often the same host name: the last part tells them apart.
-    mark = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
-    temporary = path.with_name(f".{path.name[:100]}.{mark}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         sync_to_disk(temporary)
         replace_path(temporary, path)
     finally:
         remove(temporary)
+
+
+@contextmanager
+def work_folder(path: Path, begun: Path | None = None) -> Iterator[Path]:
+    """Yields a folder for what ``path`` is made from; it is gone in the end.
+
+    Args:
+        path: what is made, beside which the folder is.
+        begun: the folder, which stays if the block does not come to its end, so that another call can go on from what is in it;
+            but not if the data are refused, as they will be others then. None for one that never stays.
+    """
+    folder = begun or _temporary(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except BaseException as error:
+        if begun is None or isinstance(error, DataError):
+            _remove_at_once(folder)
+        raise
+    _remove_at_once(folder)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside ``path`` that no other process takes."""
+    # Containers that share a folder have the same process ids, and often the same host name: the last part tells them apart.
+    mark = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
+    return path.with_name(f".{path.name[:100]}.{mark}.tmp")
+
+
+def _remove_at_once(folder: Path) -> None:
+    """Removes a folder so that it is there whole or not at all: who finds a part of it would go on from what is not there."""
+    going = _temporary(folder)
+    os.replace(folder, going)
+    remove(going)
 
 
 def replace_path(new: Path, path: Path) -> None:

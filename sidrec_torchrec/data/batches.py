@@ -13,7 +13,7 @@ from torchrec.streamable import Pipelineable
 
 from sidrec_torchrec.data.batch_plan import PlannedBatch, Pool, pools
 from sidrec_torchrec.data.ids import seed_of
-from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.data.sequence_files import SequenceFiles, open_sequences
 from sidrec_torchrec.data.sequences import Sequence
 

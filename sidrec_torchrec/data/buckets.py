@@ -104,6 +104,10 @@ class EventBuckets:
         """What a share of the log has for a bucket."""
         return self.folder / f"events-{bucket}-{share}.arrow"
 
+    def known_file(self, share: int) -> Path:
+        """What is known of a share's events; it is there when all the share has for the buckets is."""
+        return self.folder / f"share-{share}.json"
+
     def user_file(self, bucket: int) -> Path:
         """The users of a bucket."""
         return self.folder / f"users-{bucket}.arrow"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.data.sequence_files import open_sequences
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
 from sidrec_torchrec.errors import DataError, check_at_least

@@ -6,7 +6,7 @@ such counts are compared. Of both, test targets are looked at: what training had
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -14,15 +14,13 @@ from rich.table import Table
 
 from sidrec_torchrec.data.features import Feature
 from sidrec_torchrec.data.format import Users
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.data.sequence_files import open_sequences
 from sidrec_torchrec.data.sequences import Sequence
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
 from sidrec_torchrec.data.user_lists import list_classes
 from sidrec_torchrec.files import write_json
 from sidrec_torchrec.output import Amount, output, warn
-
-if TYPE_CHECKING:
-    from sidrec_torchrec.data.prepare import Prepared
 
 DRIFT_FILE = "drift.json"
 
@@ -149,7 +147,7 @@ def stability_index(then: Any, now: Any) -> float:
     return float(((q_K - p_K) * np.log(q_K / p_K)).sum())
 
 
-def drift(own: "Prepared", given: "Prepared") -> dict[str, Any]:
+def drift(own: Prepared, given: Prepared) -> dict[str, Any]:
     """How the data of ``given`` differ from those of ``own``.
 
     Args:

@@ -7,7 +7,7 @@ negatives are sampled; how long rows and histories are; and the policy. A value 
 import dataclasses
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +17,12 @@ from sidrec_torchrec.data.features import Feature
 from sidrec_torchrec.data.format import DataFolder, Users
 from sidrec_torchrec.data.ids import IdIndex
 from sidrec_torchrec.data.policy import EventPolicy
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.data.protocol import NEVER, TIME, PrepareConfig
 from sidrec_torchrec.data.tasks import split_tasks
 from sidrec_torchrec.data.user_lists import encode_users
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.training.runs import run_path
-
-if TYPE_CHECKING:
-    from sidrec_torchrec.data.prepare import Prepared
 
 TRAINED_ON = "trained_on"
 """In a ranker's folder: of the sequences it was trained on all but the sequences, in the form of a prepared folder."""
@@ -40,12 +38,12 @@ def prepared_of(folder: Path) -> Path:
     return run_path(folder, "prepared") or folder
 
 
-def like_folder(data: DataFolder, own: "Prepared") -> DataFolder:
+def like_folder(data: DataFolder, own: Prepared) -> DataFolder:
     """The data folder; where neither it nor a flag says it, columns are called as ``own``'s were."""
     return replace(data, schema=data.schema.over(own.schema.columns_alone))
 
 
-def like_config(config: PrepareConfig, own: "Prepared") -> PrepareConfig:
+def like_config(config: PrepareConfig, own: Prepared) -> PrepareConfig:
     """The protocol; what it leaves at its default, of what must stay, is as ``own`` has it.
 
     Raises:
@@ -61,12 +59,12 @@ def like_config(config: PrepareConfig, own: "Prepared") -> PrepareConfig:
     return replace(_over(config, replace(PrepareConfig(), **said)), tasks=tasks, policy=like_policy(config.policy, own))
 
 
-def like_policy(policy: EventPolicy, own: "Prepared") -> EventPolicy:
+def like_policy(policy: EventPolicy, own: Prepared) -> EventPolicy:
     """The policy; what it leaves at its default is as ``own`` has it."""
     return _over(policy, own.policy)
 
 
-def backtest_config(own: "Prepared", test_from: str | None, policy: EventPolicy) -> PrepareConfig:
+def backtest_config(own: Prepared, test_from: str | None, policy: EventPolicy) -> PrepareConfig:
     """The protocol that tests what came after ``own``'s training, and trains nothing.
 
     Args:
@@ -85,7 +83,7 @@ def backtest_config(own: "Prepared", test_from: str | None, policy: EventPolicy)
     return like_config(PrepareConfig(split=TIME, test_from=begin, test_only=True, policy=policy), own)
 
 
-def like_users(data: DataFolder, users: Users | None, own: "Prepared") -> tuple[Feature, ...]:
+def like_users(data: DataFolder, users: Users | None, own: Prepared) -> tuple[Feature, ...]:
     """``own``'s user features.
 
     Raises:
@@ -105,7 +103,7 @@ def like_users(data: DataFolder, users: Users | None, own: "Prepared") -> tuple[
     return features
 
 
-def like_census(census: Census, row_I: np.ndarray, own: "Prepared") -> Census:
+def like_census(census: Census, row_I: np.ndarray, own: Prepared) -> Census:
     """What is in a log, for a test alone: what is seen, and how often it trained, is what ``own``'s training had.
 
     Args:
@@ -123,7 +121,7 @@ def like_census(census: Census, row_I: np.ndarray, own: "Prepared") -> Census:
     )
 
 
-def own_rows(own: "Prepared", item_ids: pa.Array, where: Path) -> np.ndarray:
+def own_rows(own: Prepared, item_ids: pa.Array, where: Path) -> np.ndarray:
     """The row that each item has in the item file ``own`` was prepared from, int64 [num_items]; -1 for a new item.
 
     Args:

@@ -8,211 +8,40 @@ Memory is bounded by the largest bucket of users, whatever the number of events:
 disk by a hash of their user.
 """
 
-import hashlib
-import json
-import shutil
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec_torchrec.data.census import take_census
+from sidrec_torchrec.data.census import Census, take_census
 from sidrec_torchrec.data.drift import feature_counts, target_counts
-from sidrec_torchrec.data.features import Coder, Draft, Features
-from sidrec_torchrec.data.fingerprint import data_fingerprint, files_fingerprint
-from sidrec_torchrec.data.fit_features import choose_users, fit_features, fit_users, write_item_codes
-from sidrec_torchrec.data.format import (
-    DataFolder,
-    DataSchema,
-    open_events,
-    open_items,
-    open_users,
-)
-from sidrec_torchrec.data.item_arrays import map_rows, write_rows
+from sidrec_torchrec.data.features import Coder, Draft
+from sidrec_torchrec.data.fingerprint import data_fingerprint
+from sidrec_torchrec.data.fit_features import choose_users, fit_features, fit_users
+from sidrec_torchrec.data.format import DataFolder, Items, open_events, open_items, open_users
+from sidrec_torchrec.data.item_arrays import write_rows
 from sidrec_torchrec.data.like import like_census, like_config, like_folder, like_users, own_rows
-from sidrec_torchrec.data.parquet import ParquetTable
-from sidrec_torchrec.data.policy import EventPolicy
+from sidrec_torchrec.data.prepared import (
+    COLD_ITEMS_FILE,
+    FIRST_EVENT_FILE,
+    ITEM_IDS_FILE,
+    PREPARED_FILE,
+    SEEN_FILE,
+    SEQUENCES,
+    TRAINING_FILE,
+    Prepared,
+    open_prepared,
+)
 from sidrec_torchrec.data.protocol import PrepareConfig, Splitter
-from sidrec_torchrec.data.regression import Regression
-from sidrec_torchrec.data.regression import from_json as regressions_from_json
 from sidrec_torchrec.data.scatter import scatter
-from sidrec_torchrec.data.splits import BucketSequences, SplitCounts, write_splits
+from sidrec_torchrec.data.splits import BucketSequences, write_splits
 from sidrec_torchrec.data.user_lists import list_names
 from sidrec_torchrec.engines.base import Engine, Inline
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import LIST_FILE, atomic_path, list_files, read_object, write_json
-from sidrec_torchrec.processes import made_once
-from sidrec_torchrec.storage.mirror import local
-from sidrec_torchrec.storage.urls import made_beside
+from sidrec_torchrec.files import list_files, remove, replace_path, sync_to_disk, work_folder, write_json
 
-PREPARED_FILE, SEEN_FILE = "prepared.json", "seen.npy"
-TRAINING_FILE, FIRST_EVENT_FILE = "training_events.npy", "first_event.npy"
-COLD_ITEMS_FILE = "cold_items.parquet"  # ids of the items kept out of training
-ITEM_IDS_FILE = "item_ids.parquet"  # ids of all items, in the order of their rows
 _SMALL = 1 << 22  # events of a log for which no other process is started
-SEQUENCES = "sequences"  # where the prepare job puts them, in its output folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A folder of prepared sequences. Made by ``prepare`` or ``open_prepared``.
-
-    Args:
-        folder: holds ``train``, ``validation`` and ``test``, folders of parts, ``cold_items.parquet``, ``seen.npy``,
-            ``training_events.npy``, ``first_event.npy``, ``item_ids.parquet`` and ``prepared.json``.
-        num_items: items in the item file.
-        user_features: number of codes by user feature; code 0 stands for a missing value. Those that are lists come last.
-        sampled_negatives: whether the negatives were sampled (logs of positives only).
-        data: fingerprints of the data; see ``data_fingerprint``.
-        counts: by split.
-        tasks: names of the labels, in the order of an action's digits; see ``data.tasks``. Those of regression are none of them.
-        max_history: most context events of a row.
-        vocabularies: by user feature, the values whose codes are 1, 2, ..., or ``Feature.codes_json``'s; code 0 stands for a missing
-            or unknown value.
-        policy: what became of events that a log should not have; other logs are read alike.
-        schema: what the data's files and columns are called.
-        met: how many such events there were; see ``EventCounts.to_json``.
-        last_training_event: time of the last training target; None where nothing trains.
-        targets_per_row: most targets of a row.
-        negatives: sampled negatives per event; None where there are labels.
-        profile: counts of what users and test targets are like, for ``data.drift``.
-        features: of its events.
-        regressions: numbers to be predicted besides.
-    """
-
-    folder: Path
-    num_items: int
-    user_features: dict[str, int]
-    sampled_negatives: bool
-    data: dict[str, str]
-    counts: dict[str, SplitCounts]
-    tasks: tuple[str, ...]
-    max_history: int
-    vocabularies: dict[str, Any]
-    policy: EventPolicy = field(default_factory=EventPolicy)
-    schema: DataSchema = field(default_factory=DataSchema)
-    met: dict[str, dict[str, Any]] = field(default_factory=dict)
-    last_training_event: int | None = None
-    targets_per_row: int
-    negatives: int | None
-    profile: dict[str, Any]
-    features: Features = field(default_factory=Features)
-    regressions: tuple[Regression, ...] = ()
-
-    @property
-    def predicted(self) -> tuple[str, ...]:
-        """Names of all tasks, in the order of predictions: those of regression come last."""
-        return (*self.tasks, *(own.name for own in self.regressions))
-
-    @property
-    def named_tasks(self) -> tuple[str, ...]:
-        """As ``--tasks`` names them; none where negatives are sampled."""
-        return () if self.sampled_negatives else (*self.tasks, *(str(own.named) for own in self.regressions))
-
-    @property
-    def user_lists(self) -> tuple[str, ...]:
-        """The user features that are lists."""
-        return list_names(self.vocabularies)
-
-    def item_codes(self) -> np.ndarray | None:
-        """Codes of the items' features, int16 [num_items, F], mapped from disk; None without such features.
-
-        Raises:
-            DataError: if ``lay_out_item_codes`` has not been called, or the array is broken.
-        """
-        return map_rows(self._item_codes) if self.features.item else None
-
-    def lay_out_item_codes(self, data: DataFolder) -> None:
-        """Writes ``item_codes``, where they are not yet; on every process.
-
-        Raises:
-            DataError: if a column is missing or holds something else than it did in training; names file and column.
-        """
-        if self.features.item:
-            made_once(self._item_codes, partial(write_item_codes, data, self.features.item))
-
-    @property
-    def arrays(self) -> Path:
-        """The folder of what is laid out by item, to be mapped."""
-        return made_beside(self.folder, PREPARED_FILE) / "arrays"
-
-    @property
-    def _item_codes(self) -> Path:
-        names = json.dumps(self.features.to_json()["item"]).encode()
-        return self.arrays / f"item-features-{hashlib.sha256(names).hexdigest()[:16]}.npy"
-
-    def files(self) -> list[Path]:
-        """The files that say what the sequences are. Of their parts, which each process checks as it reads them, one has the digests."""
-        return [*self.files_beside_sequences(), self.folder / LIST_FILE]
-
-    def files_beside_sequences(self) -> list[Path]:
-        """What is known besides, of items, features and tasks."""
-        return [
-            self.folder / name for name in (SEEN_FILE, TRAINING_FILE, FIRST_EVENT_FILE, ITEM_IDS_FILE, PREPARED_FILE)
-        ]
-
-    def seen(self) -> np.ndarray:
-        """Whether an item occurs in training, bool [num_items], mapped from disk."""
-        return map_rows(self.folder / SEEN_FILE)
-
-    def training_events(self) -> np.ndarray:
-        """How many training targets each item has, int64 [num_items], mapped from disk; sampled negatives are none."""
-        return map_rows(self.folder / TRAINING_FILE)
-
-    def first_events(self) -> np.ndarray:
-        """The time of each item's first event in the whole log, int64 [num_items], the largest int64 without events."""
-        return map_rows(self.folder / FIRST_EVENT_FILE)
-
-    def item_ids(self) -> pa.Array:
-        """Ids of all items, canonical [num_items], in the order of their rows."""
-        return ParquetTable.open(self.folder / ITEM_IDS_FILE).read_unique_ids("item_id")
-
-    def check_items(self, data: DataFolder) -> None:
-        """Refuses other items than the sequences' rows point into.
-
-        Raises:
-            DataError: if ``data`` has no items, or they changed since ``prepare``.
-        """
-        if not data.has("items"):
-            raise DataError(f"{data.where('items')}: not found; name the data that {self.folder} was prepared from")
-        if files_fingerprint(data.files("items")) != self.data.get("items"):
-            raise DataError(
-                f"{data.where('items')}: not the items that {self.folder} was prepared from; prepare this data again"
-            )
-
-    def path(self, split: str) -> Path:
-        """The folder of ``train``, ``validation`` or ``test``; see ``data.sequence_files``."""
-        return self.folder / split
-
-
-def open_prepared(folder: Path) -> Prepared:
-    """Opens what ``prepare`` wrote.
-
-    Args:
-        folder: of the sequences, or the prepare job's output folder that holds it.
-
-    Raises:
-        DataError: if the folder is not one.
-    """
-    folder = local(folder)
-    if not (folder / PREPARED_FILE).exists() and (folder / SEQUENCES / PREPARED_FILE).exists():
-        folder = folder / SEQUENCES
-    path = folder / PREPARED_FILE
-    if not path.exists():
-        raise DataError(f"{path}: not found; run `sidrec prepare` first, and name its --out")
-    values = read_object(path)
-    try:
-        values["policy"] = EventPolicy(**values.get("policy", {}))
-        values["schema"] = DataSchema.from_json(values.get("schema", {}), path)
-        values["features"] = Features.from_json(values.get("features", {}))
-        values["regressions"] = regressions_from_json(values.get("regressions", []))
-        return Prepared(folder=folder, **values | {"tasks": tuple(values["tasks"])})
-    except (KeyError, TypeError) as error:  # other fields, or none
-        raise DataError(f"{path}: of another version of sidrec_torchrec ({error!r}); prepare again") from error
 
 
 def prepare(
@@ -221,6 +50,7 @@ def prepare(
     config: PrepareConfig,
     like: Prepared | None = None,
     engine: Engine | None = None,
+    begun: Path | None = None,
 ) -> Prepared:
     """Splits ``data``'s events into sequences under ``out``.
 
@@ -231,6 +61,9 @@ def prepare(
         like: earlier sequences whose codes, columns, tasks and policy these have; see ``data.like``. None for their own.
         engine: that works on shares of the log; None for this process alone. It changes nothing of the result, and is not
             used for small logs, which are done sooner than other processes start.
+        begun: folder for what is not finished. After a kill it is still there, and a call with the same arguments goes on from the
+            shares of the log that have been cut and the buckets that have been written; the caller answers for it that they are
+            the same, and that one process at a time calls. None for one of its own, which a kill leaves of no use.
 
     Raises:
         DataError: on bad events (names file, column, row), what the policy refuses, or a protocol that leaves nothing to
@@ -245,7 +78,8 @@ def prepare(
     user_features = fit_users(users) if like is None else like_users(data, users, like)
     users = users and choose_users(users, user_features)
     fingerprint = data_fingerprint(data)
-    with atomic_path(out) as folder:
+    with work_folder(out, begun) as work:
+        folder = work / SEQUENCES
         events = open_events(data, config.tasks)
         if like is not None:
             tasks = () if like.sampled_negatives else events.tasks  # whatever labels there are
@@ -255,7 +89,7 @@ def prepare(
         if events.num_events < _SMALL:
             working = working.for_little()
         buckets, counted = scatter(
-            folder / "buckets",
+            work / "buckets",
             events,
             items,
             users,
@@ -283,20 +117,11 @@ def prepare(
             tuple(features.columns),
             list_names(vocabularies),
         )
-        counts, moments = write_splits(folder, sequences, working, counted.why_so_few(config.policy))
+        counts, moments = write_splits(folder, work / "written", sequences, working, counted.why_so_few(config.policy))
         for own in moments if like is None else ():
             own.check(events.path, "training targets")
         regressions = tuple(own.regression() for own in moments) if like is None else like.regressions
-        shutil.rmtree(folder / "buckets")
-        for name, array_I in (
-            (SEEN_FILE, census.seen_I),
-            (TRAINING_FILE, census.training_I),
-            (FIRST_EVENT_FILE, census.first_event_I),
-        ):
-            write_rows(folder / name, array_I.shape, array_I.dtype, iter([array_I]))
-        cold = items.ids().filter(pa.array(splitter.is_cold(census.first_event_I)))
-        for name, ids in ((COLD_ITEMS_FILE, cold), (ITEM_IDS_FILE, items.ids())):
-            pq.write_table(pa.table({"item_id": ids}), folder / name, compression="zstd", write_page_checksum=True)
+        _write_items(folder, items, splitter, census)
         tasks = sequences.tasks
         write_json(
             folder / PREPARED_FILE,
@@ -331,4 +156,20 @@ def prepare(
             sealed=True,
         )
         list_files(folder)
+        sync_to_disk(folder)
+        remove(work / "written")  # else a call that finds it would look for parts that have moved
+        replace_path(folder, out)
     return open_prepared(out)
+
+
+def _write_items(folder: Path, items: Items, splitter: Splitter, census: Census) -> None:
+    """What is known of each item, by its row; and the ids."""
+    for name, array_I in (
+        (SEEN_FILE, census.seen_I),
+        (TRAINING_FILE, census.training_I),
+        (FIRST_EVENT_FILE, census.first_event_I),
+    ):
+        write_rows(folder / name, array_I.shape, array_I.dtype, iter([array_I]))
+    cold = items.ids().filter(pa.array(splitter.is_cold(census.first_event_I)))
+    for name, ids in ((COLD_ITEMS_FILE, cold), (ITEM_IDS_FILE, items.ids())):
+        pq.write_table(pa.table({"item_id": ids}), folder / name, compression="zstd", write_page_checksum=True)

@@ -80,6 +80,22 @@ class Moments:
         self.mean += step * weight / total
         self.weight = total
 
+    def to_json(self) -> dict[str, Any]:
+        """What ``from_json`` takes."""
+        numbers = {name: float(getattr(self, name)) for name in ("weight", "mean", "_squares")}
+        extremes = [float(self._least), float(self._most)] if self.weight else None  # JSON has no infinity
+        return {"count": self.count, **numbers, "extremes": extremes}
+
+    @staticmethod
+    def from_json(named: RegressionName, values: dict[str, Any]) -> "Moments":
+        """Those that ``to_json`` told of."""
+        own = Moments(named)
+        for name in ("count", "weight", "mean", "_squares"):
+            setattr(own, name, values[name])
+        if values["extremes"] is not None:
+            own._least, own._most = values["extremes"]
+        return own
+
     @property
     def deviation(self) -> float:
         """0 without values."""

@@ -21,6 +21,7 @@ from sidrec_torchrec.data.tasks import action_of
 from sidrec_torchrec.data.user_lists import encode_users
 from sidrec_torchrec.engines.base import Engine
 from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.files import read_object, sync_to_disk, write_json
 
 EVENTS_PER_BUCKET = 1 << 22  # at most: about 100 MB in memory
 _LEAST_PER_BUCKET, _BUCKETS = 1 << 18, 8  # smaller logs are cut too, so that several processes can work on them
@@ -42,7 +43,7 @@ def scatter(
     """Cuts a log into files under ``folder``; gives the buckets, and how many events were on unknown items.
 
     Args:
-        folder: new folder for the buckets.
+        folder: for the buckets; shares that an earlier call has cut into it, of the same log, are not cut again.
         events: the log.
         items: the item file.
         users: the user file, if any; a user who is not in it has missing features.
@@ -55,7 +56,7 @@ def scatter(
     Raises:
         DataError: on bad events; names file, column and row.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     per_bucket = min(max(events.num_events // _BUCKETS, _LEAST_PER_BUCKET), EVENTS_PER_BUCKET)
     buckets = EventBuckets(
         path=events.path,
@@ -72,9 +73,12 @@ def scatter(
         policy=policy,
     )
     counts, targets = EventCounts(), TargetCounts.of(events.tasks, events.regressions)
-    for unknown, met in engine.map(_Share(EventCoder(buckets, items, tuple(drafts)), events), range(buckets.shares)):
-        counts.unknown_items += unknown
-        targets.merge(met)
+    for _ in engine.map(_Share(EventCoder(buckets, items, tuple(drafts)), events), range(buckets.shares)):
+        pass
+    for share in range(buckets.shares):
+        known = read_object(buckets.known_file(share))
+        counts.unknown_items += known["unknown_items"]
+        targets.merge(TargetCounts.from_json(events.regressions, known["targets"]))
     if to_learn:
         targets.check(events.path, events.tasks, events.num_events)
     _scatter_users(buckets, users, user_features, events)
@@ -133,20 +137,25 @@ class EventCoder:
 
 @dataclass(frozen=True)
 class _Share:
-    """Cuts one share of the log."""
+    """Cuts one share of the log, if that has not been done."""
 
     coder: EventCoder
     events: Events
 
-    def __call__(self, share: int) -> tuple[int, TargetCounts]:
+    def __call__(self, share: int) -> None:
         buckets, events = self.coder.buckets, self.events
+        if buckets.known_file(share).exists():
+            return
         counts, targets = EventCounts(), TargetCounts.of(events.tasks, events.regressions)
+        files = [buckets.event_file(bucket, share) for bucket in range(buckets.count)]
         with ExitStack() as stack:
-            files = [buckets.event_file(bucket, share) for bucket in range(buckets.count)]
             writers = [stack.enter_context(pa.ipc.new_file(file, buckets.event_schema)) for file in files]
             for batch in self.coder(events, share=(share, buckets.shares), counts=counts, targets=targets):
                 write_by_user(writers, batch)
-        return counts.unknown_items, targets
+        for file in files:
+            sync_to_disk(file)
+        known = {"unknown_items": counts.unknown_items, "targets": targets.to_json()}
+        write_json(buckets.known_file(share), known, sealed=True)
 
 
 def _scatter_users(

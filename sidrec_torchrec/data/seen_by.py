@@ -8,7 +8,7 @@ import numpy as np
 
 from sidrec_torchrec.data.features import Feature
 from sidrec_torchrec.data.like import carried, own_rows
-from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.data.protocol import NEVER
 from sidrec_torchrec.errors import SidrecError
 

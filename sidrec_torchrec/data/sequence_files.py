@@ -30,7 +30,7 @@ _DEAL_EVENTS, _DEAL_ROWS = 1 << 22, 1 << 15  # events and rows of a deal, at mos
 # a dictionary of their values would be as long as they are
 _DISTINCT = ("user_id", "timestamp", "order", "num_targets")
 _OPEN_PARTS = 16
-_INDEX = "_index.arrow"  # names that begin so are no data to readers of Parquet folders
+INDEX_FILE = "_index.arrow"  # names that begin so are no data to readers of Parquet folders
 _INDEX_SCHEMA = pa.schema(
     [
         ("part", pa.int32()),
@@ -121,13 +121,26 @@ class PartWriter:
         self._pending, self._events = [], 0
 
 
-def write_index(folder: Path, parts: Iterable[pa.RecordBatch]) -> None:
-    """Writes the index of a split, which says what parts there are."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with pa.ipc.new_file(folder / _INDEX, _INDEX_SCHEMA) as writer:
+def write_index(path: Path, parts: Iterable[pa.RecordBatch]) -> None:
+    """Writes the index of a split, or of some of its parts: a batch for each part that has rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.ipc.new_file(path, _INDEX_SCHEMA) as writer:
         for part in parts:
             if part.num_rows:
                 writer.write_batch(part)
+
+
+def read_index(path: Path) -> list[pa.RecordBatch]:
+    """What ``write_index`` wrote, mapped from disk.
+
+    Raises:
+        DataError: if it is another version's.
+    """
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        if reader.schema != _INDEX_SCHEMA:
+            raise DataError(f"{path}: has other columns")
+        return [reader.get_batch(i) for i in range(reader.num_record_batches)]
 
 
 class SequenceFiles:
@@ -141,12 +154,8 @@ class SequenceFiles:
     def __init__(self, folder: Path, share: tuple[int, int]) -> None:
         self._folder, self._share = folder, share
         self._parts: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        check_listed(folder / _INDEX)
-        with pa.memory_map(str(folder / _INDEX)) as source:
-            reader = pa.ipc.open_file(source)
-            if reader.schema != _INDEX_SCHEMA:
-                raise DataError(f"{folder / _INDEX}: has other columns")
-            self._index = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        check_listed(folder / INDEX_FILE)
+        self._index = read_index(folder / INDEX_FILE)
         self._ends = list(accumulate(batch.num_rows for batch in self._index))
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +16,13 @@ from sidrec_torchrec.data.negatives import NegativeSampler
 from sidrec_torchrec.data.policy import EventCounts
 from sidrec_torchrec.data.protocol import Splitter
 from sidrec_torchrec.data.regression import Moments
-from sidrec_torchrec.data.sequence_files import PartWriter, write_index
+from sidrec_torchrec.data.sequence_files import INDEX_FILE, PartWriter, read_index, write_index
 from sidrec_torchrec.data.sequences import Sequence, sequence_schema, to_record_batch
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.engines.base import Engine
 from sidrec_torchrec.errors import DataError
+from sidrec_torchrec.files import read_object, sync_to_disk, write_json
+from sidrec_torchrec.part_files import part_path
 
 SPLITS = ("train", "validation", "test")
 
@@ -134,12 +136,14 @@ class BucketSequences:
 
 
 def write_splits(
-    folder: Path, sequences: BucketSequences, engine: Engine, why_empty: str
+    folder: Path, known: Path, sequences: BucketSequences, engine: Engine, why_empty: str
 ) -> tuple[dict[str, SplitCounts], list[Moments]]:
     """Writes every split; returns the counts by split, and what training targets are of each task of regression.
 
     Args:
         folder: to write into.
+        known: folder for what is known of the buckets that are written; those an earlier call has written, of the same log and
+            protocol, are not written again.
         sequences: makes them.
         engine: that works on the buckets.
         why_empty: what may be wrong if nothing is left.
@@ -148,14 +152,15 @@ def write_splits(
         DataError: if nothing is left to train or test on.
     """
     buckets, config = sequences.buckets, sequences.splitter.config
+    writing = _Writing(folder, known, sequences)
+    for _ in engine.map(writing, range(buckets.count)):
+        pass
     totals = {split: _Totals(sequences) for split in SPLITS}
-    index: dict[str, list[pa.RecordBatch]] = {split: [] for split in SPLITS}
-    for parts in engine.map(_Writing(folder, sequences), range(buckets.count)):
-        for split, (part, its) in parts.items():
-            index[split].append(part)
-            totals[split].merge(its)
     for split in SPLITS:
-        write_index(folder / split, index[split])
+        for bucket in range(buckets.count):
+            totals[split].merge(writing.totals(bucket, split))
+        parts = (part for bucket in range(buckets.count) for part in read_index(writing.index_file(bucket, split)))
+        write_index(folder / split / INDEX_FILE, parts)
     for split in ("test",) if config.test_only else ("train", "test"):
         if not totals[split].counts["targets"]:
             raise DataError(f"{buckets.path}: no {split} targets; {why_empty}")
@@ -167,12 +172,15 @@ def write_splits(
 
 @dataclass(frozen=True)
 class _Writing:
-    """Writes a bucket's rows, a part for each split; gives its share of the index, and counts."""
+    """Writes a bucket's rows, a part for each split, if that has not been done; its share of the index, and counts."""
 
     folder: Path
+    known: Path
     sequences: BucketSequences
 
-    def __call__(self, bucket: int) -> dict[str, tuple[pa.RecordBatch, "_Totals"]]:
+    def __call__(self, bucket: int) -> None:
+        if self._known_file(bucket).exists():
+            return
         schema, num_tasks = self.sequences.schema, len(self.sequences.tasks)
         writers = {split: PartWriter(self.folder / split, bucket, schema, num_tasks) for split in SPLITS}
         totals = {split: _Totals(self.sequences) for split in SPLITS}
@@ -182,7 +190,24 @@ class _Writing:
                 totals[split].add(row)
         finally:
             parts = {split: writer.close() for split, writer in writers.items()}
-        return {split: (parts[split], totals[split]) for split in SPLITS}
+        for split, part in parts.items():
+            write_index(self.index_file(bucket, split), [part])
+            for file in (self.index_file(bucket, split), part_path(self.folder / split, bucket)):
+                if file.exists():  # a part without rows is none
+                    sync_to_disk(file)
+        write_json(self._known_file(bucket), {split: its.to_json() for split, its in totals.items()}, sealed=True)
+
+    def totals(self, bucket: int, split: str) -> "_Totals":
+        """What a bucket that is written has of a split."""
+        return _Totals.from_json(self.sequences, read_object(self._known_file(bucket))[split])
+
+    def index_file(self, bucket: int, split: str) -> Path:
+        """The bucket's share of a split's index."""
+        return self.known / f"{split}-{bucket}.arrow"
+
+    def _known_file(self, bucket: int) -> Path:
+        """It is there when all that the bucket has is."""
+        return self.known / f"{bucket}.json"
 
 
 class _Totals:
@@ -209,6 +234,19 @@ class _Totals:
         self._count(its["rows"], its["events"], its["targets"], list(its["labels"].values()))
         for own, moments in zip(self.moments, other.moments, strict=True):
             own.merge(moments)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``from_json`` takes."""
+        return {"counts": self.counts, "moments": [own.to_json() for own in self.moments]}
+
+    @staticmethod
+    def from_json(sequences: BucketSequences, values: dict[str, Any]) -> "_Totals":
+        """Those that ``to_json`` told of."""
+        own = _Totals(sequences)
+        own.counts = values["counts"]
+        pairs = zip(sequences.buckets.regressions, values["moments"], strict=True)
+        own.moments = [Moments.from_json(named, its) for named, its in pairs]
+        return own
 
     def _count(self, rows: int, events: int, targets: int, labels: list[int]) -> None:
         self.counts["rows"] += rows

@@ -14,6 +14,7 @@ DAYS = 365  # the corpus's time
 _LATENT_DIM = 16
 _PRIVATE = 4  # latent values only one of the two sources sees
 _NUM_TAGS = 24
+_BLOCK = 1 << 16
 _MOST_LOGITS = 100  # that one thing adds to what a user chooses; beyond, probabilities are 0 or 1 to the last bit
 
 
@@ -129,9 +130,7 @@ def make_items(config: SyntheticConfig) -> World:
     category_I = rng.permutation(np.arange(config.items) % config.categories)
     centers_CD = rng.normal(size=(config.categories, _LATENT_DIM))
     latent_ID = centers_CD[category_I] + rng.normal(scale=0.7, size=(config.items, _LATENT_DIM))
-    distance_IC = ((latent_ID[:, None] - centers_CD) ** 2).sum(-1)
-    membership_IC = np.exp((distance_IC.min(1, keepdims=True) - distance_IC) / 6.0)
-    membership_IC /= membership_IC.sum(1, keepdims=True)
+    membership_IC = np.concatenate([_membership(latent_ID[rows], centers_CD) for rows in _blocks(config)])
     bend_ID = np.tanh(latent_ID @ rng.normal(scale=0.35, size=(_LATENT_DIM, _LATENT_DIM)))
     quality_I = bend_ID @ rng.normal(size=_LATENT_DIM)
     quality_I = (quality_I - quality_I.mean()) / quality_I.std()
@@ -145,30 +144,56 @@ def make_items(config: SyntheticConfig) -> World:
     return World(latent_ID, category_I, membership_IC, quality_I, release_I, popularity_I)
 
 
+def _blocks(config: SyntheticConfig) -> list[slice]:
+    """Places of some items at a time, so that what is only in between takes little memory."""
+    return [slice(first, first + _BLOCK) for first in range(0, config.items, _BLOCK)]
+
+
+def _membership(latent_ND: np.ndarray, centers_CD: np.ndarray) -> np.ndarray:
+    distance_NC = ((latent_ND[:, None] - centers_CD) ** 2).sum(-1)
+    membership_NC = np.exp((distance_NC.min(1, keepdims=True) - distance_NC) / 6.0)
+    return membership_NC / membership_NC.sum(1, keepdims=True)
+
+
 def items_table(config: SyntheticConfig, world: World) -> pa.Table:
     rng = np.random.default_rng([config.seed, 1])
     half = _LATENT_DIM - _PRIVATE
     idle_IX = np.random.default_rng([config.seed, 4]).normal(size=(config.items, config.idle_dims))
     sources = {
-        "text_emb": _view(rng, np.c_[world.latent_ID[:, :half], idle_IX], config.text_dim, config),
-        "image_emb": _view(rng, np.c_[world.latent_ID[:, -half:], idle_IX], config.image_dim, config),
+        "text_emb": _view(rng, world.latent_ID[:, :half], idle_IX, config.text_dim, config),
+        "image_emb": _view(rng, world.latent_ID[:, -half:], idle_IX, config.image_dim, config),
     }
-    score_IT = world.latent_ID @ rng.normal(size=(_LATENT_DIM, _NUM_TAGS)) / _LATENT_DIM**0.5
-    tags = [[f"tag{t:02d}" for t in np.flatnonzero(row)] for row in score_IT > 1.5]
+    tag_DT = rng.normal(size=(_LATENT_DIM, _NUM_TAGS))
+    names = pa.array([f"category{c:02d}" for c in range(config.categories)])
     return pa.table(
         {
             "item_id": pa.array(np.arange(config.items) + FIRST_ITEM_ID, pa.int64()),
-            "category": pa.array([f"category{c:02d}" for c in world.category_I], pa.string()),
-            "tags": pa.array(tags, pa.list_(pa.string())),
+            "category": names.take(pa.array(world.category_I)),
+            "tags": pa.chunked_array([_tags(world.latent_ID[rows] @ tag_DT) for rows in _blocks(config)]),
             **sources,
         }
     )
 
 
-def _view(rng: np.random.Generator, latent_ID: np.ndarray, dim: int, config: SyntheticConfig) -> pa.Array:
-    """A nonlinear, noisy, unit-length view of part of the latent vector; null where missing."""
-    num_items, width = latent_ID.shape
-    x_IH = np.tanh(latent_ID @ rng.normal(scale=width**-0.5, size=(width, 64)))
-    x_ID = x_IH @ rng.normal(scale=1 / 8, size=(64, dim)) * 2 + rng.normal(scale=config.noise, size=(num_items, dim))
-    x_ID /= np.linalg.norm(x_ID, axis=1, keepdims=True)
-    return vector_lists(x_ID.astype(np.float16), np.greater_equal(rng.random(num_items), config.missing))
+def _tags(score_NT: np.ndarray) -> pa.Array:
+    has_NT = score_NT / _LATENT_DIM**0.5 > 1.5
+    names = pa.array([f"tag{t:02d}" for t in range(_NUM_TAGS)])
+    return pa.ListArray.from_arrays(
+        pa.array(np.r_[0, np.cumsum(has_NT.sum(1))], pa.int32()), names.take(pa.array(np.nonzero(has_NT)[1]))
+    )
+
+
+def _view(
+    rng: np.random.Generator, latent_ID: np.ndarray, idle_IX: np.ndarray, dim: int, config: SyntheticConfig
+) -> pa.ChunkedArray:
+    """A nonlinear, noisy, unit-length view of part of the latent vector, and of what is idle; null where missing."""
+    width = latent_ID.shape[1] + idle_IX.shape[1]
+    in_DH = rng.normal(scale=width**-0.5, size=(width, 64))
+    out_HD = rng.normal(scale=1 / 8, size=(64, dim))
+    x_ID = np.empty((config.items, dim), np.float16)
+    for rows in _blocks(config):
+        x_ND = np.tanh(np.c_[latent_ID[rows], idle_IX[rows]] @ in_DH) @ out_HD * 2
+        x_ND += rng.normal(scale=config.noise, size=x_ND.shape)
+        x_ID[rows] = x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)
+    present_I = np.greater_equal(rng.random(config.items), config.missing)
+    return pa.chunked_array([vector_lists(x_ID[rows], present_I[rows]) for rows in _blocks(config)])

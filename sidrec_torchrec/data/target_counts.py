@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,16 @@ class TargetCounts:
         self.counts_K2 += other.counts_K2
         for own, its in zip(self.moments, other.moments, strict=True):
             own.merge(its)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``from_json`` takes."""
+        return {"counts": self.counts_K2.tolist(), "moments": [own.to_json() for own in self.moments]}
+
+    @staticmethod
+    def from_json(regressions: tuple[RegressionName, ...], values: dict[str, Any]) -> "TargetCounts":
+        """Those that ``to_json`` told of."""
+        moments = [Moments.from_json(named, its) for named, its in zip(regressions, values["moments"], strict=True)]
+        return TargetCounts(np.array(values["counts"], np.int64).reshape(-1, 2), moments)
 
     def check(self, path: Path, tasks: tuple[str, ...], num_events: int) -> None:
         """Refuses targets from which nothing can be learned.

@@ -37,6 +37,7 @@ class LocalEngine(Engine):
         self._cores = cores or len(os.sched_getaffinity(0))
         self._pool: ProcessPoolExecutor | None = None
         self._places = 0  # for how many processes the pool is
+        self._calls = 0  # of map
 
     def map(self, work: Callable[[Item], Result], items: Sequence[Item], *, on_gpus: bool = False) -> Iterator[Result]:
         """See ``Engine``."""
@@ -45,10 +46,12 @@ class LocalEngine(Engine):
         if places == 1 or len(items) <= 1:
             yield from map(work, items)
             return
-        with tempfile.TemporaryDirectory(prefix="sidrec-") as folder:
-            path = Path(folder) / "work.pickle"
-            path.write_bytes(pickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL))
-            yield from self._results(self._of(places, is_gpu=bool(gpus)), path, items)
+        with tempfile.TemporaryFile() as file:  # without a name: nothing is left of it, however this process ends
+            pickle.dump(work, file, protocol=pickle.HIGHEST_PROTOCOL)
+            file.flush()
+            self._calls += 1
+            path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+            yield from self._results(self._of(places, is_gpu=bool(gpus)), (self._calls, path), items)
 
     def _of(self, places: int, *, is_gpu: bool) -> ProcessPoolExecutor:
         """Processes for so many places."""
@@ -63,11 +66,11 @@ class LocalEngine(Engine):
             self._places = places
         return self._pool
 
-    def _results(self, pool: ProcessPoolExecutor, path: Path, items: Sequence[Item]) -> Iterator[Any]:
+    def _results(self, pool: ProcessPoolExecutor, work: tuple[int, Path], items: Sequence[Item]) -> Iterator[Any]:
         waiting: deque[Future[Any]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(_work_on, path, item))
+                waiting.append(pool.submit(_work_on, work, item))
                 if len(waiting) > 2 * self._places:
                     yield waiting.popleft().result()
             while waiting:
@@ -101,10 +104,10 @@ class LocalEngine(Engine):
             self._pool = None
 
 
-def _work_on(path: Path, item: Any) -> Any:
+def _work_on(work: tuple[int, Path], item: Any) -> Any:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return _load(path)(item)
+        return _load(*work)(item)
     except KeyboardInterrupt:  # what it had begun has been removed
         _leave()
     finally:
@@ -112,9 +115,10 @@ def _work_on(path: Path, item: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path) -> Callable[[Any], Any]:
-    """The work of a call of ``map``, which wrote the file a moment ago."""
-    return pickle.loads(path.read_bytes())  # noqa: S301 (of our own parent, in a folder that is its alone)
+def _load(call: int, path: Path) -> Callable[[Any], Any]:
+    """The work of a call of ``map``, which wrote the file a moment ago. The path may be that of an earlier call's, too."""
+    with path.open("rb") as file:
+        return pickle.load(file)  # noqa: S301 (of our own parent, whose file has no name)
 
 
 def _start(gpus: Any) -> None:

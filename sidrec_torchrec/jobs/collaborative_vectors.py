@@ -12,7 +12,7 @@ import torch.distributed as dist
 from sidrec_torchrec.data.collaborative import CollaborativeConfig, CollaborativeVectors, collaborative_vectors
 from sidrec_torchrec.data.columns import vector_lists
 from sidrec_torchrec.data.format import ITEMS_FILE, DataConfig, Items, open_items
-from sidrec_torchrec.data.prepare import open_prepared
+from sidrec_torchrec.data.prepared import open_prepared
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path, list_files
 from sidrec_torchrec.training.group import process_group

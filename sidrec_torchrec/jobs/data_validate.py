@@ -13,6 +13,7 @@ from sidrec_torchrec.data.tasks import check_tasks
 from sidrec_torchrec.data.validate import validate
 from sidrec_torchrec.engines.base import open_engine
 from sidrec_torchrec.storage.urls import as_urls
+from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import stage
 
 
@@ -26,7 +27,7 @@ class DataValidateConfig(DataConfig):
         tasks: columns of labels, and of numbers (``dwell:regression``); none named means ``label``, if there is one.
         policy: what may be wrong with events.
         engine: what reads shares of large files: ``local``, all cores of this machine, or ``ray``, a Ray cluster that shares the folder; none
-            named: ``local``. The result is the same.
+            named: ``local``, or torchrun's processes. The result is the same.
     """
 
     tasks: tuple[str, ...] = ()
@@ -39,13 +40,20 @@ class DataValidateConfig(DataConfig):
 
 
 def main(config: DataValidateConfig) -> dict[str, Any]:
-    """Prints and returns what ``validate`` found.
+    """Prints and returns what ``validate`` found; torchrun's processes share the work, and the first prints.
 
     Raises:
         DataError: as ``validate`` does.
     """
-    with stage("check data", None, show=True, line=False), closing(open_engine(config.engine)) as engine:
-        summary = validate(config.folder, config.tasks, config.policy, engine)
+    with process_group() as processes:
+        with stage("check data", None, show=processes.is_main, line=False), closing(open_engine(config.engine)) as own:
+            summary = validate(config.folder, config.tasks, config.policy, own)
+        if processes.is_main:
+            _print(config, summary)
+    return summary
+
+
+def _print(config: DataValidateConfig, summary: dict[str, Any]) -> None:
     table = Table(title=as_urls(f"{config.data}: valid"), show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
@@ -63,7 +71,6 @@ def main(config: DataValidateConfig) -> dict[str, Any]:
     for kind, unread in summary["unread"].items():
         for column, why in unread.items():
             console.print(f"{kind}: '{column}' is not read: {why}", highlight=False, markup=False, soft_wrap=True)
-    return summary
 
 
 def _add_events(table: Table, summary: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from sidrec_torchrec.data.drift import drift, report_drift
 from sidrec_torchrec.data.format import DataFolder, DataSchema
 from sidrec_torchrec.data.like import backtest_config
 from sidrec_torchrec.data.policy import EventPolicy
-from sidrec_torchrec.data.prepare import SEQUENCES, Prepared, open_prepared, prepare
+from sidrec_torchrec.data.prepare import prepare
+from sidrec_torchrec.data.prepared import SEQUENCES, Prepared, open_prepared
 from sidrec_torchrec.data.seen_by import check_labels
 from sidrec_torchrec.data.sids import sid_files
 from sidrec_torchrec.data.splits import SPLITS

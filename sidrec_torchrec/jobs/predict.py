@@ -15,7 +15,7 @@ from sidrec_torchrec import __version__
 from sidrec_torchrec.data.events import Events
 from sidrec_torchrec.data.folder import DataFolder, is_data_folder
 from sidrec_torchrec.data.parts import find_files
-from sidrec_torchrec.data.requests import GivenRequests, newest_schema
+from sidrec_torchrec.data.requests import GivenRequests
 from sidrec_torchrec.data.sids import open_sids, sid_files
 from sidrec_torchrec.engines.base import open_engine
 from sidrec_torchrec.errors import SidrecError, check_at_least
@@ -224,7 +224,7 @@ def _schema(given: GivenRequests | None, predictor: Predictor, config: PredictCo
     Raises:
         SidrecError: if a column has the name of one that is to be added.
     """
-    columns = newest_schema(predictor.log.user_id_type, predictor.items.ids().type) if given is None else given.schema
+    columns = predictor.newest_schema if given is None else given.schema
     for name in predictor.names:
         if name in columns.names:
             raise SidrecError(f"{config.requests}: has a column '{name}' already, which is to be added; rename it")

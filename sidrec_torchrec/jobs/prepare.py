@@ -9,14 +9,17 @@ from typing import Any
 from sidrec_torchrec.data.drift import drift, report_drift
 from sidrec_torchrec.data.format import DataConfig, DataFolder, open_events, open_users
 from sidrec_torchrec.data.like import like_config, like_folder, prepared_of
-from sidrec_torchrec.data.prepare import PREPARED_FILE, SEQUENCES, PrepareConfig, Prepared, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import PREPARED_FILE, SEQUENCES, Prepared, open_prepared
 from sidrec_torchrec.data.seen_by import seen_by
 from sidrec_torchrec.data.unread import in_words, unread_events, unread_users
 from sidrec_torchrec.engines.base import ENGINES, check_engine
+from sidrec_torchrec.files import remove, sha256_of
 from sidrec_torchrec.processes import on_first_process
+from sidrec_torchrec.storage.mirror import BEGUN
 from sidrec_torchrec.training.group import process_group
 from sidrec_torchrec.training.progress import say, stage
-from sidrec_torchrec.training.runs import open_run
+from sidrec_torchrec.training.runs import CONFIG_FILE, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class PrepareJobConfig(DataConfig):
 def main(config: PrepareJobConfig) -> dict[str, Any]:
     """Writes the sequences; one process works, the others wait. Returns counts by split, and what ``Prepared.met`` says.
 
+    A run that was killed goes on from the shares of the log that it has cut and the buckets of users that it has written.
+
     With ``like`` also ``drift.json``, and prints it: what has moved since; see ``data.drift.drift``.
 
     Raises:
@@ -66,9 +71,15 @@ def _prepare(config: PrepareJobConfig) -> dict[str, Any]:
     protocol = config.protocol if like is None else like_config(config.protocol, like)
     for line in _unread(folder, protocol.tasks, like):
         say(line)
+    out = config.out / SEQUENCES
+    begun = _begun(config.out)
     with stage("prepare sequences", None, show=True) as progress:
-        with closing(ENGINES[config.engine or "local"]()) as engine:
-            prepared = prepare(folder, config.out / SEQUENCES, config.protocol, like, engine)
+        if out.exists():  # of a run that was killed in its last moments
+            remove(begun)
+            prepared = open_prepared(out)
+        else:
+            with closing(ENGINES[config.engine or "local"]()) as engine:
+                prepared = prepare(folder, out, config.protocol, like, engine, begun)
         progress.advance(0, ", ".join(f"{s} {c['targets']:,} targets" for s, c in prepared.counts.items()))
     for name, met in prepared.met.items():
         if met["count"]:
@@ -76,6 +87,15 @@ def _prepare(config: PrepareJobConfig) -> dict[str, Any]:
     if like is not None:
         report_drift(drift(like, seen_by(like, prepared)), config.out)
     return {**prepared.counts, "met": prepared.met}
+
+
+def _begun(out: Path) -> Path:
+    """Where a run keeps what is not finished, by what it makes of what; what others have begun there is removed."""
+    begun = out / f".{sha256_of(out / CONFIG_FILE)[:16]}{BEGUN}"
+    for other in out.glob(f".*{BEGUN}"):
+        if other != begun:
+            remove(other)
+    return begun
 
 
 def _unread(folder: DataFolder, tasks: tuple[str, ...], like: Prepared | None) -> Iterator[str]:

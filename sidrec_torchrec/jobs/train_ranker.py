@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidrec_torchrec.data.prepare import open_prepared
+from sidrec_torchrec.data.prepared import open_prepared
 from sidrec_torchrec.ranker.bytes import bytes_per_event, table_bytes
 from sidrec_torchrec.ranker.evaluation import check_defined, evaluate_in_detail
 from sidrec_torchrec.ranker.recipe import RankerRecipe

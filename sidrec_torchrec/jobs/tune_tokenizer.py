@@ -10,7 +10,7 @@ import torch
 
 from sidrec_torchrec.data.format import DataConfig, DataFolder, open_items
 from sidrec_torchrec.data.ids import same_ids
-from sidrec_torchrec.data.prepare import Prepared, open_prepared
+from sidrec_torchrec.data.prepared import Prepared, open_prepared
 from sidrec_torchrec.data.sids import sid_files
 from sidrec_torchrec.errors import DataError, check_at_least, check_share
 from sidrec_torchrec.fusion.config import Keep

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sidrec_torchrec.data.batches import RankBatch
-from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.ranker.model import RankerOutput
 from sidrec_torchrec.ranker.target_sums import NUM_SUMS, TargetSums
 from sidrec_torchrec.ranker.targets import Targets

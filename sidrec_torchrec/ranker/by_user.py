@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from sidrec_torchrec.data.request_buckets import ROW, RequestBuckets
-from sidrec_torchrec.data.requests import EVENT_ROW, GivenRequests, NewestEvents, Requests, newest_schema
+from sidrec_torchrec.data.requests import EVENT_ROW, GivenRequests, NewestEvents, Requests
 from sidrec_torchrec.engines.base import Engine
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import atomic_path, remove
@@ -92,7 +92,7 @@ class ScoreBucket:
         """What tells the requests: the columns of the last events, or the rows of those that were given."""
         if self.buckets.requests is not None:
             return pa.schema([(ROW, pa.int64())])
-        return newest_schema(self.predictor.log.user_id_type, self.predictor.items.ids().type)
+        return self.predictor.newest_schema
 
     @property
     def schema(self) -> pa.Schema:

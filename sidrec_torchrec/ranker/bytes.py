@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import nn
 
-from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.data.sequence_files import open_sequences
 from sidrec_torchrec.ranker.arms import Arm
 from sidrec_torchrec.side.expansion import OfCodec

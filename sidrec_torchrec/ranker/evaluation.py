@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sidrec_torchrec.data.batches import SequenceBatches
-from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.processes import is_first_process, sum_over_processes
 from sidrec_torchrec.ranker.bootstrap import UserBootstrap

@@ -30,8 +30,8 @@ from sidrec_torchrec.data.frames import read_frame, with_columns
 from sidrec_torchrec.data.histories import Histories, UserCodes
 from sidrec_torchrec.data.items import ItemRows, Items
 from sidrec_torchrec.data.parquet import ArrowTable
-from sidrec_torchrec.data.prepare import Prepared
-from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents, RequestBatch, Requests
+from sidrec_torchrec.data.prepared import Prepared
+from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents, RequestBatch, Requests, newest_schema
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.processes import sum_over_processes
 from sidrec_torchrec.ranker.recipe import TrainedRanker
@@ -207,6 +207,11 @@ class Predictor:
         return (
             ["probability"] if len(tasks) == 1 and not values else [*(f"probability_{task}" for task in tasks), *values]
         )
+
+    @property
+    def newest_schema(self) -> pa.Schema:
+        """Columns of each user's last events, as requests."""
+        return newest_schema(self.log.user_id_type, self.items.ids().type)
 
     def newest(self, count: int) -> NewestEvents:
         """Each user's last ``count`` events as requests."""

@@ -13,7 +13,7 @@ from torch import nn
 from sidrec_torchrec.codec.codec import CODEC_FILES, CODEC_FOLDER
 from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.format import DataConfig, DataFolder
-from sidrec_torchrec.data.prepare import Prepared, open_prepared
+from sidrec_torchrec.data.prepared import Prepared, open_prepared
 from sidrec_torchrec.data.seen_by import check_alike, seen_by
 from sidrec_torchrec.data.sids import sid_files
 from sidrec_torchrec.errors import CodecMismatchError, SidrecError

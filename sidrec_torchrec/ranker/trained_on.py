@@ -15,7 +15,7 @@ import numpy as np
 
 from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec
 from sidrec_torchrec.data.like import TRAINED_ON
-from sidrec_torchrec.data.prepare import Prepared, open_prepared
+from sidrec_torchrec.data.prepared import Prepared, open_prepared
 from sidrec_torchrec.data.seen_by import SeenBy
 from sidrec_torchrec.errors import CodecMismatchError, DataError, SidrecError
 from sidrec_torchrec.files import atomic_path, list_files, read_object, write_json

@@ -12,7 +12,7 @@ from torchrec.distributed.train_pipeline import TrainPipeline, TrainPipelineBase
 from torchrec.distributed.types import ShardedModule
 
 from sidrec_torchrec.data.batches import ItemFeatures, RankBatch, SequenceBatches
-from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.errors import check_at_least
 from sidrec_torchrec.ranker.config import RankerConfig
 from sidrec_torchrec.ranker.evaluation import evaluate

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from sidrec_torchrec.codec.codec import Codec
-from sidrec_torchrec.data.prepare import Prepared, open_prepared
+from sidrec_torchrec.data.prepared import Prepared, open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.ranker.arms import ARMS
 from sidrec_torchrec.ranker.arms.base import Needs

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 STAY = (".parquet", ".safetensors")  # suffixes of files that stay where they are
 LOCK = ".lock"
+BEGUN = ".begun.tmp"  # ends the names of folders with what this machine has begun, and will go on from
+_MOST_FILES = 10_000
 _AT_ONCE = 8  # files that are brought or put at the same time
 _TEMPORARY, _PARTIAL = ".tmp", ".partial"
 
@@ -95,6 +97,10 @@ def _bring(place: Place, clean: bool) -> None:
     half = {f"{_folder_of(other)}/" for other in looks if other.place.key.endswith(_PARTIAL)}
     looks = [one for one in looks if not any(one.place.key.startswith(folder) for folder in half)]
     looks = [one for one in looks if not one.place.key.endswith((_PARTIAL, _TEMPORARY, LOCK))]
+    if sum(not one.place.key.endswith(STAY) for one in looks) > _MOST_FILES:  # a whole bucket, likely
+        raise StorageError(
+            f"{place.short}: holds more than {_MOST_FILES:,} files to be fetched; name a folder of what this job reads alone"
+        )
     if clean:
         _clean(place.path, {one.place.path for one in looks})
     place.path.mkdir(parents=True, exist_ok=True)
@@ -287,14 +293,14 @@ def _below(place: Place, folder: Path, file: Path) -> Place:
 
 
 def _clean(folder: Path, known: set[Path]) -> None:
-    """Removes what is in a folder and not known, and folders that are empty then."""
+    """Removes what is in a folder and not known, and folders that are empty then; not what has been begun here."""
     if folder.is_file():
         folder.unlink()
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir():
             with suppress(OSError):  # something is in it
                 path.rmdir()
-        elif path not in known and path.suffix != LOCK:
+        elif path not in known and path.suffix != LOCK and not any(part.endswith(BEGUN) for part in path.parts):
             path.unlink(missing_ok=True)
 
 

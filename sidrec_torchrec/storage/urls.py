@@ -14,6 +14,7 @@ _URL = re.compile(
     r"([a-zA-Z][a-zA-Z0-9+.-]+):(?:/+(.*))?", re.DOTALL
 )  # pathlib leaves one slash of two, and none at the end
 _SECRET = re.compile(r"secret|password|token|access_key|session|\bsig\b|signature|account_key", re.IGNORECASE)
+_AS_OTHERS = {"s3a": "s3", "s3n": "s3"}  # as Hadoop and Spark name the clients that they have of one store
 _NAMED_BEFORE = ("abfs", "abfss", "hdfs")  # container@account.host, user@host
 
 
@@ -73,6 +74,7 @@ def place_of_url(url: str | Path, area: str) -> Place:
     found = _URL.fullmatch(str(url))
     assert found is not None
     scheme, (rest, mark, query) = found[1].lower(), (found[2] or "").partition("?")
+    scheme = _AS_OTHERS.get(scheme, scheme)
     query = re.sub(r"(https?):/+", r"\1://", query)
     if scheme == "file":
         if not rest:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sidrec_torchrec.data.like import TRAINED_ON
-from sidrec_torchrec.data.prepare import PREPARED_FILE
+from sidrec_torchrec.data.prepared import PREPARED_FILE
 from sidrec_torchrec.errors import DataError, RunMismatchError, SidrecError
 from sidrec_torchrec.files import read_object
 from sidrec_torchrec.ranker.arms import ARMS

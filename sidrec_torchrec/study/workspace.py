@@ -11,7 +11,8 @@ from typing import Any
 import torch.distributed as dist
 
 from sidrec_torchrec.data.folder import DataFolder
-from sidrec_torchrec.data.prepare import COLD_ITEMS_FILE, SEQUENCES, PrepareConfig, Prepared, open_prepared
+from sidrec_torchrec.data.prepare import PrepareConfig
+from sidrec_torchrec.data.prepared import COLD_ITEMS_FILE, SEQUENCES, Prepared, open_prepared
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.files import read_object, write_json
 from sidrec_torchrec.fusion.config import VQFusionOptions

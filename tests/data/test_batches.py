@@ -11,7 +11,8 @@ import torch
 from sidrec_torchrec.data import batch_plan, scatter, sequence_files
 from sidrec_torchrec.data.batch_plan import pools
 from sidrec_torchrec.data.batches import RankBatch, SequenceBatches
-from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.data.sequence_files import open_sequences
 from sidrec_torchrec.errors import DataError
 from tests.data.test_prepare import rows_of, write_corpus

@@ -12,7 +12,8 @@ from sidrec_torchrec.data.batches import SequenceBatches
 from sidrec_torchrec.data.collaborative import CollaborativeConfig, collaborative_vectors
 from sidrec_torchrec.data.fingerprint import files_fingerprint
 from sidrec_torchrec.data.item_arrays import map_rows, write_rows
-from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import Prepared, open_prepared
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.part_files import part_path
 from sidrec_torchrec.ranker.arms import ArmConfig, ArmInputs, NoneArm

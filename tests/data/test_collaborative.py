@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidrec_torchrec.data.collaborative import CollaborativeConfig, CollaborativeVectors, collaborative_vectors
-from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.data.sequence_files import HANDS, open_sequences
 from sidrec_torchrec.data.sequences import from_table
 from sidrec_torchrec.errors import DataError

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sidrec_torchrec.data.drift import drift, drift_table, stability_index
 from sidrec_torchrec.data.like import prepared_of
-from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import open_prepared
 from sidrec_torchrec.data.seen_by import seen_by
 from sidrec_torchrec.errors import DataError
 from sidrec_torchrec.files import read_json, write_json

@@ -19,7 +19,8 @@ from sidrec_torchrec.data.format import DataFolder, DataSchema, open_items, vali
 from sidrec_torchrec.data.histories import Histories, UserCodes
 from sidrec_torchrec.data.items import ItemRows
 from sidrec_torchrec.data.parquet import ArrowTable
-from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.data.requests import GivenRequests, Known, NewestEvents
 from sidrec_torchrec.data.seen_by import check_alike, seen_by
 from sidrec_torchrec.errors import DataError, SidrecError

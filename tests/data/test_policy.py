@@ -12,7 +12,8 @@ from sidrec_torchrec.data.format import open_events, open_items, validate
 from sidrec_torchrec.data.histories import Histories
 from sidrec_torchrec.data.items import ItemRows
 from sidrec_torchrec.data.policy import EventPolicy, repeats
-from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.data.sequences import from_table
 from sidrec_torchrec.data.splits import SPLITS
 from sidrec_torchrec.errors import DataError

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidrec_torchrec.data import scatter
-from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import Prepared, open_prepared
 from sidrec_torchrec.data.sequences import Sequence, from_table
 from sidrec_torchrec.data.splits import SPLITS
 from sidrec_torchrec.errors import DataError

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from sidrec_torchrec.data.buckets import UserEvents
 from sidrec_torchrec.data.census import take_census
-from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.data.protocol import Splitter
 from sidrec_torchrec.data.sequences import from_table
 from sidrec_torchrec.data.splits import SPLITS

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sidrec_torchrec.data.format import open_events, validate
-from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import open_prepared
 from sidrec_torchrec.data.splits import SPLITS
 from sidrec_torchrec.data.tasks import UNKNOWN, action_of, label_of, num_actions
 from sidrec_torchrec.errors import DataError

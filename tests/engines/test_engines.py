@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sidrec_torchrec.data import features, scatter
+from sidrec_torchrec.data import features, scatter, tally
 from sidrec_torchrec.data import prepare as prepare_module
 from sidrec_torchrec.data.folder import DataFolder, DataSchema
 from sidrec_torchrec.data.prepare import PrepareConfig, prepare
@@ -24,6 +25,7 @@ from sidrec_torchrec.data.splits import SPLITS
 from sidrec_torchrec.engines.base import ENGINES, Inline, open_engine
 from sidrec_torchrec.engines.local import LocalEngine
 from sidrec_torchrec.errors import DataError, SidrecError
+from sidrec_torchrec.jobs import data_validate
 from tests.data.test_prepare import write_corpus
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra ray)")
@@ -108,6 +110,25 @@ def test_its_processes_are_none_of_torchruns(name, monkeypatch):
         assert list(engine.map(group_of, range(2))) == [[None] * 3] * 2
 
 
+def checked(data: Path) -> tuple[dict, int, str]:
+    """What a process says of the data, how many shares of the events it counts, and what it prints."""
+    counted, printed, count = [], StringIO(), tally._Share.__call__
+    tally._PER_SHARE = 200
+    tally._Share.__call__ = lambda self, share: (counted.append(share), count(self, share))[1]
+    with redirect_stdout(printed):
+        summary = data_validate.main(data_validate.DataValidateConfig(data=data))
+    return summary, len(counted), printed.getvalue()
+
+
+def test_processes_of_torchrun_check_a_share_each(tmp_path, run_distributed):
+    table = write_corpus(tmp_path / "data", users=60)
+    pq.write_table(table, tmp_path / "data" / "events.parquet", row_group_size=len(table) // 6)
+    (first, counted, printed), (second, others, silent) = run_distributed(checked, 2, tmp_path / "data")
+    assert first == second and first["events"] == len(table)
+    assert abs(counted - others) <= 1 and counted + others > 4
+    assert "valid" in printed and not silent
+
+
 @pytest.mark.parametrize("count", [0, 2, 5])
 def test_processes_of_torchrun_share_the_work(count, run_distributed):
     assert run_distributed(gathered, 2, count) == [list(range(count))] * 2
@@ -174,10 +195,10 @@ def test_processes_end_with_their_parent(tmp_path, number):
     if number == signal.SIGINT:
         os.killpg(parent.pid, number)
         assert parent.communicate(timeout=60) == ("", "error: interrupted\n") and parent.returncode == 130
-        assert not [*tmp_path.glob("sidrec-*")]
     else:
         parent.kill()
         parent.communicate()
+    assert [*tmp_path.iterdir()] == [script]
     deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in children):
         assert time.monotonic() < deadline, "a process outlived its parent"

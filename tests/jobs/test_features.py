@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sidrec_torchrec.data.format import DataFolder, DataSchema
-from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import open_prepared
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.jobs import evaluate, export, predict, train_ranker
 from sidrec_torchrec.ranker.predictor import Predictor

@@ -11,7 +11,8 @@ import pytest
 
 from sidrec_torchrec.data.format import DataFolder, DataSchema
 from sidrec_torchrec.data.policy import EventPolicy
-from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.jobs import evaluate, export, predict, train_ranker
 from tests.jobs.test_predict import TESTED, evaluated, untied

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.jobs import evaluate, export, pipeline, predict, train_ranker
 from sidrec_torchrec.ranker.predictor import Predictor

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared
+from sidrec_torchrec.data.prepare import PrepareConfig
+from sidrec_torchrec.data.prepared import open_prepared
 from sidrec_torchrec.errors import SidrecError
 from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
 from sidrec_torchrec.jobs import evaluate, export, pipeline, train_ranker

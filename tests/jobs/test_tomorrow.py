@@ -12,7 +12,8 @@ import pytest
 
 from sidrec_torchrec import cli
 from sidrec_torchrec.data.like import prepared_of
-from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared
+from sidrec_torchrec.data.prepare import PrepareConfig
+from sidrec_torchrec.data.prepared import open_prepared
 from sidrec_torchrec.errors import CodecMismatchError, DataError, RunMismatchError, SidrecError
 from sidrec_torchrec.files import read_json
 from sidrec_torchrec.jobs import encode_corpus, evaluate, export, predict, train_ranker

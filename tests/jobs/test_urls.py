@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from sidrec_torchrec.cli import main as cli
 from sidrec_torchrec.data.batches import SequenceBatches
-from sidrec_torchrec.data.prepare import PrepareConfig, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import open_prepared
 from sidrec_torchrec.data.synthetic import SyntheticConfig, write_synthetic
 from sidrec_torchrec.fusion.config import QuantizerConfig, VQFusionOptions
 from sidrec_torchrec.jobs import encode_corpus, evaluate, export, predict, train_ranker, train_tokenizer

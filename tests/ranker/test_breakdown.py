@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from sidrec_torchrec.data.batches import SequenceBatches
-from sidrec_torchrec.data.prepare import PrepareConfig, Prepared, open_prepared, prepare
+from sidrec_torchrec.data.prepare import PrepareConfig, prepare
+from sidrec_torchrec.data.prepared import Prepared, open_prepared
 from sidrec_torchrec.data.seen_by import seen_by
 from sidrec_torchrec.data.tasks import UNKNOWN, label_of
 from sidrec_torchrec.files import read_json, write_json

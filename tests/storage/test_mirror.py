@@ -15,6 +15,7 @@ from sidrec_torchrec.files import atomic_path, glance, list_files, read_json, re
 from sidrec_torchrec.files import check_listed as check
 from sidrec_torchrec.part_files import PartFiles
 from sidrec_torchrec.processes import made_once
+from sidrec_torchrec.storage import mirror as mirror_module
 from sidrec_torchrec.storage import remote
 from sidrec_torchrec.storage.mirror import bring, is_stand_in, listed, local, open_input, size_of, slim
 from sidrec_torchrec.storage.urls import made_beside
@@ -64,6 +65,15 @@ def test_small_files_are_brought_and_large_ones_read_where_they_are(there):
     table = ParquetTable.open(path)
     (row, batch), *_ = pickle.loads(pickle.dumps(table)).batches(["a"], 10)  # as it travels to a worker
     assert row == 0 and batch.column("a").to_pylist() == [*range(10)]
+
+
+def test_a_bucket_of_all_sorts_is_not_fetched(there, monkeypatch):
+    monkeypatch.setattr(mirror_module, "_MOST_FILES", 2)
+    with pytest.raises(
+        StorageError, match="more than 2 files to be fetched; name a folder of what this job reads alone"
+    ):
+        local(url(there))  # b.npy, c.json and files.json
+    assert names(local(url(there / "deep"))) == ["a.parquet"]
 
 
 def test_what_has_changed_there_is_brought_again_and_what_has_gone_goes(there):

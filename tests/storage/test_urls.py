@@ -30,6 +30,7 @@ def mirrors(tmp_path, monkeypatch):
         ("s3://bucket/a/b.parquet", "s3://bucket/a/b.parquet"),
         ("s3://bucket/a//./b/../c/", "s3://bucket/a/c"),
         ("S3://bucket", "s3://bucket/"),
+        ("s3a://bucket/a", "s3://bucket/a"),
         ("hdfs://host:8020/a", "hdfs://host:8020/a"),
         ("abfs://container@account.dfs.core.windows.net/a", "abfs://container@account.dfs.core.windows.net/a"),
         ("gs://bucket/a b", "gs://bucket/a b"),

@@ -12,7 +12,7 @@ from sidrec_torchrec.codec.codec import CODEC_FOLDER, Codec
 from sidrec_torchrec.data.format import DataFolder, open_items
 from sidrec_torchrec.data.ids import IdIndex, mixed_types, same_ids, shown
 from sidrec_torchrec.data.item_arrays import write_rows, write_vectors
-from sidrec_torchrec.data.prepare import Prepared
+from sidrec_torchrec.data.prepared import Prepared
 from sidrec_torchrec.data.sids import open_sids, read_sids
 from sidrec_torchrec.errors import DataError, SidrecError
 from sidrec_torchrec.names import escape
