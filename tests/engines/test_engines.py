@@ -176,7 +176,8 @@ def test_processes_end_with_their_parent(tmp_path, number):
     """Of a command, or by Ctrl-C, which all of them get, also those that wait: they say nothing, and begin nothing more."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, time\nfrom contextlib import closing\nfrom sidrec_torchrec import cli\n"
+        "import os, signal, time\nfrom contextlib import closing\nfrom sidrec_torchrec import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what a shell's background job ignores
         "from sidrec_torchrec.engines.local import LocalEngine\n"
         "def work(item):\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n"
         "def call(*_, **__):\n    with closing(LocalEngine(3)) as engine:\n        list(engine.map(work, range(2)))\n"
