@@ -123,10 +123,11 @@ def write(program: ExportedProgram, metadata: dict[str, Any], file: Path, *, com
     if not compiled:
         torch.export.save(program, file, extra_files={METADATA: text})
         return
-    options = {
-        "aot_inductor.metadata": {METADATA: text},
-        "cpp.dynamic_threads": True,  # as many as the server has, not as many as there are here
-    }
+    options: dict[str, Any] = {"aot_inductor.metadata": {METADATA: text}}
+    if _makes_vectors(program):
+        options["cpp.dynamic_threads"] = True  # as many as the server has, not as many as there are here
+    else:
+        options["cpp.threads"] = 1  # what is left between operators is small: to start threads for it takes longer
     try:
         torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
     except InductorError as error:
@@ -135,6 +136,12 @@ def write(program: ExportedProgram, metadata: dict[str, Any], file: Path, *, com
         raise SidrecError(
             f"torch's compiler cannot write ({error.inner_exception}); name a folder that has room in TORCHINDUCTOR_CACHE_DIR"
         ) from error
+
+
+def _makes_vectors(program: ExportedProgram) -> bool:
+    """Whether events become vectors, besides those that operators make and use up."""
+    makers = torch.ops.sidrec.shared_attention.default, torch.ops.sidrec.top_events.default
+    return any(node.target in makers for node in program.graph.nodes)
 
 
 @torch.no_grad()

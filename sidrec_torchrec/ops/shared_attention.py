@@ -17,9 +17,10 @@ from sidrec_torchrec.ops.kernels import define
 from sidrec_torchrec.ops.layout import CodeLayout, Joined
 from sidrec_torchrec.ops.side_decode import scaled_decode
 
-# Nanoseconds on one core of an AMD EPYC, 25 trits, 4 heads of 16. Only their ratios matter, which differ less elsewhere.
-_DECODE, _DECODE_AN_EVENT, _PAIR_DECODED = 350_000, 210, 6
-_QUERY_BY_CODE, _PAIR_BY_CODE = 5_500, 11
+# Nanoseconds on one core of an AMD EPYC with AVX-512, 25 trits, 4 heads of 16. Only their ratios matter, which differ less
+# elsewhere.
+_DECODE, _DECODE_AN_EVENT, _PAIR_DECODED = 150_000, 200, 5
+_QUERY_BY_CODE, _PAIR_BY_CODE = 3_000, 6
 
 
 def reference(

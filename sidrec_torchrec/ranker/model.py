@@ -27,6 +27,7 @@ from sidrec_torchrec.side.expansion import SIDEConfig
 
 _COUNT_BUCKETS = 32
 _CONTEXT_DIM = 16
+_HALF = 32  # bits
 _LEAST_WEIGHT = torch.finfo(torch.float32).tiny
 
 
@@ -263,9 +264,11 @@ class Context:
 def count_labels(action_V: Tensor, begin_S: Tensor, end_S: Tensor, num_tasks: int) -> Tensor:
     """Negatives and positives of each task among events begin .. end - 1, int64 [S, 2, K]."""
     label_VK = _labels(action_V, num_tasks)
-    label_V2K = torch.stack([label_VK == value for value in (0, 1)], dim=1)
-    count_V2K = F.pad(label_V2K.long().cumsum(0), (0, 0, 0, 0, 1, 0))
-    return count_V2K[end_S] - count_V2K[begin_S]
+    # both in one number, for what is summed up is as long as the histories
+    both_VK = (label_VK == 0).long() + ((label_VK == 1).long() << _HALF)
+    sum_VK = F.pad(both_VK.cumsum(0), (0, 0, 1, 0))
+    both_SK = sum_VK[end_S] - sum_VK[begin_S]
+    return torch.stack([both_SK & ((1 << _HALF) - 1), both_SK >> _HALF], dim=1)
 
 
 def last_time(time_V: Tensor, end_S: Tensor) -> Tensor:
@@ -329,6 +332,8 @@ def _labels(action_N: Tensor, num_tasks: int) -> Tensor:
     """Each task's label of each event, int64 [N, K]: 0, 1 or UNKNOWN."""
     if not num_tasks:
         return action_N.new_zeros(action_N.shape[0], 0)
+    if num_tasks == 1:
+        return action_N.unsqueeze(1)  # the label itself; to divide takes long
     return torch.stack([label_of(action_N, task) for task in range(num_tasks)], dim=1)
 
 

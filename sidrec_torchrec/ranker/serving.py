@@ -21,6 +21,7 @@ from sidrec_torchrec.ranker.list_tables import ListTables
 from sidrec_torchrec.ranker.model import Context, Ranker
 from sidrec_torchrec.ranker.readers import Requests
 from sidrec_torchrec.ranker.targets import Targets
+from sidrec_torchrec.side.mapped_rows import holding_rows
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "history_NW": ("events", "words"),
@@ -243,7 +244,8 @@ def export_any_size(
         for name, shape in inputs.items()
     ]
     dynamic = [{i: dims[size] for i, size in enumerate(shape) if size in dims} for shape in inputs.values()]
-    return torch.export.export(_Positional(model, tuple(inputs)), tuple(example), dynamic_shapes=(tuple(dynamic),))
+    with torch.no_grad(), holding_rows(model):
+        return torch.export.export(_Positional(model, tuple(inputs)), tuple(example), dynamic_shapes=(tuple(dynamic),))
 
 
 class _Positional(nn.Module):

@@ -15,9 +15,10 @@ from sidrec_torchrec.ops.shared_attention import shared_code_attention
 from sidrec_torchrec.ops.top_events import top_events
 from sidrec_torchrec.side.expansion import SIDEConfig, build_side, can_look_at
 from sidrec_torchrec.side.layer_norm_map import LayerNormMap
+from sidrec_torchrec.side.mapped_rows import HoldsRows, MappedRows
 
 
-class CodeAttention(nn.Module):
+class CodeAttention(HoldsRows):
     """Multi-head attention of candidates over events that are packed SIDs with side information.
 
     It equals attention over decoded events: keys and values are linear maps of SIDE's vectors, or of what a ``LayerNormMap``
@@ -140,8 +141,9 @@ class CodeAttention(nn.Module):
         timeless: int = 0,
     ) -> "Masses":
         """What ``pool`` needs of the events; arguments as ``forward``'s. Without times all queries are timeless."""
-        words_NW, scale_N, rows_VE = self._read(words_NW, buckets_NK)
-        scores_MUPH = self._scores(query_MPD, rows_VE, event_time_N is not None, timeless)
+        rows = self.mapped_rows
+        words_NW, scale_N = self._read(words_NW, buckets_NK, rows)
+        scores_MUPH = self._scores(query_MPD, rows, event_time_N is not None, timeless)
         mass_MVG, lse_MG = code_attention(  # G: heads of all P queries
             words_NW,
             begin_M,
@@ -164,9 +166,9 @@ class CodeAttention(nn.Module):
             share_MPH = (masses.lse_MPH - self.sink_H).sigmoid()  # of the events, against the sink
         else:
             share_MPH = (1.0 / masses.count_M.clamp_min(1))[:, None, None].expand_as(masses.lse_MPH)
-        v_VD = torch.cat([self.value(self._rows()), self.bucket_value_AD])
+        v_XHd = self.mapped_rows.value_XHd
         # time gaps, whose masses come last, if there are any, have no values
-        v_VHd = self._heads(nn.functional.pad(v_VD, (0, 0, 0, masses.mass_MVPH.shape[1] - v_VD.shape[0])))
+        v_VHd = nn.functional.pad(v_XHd, (0, 0, 0, 0, 0, masses.mass_MVPH.shape[1] - v_XHd.shape[0]))
         pooled_MPHd = torch.einsum("mvph,vhd->mphd", masses.mass_MVPH.to(v_VHd.dtype), v_VHd)
         pooled_MPHd = pooled_MPHd * share_MPH.unsqueeze(3).to(v_VHd.dtype)
         return self.output(pooled_MPHd.flatten(2))
@@ -191,15 +193,15 @@ class CodeAttention(nn.Module):
         if self.sink_H is None:
             raise ValueError("attention that is pointwise cannot be shared")
         self._check(event_time_N, query_time_M)
-        words_NW, scale_N, rows_VE = self._read(words_NW, buckets_NK)
-        values = torch.cat([self.value(rows_VE), self.bucket_value_AD])
-        rows = (self._heads(self.key(rows_VE)), self._heads(values), self.bias_UH, self.sink_H)
+        rows = self.mapped_rows
+        words_NW, scale_N = self._read(words_NW, buckets_NK, rows)
+        tables = (rows.key_VHd, rows.value_XHd, self.bias_UH, self.sink_H)
         pooled_MHd = shared_code_attention(
             _in_float32(self._scaled(query_MD)).detach(),
             words_NW,
             begin_M,
             end_M,
-            *(_in_float32(x).detach() for x in rows),
+            *(_in_float32(x).detach() for x in tables),
             event_time_N,
             query_time_M,
             None if scale_N is None else scale_N.detach(),
@@ -237,8 +239,9 @@ class CodeAttention(nn.Module):
             DataError, ValueError: as ``forward``.
         """
         self._check(event_time_N, query_time_M)
-        words_NW, scale_N, rows_VE = self._read(words_NW, buckets_NK)
-        scores_MUPH = self._scores(query_MD.unsqueeze(1), rows_VE, event_time_N is not None)
+        rows = self.mapped_rows
+        words_NW, scale_N = self._read(words_NW, buckets_NK, rows)
+        scores_MUPH = self._scores(query_MD.unsqueeze(1), rows, event_time_N is not None)
         event_MKH, _ = top_events(
             words_NW,
             begin_M,
@@ -259,27 +262,31 @@ class CodeAttention(nn.Module):
         vectors_NE = self.events(words_NW)
         return vectors_NE if self.vectors is None else self.vectors(vectors_NE, words_NW[:, 0] >= 0)
 
-    def _rows(self) -> Tensor:
-        """What events' vectors are sums of, but for their scale: a row of each value of each digit, float [V, D]."""
-        rows_VE = self.events.rows_VE
-        return rows_VE if self.vectors is None else self.vectors.rows(rows_VE, self.events.layout)
-
-    def _read(self, words_NW: Tensor, buckets_NK: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Events with their side information, int64 [N, W]; their scale, [N], if any; and the rows they are sums of."""
-        rows_VE, scale_N = self._rows(), None
+    def map_rows(self) -> MappedRows:
+        """What the parameters alone make of the SIDs' rows."""
+        rows_VE, norm_RK = self.events.rows_VE, None
         if self.vectors is not None:
-            scale_N = self.vectors.scale(words_NW, rows_VE, self.events.layout, self.events.factors)
+            rows_VE = self.vectors.rows(rows_VE, self.events.layout)
+            norm_RK = self.vectors.norm_rows(rows_VE, self.events.layout, self.events.factors)
+        value_XD = torch.cat([self.value(rows_VE), self.bucket_value_AD])
+        return MappedRows(self._heads(self.key(rows_VE)), self._heads(value_XD), norm_RK)
+
+    def _read(self, words_NW: Tensor, buckets_NK: Tensor | None, rows: MappedRows) -> tuple[Tensor, Tensor | None]:
+        """Events with their side information, int64 [N, W], and their scale, [N], if any."""
+        scale_N = None
+        if self.vectors is not None and rows.norm_RK is not None:
+            scale_N = self.vectors.scale(words_NW, rows.norm_RK, self.events.layout)
         kinds = list(self.side_information)
         if (0 if buckets_NK is None else buckets_NK.shape[1]) != len(kinds):
             raise ValueError(f"buckets_NK must have a column for each of {kinds}; got {_shape(buckets_NK)}")
         if buckets_NK is not None:
             words_NW = torch.cat([words_NW, self._side_words(buckets_NK)], dim=1)
-        return words_NW, scale_N, rows_VE
+        return words_NW, scale_N
 
-    def _scores(self, query_MPD: Tensor, rows_VE: Tensor, timed: bool, timeless: int = 0) -> Tensor:
+    def _scores(self, query_MPD: Tensor, rows: MappedRows, timed: bool, timeless: int = 0) -> Tensor:
         """What each row and bucket adds to an event's score, at least float32 [M, U, P, H]."""
         M, P = query_MPD.shape[:2]  # not len(), which an export would take for a constant
-        scores_MVPH = torch.einsum("mphd,vhd->mvph", self._scaled(query_MPD), self._heads(self.key(rows_VE)))
+        scores_MVPH = torch.einsum("mphd,vhd->mvph", self._scaled(query_MPD), rows.key_VHd)
         bias_UPH = self.bias_UH.unsqueeze(1).expand(-1, P, -1)
         A = self.bucket_value_AD.shape[0]
         if not timed:

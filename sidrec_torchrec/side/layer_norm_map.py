@@ -2,10 +2,12 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
+from torch.nn.functional import layer_norm, pad
 
 from sidrec_torchrec.ops.layout import CodeLayout
 from sidrec_torchrec.ops.side_energy import side_energy
+
+_LANES = 16  # floats that a processor adds at once: rows are made as wide once, where kernels would in each call
 
 
 class LayerNormMap(nn.Module):
@@ -48,24 +50,32 @@ class LayerNormMap(nn.Module):
         mapped_VD = mapped_VD + _is_first(mapped_VD, layout) * self.linear.bias
         return mapped_VD - mapped_VD.mean(1, keepdim=True)
 
-    def scale(
-        self, words_NW: Tensor, mapped_VD: Tensor, layout: CodeLayout, factors: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
-        """What the sum of an event's rows is multiplied by, float32 [N]; finite where there is none.
+    def norm_rows(self, mapped_VD: Tensor, layout: CodeLayout, factors: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Rows, of each value of each joined chunk, whose sums have the norms of sums of mapped rows: at least float32 [R, K].
 
         Args:
-            words_NW: packed SIDs, int64.
             mapped_VD: what ``rows`` gave.
             layout: its digits.
             factors: of the rows of x before they are mapped, [V, K] and [K, E], if they have some: with K below D - 1, norms
                 are found among K + 1 components.
         """
-        joined, rows = layout.join(), mapped_VD
+        rows = mapped_VD
         if factors is not None and factors[1].shape[0] + 1 < mapped_VD.shape[1]:
             rows = self._short(*factors, layout)
-        table_RD = joined.expand(rows.to(torch.promote_types(mapped_VD.dtype, torch.float32)))
-        energy_N = side_energy(words_NW, table_RD, list(joined.chunks.radices), list(joined.chunks.words))
-        return (energy_N / mapped_VD.shape[1] + self.eps).rsqrt()
+        rows = pad(rows.to(torch.promote_types(mapped_VD.dtype, torch.float32)), (0, -rows.shape[1] % _LANES))
+        return layout.join().expand(rows)
+
+    def scale(self, words_NW: Tensor, norm_RK: Tensor, layout: CodeLayout) -> Tensor:
+        """What the sum of an event's rows is multiplied by, float32 [N]; finite where there is none.
+
+        Args:
+            words_NW: packed SIDs, int64.
+            norm_RK: what ``norm_rows`` gave.
+            layout: the digits.
+        """
+        chunks = layout.join().chunks
+        energy_N = side_energy(words_NW, norm_RK, list(chunks.radices), list(chunks.words))
+        return (energy_N / self.linear.out_features + self.eps).rsqrt()
 
     def _short(self, factor_VK: Tensor, basis_KE: Tensor, layout: CodeLayout) -> Tensor:
         """Rows of K + 1 components, float64, whose sums have the norms of sums of mapped rows.

@@ -47,6 +47,24 @@ def test_equals_the_sum_over_digits(stages, rows):
     torch.testing.assert_close(decoded_ND, sum_by_digit(digits_NL, tables), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("stages", ["ternary*25", "ternary*39", "onehot:32768*4", "onehot:7,onehot:32767*3,ternary*9"])
+def test_words_where_a_chunk_changes(stages):
+    """Kernels divide by floating point: around the multiples of what they divide by, and at both ends, they must be exact."""
+    layout = SIDSpec(parse_stages(stages), "test").layout.join().chunks
+    limit = layout.divisors[0] * layout.radices[0]
+    generator = torch.Generator().manual_seed(0)
+    words = [torch.tensor([0, 1, limit - 1, limit - 2])]
+    for divisor in layout.divisors:
+        multiple_N = torch.randint(limit // divisor, (200,), generator=generator) * divisor
+        words += [multiple_N, (multiple_N - 1).clamp_min(0), (multiple_N + 1).clamp_max(limit - 1)]
+    words_N1 = torch.cat(words).unsqueeze(1)
+    for c, radix in enumerate(layout.radices):
+        tables = [torch.zeros(r, 1) for r in layout.radices]
+        tables[c] = torch.arange(radix).float().unsqueeze(1)
+        decoded_N1 = side_decode(words_N1, torch.cat(tables), list(layout.radices), list(layout.words))
+        assert decoded_N1[:, 0].long().equal(layout.values(words_N1)[:, c])
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.one_of(st.just(Ternary()), st.integers(2, 600).map(OneHot)), min_size=1, max_size=24), st.integers(0, 9)

@@ -95,6 +95,15 @@ def test_the_exported_program_equals_the_module(sizes, model, scorer):
     torch.testing.assert_close(scorer(**inputs), expected_M, rtol=0, atol=1e-6)
 
 
+def test_what_parameters_alone_decide_is_a_constant(model):
+    """A compiled request would make it anew each time; and the model holds nothing afterwards that training would outdate."""
+    targets = {str(node.target) for node in export(model).graph.nodes}
+    assert "sidrec.side_energy.default" in targets
+    assert not [target for target in targets if "cholesky" in target]
+    assert model.reader.attention.held_rows is None
+    assert not [name for name in model.state_dict() if "held_rows" in name]
+
+
 def test_together_as_alone(model):
     """A candidate's probability does not depend on what else is asked."""
     lengths, candidates = [300, 0, 700], [5, 6, 7]

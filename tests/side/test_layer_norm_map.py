@@ -21,7 +21,8 @@ def test_rows_times_scale_are_the_map(mode, dim):
     sums_ND = mapped_VD[side.layout.values(words_NW) + first_L].sum(1)
     gradients = []
     for factors in (None, side.factors):
-        scale_N = vectors.scale(words_NW, mapped_VD, side.layout, factors)
+        norm_RK = vectors.norm_rows(mapped_VD, side.layout, factors)
+        scale_N = vectors.scale(words_NW, norm_RK, side.layout)
         torch.testing.assert_close(sums_ND * scale_N.unsqueeze(1), expected_ND, rtol=1e-4, atol=1e-4)
         gradients.append(torch.autograd.grad(scale_N.square().sum(), list(vectors.parameters()), retain_graph=True))
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)

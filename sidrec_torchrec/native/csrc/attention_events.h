@@ -4,22 +4,26 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <optional>
 #include <vector>
 
 #include "codes.h"
 #include "kernel.h"
+#include "vec.h"
 
 namespace sidrec {
 namespace {
 
 constexpr int64_t kGapBuckets = 32;
 
-// floor(log2(gap + 1)), at most kGapBuckets - 1; negative gaps count as 0.
+// floor(log2(gap + 1)), at most kGapBuckets - 1; negative gaps count as 0. Taken from a double's exponent, which the
+// compiler makes vectors of.
 inline int64_t gap_bucket(int64_t gap) {
-  if (gap <= 0) return 0;
-  return std::min<int64_t>(63 - __builtin_clzll(static_cast<uint64_t>(gap) + 1), kGapBuckets - 1);
+  constexpr int64_t kMost = (int64_t{1} << (kGapBuckets - 1)) - 1; // the first gap of the last bucket
+  const double more = static_cast<double>(std::clamp<int64_t>(gap, 0, kMost) + 1);
+  return (std::bit_cast<int64_t>(more) >> 52) - 1023;
 }
 
 // What a call reads, as pointers.
@@ -43,7 +47,7 @@ struct Events {
 };
 
 // Summing digits into chunks costs up to 2 * 256 additions per chunk and query, and saves most of an event's: short
-// histories do better with chunks of 27 values; so that tables stay in L1, vectors of 8 lanes with chunks of 81.
+// histories do better with chunks of 27 values; so that tables stay in L1, or near it, wide vectors with chunks of 81.
 int64_t chunk_limit(const at::Tensor& begin, const at::Tensor& end, int64_t heads) {
   const int64_t queries = begin.size(0);
   const int64_t *from = begin.const_data_ptr<int64_t>(), *to = end.const_data_ptr<int64_t>();
@@ -52,8 +56,9 @@ int64_t chunk_limit(const at::Tensor& begin, const at::Tensor& end, int64_t head
     events += to[m] - from[m];
     joined += m > 0 && from[m] == from[m - 1] && to[m] == to[m - 1];
   }
+  const int64_t lanes = 2 * joined > queries ? kWidest : heads;
   if (events < 300 * queries) return 32;
-  return heads > 4 || 2 * joined > queries ? 81 : 256;
+  return lanes > 4 ? 81 : 256;
 }
 
 // The tensors of a call, as kernels take them.
@@ -210,7 +215,8 @@ class Window {
     gaps_time_ = time;
     gaps_begin_ = e_.begin[m];
     gaps_.resize(n);
-    for (int64_t i = 0; i < n; ++i) gaps_[i] = gap_bucket(time - e_.event_time[gaps_begin_ + i]);
+    const int64_t* event_time = e_.event_time + gaps_begin_;
+    for (int64_t i = 0; i < n; ++i) gaps_[i] = gap_bucket(time - event_time[i]);
   }
 
   const Events& e_;

@@ -22,8 +22,13 @@ struct Lanes {
   // Moves row v of values [M, V, H] to a vector or back: copy(float of the vector, float of the row, how many).
   template <typename Values, typename Copy>
   void row(const Events& e, Values* values_MVH, int64_t v, Copy copy) const {
-    for (int64_t i = 0; i < queries; ++i) {
-      copy(i * heads, values_MVH + ((query + i) * e.values() + v) * e.heads + first_head, heads);
+    Values* from = values_MVH + (query * e.values() + v) * e.heads + first_head;
+    for (int64_t i = 0; i < queries; ++i, from += e.values() * e.heads) {
+      if (heads == 4) { // most often: a size that the compiler knows
+        copy(i * 4, from, 4);
+      } else {
+        copy(i * heads, from, heads);
+      }
     }
   }
 };
@@ -54,16 +59,19 @@ void expand(const Events& e, const float* values_MVH, const Lanes& lanes, Float*
     });
     return x;
   };
-  int64_t value = 0; // the first of the next digit
+  static thread_local std::vector<Float> own; // of a digit
+  int64_t value = 0;                          // the first of the next digit
   for (const Chunk& chunk : e.layout.chunks()) {
     Float* rows = table + chunk.first_slot * stride;
     rows[0] = rows[chunk.radix * stride] = Float{};
     int64_t n = 1;
     for (int64_t j = 0; j < chunk.num_digits; ++j) {
       const int64_t radix = e.layout.radix(chunk.first_digit + j);
+      own.resize(radix);
+      for (int64_t v = 0; v < radix; ++v) own[v] = load(value + v);
       for (int64_t k = n - 1; k >= 0; --k) { // from the back: in place
         const Float base = rows[k * stride];
-        for (int64_t v = radix - 1; v >= 0; --v) rows[(k * radix + v) * stride] = base + load(value + v);
+        for (int64_t v = radix - 1; v >= 0; --v) rows[(k * radix + v) * stride] = base + own[v];
       }
       n *= radix;
       value += radix;
@@ -112,26 +120,21 @@ class Histogram {
   // All zero; the sums of a thread's calls share memory.
   explicit Histogram(const Events& e) : num_rows_(e.rows()) {
     int64_t copies = e.has_times ? (kCopies - 1) * kGapBuckets : 0;
-    for (const Chunk& chunk : e.layout.chunks()) copies += chunk.radix + 1 <= kFew ? (kCopies - 1) * (chunk.radix + 1) : 0;
+    for (const Chunk& chunk : e.layout.chunks()) copies += has_copies(chunk.radix + 1) ? (kCopies - 1) * (chunk.radix + 1) : 0;
     static thread_local std::vector<Float> memory;
     memory.assign(num_rows_ + copies, Float{});
     rows_ = memory.data();
     end_ = rows_ + memory.size();
   }
 
-  // Adds weight(i) of events t + i, i < n, to their rows, times their scale to those that are scaled; n is a multiple of
+  // Adds the weights of events t + i, i < n, to their rows, and to those that are scaled the scaled ones; n is a multiple of
   // kCopies, or the last events'.
-  template <typename Weight>
-  inline void add(const Window& window, const float* scale, int64_t t, int64_t n, Weight weight) {
+  inline void add(const Window& window, int64_t t, int64_t n, const Float* weights, const Float* scaled) {
     Float* copies = rows_ + num_rows_;
     window.columns(t, [&](int64_t first, int64_t num_rows, const uint16_t* value, bool is_scaled) {
-      Float* const own = num_rows > kFew ? nullptr : copies;
+      Float* const own = has_copies(num_rows) ? copies : nullptr;
       if (own) copies += (kCopies - 1) * num_rows;
-      if (is_scaled) {
-        add_column(rows_ + first, own, num_rows, value, n, [&](int64_t i) { return weight(i) * scale[t + i]; });
-      } else {
-        add_column(rows_ + first, own, num_rows, value, n, weight);
-      }
+      add_column(rows_ + first, own, num_rows, value, n, is_scaled ? scaled : weights);
     });
   }
 
@@ -143,7 +146,7 @@ class Histogram {
   Float* sums(const Window& window, int64_t t) {
     Float* copies = rows_ + num_rows_;
     window.columns(t, [&](int64_t first, int64_t num_rows, const uint16_t*, bool) {
-      for (int64_t copy = 1; num_rows <= kFew && copy < kCopies; ++copy) {
+      for (int64_t copy = 1; has_copies(num_rows) && copy < kCopies; ++copy) {
         for (int64_t row = 0; row < num_rows; ++row) rows_[first + row] += *copies++;
       }
     });
@@ -151,20 +154,22 @@ class Histogram {
   }
 
  private:
-  static constexpr int64_t kFew = 33, kCopies = 4; // 32 values, and none
+  static bool has_copies(int64_t num_rows) { return num_rows <= kFew || num_rows == kGapBuckets; }
 
-  template <typename Weight>
-  inline void add_column(Float* rows, Float* copies, int64_t num_rows, const uint16_t* value, int64_t n, Weight weight) {
+  static constexpr int64_t kFew = 8, kCopies = 4;
+
+  static inline void add_column(Float* rows, Float* copies, int64_t num_rows, const uint16_t* value, int64_t n,
+                                const Float* weights) {
     if (!copies) {
-      for (int64_t i = 0; i < n; ++i) rows[value[i]] += weight(i);
+      for (int64_t i = 0; i < n; ++i) rows[value[i]] += weights[i];
       return;
     }
     Float* const turns[kCopies] = {rows, copies, copies + num_rows, copies + 2 * num_rows};
     int64_t i = 0;
     for (; i + kCopies <= n; i += kCopies) {
-      for (int64_t turn = 0; turn < kCopies; ++turn) turns[turn][value[i + turn]] += weight(i + turn);
+      for (int64_t turn = 0; turn < kCopies; ++turn) turns[turn][value[i + turn]] += weights[i + turn];
     }
-    for (; i < n; ++i) rows[value[i]] += weight(i);
+    for (; i < n; ++i) rows[value[i]] += weights[i];
   }
 
   int64_t num_rows_;

@@ -23,7 +23,8 @@
 namespace sidrec {
 namespace {
 
-constexpr int64_t kBlock = 128; // events whose scores are held at a time
+constexpr int64_t kBlock = 128;    // events whose scores are held at a time
+constexpr float kHeadroom = 16.0f; // weights are relative to a score that no other exceeds by more: floats have room for sums of e^16
 
 // Calls work(first, last, share) for shares of the cuts of about equally many events, in parallel.
 template <typename Work>
@@ -43,35 +44,64 @@ void for_shares(const Events& e, const std::vector<Lanes>& cuts, Work work) {
   });
 }
 
+// Makes weights of scores, relative to ``most``; returns their sum. Vectors are as wide as can be, of some events each: only
+// tables' rows need be an event at a time.
+template <int HP>
+typename Vec<HP>::Float weigh(Wide* scores, int64_t n, typename Vec<HP>::Float most, bool softmax) {
+  Wide sums{};
+  const Wide base = repeat<HP>(most);
+  for (int64_t i = 0; i < n; ++i) {
+    scores[i] = softmax ? exp<kWidest>(scores[i] - base) : scores[i] / (1.0f + exp<kWidest>(-scores[i]));
+    sums += scores[i];
+  }
+  typename Vec<HP>::Float sum{};
+  for (int i = 0; i < kWidest / HP; ++i) sum += part<HP>(sums, i);
+  return sum;
+}
+
+template <int HP>
+typename Vec<HP>::Float highest(const Wide* scores, int64_t n, typename Vec<HP>::Float most) {
+  Wide all = repeat<HP>(most);
+  for (int64_t i = 0; i < n; ++i) all = max(all, scores[i]);
+  for (int i = 0; i < kWidest / HP; ++i) most = max(most, part<HP>(all, i));
+  return most;
+}
+
 template <int HP>
 void forward(const Events& e, const Lanes& lanes, const Window& window, const float* scores, float* mass, float* lse) {
   using Float = typename Vec<HP>::Float;
+  constexpr int64_t kBlock = 8192 / (HP * HP), kAtOnce = kWidest / HP;
+  const float lowest = -std::numeric_limits<float>::max();
   static thread_local std::vector<Float> table;
   table.resize(e.rows());
   Histogram<Float> histogram(e);
   expand(e, scores, lanes, table.data(), 1);
-  Float block[kBlock], most = Float{} - std::numeric_limits<float>::max(), sum{};
+  Wide wide[kBlock / kAtOnce];
+  Float* const block = reinterpret_cast<Float*>(wide);
+  Float scaled[kBlock], most = Float{} + lowest, sum{};
   const int64_t m = lanes.query;
   for (int64_t begin = e.begin[m]; begin < e.end[m]; begin += kBlock) {
-    const int64_t n = std::min(kBlock, e.end[m] - begin);
+    const int64_t n = std::min(kBlock, e.end[m] - begin), n_wide = (n + kAtOnce - 1) / kAtOnce;
     window.add_rows(table.data(), begin, n, block);
+    std::fill(block + n, block + n_wide * kAtOnce, Float{} + (e.softmax ? lowest : 0.0f)); // no weight, if any at all
     if (e.softmax) {
-      Float block_most = most;
-      for (int64_t t = 0; t < n; ++t) block_most = max(block_most, block[t]);
+      const Float block_most = highest<HP>(wide, n_wide, most);
       bool grew = false;
-      for (int h = 0; h < HP; ++h) grew |= block_most[h] > most[h];
-      if (grew) { // what is summed so far was relative to a smaller maximum
-        const Float scale = exp<HP>(most - block_most);
-        histogram.scale(scale);
-        sum *= scale;
+      for (int h = 0; h < HP; ++h) grew |= block_most[h] > most[h] + kHeadroom;
+      if (grew) { // what is summed so far is relative to a far smaller score
+        if (begin > e.begin[m]) {
+          const Float scale = exp<HP>(most - block_most);
+          histogram.scale(scale);
+          sum *= scale;
+        }
         most = block_most;
       }
     }
-    for (int64_t t = 0; t < n; ++t) {
-      block[t] = e.softmax ? exp<HP>(block[t] - most) : block[t] / (1.0f + exp<HP>(-block[t]));
-      sum += block[t];
+    sum += weigh<HP>(wide, n_wide, most, e.softmax);
+    if (e.scaled_chunks > 0) {
+      for (int64_t t = 0; t < n; ++t) scaled[t] = block[t] * e.scale[begin + t];
     }
-    histogram.add(window, e.scale, begin, n, [&](int64_t t) { return block[t]; });
+    histogram.add(window, begin, n, block, scaled);
   }
   const bool empty = e.begin[m] == e.end[m];
   if (e.softmax && !empty) histogram.scale(1.0f / sum);
@@ -110,41 +140,49 @@ void backward(const Events& e, const Lanes& lanes, const Window& window, const f
     return x;
   };
   const Float lse_h = load(lse), shift_h = load(shift);
+  constexpr int64_t kAtOnce = kWidest / HP;
   Row block[kBlock], unscaled[kBlock];
+  Float grads[kBlock], scaled[kBlock];
+  Wide wide[kBlock / kAtOnce] = {};
+  Float* const exps = reinterpret_cast<Float*>(wide); // e^(score - lse), or e^-score
   for (int64_t begin = e.begin[m]; begin < e.end[m]; begin += kBlock) {
     const int64_t n = std::min(kBlock, e.end[m] - begin);
     window.add_rows(table.data(), begin, n, block, grad_scale ? unscaled : nullptr);
+    for (int64_t t = 0; t < n; ++t) exps[t] = e.softmax ? block[t].score - lse_h : -block[t].score;
+    for (int64_t i = 0; i * kAtOnce < n; ++i) wide[i] = exp<kWidest>(wide[i]);
     for (int64_t t = 0; t < n; ++t) {
       const Float score = block[t].score, grad = block[t].grad;
-      Float weight;
+      Float weight = exps[t];
       if (e.softmax) {
-        weight = exp<HP>(score - lse_h);
-        block[t].grad = weight * (grad + shift_h);
+        grads[t] = weight * (grad + shift_h);
       } else {
-        const Float sigmoid = 1.0f / (1.0f + exp<HP>(-score));
+        const Float sigmoid = 1.0f / (1.0f + weight);
         weight = score * sigmoid;
-        block[t].grad = grad * sigmoid * (1.0f + score * (1.0f - sigmoid));
+        grads[t] = grad * sigmoid * (1.0f + score * (1.0f - sigmoid));
       }
       if (grad_scale) {
-        const Float of_heads = block[t].grad * unscaled[t].score + weight * unscaled[t].grad;
+        const Float of_heads = grads[t] * unscaled[t].score + weight * unscaled[t].grad;
         float sum = 0;
         for (int64_t h = 0; h < lanes.heads; ++h) sum += of_heads[h];
         grad_scale[begin + t] += sum;
       }
     }
-    histogram.add(window, e.scale, begin, n, [&](int64_t t) { return block[t].grad; });
+    if (e.scaled_chunks > 0) {
+      for (int64_t t = 0; t < n; ++t) scaled[t] = grads[t] * e.scale[begin + t];
+    }
+    histogram.add(window, begin, n, grads, scaled);
   }
   marginals(e, histogram.sums(window, e.begin[m]), lanes, grad_scores);
 }
 
-// Calls work(lanes, window, narrow, share) for each cut, in parallel; narrow ones have up to 4 lanes, the others up to 8.
+// Calls work(lanes, window, share) for each cut, of up to so many lanes, in parallel.
 template <typename Work>
-void for_lanes(const Events& e, bool join_queries, Work work) {
-  for_shares(e, cut(e, 8, join_queries), [&](const Lanes* first, const Lanes* last, int64_t share) {
+void for_lanes(const Events& e, int64_t most_lanes, bool join_queries, Work work) {
+  for_shares(e, cut(e, most_lanes, join_queries), [&](const Lanes* first, const Lanes* last, int64_t share) {
     Window window(e);
     for (const Lanes* lanes = first; lanes < last; ++lanes) {
       window.show(lanes->query, (last - 1)->query + 1);
-      work(*lanes, window, lanes->count() <= 4, share);
+      work(*lanes, window, share);
     }
   });
 }
@@ -202,9 +240,9 @@ std::tuple<at::Tensor, at::Tensor> code_attention_backward(
   const float *s = given.scores.const_data_ptr<float>(), *g = own_grad.const_data_ptr<float>();
   const float *l = own_lse.const_data_ptr<float>(), *d = own_shift.const_data_ptr<float>();
   float* out = grad.mutable_data_ptr<float>();
-  for_lanes(e, false, [&](const Lanes& lanes, const Window& window, bool narrow, int64_t share) {
-    double* own = sums.of(share);
-    narrow ? backward<4>(e, lanes, window, s, g, l, d, out, own) : backward<8>(e, lanes, window, s, g, l, d, out, own);
+  for_lanes(e, 8, false, [&](const Lanes& lanes, const Window& window, int64_t share) {
+    const auto run = lanes.count() <= 4 ? backward<4> : backward<8>;
+    run(e, lanes, window, s, g, l, d, out, sums.of(share));
   });
   sums.write(grad_scale.mutable_data_ptr<float>());
   return {grad, grad_scale};
@@ -216,46 +254,66 @@ std::tuple<at::Tensor, at::Tensor> attend(const Inputs& given, int64_t limit, bo
   at::Tensor mass = at::empty_like(given.scores), lse = at::empty({e.queries, e.heads}, given.scores.options());
   const float* s = given.scores.const_data_ptr<float>();
   float *m = mass.mutable_data_ptr<float>(), *l = lse.mutable_data_ptr<float>();
-  for_lanes(e, true, [&](const Lanes& lanes, const Window& window, bool narrow, int64_t) {
-    narrow ? forward<4>(e, lanes, window, s, m, l) : forward<8>(e, lanes, window, s, m, l);
+  for_lanes(e, kWidest, true, [&](const Lanes& lanes, const Window& window, int64_t) {
+    const auto run = lanes.count() <= 4 ? forward<4> : lanes.count() <= 8 ? forward<8> : forward<kWidest>;
+    run(e, lanes, window, s, m, l);
   });
   return {mass, lse};
 }
 
-// A request of few candidates has fewer cuts than there are threads: its history is read in pieces of about kPiece events.
-// Their number does not depend on that of the threads, so that results do not.
-constexpr int64_t kPiece = 4'000, kFewCuts = 8;
+// A request of few candidates has fewer cuts than there are threads: its history is read in 2, 4 or 8 pieces of at least kPiece
+// events. Their number does not depend on that of the threads, so that results do not.
+constexpr int64_t kPiece = 2'000, kFewCuts = 8;
 
 int64_t pieces_of(const Inputs& given) {
   given.check_ranges();
-  const int64_t M = given.scores.size(0), cuts = M * ((given.scores.size(2) + 7) / 8);
-  if (cuts == 0 || cuts >= kFewCuts) return 1;
+  const int64_t M = given.scores.size(0), cuts = M * ((given.scores.size(2) + kWidest - 1) / kWidest);
   const int64_t *begin = given.begin.const_data_ptr<int64_t>(), *end = given.end.const_data_ptr<int64_t>();
-  int64_t most = 0;
+  int64_t most = 0, pieces = 1;
   for (int64_t m = 0; m < M; ++m) most = std::max(most, end[m] - begin[m]);
-  return std::clamp<int64_t>(most / kPiece, 1, kFewCuts / cuts);
+  while (cuts > 0 && 2 * pieces * cuts <= kFewCuts && 2 * pieces * kPiece <= most) pieces *= 2;
+  return pieces;
 }
 
 // As attend, by softmax: each piece of a query's events is a query of its own, and what they give is put together.
 std::tuple<at::Tensor, at::Tensor> attend_to_pieces(const Inputs& given, int64_t limit, int64_t pieces) {
-  const int64_t M = given.scores.size(0);
+  const int64_t M = given.scores.size(0), V = given.scores.size(1), H = given.scores.size(2);
   const int64_t *begin = given.begin.const_data_ptr<int64_t>(), *end = given.end.const_data_ptr<int64_t>();
   Inputs parts = given;
   parts.begin = at::empty({pieces * M}, given.begin.options());
   parts.end = at::empty_like(parts.begin);
-  int64_t *from = parts.begin.mutable_data_ptr<int64_t>(), *to = parts.end.mutable_data_ptr<int64_t>();
-  for (int64_t i = 0; i < pieces * M; ++i) {
-    const int64_t m = i % M, n = end[m] - begin[m];
-    from[i] = begin[m] + n * (i / M) / pieces;
-    to[i] = begin[m] + n * (i / M + 1) / pieces;
+  parts.scores = at::empty({pieces * M, V, H}, given.scores.options());
+  if (given.query_time) parts.query_time = at::empty_like(parts.begin);
+  for (int64_t p = 0; p < pieces; ++p) {
+    for (int64_t m = 0; m < M; ++m) {
+      const int64_t n = end[m] - begin[m];
+      parts.begin.mutable_data_ptr<int64_t>()[p * M + m] = begin[m] + n * p / pieces;
+      parts.end.mutable_data_ptr<int64_t>()[p * M + m] = begin[m] + n * (p + 1) / pieces;
+    }
+    std::copy_n(given.scores.const_data_ptr<float>(), M * V * H, parts.scores.mutable_data_ptr<float>() + p * M * V * H);
+    if (!given.query_time) continue;
+    std::copy_n(given.query_time->const_data_ptr<int64_t>(), M, parts.query_time->mutable_data_ptr<int64_t>() + p * M);
   }
-  parts.scores = given.scores.repeat({pieces, 1, 1});
-  if (given.query_time) parts.query_time = given.query_time->repeat({pieces});
-  const auto [mass, lse] = attend(parts, limit, true);
-  const at::Tensor lse_PMH = lse.unflatten(0, {pieces, M}), whole_MH = lse_PMH.logsumexp(0);
-  const at::Tensor is_empty_PMH = lse_PMH == -std::numeric_limits<float>::infinity();
-  const at::Tensor share_PMH = (lse_PMH - whole_MH).exp().masked_fill(is_empty_PMH, 0.0);
-  return {(mass.unflatten(0, {pieces, M}) * share_PMH.unsqueeze(2)).sum(0), whole_MH};
+  const auto [masses, lses] = attend(parts, limit, true);
+  at::Tensor mass = at::zeros_like(given.scores), lse = at::empty({M, H}, given.scores.options());
+  const float *of_parts = masses.const_data_ptr<float>(), *lse_of_parts = lses.const_data_ptr<float>();
+  float *sums = mass.mutable_data_ptr<float>(), *whole = lse.mutable_data_ptr<float>();
+  std::vector<float> share(H);
+  for (int64_t m = 0; m < M; ++m) {
+    for (int64_t h = 0; h < H; ++h) {
+      float most = -std::numeric_limits<float>::infinity(), sum = 0;
+      for (int64_t p = 0; p < pieces; ++p) most = std::max(most, lse_of_parts[(p * M + m) * H + h]);
+      for (int64_t p = 0; p < pieces && begin[m] < end[m]; ++p) sum += std::exp(lse_of_parts[(p * M + m) * H + h] - most);
+      whole[m * H + h] = most + std::log(sum);
+    }
+    for (int64_t p = 0; p < pieces && begin[m] < end[m]; ++p) {
+      for (int64_t h = 0; h < H; ++h) share[h] = std::exp(lse_of_parts[(p * M + m) * H + h] - whole[m * H + h]);
+      for (int64_t v = 0; v < V; ++v) {
+        for (int64_t h = 0; h < H; ++h) sums[(m * V + v) * H + h] += share[h] * of_parts[((p * M + m) * V + v) * H + h];
+      }
+    }
+  }
+  return {mass, lse};
 }
 
 } // namespace

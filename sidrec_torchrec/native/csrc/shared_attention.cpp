@@ -1,8 +1,11 @@
 // Attention of queries that share their events, on CPU; shared_attention.py says what it computes, and has the same two ways.
 
+#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -10,14 +13,16 @@
 #include "codes.h"
 #include "kernel.h"
 #include "operators.h"
+#include "vec.h"
 
 namespace sidrec {
 namespace {
 
 constexpr int64_t kChunkLimit = 256; // as layout.py has it
 // Nanoseconds; as shared_attention.py has them.
-constexpr int64_t kDecode = 350'000, kDecodeAnEvent = 210, kPairDecoded = 6;
-constexpr int64_t kQueryByCode = 5'500, kPairByCode = 11;
+constexpr int64_t kDecode = 150'000, kDecodeAnEvent = 200, kPairDecoded = 5;
+constexpr int64_t kQueryByCode = 3'000, kPairByCode = 6;
+constexpr int64_t kFewQueries = 16; // that a thread is not worth while for
 
 // Neighbouring queries that read the same events at the same time.
 struct Run {
@@ -71,6 +76,27 @@ at::Tensor shared_attention(const at::Tensor& query, const at::Tensor& key, cons
   return pooled;
 }
 
+// The product of two rows of n numbers.
+inline float product(const float* a, const float* b, int64_t n) {
+  using Float = Vec<8>::Float;
+  Float sums{};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    Float x, y;
+    std::memcpy(&x, a + i, sizeof(x));
+    std::memcpy(&y, b + i, sizeof(y));
+    sums += x * y;
+  }
+  float sum = 0;
+  for (int lane = 0; lane < 8; ++lane) sum += sums[lane];
+  for (; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+inline void add(float weight, const float* row, int64_t n, float* sum) {
+  for (int64_t i = 0; i < n; ++i) sum[i] += weight * row[i];
+}
+
 // The arguments of shared_code_attention, ready.
 struct Shared {
   at::Tensor query, words, begin, end, key, value, bias, sink;
@@ -80,18 +106,48 @@ struct Shared {
 
   int64_t num_others() const { return value.size(0) - key.size(0); }
 
-  // What queries at these places pool.
-  at::Tensor attend_by_code(const at::Tensor& places) const {
-    const auto chosen = [&](const at::Tensor& x) { return x.index_select(0, places); };
-    const at::Tensor own = chosen(query);
-    const at::Tensor scores = at::einsum("qhd,vhd->qvh", {own, key});
-    const at::Tensor biases = bias.unsqueeze(0).expand({own.size(0), -1, -1});
+  // What queries at these places pool, by code, to their rows of ``pooled``. In loops: a request of one candidate would take
+  // longer to call operators than they take.
+  void attend_by_code(const std::vector<int64_t>& places, float* pooled) const {
+    const int64_t Q = places.size(), H = query.size(1), d = query.size(2), V = key.size(0), X = value.size(0);
+    const int64_t U = bias.size(0), R = V + U;
+    const auto chosen = [&](const at::Tensor& x) {
+      at::Tensor own = at::empty({Q}, x.options());
+      for (int64_t i = 0; i < Q; ++i) own.mutable_data_ptr<int64_t>()[i] = x.const_data_ptr<int64_t>()[places[i]];
+      return own;
+    };
+    const at::Tensor scores = at::empty({Q, R, H}, query.options());
+    const float *queries = query.const_data_ptr<float>(), *keys = key.const_data_ptr<float>();
+    const float *values = value.const_data_ptr<float>(), *biases = bias.const_data_ptr<float>();
+    at::parallel_for(0, Q, kFewQueries, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const float* own = queries + places[i] * H * d;
+        float* out = scores.mutable_data_ptr<float>() + i * R * H;
+        for (int64_t v = 0; v < V; ++v) {
+          for (int64_t h = 0; h < H; ++h) out[v * H + h] = product(own + h * d, keys + (v * H + h) * d, d);
+        }
+        std::copy(biases, biases + U * H, out + V * H);
+      }
+    });
     const auto [mass, lse] =
-        code_attention(words, chosen(begin), chosen(end), at::cat({scores, biases}, 1), event_time,
+        code_attention(words, chosen(begin), chosen(end), scores, event_time,
                        query_time ? OptionalTensor(chosen(*query_time)) : query_time, scale, radices, digit_words,
                        scaled_digits, true);
-    const at::Tensor pooled = at::einsum("qvh,vhd->qhd", {mass.slice(1, 0, value.size(0)), value});
-    return pooled * (lse - sink).sigmoid().unsqueeze(2); // the share of events, against the sink
+    at::parallel_for(0, Q, kFewQueries, [&, &mass = mass, &lse = lse](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const float* weights = mass.const_data_ptr<float>() + i * R * H;
+        float* own = pooled + places[i] * H * d;
+        std::fill(own, own + H * d, 0.0f);
+        for (int64_t v = 0; v < X; ++v) {
+          for (int64_t h = 0; h < H; ++h) add(weights[v * H + h], values + (v * H + h) * d, d, own + h * d);
+        }
+        for (int64_t h = 0; h < H; ++h) {
+          // the share of events, against the sink
+          const float share = 1 / (1 + std::exp(sink.const_data_ptr<float>()[h] - lse.const_data_ptr<float>()[i * H + h]));
+          for (int64_t j = 0; j < d; ++j) own[h * d + j] *= share;
+        }
+      }
+    });
   }
 
   // What the queries of a run pool: one sum of rows an event, one event more that is the sink.
@@ -181,8 +237,8 @@ at::Tensor shared_code_attention(const at::Tensor& query, const at::Tensor& word
                      scale, radices, digit_words, scaled_digits)[0]
         .toTensor();
   }
-  const Shared shared{query, ready(words), ready(begin), ready(end), key, value, bias, sink, ready(event_time),
-                      ready(query_time), ready(scale), radices.vec(), digit_words.vec(), scaled_digits};
+  const Shared shared{ready(query), ready(words), ready(begin), ready(end), ready(key), ready(value), ready(bias), ready(sink),
+                      ready(event_time), ready(query_time), ready(scale), radices.vec(), digit_words.vec(), scaled_digits};
   at::Tensor pooled = at::zeros_like(query, at::MemoryFormat::Contiguous), table;
   std::optional<Layout> layout;
   std::vector<int64_t> by_code;
@@ -197,10 +253,7 @@ at::Tensor shared_code_attention(const at::Tensor& query, const at::Tensor& word
     }
     pooled.slice(0, run.first, run.stop).copy_(shared.decode_and_attend(run, *layout, table));
   }
-  if (!by_code.empty()) {
-    const at::Tensor places = at::tensor(by_code, shared.words.options());
-    pooled.index_copy_(0, places, shared.attend_by_code(places));
-  }
+  if (!by_code.empty()) shared.attend_by_code(by_code, pooled.mutable_data_ptr<float>());
   return pooled;
 }
 

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "codes.h"
@@ -16,6 +17,7 @@ namespace {
 constexpr int64_t kLanes = 8;
 constexpr int64_t kEvents = 256; // events at a time, whose chunk values stay in L1
 using Float = Vec<kLanes>::Float;
+constexpr float kNoRow[8 * kLanes] = {};
 
 // The table with rows of whole vectors: [R, width], zero beyond the columns there are.
 at::Tensor padded(const at::Tensor& table) {
@@ -23,29 +25,46 @@ at::Tensor padded(const at::Tensor& table) {
   return (rest ? at::constant_pad_nd(table, {0, kLanes - rest}) : table).contiguous();
 }
 
-// Calls work(t, rows, number of rows) for the events from .. to - 1: a row of each chunk, or fewer.
+// Calls work(N, d, values, begin, n) for the events from .. to - 1, a block of n from ``begin`` on at a time, and for the columns
+// first .. last - 1, the N vectors from d on at a time: as many as there are registers for.
 template <typename Work>
-void for_events(const Layout& layout, const at::Tensor& words, int64_t from, int64_t to, Work work) {
-  const int64_t F = layout.num_chunks();
-  std::vector<uint16_t> values(F * kEvents);
-  std::vector<int64_t> rows(F);
+void for_blocks(const Layout& layout, const at::Tensor& words, int64_t from, int64_t to, int64_t first, int64_t last, Work work) {
+  std::vector<uint16_t> values(layout.num_chunks() * kEvents);
   for (int64_t begin = from; begin < to; begin += kEvents) {
     const int64_t n = std::min(kEvents, to - begin);
-    const bool whole = layout.unpack(words.const_data_ptr<int64_t>(), words.size(1), begin, begin + n, values.data(), kEvents);
-    for (int64_t t = 0; t < n; ++t) {
-      int64_t count = 0;
-      layout.for_rows(values.data(), kEvents, t, whole, [&](int64_t, int64_t row) { rows[count++] = row; });
-      work(begin + t, rows.data(), count);
-    }
+    layout.unpack(words.const_data_ptr<int64_t>(), words.size(1), begin, begin + n, values.data(), kEvents);
+    int64_t d = first;
+    const auto run = [&](auto N) {
+      for (; d + N * kLanes <= last; d += N * kLanes) work(N, d, values.data(), begin, n);
+    };
+    run(std::integral_constant<int, 8>{});
+    run(std::integral_constant<int, 4>{});
+    run(std::integral_constant<int, 2>{});
+    run(std::integral_constant<int, 1>{});
   }
 }
 
-// The sum of a SID's rows, N vectors from column d on.
-template <int N>
-inline void add_rows(const float* table, int64_t width, const int64_t* rows, int64_t num_rows, int64_t d, Float* sum) {
-  for (int i = 0; i < N; ++i) sum[i] = Float{};
-  for (int64_t f = 0; f < num_rows; ++f) {
-    const float* row = table + rows[f] * width + d;
+// The rows of a chunk.
+struct ChunkRows {
+  const float* first;
+  int64_t count;
+};
+
+// Of all chunks, from column d on.
+std::vector<ChunkRows> rows_of(const Layout& layout, const float* table, int64_t width, int64_t d) {
+  std::vector<ChunkRows> all;
+  all.reserve(layout.num_chunks());
+  for (const Chunk& chunk : layout.chunks()) all.push_back({table + chunk.first_row * width + d, chunk.radix});
+  return all;
+}
+
+// Adds an event's rows to N vectors; calls keep(row) for each, kNoRow where a chunk chooses none.
+template <int N, typename Keep>
+inline void add_rows(const std::vector<ChunkRows>& chunks, int64_t width, const uint16_t* value, Float* sum, Keep keep) {
+  for (const ChunkRows& rows : chunks) {
+    const float* row = *value < rows.count ? rows.first + *value * width : kNoRow;
+    keep(row);
+    value += kEvents;
     for (int i = 0; i < N; ++i) {
       Float x;
       std::memcpy(&x, row + i * kLanes, sizeof(x));
@@ -54,17 +73,10 @@ inline void add_rows(const float* table, int64_t width, const int64_t* rows, int
   }
 }
 
-// Calls work(d, sums of N vectors of columns from d on) for the columns first .. last - 1; as many vectors at a time as fit.
-template <int N, typename Work>
-inline int64_t for_columns(const float* table, int64_t width, const int64_t* rows, int64_t num_rows, int64_t first,
-                           int64_t last, Work work) {
-  for (; first + N * kLanes <= last; first += N * kLanes) {
-    Float sum[N];
-    add_rows<N>(table, width, rows, num_rows, first, sum);
-    for (int i = 0; i < N; ++i) work(first + i * kLanes, sum[i]);
-  }
-  if constexpr (N > 1) return for_columns<N / 2>(table, width, rows, num_rows, first, last, work);
-  return first;
+inline float total(Float x) {
+  float half[kLanes / 2];
+  for (int i = 0; i < kLanes / 2; ++i) half[i] = x[i] + x[i + kLanes / 2];
+  return (half[0] + half[1]) + (half[2] + half[3]);
 }
 
 bool takes(const at::Tensor& words, const at::Tensor& table, at::IntArrayRef radices) {
@@ -84,12 +96,15 @@ at::Tensor side_energy(const at::Tensor& all_words, const at::Tensor& table, at:
   const int64_t width = wide.size(1);
   float* energy = out.mutable_data_ptr<float>();
   at::parallel_for(0, words.size(0), 4 * kEvents, [&](int64_t from, int64_t to) {
-    for_events(layout, words, from, to, [&](int64_t t, const int64_t* rows, int64_t num_rows) {
-      Float squares{};
-      for_columns<8>(in, width, rows, num_rows, 0, width, [&](int64_t, Float x) { squares += x * x; });
-      float sum = 0;
-      for (int i = 0; i < kLanes; ++i) sum += squares[i];
-      energy[t] = sum;
+    std::fill(energy + from, energy + to, 0.0f);
+    for_blocks(layout, words, from, to, 0, width, [&](auto N, int64_t d, const uint16_t* values, int64_t begin, int64_t n) {
+      const std::vector<ChunkRows> chunks = rows_of(layout, in, width, d);
+      for (int64_t t = 0; t < n; ++t) {
+        Float sum[N] = {}, squares{};
+        add_rows<N>(chunks, width, values + t, sum, [](const float*) {});
+        for (int i = 0; i < N; ++i) squares += sum[i] * sum[i];
+        energy[begin + t] += total(squares);
+      }
     });
   });
   return out;
@@ -111,20 +126,27 @@ at::Tensor side_energy_backward(const at::Tensor& all_words, const at::Tensor& t
   float* out = sums.mutable_data_ptr<float>();
   const int64_t width = wide.size(1);
   at::parallel_for(0, width / kLanes, 1, [&](int64_t from, int64_t to) {
-    const int64_t first = from * kLanes;
-    for_events(layout, words, 0, words.size(0), [&](int64_t t, const int64_t* rows, int64_t num_rows) {
-      const float twice = 2 * g[t];
-      for_columns<4>(in, width, rows, num_rows, first, to * kLanes, [&](int64_t d, Float x) {
-        x *= twice;
-        for (int64_t f = 0; f < num_rows; ++f) {
-          float* row = out + rows[f] * width + d;
-          Float sum;
-          std::memcpy(&sum, row, sizeof(sum));
-          sum += x;
-          std::memcpy(row, &sum, sizeof(sum));
+    std::vector<const float*> rows(layout.num_chunks());
+    const auto work = [&](auto N, int64_t d, const uint16_t* values, int64_t begin, int64_t n) {
+      const std::vector<ChunkRows> chunks = rows_of(layout, in, width, d);
+      for (int64_t t = 0; t < n; ++t) {
+        Float sum[N] = {};
+        const float** next = rows.data();
+        add_rows<N>(chunks, width, values + t, sum, [&](const float* row) { *next++ = row; });
+        for (int i = 0; i < N; ++i) sum[i] *= 2 * g[begin + t];
+        for (const float* row : rows) {
+          if (row == kNoRow) continue;
+          float* own = out + (row - in);
+          for (int i = 0; i < N; ++i) {
+            Float x;
+            std::memcpy(&x, own + i * kLanes, sizeof(x));
+            x += sum[i];
+            std::memcpy(own + i * kLanes, &x, sizeof(x));
+          }
         }
-      });
-    });
+      }
+    };
+    for_blocks(layout, words, 0, words.size(0), from * kLanes, to * kLanes, work);
   });
   return sums.slice(1, 0, table.size(1)).contiguous();
 }

@@ -6,7 +6,14 @@
 
 namespace sidrec {
 
-// HP floats; HP is 4 or 8.
+// How many floats the processor adds at once. Of wider vectors compilers make single floats.
+#ifdef __AVX512F__
+constexpr int kWidest = 16;
+#else
+constexpr int kWidest = 8;
+#endif
+
+// HP floats; HP is 4, 8 or 16.
 template <int HP>
 struct Vec {
   typedef float Float __attribute__((vector_size(HP * 4)));
@@ -17,6 +24,23 @@ struct Vec {
 template <typename Float>
 inline Float max(Float a, Float b) {
   return a > b ? a : b;
+}
+
+using Wide = Vec<kWidest>::Float;
+
+// Few floats again and again, and one of the parts of many.
+template <int HP>
+inline Wide repeat(typename Vec<HP>::Float x) {
+  Wide wide;
+  for (int i = 0; i < kWidest / HP; ++i) std::memcpy(reinterpret_cast<float*>(&wide) + i * HP, &x, sizeof(x));
+  return wide;
+}
+
+template <int HP>
+inline typename Vec<HP>::Float part(Wide wide, int i) {
+  typename Vec<HP>::Float x;
+  std::memcpy(&x, reinterpret_cast<float*>(&wide) + i * HP, sizeof(x));
+  return x;
 }
 
 // e^x to 2 ulp for x <= 88; below -87 it gives e^-87, about 1e-38. NaN stays NaN.
