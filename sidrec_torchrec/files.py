@@ -54,15 +54,16 @@ def work_folder(path: Path, begun: Path | None = None) -> Iterator[Path]:
 
     Args:
         path: what is made, beside which the folder is.
-        begun: the folder, which stays if the block does not come to its end, so that another call can go on from what is in it;
-            but not if the data are refused, as they will be others then. None for one that never stays.
+        begun: the folder, which stays if the process is killed in the block, or one that works for it is, so that another call can go
+            on from what is in it; but not if the data are refused, as they will be others then, or if the disk is full. None for
+            one that never stays.
     """
     folder = begun or _temporary(path)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
     except BaseException as error:
-        if begun is None or isinstance(error, DataError):
+        if begun is None or isinstance(error, DataError | OSError):
             remove_at_once(folder)
         raise
     remove_at_once(folder)

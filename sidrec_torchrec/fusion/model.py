@@ -217,20 +217,23 @@ class VQFusion(nn.Module):
         """A source's standardized vectors, [N, d]; zeros, the mean, where missing, whatever the input holds there."""
         return torch.where(items.present[name].unsqueeze(1), self.standardize[name](items.sources[name]), 0.0)
 
+    def without(self, quantized: QuantizerOutput, is_off_NL: Tensor) -> Tensor:
+        """Decoded digits [N, latent_dim], but for those that are off, bool [N, L]; the offset stays."""
+        z_ND = quantized.z_q_ND
+        for j, table in enumerate(self.quantizer.digit_tables()):
+            z_ND = z_ND - is_off_NL[:, j : j + 1] * table[quantized.digits_NL[:, j].long()]
+        return z_ND
+
     def _cut(self, quantized: QuantizerOutput) -> Tensor:
         """Decoded digits [N, latent_dim], for a share of the items those of a prefix of random length alone.
 
         Source: nested dropout (Rippel et al. 2014), so that every prefix of a SID is a coarser SID.
         """
-        num_items, num_digits = quantized.digits_NL.shape
-        device = quantized.digits_NL.device
-        length_N = torch.randint(1, num_digits + 1, (num_items,), device=device)
-        is_cut_N = torch.rand(num_items, device=device) < self.config.prefix_share
-        z_ND = quantized.z_q_ND
-        for j, table in enumerate(self.quantizer.digit_tables()):
-            is_off_N1 = (is_cut_N & (length_N <= j)).unsqueeze(1)
-            z_ND = z_ND - is_off_N1 * table[quantized.digits_NL[:, j].long()]
-        return z_ND
+        digits_NL = quantized.digits_NL
+        num_items, num_digits = digits_NL.shape
+        length_N1 = torch.randint(1, num_digits + 1, (num_items, 1), device=digits_NL.device)
+        is_cut_N1 = torch.rand(num_items, 1, device=digits_NL.device) < self.config.prefix_share
+        return self.without(quantized, is_cut_N1 & (length_N1 <= torch.arange(num_digits, device=digits_NL.device)))
 
 
 class Standardize(nn.Module):

@@ -12,7 +12,7 @@ from sidrec_torchrec.data.format import DataConfig, DataFolder, open_items
 from sidrec_torchrec.data.ids import same_ids
 from sidrec_torchrec.data.prepared import Prepared, open_prepared
 from sidrec_torchrec.data.sids import sid_files
-from sidrec_torchrec.errors import DataError, check_at_least
+from sidrec_torchrec.errors import DataError, check_at_least, check_share
 from sidrec_torchrec.fusion.config import Keep
 from sidrec_torchrec.fusion.item_store import ItemStore
 from sidrec_torchrec.fusion.item_tensors import ItemStream
@@ -44,6 +44,7 @@ class TuneTokenizerConfig(RankerTrainingConfig, DataConfig):
             collaborative-vectors wrote; none given: ``data``.
         epochs: passes over the training sequences.
         own_weight: of the tokenizer's own loss, beside the ranker's.
+        digit_dropout: share of an item's digits that the ranker does without in training.
         keep: folder of SIDs that encode-corpus wrote with this tokenizer, or with one of the same codec: the codec is kept as
             it is, and the encoders are asked not to change digits of these items. None given: all is tuned.
         keep_weight: of an item's digits that change, beside losses of which 1 is a source's whole variance.
@@ -56,6 +57,7 @@ class TuneTokenizerConfig(RankerTrainingConfig, DataConfig):
     content: Path | None = None
     epochs: int = 4
     own_weight: float = 1.0
+    digit_dropout: float = 0.0
     keep: Path | None = None
     keep_weight: float = 1.0
     keep_margin: float = 0.1
@@ -64,6 +66,7 @@ class TuneTokenizerConfig(RankerTrainingConfig, DataConfig):
         super().__post_init__()
         DataConfig.__post_init__(self)
         check_at_least(self, 0, "own_weight")
+        check_share(self, "digit_dropout")
         Keep(weight=self.keep_weight, margin=self.keep_margin)
         if self.model.reader(None).reads_codes:
             raise ValueError("codes have no gradient: tune with attention to vectors, which is the same mathematics")
@@ -109,7 +112,8 @@ def _tune(config: TuneTokenizerConfig, processes: Processes, trackers: Trackers)
     content = ItemStore.open(store)
     if config.keep is not None:
         tokenizer.model.hold(Keep(weight=config.keep_weight, margin=config.keep_margin))
-    items = TokenizedItems(tokenizer.model.to(processes.device), content, config.own_weight)
+    encoder = tokenizer.model.to(processes.device)
+    items = TokenizedItems(encoder, content, config.own_weight, digit_dropout=config.digit_dropout)
     torch.manual_seed(config.seed)
     dim, features = tokenizer.model.config.latent_dim, prepared.user_features
     sizes = (

@@ -33,15 +33,18 @@ class TokenizedItems(nn.Module):
         tokenizer: trained with the ranker.
         items: content by row.
         own_weight: of the tokenizer's own loss.
+        digit_dropout: share of each item's digits that are left out of its vector in training, as SIDE leaves out some when it
+            feeds a ranker; the tokenizer's own loss is of all of them.
 
     A tokenizer that holds on to published SIDs (``VQFusion.hold``) does so for a random few of all published items at each
     step, so that those which events rarely meet are kept like any other.
     """
 
-    def __init__(self, tokenizer: VQFusion, items: ItemStore, own_weight: float) -> None:
+    def __init__(self, tokenizer: VQFusion, items: ItemStore, own_weight: float, *, digit_dropout: float = 0.0) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.own_weight = own_weight
+        self.digit_dropout = digit_dropout
         self._items = items
         self._published_M = items.published_rows()
 
@@ -49,7 +52,7 @@ class TokenizedItems(nn.Module):
         """Vectors of N events, float [N, latent_dim], zeros where an item is missing; the tokenizer's own loss over their
         items, 0 in evaluation.
 
-        Both are of the same digits: what an item loses by dropout is missing in both. Losses over other items, or other
+        Both are of the same digits: what an item loses by dropout of hidden units is missing in both. Losses over other items, or other
         draws of dropout, made rankers worse on new items.
         """
         item_N = items[_KEY].values()
@@ -58,11 +61,14 @@ class TokenizedItems(nn.Module):
         content = self._items.select(row_U).to(row_U.device)
         quantized = self.tokenizer.quantizer(self.tokenizer.latent(content))
         scale = self.tokenizer.config.latent_dim**0.5  # from total variance 1 to variance 1 of each component
-        own_loss = torch.zeros((), device=row_U.device)
+        z_UD, own_loss = quantized.z_q_ND, torch.zeros((), device=row_U.device)
         if self.training:
             own_loss = self.own_weight * self.tokenizer.losses(quantized, content)[0] + self._keep_loss(row_U.device)
-        vectors_ND = quantized.z_q_ND.new_zeros(len(item_N), quantized.z_q_ND.shape[1])
-        vectors_ND[has_item_N] = quantized.z_q_ND[place_K] * scale
+            if self.digit_dropout:
+                is_off_UL = torch.rand(quantized.digits_NL.shape, device=row_U.device) < self.digit_dropout
+                z_UD = self.tokenizer.without(quantized, is_off_UL)
+        vectors_ND = z_UD.new_zeros(len(item_N), z_UD.shape[1])
+        vectors_ND[has_item_N] = z_UD[place_K] * scale
         return vectors_ND, own_loss
 
     def _keep_loss(self, device: torch.device) -> Tensor:

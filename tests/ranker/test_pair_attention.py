@@ -193,7 +193,8 @@ def test_serving_predicts_what_the_ranker_does(learned_queries):
     _, expected = ranker.head(batch, words_NW, None)
     serving = ServingRanker(ranker, {"sid": make_events().codec.spec})
     inputs = requests_of(batch, words_NW)
-    torch.testing.assert_close(serving(**inputs), expected.prediction[:, 0], rtol=0, atol=1e-6)
+    # both are within 3e-6 of float64, and add in another order; sidrec export allows 1e-5
+    torch.testing.assert_close(serving(**inputs), expected.prediction[:, 0], rtol=0, atol=1e-5)
     assert expected.prediction.std() > 0.01
     no_candidates = inputs | {name: inputs[name][:0] for name in ("candidate_MW", "request_M")}
     assert serving(**no_candidates).shape == (0,)

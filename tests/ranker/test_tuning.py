@@ -126,3 +126,25 @@ def test_its_own_loss_is_the_tokenizers_over_the_batchs_items(stream, store):
     items = TokenizedItems(make_model(stream, "dpca", "ternary*6"), store, own_weight=0.5).train()
     expected, _, _ = items.tokenizer(store.select(torch.tensor([1, 7, 30])))
     torch.testing.assert_close(items(kjt([7, 30, 7, 7, 1]))[1], 0.5 * expected)
+
+
+def test_some_digits_are_left_out_of_vectors_in_training_alone(stream, store):
+    model = make_model(stream, "dpca", "ternary*6")
+    rows = list(range(100))
+    of_all, _ = TokenizedItems(model, store, own_weight=1.0).train()(kjt(rows))
+    items = TokenizedItems(model, store, own_weight=1.0, digit_dropout=0.5).train()
+    of_some, own_loss = items(kjt(rows * 2))
+    assert of_some[:100].equal(of_some[100:])  # item by item, not event by event
+    # each of the 2^6 ways of leaving digits out gives a vector; one of them is what came
+    tables = torch.stack([t[d.long()] for t, d in zip(model.quantizer.digit_tables(), digits_of(model, store, rows).T)])
+    is_off_SL = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 6)
+    ways_SND = of_all - torch.einsum("sl,lnd->snd", is_off_SL, tables) * 8**0.5
+    distance_SN = (ways_SND - of_some[:100]).norm(dim=2)
+    assert distance_SN.min(0).values.max() < 1e-4
+    assert distance_SN[0].max() > 0.1  # digits have been left out
+    torch.testing.assert_close(own_loss, TokenizedItems(model, store, own_weight=1.0).train()(kjt(rows))[1])
+    assert items.eval()(kjt(rows))[0].equal(of_all.detach())
+
+
+def digits_of(model: VQFusion, store: ItemStore, rows: list[int]) -> torch.Tensor:
+    return model.quantizer.encode(model.latent(store.select(torch.tensor(rows))))

@@ -71,19 +71,19 @@ template <int HP>
 void forward(const Events& e, const Lanes& lanes, const Window& window, const float* scores, float* mass, float* lse) {
   using Float = typename Vec<HP>::Float;
   constexpr int64_t kBlock = 8192 / (HP * HP), kAtOnce = kWidest / HP;
-  const float lowest = -std::numeric_limits<float>::max();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
   static thread_local std::vector<Float> table;
   table.resize(e.rows());
   Histogram<Float> histogram(e);
   expand(e, scores, lanes, table.data(), 1);
   Wide wide[kBlock / kAtOnce];
   Float* const block = reinterpret_cast<Float*>(wide);
-  Float scaled[kBlock], most = Float{} + lowest, sum{};
+  Float scaled[kBlock], most = Float{} - std::numeric_limits<float>::max(), sum{};
   const int64_t m = lanes.query;
   for (int64_t begin = e.begin[m]; begin < e.end[m]; begin += kBlock) {
     const int64_t n = std::min(kBlock, e.end[m] - begin), n_wide = (n + kAtOnce - 1) / kAtOnce;
     window.add_rows(table.data(), begin, n, block);
-    std::fill(block + n, block + n_wide * kAtOnce, Float{} + (e.softmax ? lowest : 0.0f)); // no weight, if any at all
+    std::fill(block + n, block + n_wide * kAtOnce, Float{} + (e.softmax ? -kInfinity : 0.0f)); // no weight
     if (e.softmax) {
       const Float block_most = highest<HP>(wide, n_wide, most);
       bool grew = false;
@@ -109,7 +109,7 @@ void forward(const Events& e, const Lanes& lanes, const Window& window, const fl
   for (int64_t i = 0; i < lanes.count(); ++i) {
     const int64_t query = m + i / lanes.heads, head = lanes.first_head + i % lanes.heads;
     lse[query * e.heads + head] =
-        !e.softmax ? 0.0f : empty ? -std::numeric_limits<float>::infinity() : most[i] + std::log(sum[i]);
+        !e.softmax ? 0.0f : empty ? -kInfinity : most[i] + std::log(sum[i]);
   }
 }
 

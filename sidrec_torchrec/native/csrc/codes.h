@@ -108,14 +108,14 @@ class Layout {
       for (const Part& p : parts_) {
         const int64_t place = chunks_[p.first_chunk].word;
         if (p.first_chunk == 0 || chunks_[p.first_chunk - 1].word != place) {
-          const int64_t last = static_cast<int64_t>(p.limit - 1);
-          int64_t signs = 0; // negative if a word is out of range
+          const uint64_t last = p.limit - 1;
+          uint64_t signs = 0; // with the sign of a word out of range
           for (int64_t t = 0; t < n; ++t) {
-            const int64_t word = words[(t0 + t) * num_words + place], sign = word | (last - word);
-            rest[t] = sign < 0 ? 0 : word;
+            const uint64_t word = words[(t0 + t) * num_words + place], sign = word | (last - word);
+            rest[t] = static_cast<int64_t>(sign) < 0 ? 0 : word;
             signs |= sign;
           }
-          is_regular = signs >= 0;
+          is_regular = static_cast<int64_t>(signs) >= 0;
         }
         if (p.divisor == 1) {
           for (int64_t t = 0; t < n; ++t) part[t] = static_cast<double>(rest[t]);
