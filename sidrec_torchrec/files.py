@@ -64,9 +64,9 @@ def work_folder(path: Path, begun: Path | None = None) -> Iterator[Path]:
         yield folder
     except BaseException as error:
         if begun is None or isinstance(error, DataError | OSError):
-            _remove_at_once(folder)
+            remove_at_once(folder)
         raise
-    _remove_at_once(folder)
+    remove_at_once(folder)
 
 
 def _temporary(path: Path) -> Path:
@@ -74,13 +74,6 @@ def _temporary(path: Path) -> Path:
     # Containers that share a folder have the same process ids, and often the same host name: the last part tells them apart.
     mark = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
     return path.with_name(f".{path.name[:100]}.{mark}.tmp")
-
-
-def _remove_at_once(folder: Path) -> None:
-    """Removes a folder so that it is there whole or not at all: who finds a part of it would go on from what is not there."""
-    going = _temporary(folder)
-    os.replace(folder, going)
-    remove(going)
 
 
 def replace_path(new: Path, path: Path) -> None:
@@ -283,3 +276,10 @@ def remove(path: Path) -> None:
     else:
         path.unlink(missing_ok=True)
     drop(path)
+
+
+def remove_at_once(folder: Path) -> None:
+    """Removes a folder so that it is there whole or not at all: who finds a part of it would go on from what is not there."""
+    going = _temporary(folder)
+    os.replace(folder, going)
+    remove(going)

@@ -39,7 +39,15 @@ from sidrec_torchrec.data.splits import BucketSequences, write_splits
 from sidrec_torchrec.data.user_lists import list_names
 from sidrec_torchrec.engines.base import Engine, Inline
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import list_files, remove, replace_path, sync_to_disk, work_folder, write_json
+from sidrec_torchrec.files import (
+    list_files,
+    remove_at_once,
+    remove_temporaries,
+    replace_path,
+    sync_to_disk,
+    work_folder,
+    write_json,
+)
 
 _SMALL = 1 << 22  # events of a log for which no other process is started
 
@@ -155,9 +163,10 @@ def prepare(
             },
             sealed=True,
         )
+        remove_temporaries(folder)  # of a call that was killed
         list_files(folder)
         sync_to_disk(folder)
-        remove(work / "written")  # else a call that finds it would look for parts that have moved
+        remove_at_once(work / "written")  # else a call that finds it would look for parts that have moved
         replace_path(folder, out)
     return open_prepared(out)
 

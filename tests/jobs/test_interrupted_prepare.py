@@ -1,5 +1,6 @@
 """A `prepare` that is killed goes on from the shares it has cut and the buckets it has written."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sidrec_torchrec.data import prepare as prepare_module
 from sidrec_torchrec.data import scatter
 from sidrec_torchrec.data.prepare import PrepareConfig
+from sidrec_torchrec.data.prepared import PREPARED_FILE
 from sidrec_torchrec.data.scatter import EventCoder
 from sidrec_torchrec.data.splits import BucketSequences
 from sidrec_torchrec.errors import DataError
@@ -104,6 +107,39 @@ def test_a_run_that_was_killed_in_its_last_moments_is_not_run_again(log, tmp_pat
     assert not begun(config.out)
 
 
+def test_files_that_a_kill_left_half_written_are_no_part_of_the_sequences(log, tmp_path, monkeypatch):
+    prepare.main(config_of(log, tmp_path / "whole"))
+    config = config_of(log, tmp_path / "out")
+
+    def killed(folder: Path) -> None:
+        (folder / f".{PREPARED_FILE}.host-1-{16 * '0'}.tmp").touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare_module, "list_files", killed)
+        prepare.main(config)
+    prepare.main(config)
+    assert files_of(config.out / "sequences") == files_of(tmp_path / "whole" / "sequences")
+
+
+def test_a_kill_while_what_is_known_of_the_buckets_is_removed(log, tmp_path, monkeypatch):
+    """Some of it is gone then, and some there, which must not be gone on from."""
+    prepare.main(config_of(log, tmp_path / "whole"))
+    config = config_of(log, tmp_path / "out")
+
+    def killed(folder: Path) -> None:
+        for index in folder.glob("*.arrow"):
+            index.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        prepare.main(config)
+    prepare.main(config)
+    assert files_of(config.out / "sequences") == files_of(tmp_path / "whole" / "sequences")
+    assert not begun(config.out)
+
+
 def test_a_log_that_is_refused_leaves_nothing(log, tmp_path):
     """So that its folder can be used for another."""
     broken, out = tmp_path / "data", tmp_path / "out"
@@ -125,6 +161,7 @@ def test_a_log_that_is_refused_leaves_nothing(log, tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
+from sidrec_torchrec.data import prepare as prepare_module
 from sidrec_torchrec.data import scatter
 from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.jobs.prepare import PrepareJobConfig, main
