@@ -144,18 +144,27 @@ class _Share:
 
     def __call__(self, share: int) -> None:
         buckets, events = self.coder.buckets, self.events
-        if buckets.known_file(share).exists():
+        files = [buckets.event_file(bucket, share) for bucket in range(buckets.count)]
+        if self._is_cut(share, files):
             return
         counts, targets = EventCounts(), TargetCounts.of(events.tasks, events.regressions)
-        files = [buckets.event_file(bucket, share) for bucket in range(buckets.count)]
         with ExitStack() as stack:
             writers = [stack.enter_context(pa.ipc.new_file(file, buckets.event_schema)) for file in files]
             for batch in self.coder(events, share=(share, buckets.shares), counts=counts, targets=targets):
                 write_by_user(writers, batch)
         for file in files:
             sync_to_disk(file)
-        known = {"unknown_items": counts.unknown_items, "targets": targets.to_json()}
+        known = {"unknown_items": counts.unknown_items, "targets": targets.to_json(), "bytes": _sizes(files)}
         write_json(buckets.known_file(share), known, sealed=True)
+
+    def _is_cut(self, share: int, files: Sequence[Path]) -> bool:
+        """Whether all that the share has for the buckets is there."""
+        path = self.coder.buckets.known_file(share)
+        return path.exists() and read_object(path)["bytes"] == _sizes(files)
+
+
+def _sizes(files: Sequence[Path]) -> list[int | None]:
+    return [file.stat().st_size if file.is_file() else None for file in files]
 
 
 def _scatter_users(

@@ -21,7 +21,7 @@ from sidrec_torchrec.data.sequences import Sequence, sequence_schema, to_record_
 from sidrec_torchrec.data.tasks import DEFAULT_TASKS
 from sidrec_torchrec.engines.base import Engine
 from sidrec_torchrec.errors import DataError
-from sidrec_torchrec.files import read_object, sync_to_disk, write_json
+from sidrec_torchrec.files import read_object, sha256_of, sync_to_disk, write_json
 from sidrec_torchrec.part_files import part_path
 
 SPLITS = ("train", "validation", "test")
@@ -179,7 +179,7 @@ class _Writing:
     sequences: BucketSequences
 
     def __call__(self, bucket: int) -> None:
-        if self._known_file(bucket).exists():
+        if self._is_whole(bucket):
             return
         schema, num_tasks = self.sequences.schema, len(self.sequences.tasks)
         writers = {split: PartWriter(self.folder / split, bucket, schema, num_tasks) for split in SPLITS}
@@ -192,10 +192,24 @@ class _Writing:
             parts = {split: writer.close() for split, writer in writers.items()}
         for split, part in parts.items():
             write_index(self.index_file(bucket, split), [part])
-            for file in (self.index_file(bucket, split), part_path(self.folder / split, bucket)):
-                if file.exists():  # a part without rows is none
-                    sync_to_disk(file)
-        write_json(self._known_file(bucket), {split: its.to_json() for split, its in totals.items()}, sealed=True)
+        for file in self._files(bucket):
+            if file.exists():
+                sync_to_disk(file)
+        known = {"files": self._digests(bucket)} | {split: its.to_json() for split, its in totals.items()}
+        write_json(self._known_file(bucket), known, sealed=True)
+
+    def _is_whole(self, bucket: int) -> bool:
+        """Whether all that the bucket has is there, as it was written."""
+        path = self._known_file(bucket)
+        return path.exists() and read_object(path)["files"] == self._digests(bucket)
+
+    def _digests(self, bucket: int) -> list[str | None]:
+        return [sha256_of(file) if file.is_file() else None for file in self._files(bucket)]
+
+    def _files(self, bucket: int) -> list[Path]:
+        """Its parts, of which those without rows are none, and shares of indices."""
+        parts = [part_path(self.folder / split, bucket) for split in SPLITS]
+        return [*parts, *(self.index_file(bucket, split) for split in SPLITS)]
 
     def totals(self, bucket: int, split: str) -> "_Totals":
         """What a bucket that is written has of a split."""
@@ -206,7 +220,7 @@ class _Writing:
         return self.known / f"{split}-{bucket}.arrow"
 
     def _known_file(self, bucket: int) -> Path:
-        """It is there when all that the bucket has is."""
+        """What is known of the bucket; written last."""
         return self.known / f"{bucket}.json"
 
 

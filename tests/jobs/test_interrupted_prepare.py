@@ -97,6 +97,33 @@ def test_what_was_done_is_not_done_again(most, log, tmp_path, monkeypatch):
     assert not begun(config.out)
 
 
+CUT, KNOWN, PART = "buckets/events-1-1.arrow", "written/train-1.arrow", "sequences/train/part-00001.parquet"
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        *((name, harm) for name in (CUT, KNOWN, PART) for harm in ("cut", "gone")),
+        *((name, "flipped") for name in (KNOWN, PART)),  # what is cut is known by its size alone
+    ],
+)
+def test_what_was_done_and_harmed_is_done_again(name, harm, log, tmp_path, monkeypatch):
+    whole = prepare.main(config_of(log, tmp_path / "whole"))
+    config = config_of(log, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        counted(patch, {"written": 4})
+        with pytest.raises(KeyboardInterrupt):
+            prepare.main(config)
+    (folder,) = begun(config.out)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content[: len(content) // 2] if harm == "cut" else content)
+    if harm == "gone":
+        (folder / name).unlink()
+    assert prepare.main(config) == whole
+    assert files_of(config.out / "sequences") == files_of(tmp_path / "whole" / "sequences")
+
+
 def test_a_run_that_was_killed_in_its_last_moments_is_not_run_again(log, tmp_path, monkeypatch):
     config = config_of(log, tmp_path / "out")
     whole = prepare.main(config)
