@@ -156,9 +156,10 @@ def write_splits(
     for _ in engine.map(writing, range(buckets.count)):
         pass
     totals = {split: _Totals(sequences) for split in SPLITS}
+    for bucket in range(buckets.count):
+        for split, its in writing.totals(bucket).items():
+            totals[split].merge(its)
     for split in SPLITS:
-        for bucket in range(buckets.count):
-            totals[split].merge(writing.totals(bucket, split))
         parts = (part for bucket in range(buckets.count) for part in read_index(writing.index_file(bucket, split)))
         write_index(folder / split / INDEX_FILE, parts)
     for split in ("test",) if config.test_only else ("train", "test"):
@@ -211,9 +212,10 @@ class _Writing:
         parts = [part_path(self.folder / split, bucket) for split in SPLITS]
         return [*parts, *(self.index_file(bucket, split) for split in SPLITS)]
 
-    def totals(self, bucket: int, split: str) -> "_Totals":
-        """What a bucket that is written has of a split."""
-        return _Totals.from_json(self.sequences, read_object(self._known_file(bucket))[split])
+    def totals(self, bucket: int) -> dict[str, "_Totals"]:
+        """What a bucket that is written has, by split."""
+        known = read_object(self._known_file(bucket))
+        return {split: _Totals.from_json(self.sequences, known[split]) for split in SPLITS}
 
     def index_file(self, bucket: int, split: str) -> Path:
         """The bucket's share of a split's index."""

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,10 +37,21 @@ def log(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for constant in ("EVENTS_PER_BUCKET", "_LEAST_PER_BUCKET", "_EVENTS_PER_SHARE"):
-        monkeypatch.setattr(scatter, constant, 400)
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for constant in ("EVENTS_PER_BUCKET", "_LEAST_PER_BUCKET", "_EVENTS_PER_SHARE"):
+            patch.setattr(scatter, constant, 400)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, int]]:
+    """A run that nobody touched: its folder, what it gave, and how often each step was called."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        counts = counted(patch)
+        return folder, prepare.main(config_of(log, folder)), counts
 
 
 def config_of(data: Path, out: Path) -> PrepareJobConfig:
@@ -78,10 +91,8 @@ def counted(monkeypatch: pytest.MonkeyPatch, most: dict[str, int] | None = None)
 
 
 @pytest.mark.parametrize("most", [{"cut": 3}, {"written": 4}], ids=str)
-def test_what_was_done_is_not_done_again(most, log, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        counts = counted(patch)
-        whole = prepare.main(config_of(log, tmp_path / "whole"))
+def test_what_was_done_is_not_done_again(most, whole, log, tmp_path, monkeypatch):
+    folder, result, counts = whole
     config = config_of(log, tmp_path / "out")
     with monkeypatch.context() as patch:
         done = counted(patch, most)
@@ -90,10 +101,10 @@ def test_what_was_done_is_not_done_again(most, log, tmp_path, monkeypatch):
     assert not (config.out / "sequences").exists() and len(begun(config.out)) == 1
     with monkeypatch.context() as patch:
         rest = counted(patch)
-        assert prepare.main(config) == whole
+        assert prepare.main(config) == result
     assert done == {"cut": counts["cut"], "written": 0} | most
     assert {step: done[step] + rest[step] for step in STEPS} == counts
-    assert files_of(config.out / "sequences") == files_of(tmp_path / "whole" / "sequences")
+    assert files_of(config.out / "sequences") == files_of(folder / "sequences")
     assert not begun(config.out)
 
 
@@ -107,8 +118,7 @@ CUT, KNOWN, PART = "buckets/events-1-1.arrow", "written/train-1.arrow", "sequenc
         *((name, "flipped") for name in (KNOWN, PART)),  # what is cut is known by its size alone
     ],
 )
-def test_what_was_done_and_harmed_is_done_again(name, harm, log, tmp_path, monkeypatch):
-    whole = prepare.main(config_of(log, tmp_path / "whole"))
+def test_what_was_done_and_harmed_is_done_again(name, harm, whole, log, tmp_path, monkeypatch):
     config = config_of(log, tmp_path / "out")
     with monkeypatch.context() as patch:
         counted(patch, {"written": 4})
@@ -120,22 +130,21 @@ def test_what_was_done_and_harmed_is_done_again(name, harm, log, tmp_path, monke
     (folder / name).write_bytes(content[: len(content) // 2] if harm == "cut" else content)
     if harm == "gone":
         (folder / name).unlink()
-    assert prepare.main(config) == whole
-    assert files_of(config.out / "sequences") == files_of(tmp_path / "whole" / "sequences")
+    assert prepare.main(config) == whole[1]
+    assert files_of(config.out / "sequences") == files_of(whole[0] / "sequences")
 
 
 def test_a_run_that_was_killed_in_its_last_moments_is_not_run_again(log, tmp_path, monkeypatch):
     config = config_of(log, tmp_path / "out")
-    whole = prepare.main(config)
+    result = prepare.main(config)
     (config.out / "metrics.json").unlink()
     (config.out / f".mine{BEGUN}" / "buckets").mkdir(parents=True)
     monkeypatch.setattr(prepare, "prepare", None)
-    assert prepare.main(config) == whole
+    assert prepare.main(config) == result
     assert not begun(config.out)
 
 
-def test_files_that_a_kill_left_half_written_are_no_part_of_the_sequences(log, tmp_path, monkeypatch):
-    prepare.main(config_of(log, tmp_path / "whole"))
+def test_files_that_a_kill_left_half_written_are_no_part_of_the_sequences(whole, log, tmp_path, monkeypatch):
     config = config_of(log, tmp_path / "out")
 
     def killed(folder: Path) -> None:
@@ -146,12 +155,11 @@ def test_files_that_a_kill_left_half_written_are_no_part_of_the_sequences(log, t
         patch.setattr(prepare_module, "list_files", killed)
         prepare.main(config)
     prepare.main(config)
-    assert files_of(config.out / "sequences") == files_of(tmp_path / "whole" / "sequences")
+    assert files_of(config.out / "sequences") == files_of(whole[0] / "sequences")
 
 
-def test_a_kill_while_what_is_known_of_the_buckets_is_removed(log, tmp_path, monkeypatch):
+def test_a_kill_while_what_is_known_of_the_buckets_is_removed(whole, log, tmp_path, monkeypatch):
     """Some of it is gone then, and some there, which must not be gone on from."""
-    prepare.main(config_of(log, tmp_path / "whole"))
     config = config_of(log, tmp_path / "out")
 
     def killed(folder: Path) -> None:
@@ -163,7 +171,7 @@ def test_a_kill_while_what_is_known_of_the_buckets_is_removed(log, tmp_path, mon
         patch.setattr(shutil, "rmtree", killed)
         prepare.main(config)
     prepare.main(config)
-    assert files_of(config.out / "sequences") == files_of(tmp_path / "whole" / "sequences")
+    assert files_of(config.out / "sequences") == files_of(whole[0] / "sequences")
     assert not begun(config.out)
 
 
@@ -188,7 +196,6 @@ def test_a_log_that_is_refused_leaves_nothing(log, tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from sidrec_torchrec.data import prepare as prepare_module
 from sidrec_torchrec.data import scatter
 from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.jobs.prepare import PrepareJobConfig, main
@@ -201,8 +208,7 @@ if __name__ == "__main__":
 """
 
 
-def test_killed_again_and_again_it_ends_as_if_never(log, tmp_path):
-    prepare.main(config_of(log, tmp_path / "whole"))
+def test_killed_again_and_again_it_ends_as_if_never(whole, log, tmp_path):
     (tmp_path / "job.py").write_text(SCRIPT)
     out = tmp_path / "out"
     marks = [f".*{BEGUN}/{name}.json" for name in ("buckets/share-2", "written/1", "written/5")] + ["metrics.json"]
@@ -214,5 +220,5 @@ def test_killed_again_and_again_it_ends_as_if_never(log, tmp_path):
         process.send_signal(signal.SIGKILL)
         kills += process.wait() != 0
     assert process.returncode == 0 and kills
-    assert files_of(out / "sequences") == files_of(tmp_path / "whole" / "sequences")
-    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+    assert files_of(out / "sequences") == files_of(whole[0] / "sequences")
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole[0].iterdir()}
