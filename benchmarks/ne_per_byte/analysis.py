@@ -33,7 +33,8 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
     for name, result in results.items():
         row = {
             key: result[key]
-            for key in ("family", "setting", "bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes")
+            for key in ("family", "setting", "told", "bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes")
+            if key in result  # how much of what users do content tells is known of tokenizers that are told
         }
         for part in PARTS:
             row[f"ne_{part}"] = Interval.of(result[f"ne_{part}"])

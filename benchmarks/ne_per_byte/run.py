@@ -101,8 +101,9 @@ class Study:
 
     def run(self, entry: Entry) -> None:
         """Tunes and trains a variant; an interrupted run goes on."""
+        told = []
         for plan in self.workspace.tokenizers([entry.variant]):
-            self.workspace.train_tokenizer(plan)
+            told += self.workspace.train_tokenizer(plan).get("told", {}).values()
             self.workspace.encode(plan)
         setting, scores = self._best_setting(entry)
         runs = [self._rank(entry, seed, setting) for seed in range(self.arguments.seeds)]
@@ -111,6 +112,7 @@ class Study:
             "arm": entry.variant.arm,
             "setting": setting,
             "tuning": scores,
+            **({"told": sum(told) / len(told)} if told else {}),
             **{f"ne_{part}": [run["test"][f"ne_{part}"] for run in runs] for part in PARTS},
             **{f"replicates_{part}": _listed(mean_replicates(runs, f"ne_{part}")) for part in PARTS},
             **{name: runs[0][name] for name in ("bytes_per_event_stored", "bytes_per_event_kjt", "table_bytes")},

@@ -130,6 +130,10 @@ class Entries:
         for count in (5, 10, 25, 39, 60):  # 5: a byte; 39: as many as one word holds
             plan = self._trits(count, collaborative=True, tuned=True)
             yield _ours(f"SIDE, {count} trits, collaborative, tuned", plan)
+        for count in (25, 39):
+            for told in ("", ", collaborative"):
+                plan = self._trits(count, collaborative=bool(told), tuned=True, digit_dropout=0.1)
+                yield _ours(f"SIDE, {count} trits{told}, tuned without a tenth", plan)
         for told in ("", ", collaborative"):
             plan = self._trits(39, collaborative=bool(told), tuned=True)
             yield _ours(f"SIDE + pieces, 39 trits{told}, tuned", plan, arm="side-pieces")
@@ -157,13 +161,24 @@ class Entries:
         for what, plan in self._fused_residual().items():
             yield _ours(f"LearnedSIDE on RQ 256x5 {what}", plan, arm="learned-side", family=CROSS)
 
-    def _trits(self, count: int, **told: bool) -> TokenizerPlan:
+    def _trits(self, count: int, **told: bool | float) -> TokenizerPlan:
         return self._fused(f"dpca-{count}", _ternary(count), **told)
 
-    def _fused(self, name: str, quantizer: QuantizerConfig, **told: bool) -> TokenizerPlan:
-        """Of all sources, predicting the targets; ``collaborative`` and ``tuned`` are part of its name."""
+    def _fused(
+        self, name: str, quantizer: QuantizerConfig, *, digit_dropout: float = 0.0, **told: bool | float
+    ) -> TokenizerPlan:
+        """Of all sources, predicting the targets; ``collaborative``, ``tuned`` and how are part of its name."""
         name = "-".join([name, *(word for word in ("collaborative", "tuned") if told.get(word))])
-        return TokenizerPlan(name=name, quantizer=quantizer, sources=self.sources, targets=self.targets, **told)
+        if digit_dropout:
+            name += f"-dropout-{digit_dropout}"
+        return TokenizerPlan(
+            name=name,
+            quantizer=quantizer,
+            sources=self.sources,
+            targets=self.targets,
+            digit_dropout=digit_dropout,
+            **told,
+        )
 
 
 def _ternary(count: int) -> QuantizerConfig:

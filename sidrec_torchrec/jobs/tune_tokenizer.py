@@ -57,7 +57,7 @@ class TuneTokenizerConfig(RankerTrainingConfig, DataConfig):
     content: Path | None = None
     epochs: int = 4
     own_weight: float = 1.0
-    digit_dropout: float = 0.0
+    digit_dropout: float = 0.1
     keep: Path | None = None
     keep_weight: float = 1.0
     keep_margin: float = 0.1

@@ -19,6 +19,7 @@ class TokenizerPlan:
         targets: that it also predicts.
         collaborative: whether it also predicts what users do with its training items.
         tuned: whether it is then tuned through a ranker.
+        digit_dropout: share of an item's digits that this ranker does without; None: as the job has it.
         seed: of all this; added to that of the study.
     """
 
@@ -28,6 +29,7 @@ class TokenizerPlan:
     targets: tuple[str, ...] = ()
     collaborative: bool = False
     tuned: bool = False
+    digit_dropout: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -36,7 +38,23 @@ class TokenizerPlan:
     @property
     def folder(self) -> str:
         """Where it is, among its kind; the last part is its name."""
-        return f"seed-{self.seed}/{self.name}" if self.seed else self.name
+        return self._at_seed(self.name)
+
+    @property
+    def trained_folder(self) -> str:
+        """Where it is before it is tuned; plans that differ in that alone share it."""
+        return self._at_seed(self.name.split(_TUNED)[0])
+
+    @property
+    def tuned_folder(self) -> str:
+        """Where it is when it is tuned."""
+        return self.folder if _TUNED in self.name else self.folder + _TUNED
+
+    def _at_seed(self, name: str) -> str:
+        return f"seed-{self.seed}/{name}" if self.seed else name
+
+
+_TUNED = "-tuned"  # a plan's name may say that it is, and then how
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,13 +96,14 @@ class Workspace:
         )
         metrics = self._step(f"train tokenizer {plan.folder}", train_tokenizer.main, train)
         if plan.tuned:
+            dropout = {} if plan.digit_dropout is None else {"digit_dropout": plan.digit_dropout}
             job = tune_tokenizer.TuneTokenizerConfig(
                 **self._data,
                 prepared=self._sequences,
                 tokenizer=train.out,
                 out=self._tokenizer(plan),
                 content=train.data,
-                **_seeded(self.study.tuning, plan),
+                **_seeded(self.study.tuning, plan) | dropout,
             )
             self._step(f"tune tokenizer {plan.folder}", tune_tokenizer.main, job)
         return metrics
@@ -171,12 +172,11 @@ class Workspace:
         return self._made / "prepared" / SEQUENCES
 
     def _trained(self, plan: TokenizerPlan) -> Path:
-        """The tokenizer before it is tuned; plans that differ in that alone share it."""
-        return self._made / "tokenizers" / plan.folder.removesuffix(_TUNED)
+        """The tokenizer before it is tuned."""
+        return self._made / "tokenizers" / plan.trained_folder
 
     def _tokenizer(self, plan: TokenizerPlan) -> Path:
-        trained = self._trained(plan)
-        return trained.with_name(trained.name + _TUNED) if plan.tuned else trained
+        return self._made / "tokenizers" / plan.tuned_folder if plan.tuned else self._trained(plan)
 
     def _with_vectors(self) -> Path:
         """A folder of the items with collaborative vectors."""
@@ -208,9 +208,6 @@ def _state(job: Any) -> str:
     except SidrecError:  # of a step that is not done yet
         inputs = []
     return f"{look(job.out, job, inputs)} ({job.out})"
-
-
-_TUNED = "-tuned"  # a plan's name may say that it is
 
 
 def _seeded(config: Any, plan: TokenizerPlan) -> dict[str, Any]:
