@@ -163,6 +163,11 @@ class VQFusion(nn.Module):
         self.keep = keep
         self.quantizer.freeze()
 
+    def drop(self, share: float) -> None:
+        """From here on training drops this share of the hidden units, whatever ``config`` says."""
+        for dropout in _dropouts(self):
+            dropout.p = share
+
     def keep_loss(self, items: ItemTensors) -> Tensor:
         """The weight times the mean of ``moved_rows`` over published items, as this process's share; 0 without ``hold``."""
         if self.keep is None or not items.published:
@@ -292,7 +297,7 @@ class Residual(nn.Module):
 
 @contextmanager
 def _without_dropout(model: nn.Module) -> Iterator[None]:
-    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
+    dropouts = [module for module in _dropouts(model) if module.training]
     for module in dropouts:
         module.eval()
     try:
@@ -300,6 +305,10 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
     finally:
         for module in dropouts:
             module.train()
+
+
+def _dropouts(model: nn.Module) -> list[nn.Dropout]:
+    return [module for module in model.modules() if isinstance(module, nn.Dropout)]
 
 
 def _linear(maps: nn.ModuleDict, name: str) -> nn.Linear:

@@ -45,6 +45,8 @@ class TuneTokenizerConfig(RankerTrainingConfig, DataConfig):
         epochs: passes over the training sequences.
         own_weight: of the tokenizer's own loss, beside the ranker's.
         digit_dropout: share of an item's digits that the ranker does without in training.
+        tokenizer_dropout: share of the tokenizer's hidden units that are dropped in training, whatever it was trained with: a
+            ranker's labels lead it to items that have events, over and over.
         keep: folder of SIDs that encode-corpus wrote with this tokenizer, or with one of the same codec: the codec is kept as
             it is, and the encoders are asked not to change digits of these items. None given: all is tuned.
         keep_weight: of an item's digits that change, beside losses of which 1 is a source's whole variance.
@@ -58,6 +60,7 @@ class TuneTokenizerConfig(RankerTrainingConfig, DataConfig):
     epochs: int = 4
     own_weight: float = 1.0
     digit_dropout: float = 0.1
+    tokenizer_dropout: float = 0.5
     keep: Path | None = None
     keep_weight: float = 1.0
     keep_margin: float = 0.1
@@ -66,7 +69,7 @@ class TuneTokenizerConfig(RankerTrainingConfig, DataConfig):
         super().__post_init__()
         DataConfig.__post_init__(self)
         check_at_least(self, 0, "own_weight")
-        check_share(self, "digit_dropout")
+        check_share(self, "digit_dropout", "tokenizer_dropout")
         Keep(weight=self.keep_weight, margin=self.keep_margin)
         if self.model.reader(None).reads_codes:
             raise ValueError("codes have no gradient: tune with attention to vectors, which is the same mathematics")
@@ -113,6 +116,7 @@ def _tune(config: TuneTokenizerConfig, processes: Processes, trackers: Trackers)
     if config.keep is not None:
         tokenizer.model.hold(Keep(weight=config.keep_weight, margin=config.keep_margin))
     encoder = tokenizer.model.to(processes.device)
+    encoder.drop(config.tokenizer_dropout)
     items = TokenizedItems(encoder, content, config.own_weight, digit_dropout=config.digit_dropout)
     torch.manual_seed(config.seed)
     dim, features = tokenizer.model.config.latent_dim, prepared.user_features

@@ -89,6 +89,15 @@ def test_training_holds_the_codec_and_pulls_digits_back(quantizer):
     assert before.decodes_as(Codec.of(model.quantizer, "after"))
 
 
+def test_dropout_may_be_chosen_anew():
+    model = started(dropout=0.0).train()
+    before_ND = model.latent(make_items())
+    model.drop(0.5)
+    assert (model.latent(make_items()) != before_ND).any(1).all()
+    model.drop(0.0)
+    torch.testing.assert_close(model.latent(make_items()), before_ND)
+
+
 def test_the_loss_of_keeping_is_the_mean_over_published_items_without_dropout():
     model = started(dropout=0.5)
     items = publish(make_items(), model)

@@ -42,6 +42,8 @@ def make_config(corpus: Path, prepared: Path, trained: Path, out: Path, **change
         epochs=2,
         batch_events=1024,
         model=SMALL,
+        digit_dropout=0.0,
+        tokenizer_dropout=0.0,
     )
     return dataclasses.replace(config, **changes)
 
@@ -85,7 +87,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_resumed_as_uninterrupted(corpus, prepared, trained, tmp_path, monkeypatch):
-    changes = {"checkpoint_batches": 2}
+    changes = {"checkpoint_batches": 2, "digit_dropout": 0.1, "tokenizer_dropout": 0.5}
     whole = make_config(corpus, prepared, trained, tmp_path / "whole", **changes)
     tune_tokenizer.main(whole)
     cut = dataclasses.replace(whole, out=tmp_path / "cut")

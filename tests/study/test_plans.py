@@ -1,0 +1,29 @@
+"""Plans of tokenizers: which folders are theirs, and which they share."""
+
+import pytest
+
+from sidrec_torchrec.fusion.config import QuantizerConfig
+from sidrec_torchrec.study.plans import TokenizerPlan
+
+
+def plan(name: str, **options: object) -> TokenizerPlan:
+    return TokenizerPlan(name=name, quantizer=QuantizerConfig(), sources=("text",), **options)
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_ways_of_tuning_share_what_they_tune(seed):
+    plans = [
+        plan("dpca", seed=seed),
+        plan("dpca-tuned", tuned=True, digit_dropout=0.0, seed=seed),
+        plan("dpca-tuned-dropout-0.1", tuned=True, digit_dropout=0.1, seed=seed),
+    ]
+    where = f"seed-{seed}/" if seed else ""
+    assert {p.trained_folder for p in plans} == {f"{where}dpca"}
+    assert [p.tuned_folder for p in plans[1:]] == [f"{where}dpca-tuned", f"{where}dpca-tuned-dropout-0.1"]
+    assert len({p.folder for p in plans}) == 3  # of their SIDs
+
+
+def test_a_plan_whose_name_does_not_say_so_is_tuned_beside_its_start():
+    assert plan("side", tuned=True).trained_folder == "side"
+    assert plan("side", tuned=True).tuned_folder == "side-tuned"
+    assert plan("side", tuned=True).folder == "side"
