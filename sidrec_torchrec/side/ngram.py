@@ -10,6 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.alphabet import OneHot
 from sidrec_torchrec.codec.packing import SIDSpec, is_missing
+from sidrec_torchrec.names import escape
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class NgramVectors(nn.Module):
         self.collection = EmbeddingCollection(
             tables=[
                 EmbeddingConfig(
-                    name=f"{source}_ngrams",
+                    name=self.table(source),
                     embedding_dim=embedding_dim,
                     num_embeddings=ngram.num_rows,
                     feature_names=ngram.keys(source),
@@ -111,6 +112,11 @@ class NgramVectors(nn.Module):
             ],
             device=device,
         )
+
+    @staticmethod
+    def table(source: str) -> str:
+        """Name of a source's table."""
+        return escape(f"{source}_ngrams")
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
         """Sums of n-gram embeddings, the sources side by side: float32 [N, sources * embedding_dim]."""

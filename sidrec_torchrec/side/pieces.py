@@ -23,6 +23,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec_torchrec.codec.packing import SIDSpec, is_missing
+from sidrec_torchrec.names import escape
 from sidrec_torchrec.side.expansion import can_look_at
 
 NOTHING = 0  # stands where a SID has fewer pieces than digits
@@ -142,7 +143,7 @@ class PieceVectors(nn.Module):
         self.collection = EmbeddingCollection(
             tables=[
                 EmbeddingConfig(
-                    name=key,
+                    name=escape(key),
                     embedding_dim=embedding_dim,
                     num_embeddings=num_rows,
                     feature_names=[key],

@@ -66,6 +66,32 @@ def test_any_name(source, target, user, corpus, tmp_path):
     assert {path.name for path in folder.iterdir()} == {"data", "prepared", "tokenizer", "tuned", "sids", "raw", "side"}
 
 
+def test_sids_of_any_name(corpus, prepared, tmp_path):
+    """Several travel under the names of their folders; a module called so would be refused, or hide an attribute."""
+    sids = []
+    for source, name in (("text_emb", "content-0.1"), ("image_emb", "training")):
+        out = tmp_path / source
+        model = VQFusionOptions(latent_dim=16, quantizer=QuantizerConfig(kind="rq", stages="onehot:16*3"))
+        train_tokenizer.main(
+            train_tokenizer.TrainTokenizerConfig(data=corpus, out=out, source=(source,), epochs=0, model=model)
+        )
+        sids.append(tmp_path / name)
+        encode_corpus.main(encode_corpus.EncodeCorpusConfig(data=corpus, tokenizer=out, out=sids[-1]))
+    for arm in ("side", "learned-side", "prefix-ngram", "all-ngram", "pieces", "side-pieces"):
+        ranker = train_ranker.TrainRankerConfig(
+            data=corpus,
+            prepared=prepared,
+            out=tmp_path / arm,
+            arm=arm,
+            sids=tuple(sids),
+            epochs=1,
+            batch_events=4096,
+            model=RankerConfig(dim=16, num_heads=2, head_dims=(16, 8), attention="vectors"),
+        )
+        trained = train_ranker.main(ranker)
+        assert evaluate.main(evaluate.EvaluateConfig(ranker=ranker.out)) == trained["test"]
+
+
 def rename(path: Path, names: dict[str, str]) -> None:
     table = pq.read_table(path)
     pq.write_table(table.rename_columns([names.get(name, name) for name in table.column_names]), path)

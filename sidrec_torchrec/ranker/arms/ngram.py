@@ -62,7 +62,9 @@ class _NgramArm(Arm, ABC):
     def served_module(self, module: nn.Module) -> nn.Module:
         assert isinstance(module, nn.Sequential) and isinstance(module[0], NgramVectors)
         tables = module[0].collection.embeddings
-        rows = {name: SumOfRows(own.tokens, tables[f"{name}_ngrams"].weight) for name, own in self._ngrams.items()}
+        rows = {
+            name: SumOfRows(own.tokens, tables[NgramVectors.table(name)].weight) for name, own in self._ngrams.items()
+        }
         return OfSIDs(rows, self.served_sids())
 
     def _ngrams_of(self, name: str, sid: SIDArray) -> PrefixNgram:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sidrec_torchrec.codec.packing import SIDSpec
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.names import escape
 from sidrec_torchrec.ranker.arms.base import (
     ARMS,
     Arm,
@@ -72,7 +73,10 @@ class PiecesArm(Arm):
     def served_module(self, module: nn.Module) -> nn.Module:
         assert isinstance(module, nn.Sequential) and isinstance(module[0], PieceVectors)
         tables = module[0].collection.embeddings
-        rows = {name: SumOfRows(own.of, tables[Pieces.key(name)].weight, NOTHING) for name, own in self._pieces.items()}
+        rows = {
+            name: SumOfRows(own.of, tables[escape(Pieces.key(name))].weight, NOTHING)
+            for name, own in self._pieces.items()
+        }
         return OfSIDs(rows, self.served_sids())
 
     def _learned(self, name: str, sid: SIDArray, events_N: np.ndarray) -> Pieces:

@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sidrec_torchrec.codec.packing import SIDSpec, word_names
 from sidrec_torchrec.data.item_arrays import map_rows
 from sidrec_torchrec.errors import SidrecError
+from sidrec_torchrec.names import escape, unescape
 from sidrec_torchrec.ranker.arms.base import ARMS, Arm, ArmConfig, ArmInputs, Needs, words_of
 from sidrec_torchrec.ranker.arms.modules import BothOf, OfSIDs, OneFeature, RowDropout, SumOfRows
 from sidrec_torchrec.side.collection import SIDECollection
@@ -37,7 +38,7 @@ class SideArm(Arm):
         self.words = {feature: map_rows(sid.path) for feature, sid in by_feature.items()}
         self.sids = tuple(
             SIDEConfig(
-                name=feature,
+                name=escape(feature),  # which names a module
                 feature_names=[feature],
                 codec=sid.codec,
                 mode=config.side_mode,
@@ -55,11 +56,12 @@ class SideArm(Arm):
         return dict(zip(self.keys, itertools.chain(*words), strict=True))
 
     def module(self, device: torch.device) -> nn.Module:
-        modules = [OneFeature(SIDECollection(tables=[sid], device=device), sid.name, 0.0) for sid in self.sids]
+        tables = zip(self.words, self.sids, strict=True)
+        modules = [OneFeature(SIDECollection(tables=[sid], device=device), feature, 0.0) for feature, sid in tables]
         return _SideBySide(modules)
 
     def served_sids(self) -> dict[str, SIDSpec]:
-        return {sid.name: sid.codec.spec for sid in self.sids}
+        return {feature: sid.codec.spec for feature, sid in zip(self.words, self.sids, strict=True)}
 
     def served_module(self, module: nn.Module) -> nn.Module:
         assert isinstance(module, _SideBySide)
@@ -123,7 +125,7 @@ class _SideBySide(nn.ModuleList):
         sides: dict[str, nn.Module] = {}
         for part in self:
             assert isinstance(part, OneFeature) and isinstance(part.collection, SIDECollection)
-            sides |= part.collection.tables.items()
+            sides |= {unescape(name): side for name, side in part.collection.tables.items()}
         return sides
 
     def forward(self, items: KeyedJaggedTensor) -> Tensor:
