@@ -8,8 +8,8 @@ predict what users do with items, by ``sidrec collaborative-vectors`` on the tra
 on with a ranker. Each variant is tuned on validation NE over the same number of settings (with a seed of its own), and trained
 with every seed at the best; with ``--tuned results.json`` at the setting that another study, say on fewer users, found best
 for it. ``--sids FOLDER`` takes tokenizers and SIDs of another study of the same items and protocol, say of shorter histories.
-Writes ``OUT/results.json``, and made of it ``OUT/summary.json``, ``OUT/table.md``, ``OUT/gains.png`` and
-``OUT/curves.png``, and prints the table. Variants that ``OUT/results.json`` has with as many seeds are not run again: call it again to go on, with other
+Writes ``OUT/results.json``, and made of it ``OUT/summary.json``, ``OUT/table.md``, ``OUT/curves.png`` and, where ``none`` is among
+the variants, ``OUT/gains.png`` and ``OUT/per_byte.png``, and prints the table. Variants that ``OUT/results.json`` has with as many seeds are not run again: call it again to go on, with other
 ``--only`` variants to add them, or with more seeds.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from analysis import PARTS, as_json, markdown, plot_curves, plot_gains, plot_per_byte, print_table, summarize
-from study import SETTINGS, Entries, Entry, tuned
+from study import BASE, SETTINGS, Entries, Entry, tuned
 
 from sidrec_torchrec.data.prepare import PrepareConfig
 from sidrec_torchrec.environment import versions_and_hardware
@@ -67,8 +67,9 @@ def main() -> None:
     print_table(summary)
     write_json(arguments.out / "summary.json", study.said | {"variants": as_json(summary)})
     (arguments.out / "table.md").write_text(markdown(summary))
-    plot_gains(summary, arguments.out / "gains.png")
-    plot_per_byte(summary, arguments.out / "per_byte.png")
+    if BASE in summary and len(summary) > 1:
+        plot_gains(summary, arguments.out / "gains.png")
+        plot_per_byte(summary, arguments.out / "per_byte.png")
     plot_curves(study.results, arguments.out / "curves.png")
 
 
