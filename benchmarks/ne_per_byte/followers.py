@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 EVENTS_PER_USER = 10
 ANCHORS = 3  # of a user
 _COMPONENTS = 128
-_BLOCK_USERS = 1_000  # bounds memory; the corpus does not depend on it
+_BLOCK_USERS = 1_000  # bounds memory
 
 
 def main() -> None:
@@ -34,13 +34,32 @@ def main() -> None:
     parser.add_argument("--sharpness", type=float, default=15.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    vectors_VD = read(arguments.vectors, arguments.column)
+    most = min(_COMPONENTS, vectors_VD.shape[1], arguments.items - 1)
+    if not 2 <= arguments.items <= len(vectors_VD):
+        parser.error(
+            f"--items must lie between 2 and {len(vectors_VD):,}, the vectors that there are and that are not zero"
+        )
+    if not 0 <= arguments.facets <= most:
+        parser.error(
+            f"--facets must lie between 0 and {most}, the principal components of {arguments.items:,} such vectors"
+        )
+    if arguments.users < 1:
+        parser.error("--users must be at least 1")
+    if arguments.out.exists():
+        parser.error(f"--out: {arguments.out} is there already")
     rng = np.random.default_rng(arguments.seed)
-    all_vectors = pq.read_table(arguments.vectors, columns=[arguments.column])[arguments.column].combine_chunks()
-    vectors_VD = all_vectors.flatten().to_numpy().astype(np.float32).reshape(len(all_vectors), -1)
     vectors_ID = vectors_VD[rng.choice(len(vectors_VD), arguments.items, replace=False)]
     arguments.out.mkdir(parents=True)
     pq.write_table(items_table(vectors_ID, rng), arguments.out / "items.parquet")
     pq.write_table(events_table(vectors_ID, arguments, rng), arguments.out / "events.parquet")
+
+
+def read(path: Path, column: str) -> np.ndarray:
+    """The vectors that are there, float32 [V, D]: neither null nor zeros."""
+    present = pq.read_table(path, columns=[column])[column].combine_chunks().drop_null()
+    vectors_VD = present.flatten().to_numpy().astype(np.float32).reshape(len(present), -1)
+    return vectors_VD[vectors_VD.any(1)]
 
 
 def items_table(vectors_ID: np.ndarray, rng: np.random.Generator) -> pa.Table:

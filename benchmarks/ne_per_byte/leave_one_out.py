@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis import PARTS
+from analysis import PARTS, WHOLE
+from study import BASE
 
 LEAST_TOLD = 0.05
 Corpora = dict[str, dict[str, Any]]
@@ -64,7 +65,14 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+")
     arguments = parser.parse_args()
     corpora = {path.stem: json.loads(path.read_text())["variants"] for path in arguments.results}
+    if len(corpora) < 2 or len(corpora) < len(arguments.results):
+        parser.error("give results of two corpora or more, of different names")
+    for name, corpus in corpora.items():
+        if not corpus.keys() >= {BASE, WHOLE}:
+            parser.error(f"{name} lacks the variant {BASE} or {WHOLE}, of which what is kept is a share")
     settings = [s for s in SETTINGS if all(s.variant(corpus) for corpus in corpora.values())]
+    if not settings:
+        parser.error("the corpora have no setting of SIDE in common")
     print(choices(settings, corpora))
     print(everything(settings, corpora))
 

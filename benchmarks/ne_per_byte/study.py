@@ -176,7 +176,7 @@ class Entries:
             quantizer=quantizer,
             sources=self.sources,
             targets=self.targets,
-            digit_dropout=digit_dropout,
+            digit_dropout=digit_dropout if told.get("tuned") else None,
             **told,
         )
 

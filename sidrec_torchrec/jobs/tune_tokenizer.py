@@ -45,8 +45,8 @@ class TuneTokenizerConfig(RankerTrainingConfig, DataConfig):
         epochs: passes over the training sequences.
         own_weight: of the tokenizer's own loss, beside the ranker's.
         digit_dropout: share of an item's digits that the ranker does without in training.
-        tokenizer_dropout: share of the tokenizer's hidden units that are dropped in training, whatever it was trained with: a
-            ranker's labels lead it to items that have events, over and over.
+        tokenizer_dropout: share of the tokenizer's hidden units, if it has any, that are dropped in training, whatever it was
+            trained with: a ranker's labels lead it to items that have events, over and over.
         keep: folder of SIDs that encode-corpus wrote with this tokenizer, or with one of the same codec: the codec is kept as
             it is, and the encoders are asked not to change digits of these items. None given: all is tuned.
         keep_weight: of an item's digits that change, beside losses of which 1 is a source's whole variance.

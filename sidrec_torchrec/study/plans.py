@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from sidrec_torchrec.errors import check_once
+from sidrec_torchrec.errors import check_once, check_share
 from sidrec_torchrec.fusion.config import QuantizerConfig
 from sidrec_torchrec.ranker.arms import ArmConfig
 from sidrec_torchrec.ranker.training import RankerTrainingConfig
@@ -21,6 +21,9 @@ class TokenizerPlan:
         tuned: whether it is then tuned through a ranker.
         digit_dropout: share of an item's digits that this ranker does without; None: as the job has it.
         seed: of all this; added to that of the study.
+
+    Raises:
+        ValueError: on columns named twice, a share out of range, or one of a tokenizer that is not tuned.
     """
 
     name: str
@@ -34,6 +37,10 @@ class TokenizerPlan:
 
     def __post_init__(self) -> None:
         check_once(self, "sources", "targets")
+        if self.digit_dropout is not None:
+            check_share(self, "digit_dropout")
+            if not self.tuned:
+                raise ValueError(f"{self.name}: digits are dropped while a tokenizer is tuned, and this one is not")
 
     @property
     def folder(self) -> str:
@@ -43,7 +50,7 @@ class TokenizerPlan:
     @property
     def trained_folder(self) -> str:
         """Where it is before it is tuned; plans that differ in that alone share it."""
-        return self._at_seed(self.name.split(_TUNED)[0])
+        return self._at_seed(self.name.rpartition(_TUNED)[0] if self.tuned and _TUNED in self.name else self.name)
 
     @property
     def tuned_folder(self) -> str:
