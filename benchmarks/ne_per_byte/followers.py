@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     vectors_VD = read(arguments.vectors, arguments.column)
-    most = min(_COMPONENTS, vectors_VD.shape[1], arguments.items - 1)
+    most = num_components(arguments.items, vectors_VD.shape[1])
     if not 2 <= arguments.items <= len(vectors_VD):
         parser.error(
             f"--items must lie between 2 and {len(vectors_VD):,}, the vectors that there are and that are not zero"
@@ -72,11 +72,16 @@ def items_table(vectors_ID: np.ndarray, rng: np.random.Generator) -> pa.Table:
     return pa.table({"item_id": np.arange(len(vectors_ID)), **columns})
 
 
+def num_components(num_items: int, dim: int) -> int:
+    """How many principal components facets are drawn from: no more than there are."""
+    return min(_COMPONENTS, dim, num_items - 1)
+
+
 def facets(vectors_ID: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """What users look at: a few of the principal components, each of variance 1, float32 [I, count]."""
     centred_ID = vectors_ID - vectors_ID.mean(0)
     variance_D, directions_DD = np.linalg.eigh(centred_ID.T @ centred_ID / len(centred_ID))
-    drawn = -1 - rng.choice(_COMPONENTS, count, replace=False)  # the last are the largest
+    drawn = -1 - rng.choice(num_components(*vectors_ID.shape), count, replace=False)  # the last are the largest
     return centred_ID @ directions_DD[:, drawn] / np.sqrt(variance_D[drawn])
 
 

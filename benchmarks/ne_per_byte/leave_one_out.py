@@ -18,7 +18,9 @@ from typing import Any
 from analysis import PARTS, WHOLE
 from study import BASE
 
-LEAST_TOLD = 0.05
+from sidrec_torchrec.fusion.training import TokenizerTrainingConfig
+
+LEAST_TOLD = TokenizerTrainingConfig.least_told
 Corpora = dict[str, dict[str, Any]]
 
 

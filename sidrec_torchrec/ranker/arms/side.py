@@ -56,12 +56,12 @@ class SideArm(Arm):
         return dict(zip(self.keys, itertools.chain(*words), strict=True))
 
     def module(self, device: torch.device) -> nn.Module:
-        tables = zip(self.words, self.sids, strict=True)
-        modules = [OneFeature(SIDECollection(tables=[sid], device=device), feature, 0.0) for feature, sid in tables]
-        return _SideBySide(modules)
+        return _SideBySide(
+            OneFeature(SIDECollection(tables=[sid], device=device), sid.feature_names[0], 0.0) for sid in self.sids
+        )
 
     def served_sids(self) -> dict[str, SIDSpec]:
-        return {feature: sid.codec.spec for feature, sid in zip(self.words, self.sids, strict=True)}
+        return {sid.feature_names[0]: sid.codec.spec for sid in self.sids}
 
     def served_module(self, module: nn.Module) -> nn.Module:
         assert isinstance(module, _SideBySide)
